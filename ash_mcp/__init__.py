@@ -1,0 +1,1 @@
+"""Ash, the Agent Sandbox Hive: the Python SDK."""

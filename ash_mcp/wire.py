@@ -1,0 +1,219 @@
+"""What Ash says on the wire: header names, paths, JSON shapes and the table of error codes. Pure.
+
+`failure_to_json` and `failure_from_json` are each other's inverse; so are `info_to_json` and `info_from_json`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+from ash_mcp import errors
+from ash_mcp.errors import AshError
+from ash_mcp.types import EndReason, SandboxId, SandboxInfo, Scope, SessionName, State
+
+__all__ = [
+    "CLAIM_PATH",
+    "FAILURE_META_KEY",
+    "FILES_PATH",
+    "HEADER_NONCE",
+    "HEADER_ORIGIN",
+    "HEADER_SCOPE",
+    "HEADER_TOKEN",
+    "HEALTH_PATH",
+    "MCP_PATH",
+    "MODERN_VERSION",
+    "ORIGINAL_NAME_META_KEY",
+    "ORIGIN_HUB",
+    "ORIGIN_SANDBOX",
+    "RUNNER_TOOL_PREFIX",
+    "failure_from_json",
+    "failure_to_json",
+    "http_status",
+    "info_from_json",
+    "info_to_json",
+    "jsonrpc_code",
+    "tool_failure",
+]
+
+MCP_PATH = "/mcp"
+"""The hive's endpoint; `/mcp/in/<scope>` is the same, narrowed."""
+
+MODERN_VERSION = "2026-07-28"
+"""The stateless protocol revision that the SDK and the hub itself speak."""
+
+HEADER_SCOPE = "ash-scope"
+HEADER_ORIGIN = "ash-origin"
+"""On every response of the hive: who made its body, `hub` or `sandbox`. Dropped from what a sandbox sends."""
+HEADER_NONCE = "ash-nonce"
+"""On a relayed response: what a failure that the hub appends to the begun stream repeats in its `_meta`."""
+HEADER_TOKEN = "ash-token"
+"""From hub to sandbox: the call token."""
+
+ORIGIN_HUB = "hub"
+ORIGIN_SANDBOX = "sandbox"
+
+FAILURE_META_KEY = "ash/failure"
+"""The `_meta` key of a tool result that carries a typed failure of the hive."""
+
+ORIGINAL_NAME_META_KEY = "ash/tool"
+"""The `_meta` key of a listed tool that holds the sandbox's own name for it."""
+
+RUNNER_TOOL_PREFIX = "ash_"
+"""Tools of the runner itself (exec, jobs, files) start so; they are callable on every sandbox and never listed."""
+
+HEALTH_PATH = "/_ash/health"
+CLAIM_PATH = "/_ash/claim"
+FILES_PATH = "/_ash/files"
+
+
+def _classes(base: type[AshError]) -> Iterator[type[AshError]]:
+    yield base
+    for child in base.__subclasses__():
+        yield from _classes(child)
+
+
+_BY_KIND: Mapping[str, type[AshError]] = {cls.kind: cls for cls in _classes(AshError)}
+
+# kind -> (HTTP status, JSON-RPC code). MCP itself uses -32020 to -32042 of the server range; ours start at -32060.
+# A kind that is not here takes its nearest ancestor's row.
+_CODES: Mapping[str, tuple[int, int]] = {
+    "ash_error": (500, -32603),
+    "bad_request": (400, -32602),
+    "refused": (403, -32061),
+    "not_found": (404, -32062),
+    "conflict": (409, -32063),
+    "capacity_exceeded": (429, -32064),
+    "permission_denied": (403, -32065),
+    "unauthenticated": (401, -32066),
+    "unsupported": (501, -32067),
+    "sandbox_error": (502, -32068),
+    "sandbox_gone": (410, -32069),
+    "command_failed": (422, -32070),
+    "transport_error": (502, -32071),
+    "connect_failed": (502, -32071),
+    "timeout": (504, -32072),
+    "stream_broken": (502, -32073),
+    "protocol_error": (502, -32074),
+    "hive_fault": (500, -32603),
+}
+
+
+def _codes(kind: str) -> tuple[int, int]:
+    for cls in _BY_KIND.get(kind, AshError).__mro__:
+        row = _CODES.get(getattr(cls, "kind", ""))
+        if row is not None:
+            return row
+    return _CODES["ash_error"]
+
+
+def http_status(error: AshError) -> int:
+    """Return the HTTP status that goes with `error`."""
+    return _codes(error.kind)[0]
+
+
+def jsonrpc_code(error: AshError) -> int:
+    """Return the JSON-RPC error code that goes with `error`."""
+    return _codes(error.kind)[1]
+
+
+def failure_to_json(error: AshError) -> dict[str, Any]:
+    """Return `{"kind", "message", "retryable", "trainable", "data"?}`."""
+    shape: dict[str, Any] = {
+        "kind": error.kind,
+        "message": error.message,
+        "retryable": error.retryable,
+        "trainable": error.trainable,
+    }
+    if error.data:
+        shape["data"] = dict(error.data)
+    return shape
+
+
+def failure_from_json(shape: Any) -> AshError:
+    """Rebuild a failure; an unknown kind becomes a plain `AshError` that keeps its words."""
+    if not isinstance(shape, Mapping):
+        return errors.RemoteProtocolError("the hive's failure is not a JSON object")
+    fields = cast("Mapping[str, Any]", shape)
+    cls = _BY_KIND.get(str(fields.get("kind")), AshError)
+    raw = fields.get("data")
+    data = {str(k): v for k, v in cast("Mapping[str, Any]", raw).items()} if isinstance(raw, Mapping) else {}
+    for taken in ("message", "retryable", "trainable", "result", "self"):
+        data.pop(taken, None)
+    return cls(
+        str(fields.get("message", "")),
+        retryable=fields.get("retryable") is True,
+        trainable=fields.get("trainable") is True,
+        **data,
+    )
+
+
+def tool_failure(error: AshError, *, nonce: str | None = None) -> dict[str, Any]:
+    """Return `error` as an MCP tool result that a model can read and a program can trust."""
+    meta: dict[str, Any] = {FAILURE_META_KEY: failure_to_json(error)}
+    if nonce is not None:
+        meta[HEADER_NONCE] = nonce
+    return {"content": [{"type": "text", "text": error.message}], "isError": True, "_meta": meta}
+
+
+def _stamp(at: float | None) -> str | None:
+    if at is None:
+        return None
+    return datetime.datetime.fromtimestamp(at, datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _unstamp(text: Any) -> float | None:
+    return datetime.datetime.fromisoformat(text).timestamp() if isinstance(text, str) else None
+
+
+def info_to_json(info: SandboxInfo, *, now: float) -> dict[str, Any]:
+    """Return a sandbox as `spawn` and `list` show it; times are ISO 8601 in UTC, `now` gives its age."""
+    return {
+        "session": info.session,
+        "sandbox_id": info.id,
+        "scope": info.scope,
+        "recipe": info.recipe,
+        "status": info.state.value,
+        "age_seconds": max(0, math.floor((info.ended_at or now) - info.created_at)),
+        "created_at": _stamp(info.created_at),
+        "ready_at": _stamp(info.ready_at),
+        "expires_at": _stamp(info.expires_at),
+        "idle_seconds": info.idle_seconds,
+        "last_call_at": _stamp(info.last_call_at),
+        "ended_at": _stamp(info.ended_at),
+        "reason": info.reason.value if info.reason is not None else None,
+        "message": info.message,
+        "labels": dict(info.labels),
+        "warnings": list(info.warnings),
+    }
+
+
+def info_from_json(shape: Mapping[str, Any]) -> SandboxInfo:
+    """Rebuild what `info_to_json` wrote.
+
+    Raises:
+        RemoteProtocolError: A field is missing or has another type.
+    """
+    try:
+        reason = shape.get("reason")
+        return SandboxInfo(
+            id=SandboxId(str(shape["sandbox_id"])),
+            session=SessionName(str(shape["session"])),
+            scope=Scope(str(shape.get("scope", ""))),
+            recipe=str(shape["recipe"]),
+            state=State(shape["status"]),
+            created_at=_unstamp(shape["created_at"]) or 0.0,
+            ready_at=_unstamp(shape.get("ready_at")),
+            expires_at=_unstamp(shape["expires_at"]) or 0.0,
+            idle_seconds=shape.get("idle_seconds"),
+            last_call_at=_unstamp(shape.get("last_call_at")),
+            ended_at=_unstamp(shape.get("ended_at")),
+            reason=EndReason(reason) if reason is not None else None,
+            message=shape.get("message"),
+            labels=dict(shape.get("labels") or {}),
+            warnings=tuple(shape.get("warnings") or ()),
+        )
+    except (KeyError, ValueError, TypeError) as exc:
+        raise errors.RemoteProtocolError(f"the hive described a sandbox in an unknown way: {exc!r}") from exc

@@ -1,0 +1,123 @@
+"""What a backend is: where sandboxes are made, and the truth about which exist.
+
+A backend is *not* a lifecycle: it knows nothing of owners, time to live, sessions or tools. It starts what it is
+told to start, says when it has ended and why, and never ends anything unasked. `memory.py` is the in-memory twin;
+`ash_hub.testing.check_backend` is the suite that every implementation passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from ash_mcp.types import Endpoint, SandboxId, SandboxSpec
+
+__all__ = ["Backend", "BackendEvent", "Instance", "Phase"]
+
+
+class Phase(StrEnum):
+    """What the backend can see of a sandbox from outside."""
+
+    STARTING = "starting"
+    """Asked for; not yet known to run."""
+    RUNNING = "running"
+    """Its main process runs and its listener exists; whether the runner answers is the hub's to find out."""
+    ENDED = "ended"
+    """Its main process is gone. The backend may still hold its log."""
+
+
+def _no_record() -> Mapping[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One sandbox as its backend sees it."""
+
+    id: SandboxId
+    generation: int
+    phase: Phase
+    endpoint: Endpoint | None = None
+    """Set from `RUNNING` on."""
+    exit_message: str | None = None
+    """Set in `ENDED`: one sentence for a person, such as `exited with code 1` or `killed: out of memory`."""
+    warnings: tuple[str, ...] = ()
+    """What the host could not enforce for this sandbox, a sentence each."""
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    record: Mapping[str, Any] = field(default_factory=_no_record)
+    """The `SandboxSpec.record` (or the newest one given to `annotate`), stored unread."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendEvent:
+    """A change of one instance's phase. `lost` is True when events may have been missed: list again."""
+
+    instance: Instance | None
+    lost: bool = False
+
+
+class Backend(Protocol):
+    """Where sandboxes are made. Entered once as an async context manager before any other call.
+
+    Leaving the context lets go of the backend and must not end any sandbox: that is `delete`'s.
+    """
+
+    @property
+    def kind(self) -> str:
+        """The name under which settings choose it, such as `local`."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+    async def create(self, spec: SandboxSpec) -> Instance:
+        """Start a sandbox and return it in phase `RUNNING` (or `STARTING`, where the platform schedules it).
+
+        On any failure or cancellation nothing of the sandbox is left behind.
+
+        Raises:
+            StartFailed: With `step` and the last lines of the log.
+            CapacityExceeded: The host cannot hold another now.
+            ConfigError: The spec asks for something that this backend can never do (an unknown image, say).
+        """
+        ...
+
+    async def get(self, sandbox_id: SandboxId) -> Instance | None:
+        """Return one sandbox, or None if the backend does not know it."""
+        ...
+
+    async def list(self) -> list[Instance]:
+        """Return every sandbox of this hive, ended ones included while the backend remembers them."""
+        ...
+
+    async def annotate(self, sandbox_id: SandboxId, record: Mapping[str, Any]) -> None:
+        """Replace the stored record of a sandbox; no-op if it is unknown."""
+        ...
+
+    async def delete(self, sandbox_id: SandboxId, *, grace_seconds: float = 2.0) -> None:
+        """End a sandbox and remove all that was made for it; idempotent, also for an unknown id.
+
+        Its processes get SIGTERM, then after the grace SIGKILL. Returns when nothing is left.
+        """
+        ...
+
+    async def logs(self, sandbox_id: SandboxId, *, tail_bytes: int = 65_536) -> bytes:
+        """Return the last bytes of what the sandbox's main process wrote; empty if unknown."""
+        ...
+
+    def watch(self) -> AsyncIterator[BackendEvent]:
+        """Yield every phase change from now on, until the backend is left.
+
+        A slow reader gets one event with `lost=True` instead of a growing queue.
+        """
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return what this backend gives on this host, for `ash doctor` and `/readyz`: JSON values."""
+        ...

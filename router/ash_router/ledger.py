@@ -1,0 +1,107 @@
+"""The ledger: which calls are in flight, and when each sandbox was last called.
+
+The idle reaper, a graceful stop and the metrics read it; the relay and the hub's own calls write it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ash_mcp.errors import AshError
+from ash_mcp.types import SandboxId
+
+__all__ = ["Call", "Ledger"]
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One call in flight."""
+
+    number: int
+    sandbox_id: SandboxId
+    owner: str
+    started_at: float
+    abort: Callable[[AshError], None] | None
+    """Ends the call with a typed failure; None where nobody waits for it."""
+
+
+class Ledger:
+    """The calls of this process."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._numbers = itertools.count(1)
+        self._in_flight: dict[SandboxId, dict[int, Call]] = {}
+        self._last: dict[SandboxId, float] = {}
+        self._owners: dict[str, int] = {}
+        self._changed: set[SandboxId] = set()
+
+    def begin(self, sandbox_id: SandboxId, owner: str, abort: Callable[[AshError], None] | None = None) -> Call:
+        """Enter a call; the caller must `end` it."""
+        call = Call(next(self._numbers), sandbox_id, owner, self._clock(), abort)
+        self._in_flight.setdefault(sandbox_id, {})[call.number] = call
+        self._owners[owner] = self._owners.get(owner, 0) + 1
+        self._note(sandbox_id, call.started_at)
+        return call
+
+    def end(self, call: Call) -> None:
+        """Leave a call; idempotent."""
+        calls = self._in_flight.get(call.sandbox_id)
+        if calls is None or calls.pop(call.number, None) is None:
+            return
+        if not calls:
+            del self._in_flight[call.sandbox_id]
+        left = self._owners[call.owner] - 1
+        if left:
+            self._owners[call.owner] = left
+        else:
+            del self._owners[call.owner]
+        self._note(call.sandbox_id, self._clock())
+
+    def abort(self, sandbox_id: SandboxId, error: AshError) -> int:
+        """End every call to a sandbox with `error` and return how many there were."""
+        return self._abort(self._in_flight.get(sandbox_id, {}).values(), error)
+
+    def abort_all(self, error: AshError) -> int:
+        return sum(self._abort(calls.values(), error) for calls in list(self._in_flight.values()))
+
+    def busy(self, sandbox_id: SandboxId) -> bool:
+        return sandbox_id in self._in_flight
+
+    def of_owner(self, owner: str) -> int:
+        """How many calls of an owner are in flight."""
+        return self._owners.get(owner, 0)
+
+    def last_call(self, sandbox_id: SandboxId) -> float | None:
+        """When a sandbox was last called or last answered, in seconds since the epoch."""
+        return self._clock() if self.busy(sandbox_id) else self._last.get(sandbox_id)
+
+    def take_changed(self) -> dict[SandboxId, float]:
+        """Return the last calls that changed since this was last asked, for the store."""
+        changed = {sandbox_id: self._last[sandbox_id] for sandbox_id in self._changed}
+        self._changed.clear()
+        return changed
+
+    def forget(self, sandbox_id: SandboxId) -> None:
+        """Drop what is known of a sandbox that has ended."""
+        self._last.pop(sandbox_id, None)
+        self._changed.discard(sandbox_id)
+
+    def __len__(self) -> int:
+        return sum(len(calls) for calls in self._in_flight.values())
+
+    def _note(self, sandbox_id: SandboxId, at: float) -> None:
+        self._last[sandbox_id] = at
+        self._changed.add(sandbox_id)
+
+    @staticmethod
+    def _abort(calls: Iterable[Call], error: AshError) -> int:
+        count = 0
+        for call in list(calls):
+            if call.abort is not None:
+                call.abort(error)
+                count += 1
+        return count

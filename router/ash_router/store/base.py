@@ -1,0 +1,111 @@
+"""The store: who holds what now. It can be lost at any time and rebuilt from the backend.
+
+It is *not* the truth about which sandboxes exist; that is the backend's. Every step that two replicas could take at
+once is one atomic call here, so that no caller reads first and writes later. `memory.py` is the in-process twin for
+one hive; `ash_router.testing.check_store` is the suite that every implementation passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ash_mcp.types import SandboxId, Scope, SessionName
+
+__all__ = ["Lease", "Store"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A time-bounded hold of a name."""
+
+    name: str
+    holder: str
+    token: int
+    """Fencing token: larger than that of any earlier grant of the same name."""
+    expires_at: float
+    """Seconds on the store's own clock."""
+
+
+class Store(Protocol):
+    """Routes, session names, idempotency keys, leases, last calls and events, shared by the replicas of one hive."""
+
+    async def put_route(self, record: Mapping[str, Any]) -> None:
+        """Store a route under its `sandbox_id`, unless one of a later `generation` is there."""
+        ...
+
+    async def drop_route(self, sandbox_id: SandboxId) -> None:
+        """Remove a route; idempotent."""
+        ...
+
+    async def routes(self) -> list[Mapping[str, Any]]:
+        """Return every stored route, in the order in which they were first put."""
+        ...
+
+    async def reserve_session(
+        self, owner: str, scope: Scope, wanted: SessionName | None, sandbox_id: SandboxId
+    ) -> SessionName:
+        """Give a session name to a sandbox, in one step.
+
+        Args:
+            wanted: The caller's choice; None takes the next of `sb1`, `sb2`, … that nobody holds. A number is not
+                given again while the hive lives, so that a name in a model's memory never means another sandbox.
+
+        Raises:
+            SessionTaken: `wanted` belongs to another sandbox of this owner and scope.
+        """
+        ...
+
+    async def release_session(self, owner: str, scope: Scope, session: SessionName, sandbox_id: SandboxId) -> None:
+        """Let a name go if `sandbox_id` holds it; idempotent."""
+        ...
+
+    async def claim_key(self, owner: str, scope: Scope, key: str, sandbox_id: SandboxId) -> SandboxId:
+        """Bind an idempotency key to a sandbox and return the sandbox that it is bound to, the first one to come."""
+        ...
+
+    async def release_key(self, owner: str, scope: Scope, key: str, sandbox_id: SandboxId) -> None:
+        """Unbind a key if `sandbox_id` holds it; idempotent."""
+        ...
+
+    async def grant(self, name: str, holder: str, ttl_seconds: float) -> Lease:
+        """Take a lease that nobody holds, or that `holder` holds already (same token, later expiry).
+
+        Raises:
+            LeaseHeld: Somebody else holds it; `data["holder"]` says who.
+        """
+        ...
+
+    async def renew(self, lease: Lease, ttl_seconds: float) -> Lease:
+        """Push the expiry of a lease.
+
+        Raises:
+            LeaseLost: It expired, or was granted to another since.
+        """
+        ...
+
+    async def release(self, lease: Lease) -> None:
+        """Give a lease back; no-op if it is no longer ours."""
+        ...
+
+    async def touch(self, calls: Mapping[SandboxId, float]) -> None:
+        """Record when sandboxes were last called, in seconds since the epoch; never backwards."""
+        ...
+
+    async def last_calls(self) -> Mapping[SandboxId, float]:
+        """Return when each touched sandbox was last called."""
+        ...
+
+    async def publish(self, channel: str, message: str) -> None:
+        """Send a message to whoever subscribes to the channel now, on every replica."""
+        ...
+
+    def subscribe(self, channel: str) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+        """Receive what is published from the moment the context is entered.
+
+        A reader that falls 1,000 messages behind loses the oldest; every message must therefore be a hint to look
+        again and never the only carrier of a fact.
+        """
+        ...
