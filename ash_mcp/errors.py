@@ -9,6 +9,8 @@
         PermissionDenied           Unauthenticated
         Unsupported                what this backend, image or protocol era does not have
       SandboxError                 StartFailed(step), SandboxGone(reason)
+        SandboxRefused             a sandbox's own word on a call: JobNotFound, CommandNotStarted
+          FileError                FileNotFound, FileExists, IsADirectory, NotADirectory, FileNotPermitted, NoSpace
       CommandFailed                only from exec(check=True)
       TransportError               ConnectFailed, AshTimeout, StreamBroken
       ProtocolError                LocalProtocolError, RemoteProtocolError
@@ -16,7 +18,8 @@
 
 `kind` is the stable name on the wire. `retryable` says that the same request may succeed later without change
 and has not run. `trainable` says that the failure is a consequence of what the caller did, so that a trainer may
-learn from it; a failure of ours is never trainable. `wire.py` maps each kind to its HTTP and JSON-RPC codes.
+learn from it; a failure of ours is never trainable. What a sandbox itself says of a call (`SandboxRefused`) is
+trainable and not retryable, whatever it claims. `wire.py` maps each kind to its HTTP and JSON-RPC codes.
 """
 
 from __future__ import annotations
@@ -29,13 +32,22 @@ __all__ = [
     "AshTimeout",
     "CapacityExceeded",
     "CommandFailed",
+    "CommandNotStarted",
     "ConfigError",
     "Conflict",
     "ConnectFailed",
+    "FileError",
+    "FileExists",
+    "FileNotFound",
+    "FileNotPermitted",
     "HiveFault",
+    "IsADirectory",
+    "JobNotFound",
     "LeaseHeld",
     "LeaseLost",
     "LocalProtocolError",
+    "NoSpace",
+    "NotADirectory",
     "NotFound",
     "PermissionDenied",
     "ProtocolError",
@@ -45,6 +57,7 @@ __all__ = [
     "SandboxError",
     "SandboxGone",
     "SandboxNotFound",
+    "SandboxRefused",
     "SessionTaken",
     "StartFailed",
     "StreamBroken",
@@ -170,6 +183,53 @@ class SandboxGone(SandboxError):
     """The sandbox has ended; `data["reason"]` is an `EndReason`."""
 
     kind = "sandbox_gone"
+
+
+class SandboxRefused(SandboxError):
+    """The sandbox itself answered that it could not do what was asked; its own word, never the hive's."""
+
+    kind = "sandbox_refused"
+    trainable = True
+
+
+class JobNotFound(SandboxRefused):
+    kind = "job_not_found"
+
+
+class CommandNotStarted(SandboxRefused):
+    """The command could not be started: its program or its working directory does not exist, say."""
+
+    kind = "spawn_failed"
+
+
+class FileError(SandboxRefused):
+    """A file operation inside the sandbox failed."""
+
+    kind = "file_error"
+
+
+class FileNotFound(FileError, FileNotFoundError):
+    kind = "file_not_found"
+
+
+class FileExists(FileError, FileExistsError):
+    kind = "file_exists"
+
+
+class IsADirectory(FileError, IsADirectoryError):
+    kind = "is_a_directory"
+
+
+class NotADirectory(FileError, NotADirectoryError):
+    kind = "not_a_directory"
+
+
+class FileNotPermitted(FileError, PermissionError):
+    kind = "not_permitted"
+
+
+class NoSpace(FileError):
+    kind = "no_space"
 
 
 class CommandFailed(AshError):

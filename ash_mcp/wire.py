@@ -91,6 +91,7 @@ _CODES: Mapping[str, tuple[int, int]] = {
     "unsupported": (501, -32067),
     "sandbox_error": (502, -32068),
     "sandbox_gone": (410, -32069),
+    "sandbox_refused": (422, -32075),
     "command_failed": (422, -32070),
     "transport_error": (502, -32071),
     "connect_failed": (502, -32071),

@@ -5,7 +5,6 @@ The idle reaper, a graceful stop and the metrics read it; the relay and the hub'
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ class Ledger:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._numbers = itertools.count(1)
+        self._total = 0
         self._in_flight: dict[SandboxId, dict[int, Call]] = {}
         self._last: dict[SandboxId, float] = {}
         self._owners: dict[str, int] = {}
@@ -41,7 +40,8 @@ class Ledger:
 
     def begin(self, sandbox_id: SandboxId, owner: str, abort: Callable[[AshError], None] | None = None) -> Call:
         """Enter a call; the caller must `end` it."""
-        call = Call(next(self._numbers), sandbox_id, owner, self._clock(), abort)
+        self._total += 1
+        call = Call(self._total, sandbox_id, owner, self._clock(), abort)
         self._in_flight.setdefault(sandbox_id, {})[call.number] = call
         self._owners[owner] = self._owners.get(owner, 0) + 1
         self._note(sandbox_id, call.started_at)
@@ -89,6 +89,11 @@ class Ledger:
         """Drop what is known of a sandbox that has ended."""
         self._last.pop(sandbox_id, None)
         self._changed.discard(sandbox_id)
+
+    @property
+    def total(self) -> int:
+        """How many calls this process has begun."""
+        return self._total
 
     def __len__(self) -> int:
         return sum(len(calls) for calls in self._in_flight.values())

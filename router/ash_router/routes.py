@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ash_mcp.types import DEFAULT_SCOPE, EVERY_SCOPE, Endpoint, Principal, SandboxId, Scope, SessionName
 from ash_router.store.base import Store
 
-__all__ = ["Route", "Routes", "split_tool_name"]
+__all__ = ["Route", "Routes", "split_tool_name", "visible"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +66,11 @@ class Routes:
         """
         route = self._by_id.get(SandboxId(name))
         if route is not None:
-            return route if _visible(route, principal, scope) else None
+            return route if visible(principal, scope, route.owner, route.scope) else None
         if scope != EVERY_SCOPE:
             return self._by_name.get((principal.subject, scope, name))
         found = self._by_name.get((principal.subject, DEFAULT_SCOPE, name))
-        if found is not None and _visible(found, principal, scope):
+        if found is not None and visible(principal, scope, found.owner, found.scope):
             return found
         named = [r for r in self.of(principal, scope) if r.session == name]
         return named[0] if len(named) == 1 else None
@@ -78,7 +78,7 @@ class Routes:
     def of(self, principal: Principal, scope: Scope) -> Iterable[Route]:
         """Return the routes that a caller sees, oldest first."""
         owned = self._by_owner.get(principal.subject, {})
-        return [route for route in owned.values() if _visible(route, principal, scope)]
+        return [route for route in owned.values() if visible(principal, scope, route.owner, route.scope)]
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -102,12 +102,13 @@ class Routes:
             del self._by_owner[route.owner]
 
 
-def _visible(route: Route, principal: Principal, scope: Scope) -> bool:
-    if route.owner != principal.subject:
+def visible(principal: Principal, scope: Scope, owner: str, owned_scope: Scope) -> bool:
+    """Say whether a caller who looks at `scope` sees what `owner` has in `owned_scope`."""
+    if owner != principal.subject:
         return False
-    if principal.bound_scopes is not None and route.scope not in principal.bound_scopes:
+    if principal.bound_scopes is not None and owned_scope not in principal.bound_scopes:
         return False
-    return scope in (EVERY_SCOPE, route.scope)
+    return scope in (EVERY_SCOPE, owned_scope)
 
 
 def _to_record(route: Route) -> dict[str, object]:

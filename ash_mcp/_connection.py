@@ -1,0 +1,247 @@
+"""The way from the SDK to a hive: one POST a call, over one shared pool of connections."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from ash_mcp._protocol import EventDecoder, EventTooLarge, Request, as_object, build_request, parse_message
+from ash_mcp._retry import call_again
+from ash_mcp._verdict import Head, error_of_message, error_of_status, misbehaviour
+from ash_mcp.errors import (
+    AshError,
+    AshTimeout,
+    ConfigError,
+    ConnectFailed,
+    LocalProtocolError,
+    RemoteProtocolError,
+    StreamBroken,
+    TransportError,
+)
+from ash_mcp.results import Progress
+from ash_mcp.settings import ClientSettings
+from ash_mcp.wire import HEADER_SCOPE
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["Connection", "OnProgress"]
+
+OnProgress = Callable[[Progress], object]
+"""Called in the event loop with each piece of news about a call; it must not block."""
+
+_KEEPALIVE_SECONDS: Final = 4.0
+"""Below uvicorn's 5: an idle connection is let go before the other side may close it under a call."""
+
+_TAIL_SECONDS: Final = 0.5
+"""How long a stream may stay open after its answer; read to its end, its connection can be used again."""
+
+
+class Connection:
+    """Calls tools of a hive. Opens its pool at the first call; needs no task of its own.
+
+    Args:
+        settings: Where the hive is and how long to wait.
+        transport: Takes the place of the network, in tests.
+    """
+
+    def __init__(self, settings: ClientSettings, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.settings = settings
+        self._transport = transport
+        self._client: httpx.AsyncClient | None = None
+        self._closed = False
+        self._ids = itertools.count(1)
+
+    async def aclose(self) -> None:
+        """Close the pool; calls afterwards are refused. Idempotent."""
+        self._closed = True
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    async def call_tool(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        *,
+        timeout_seconds: float | None = None,
+        repeatable: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> Mapping[str, Any]:
+        """Call a tool of the hive and return its result as it came, also one with `isError`.
+
+        Args:
+            name: The tool.
+            arguments: Its arguments, JSON values.
+            timeout_seconds: The bound of the whole, with every new attempt; None is the settings' own.
+            repeatable: Whether a call whose answer was lost may be made again.
+            on_progress: Gets the call's progress.
+
+        Raises:
+            AshError: A failure of the hive, of the way to it, or a refusal that the hive vouches for.
+        """
+        limit = self.settings.timeout_seconds if timeout_seconds is None else timeout_seconds
+        deadline = anyio.current_time() + limit
+
+        async def attempt() -> Mapping[str, Any]:
+            return await self._exchange({"name": name, "arguments": dict(arguments)}, on_progress)
+
+        def tell(error: AshError, delay: float) -> None:
+            if on_progress is not None:
+                on_progress(Progress(0.0, None, f"trying again in {delay:.1f} s: {error.message}"))
+
+        with anyio.move_on_after(limit):
+            return await call_again(
+                attempt,
+                remaining_seconds=lambda: deadline - anyio.current_time(),
+                repeatable=repeatable,
+                on_wait=tell,
+            )
+        raise AshTimeout(f"the hive did not answer {name} within {limit:g} s; whether it ran is unknown")
+
+    async def _exchange(self, params: Mapping[str, Any], on_progress: OnProgress | None) -> Mapping[str, Any]:
+        """Make one call, once."""
+        client = self._open()
+        try:
+            request = build_request(
+                "tools/call", params, request_id=next(self._ids), progress=on_progress is not None
+            )
+        except (TypeError, ValueError) as exc:
+            raise ConfigError(f"the arguments of {params['name']} cannot be sent as JSON: {exc}") from exc
+        headers = {**request.headers, **self._own_headers()}
+        async with (
+            _translated(self.settings.url),
+            client.stream("POST", self.settings.url, content=request.body, headers=headers) as response,
+        ):
+            head = Head.of(response.status_code, response.headers)
+            if head.is_stream and head.status == 200:
+                message = await self._read_stream(response, head, request, on_progress)
+            else:
+                message = await self._read_whole(response, head)
+        error = error_of_message(head, message)
+        if error is not None:
+            raise error
+        return as_object(message.get("result")) or {}
+
+    async def _read_whole(self, response: httpx.Response, head: Head) -> Mapping[str, Any]:
+        body = bytearray()
+        async for piece in response.aiter_bytes():
+            body += piece
+            if len(body) > self.settings.max_reply_bytes:
+                raise misbehaviour(head, f"answered more than {self.settings.max_reply_bytes} bytes")
+        message = parse_message(bytes(body))
+        error = error_of_status(head, message)
+        if error is not None:
+            raise error
+        return message or {}
+
+    async def _read_stream(
+        self, response: httpx.Response, head: Head, request: Request, on_progress: OnProgress | None
+    ) -> Mapping[str, Any]:
+        """Read events until the answer has come and the stream has ended, or a moment has passed."""
+        decoder = EventDecoder(max_event_bytes=self.settings.max_reply_bytes)
+        answer: Mapping[str, Any] | None = None
+        tail = anyio.CancelScope()
+        with tail:
+            async for piece in response.aiter_bytes():
+                for message in self._messages(decoder, piece, head):
+                    if answer is not None:
+                        raise misbehaviour(head, "went on after its answer")
+                    if "method" in message:
+                        _tell_progress(message, request.id, on_progress)
+                    elif message.get("id") == request.id:
+                        answer = message
+                        tail.deadline = anyio.current_time() + _TAIL_SECONDS
+        if answer is not None:
+            return answer
+        if head.from_sandbox:
+            raise misbehaviour(head, "ended its stream before the answer")
+        raise StreamBroken("the hive's stream ended before the answer; whether the call ran is unknown")
+
+    @staticmethod
+    def _messages(decoder: EventDecoder, piece: bytes, head: Head) -> list[Mapping[str, Any]]:
+        """Return the messages that `piece` completes; what is no JSON object is passed over."""
+        try:
+            found = [parse_message(data) for data in decoder.feed(piece)]
+        except EventTooLarge as exc:
+            raise misbehaviour(head, f"sent too much: {exc}") from exc
+        return [message for message in found if message is not None]
+
+    def _own_headers(self) -> dict[str, str]:
+        headers: dict[str, str] = {}
+        if self.settings.token is not None:
+            headers["authorization"] = f"Bearer {self.settings.token}"
+        if self.settings.scope is not None:
+            headers[HEADER_SCOPE] = self.settings.scope
+        return headers
+
+    def _open(self) -> httpx.AsyncClient:
+        if self._closed:
+            raise LocalProtocolError("this Hive is closed; make a new one")
+        if self._client is None:
+            self._client = _new_client(self.settings, self._transport)
+        return self._client
+
+
+def _new_client(settings: ClientSettings, transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+    import httpx
+
+    return httpx.AsyncClient(
+        transport=transport,
+        # Without TLS there is nothing to verify, and loading the trust store would take 20 ms.
+        verify=settings.url.startswith("https:"),
+        trust_env=not settings.is_loopback,
+        timeout=httpx.Timeout(None, connect=settings.connect_timeout_seconds),
+        limits=httpx.Limits(
+            max_connections=settings.max_connections,
+            max_keepalive_connections=settings.max_connections,
+            keepalive_expiry=_KEEPALIVE_SECONDS,
+        ),
+        headers={"user-agent": "ash-mcp"},
+        follow_redirects=False,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _translated(url: str) -> AsyncIterator[None]:
+    """Turn the failures of httpx into ours, by whether anything can have been sent."""
+    import httpx
+
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
+        raise ConnectFailed(
+            f"no hive answers at {url} ({exc or type(exc).__name__}); start one with `ash up`, or set ASH_URL"
+        ) from exc
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError) as exc:
+        raise ConfigError(f"the hive's URL or token cannot be used: {exc}") from exc
+    except httpx.ProxyError as exc:
+        raise ConnectFailed(f"the proxy before {url} refused: {exc}") from exc
+    except (httpx.DecodingError, httpx.TooManyRedirects) as exc:
+        raise RemoteProtocolError(f"the hive's answer cannot be read: {exc}") from exc
+    except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.TimeoutException) as exc:
+        raise StreamBroken(
+            f"the connection to {url} broke before the answer ({exc or type(exc).__name__}); "
+            "whether the call ran is unknown"
+        ) from exc
+    except httpx.HTTPError as exc:
+        raise TransportError(f"the call to {url} failed: {exc}") from exc
+
+
+def _tell_progress(message: Mapping[str, Any], token: int, on_progress: OnProgress | None) -> None:
+    params = as_object(message.get("params")) or {}
+    if on_progress is None or message.get("method") != "notifications/progress" or params.get("progressToken") != token:
+        return
+    done, total, text = params.get("progress"), params.get("total"), params.get("message")
+    on_progress(
+        Progress(
+            done=float(done) if isinstance(done, int | float) else math.nan,
+            total=float(total) if isinstance(total, int | float) else None,
+            message=str(text) if text is not None else None,
+        )
+    )

@@ -1,0 +1,240 @@
+"""One sandbox, from its launch to its last process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+from .cgroups import Group
+from .launch import Child, LaunchError, bind_listener, launch
+from .tail import Tail
+
+__all__ = ["LaunchError", "Sandbox"]
+
+_CHUNK = 65_536
+_BREATH_SECONDS = 0.005
+"""Pause after a full chunk of output: a sandbox that floods its log must not keep the keeper busy."""
+_KILL_SECONDS = 5.0
+_REMOVAL_SECONDS = 2.0
+
+
+class Sandbox:
+    """A sandbox as its keeper has it. `view()` is what the hub is told."""
+
+    def __init__(self, request: Mapping[str, Any], group: Group | None, log_bytes: int) -> None:
+        self.id: str = request["id"]
+        self._generation: int = request["generation"]
+        self._labels: Mapping[str, str] = request["labels"]
+        self._warnings: list[str] = request["warnings"]
+        self._plan: Mapping[str, Any] = request["plan"]
+        self._limits: Mapping[str, Any] = request["limits"]
+        self._timeout: float = request["timeout"]
+        self.record: Mapping[str, Any] = request["record"]
+        self.log = Tail(log_bytes)
+        self.phase = "starting"
+        self.exit_message: str | None = None
+        self._path = os.path.join("s", self.id)
+        self._group = group
+        self._child: Child | None = None
+        self._main: int | None = None
+        self._gone = asyncio.Event()
+
+    def view(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "generation": self._generation,
+            "phase": self.phase,
+            "socket": self._path,
+            "exit_message": self.exit_message,
+            "warnings": self._warnings,
+            "labels": self._labels,
+            "record": self.record,
+        }
+
+    async def start(self) -> None:
+        """Launch it and return when its main process runs.
+
+        Raises:
+            LaunchError: It could not be started; nothing of it is left but its log.
+        """
+        try:
+            self._launch()
+            async with asyncio.timeout(self._timeout):
+                await self._came_up()
+        except TimeoutError:
+            await self.end(0.0)
+            raise LaunchError("launch", f"its main process did not run within {self._timeout:g} s") from None
+        except BaseException:
+            await self.end(0.0)
+            raise
+        self.phase = "running"
+
+    def _launch(self) -> None:
+        entrances: list[str] = []
+        if self._group is not None:
+            held = self._group.create(self._limits)
+            missing = [name for name in self._group.directories if name in self._limits["controllers"]]
+            if absent := sorted(set(missing) - set(held)):
+                raise LaunchError("limits", f"the control group refused its limits: {', '.join(absent)}")
+            entrances = self._group.entrances()
+        listener = bind_listener(self._path)
+        try:
+            self._child = launch(self._plan, listener, entrances)
+        finally:
+            listener.close()
+        asyncio.get_running_loop().add_reader(self._child.log, self._read_log)
+
+    async def _came_up(self) -> None:
+        """Wait until the main process has been executed, as the `up` pipe tells by its end."""
+        child = self._child
+        assert child is not None
+        said = b""
+        while data := await _next_bytes(child.up):
+            said += data
+        self._main = _main_process(child)
+        first, _, rest = said.partition(b"\n")
+        if first != b"init":
+            await _readable(child.pidfd)
+            raise LaunchError("launch", self._first_line() or f"the launcher ended: {_told(child.process.wait())}")
+        if rest:
+            raise LaunchError("exec", rest.decode(errors="replace").strip())
+
+    def _first_line(self) -> str:
+        self._read_log()
+        lines = self.log.last(4096).decode(errors="replace").splitlines()
+        return lines[-1] if lines else ""
+
+    def _read_log(self) -> None:
+        child = self._child
+        if child is None or child.log < 0:
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            data = os.read(child.log, _CHUNK)
+        except BlockingIOError:
+            return
+        self.log.add(data)
+        if not data:
+            self._close_log()
+        elif len(data) == _CHUNK:
+            loop.remove_reader(child.log)
+            loop.call_later(_BREATH_SECONDS, self._resume_log)
+
+    def _resume_log(self) -> None:
+        if self._child is not None and self._child.log >= 0:
+            asyncio.get_running_loop().add_reader(self._child.log, self._read_log)
+
+    def _close_log(self) -> None:
+        if self._child is not None and self._child.log >= 0:
+            asyncio.get_running_loop().remove_reader(self._child.log)
+            os.close(self._child.log)
+            self._child.log = -1
+
+    async def last(self) -> None:
+        """Return when its last process is gone, however that came; then say why in `exit_message`."""
+        if self._gone.is_set():
+            return
+        child = self._child
+        assert child is not None
+        await _readable(child.pidfd)
+        code = child.process.wait()
+        if self._main is not None:
+            await _readable(self._main)
+        if self._gone.is_set():
+            return
+        self.exit_message = _told(code)
+        if self._group is not None and code in (128 + signal.SIGKILL, -signal.SIGKILL) and self._group.oom_kills():
+            self.exit_message = "killed: out of memory"
+        self.phase = "ended"
+        self._gone.set()
+        self._read_log()
+        await self._clean_up()
+
+    async def end(self, grace_seconds: float) -> None:
+        """Ask it to end, kill it after the grace, and return when nothing of it is left but its log."""
+        if self._child is not None and not self._gone.is_set():
+            last = asyncio.ensure_future(self.last())
+            if grace_seconds > 0:
+                self._signal(signal.SIGTERM)
+                await asyncio.wait([last], timeout=grace_seconds)
+            if not last.done():
+                self._signal(signal.SIGKILL)
+                await asyncio.wait([last], timeout=_KILL_SECONDS)
+            if not last.done():
+                last.cancel()
+        self.phase = "ended"
+        await self._clean_up()
+
+    def _signal(self, number: int) -> None:
+        child = self._child
+        assert child is not None
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(child.pidfd if self._main is None else self._main, number)
+        if number == signal.SIGKILL:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(child.pidfd, number)
+
+    async def _clean_up(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+        if self._group is not None:
+            self._group.kill()
+            for _ in range(int(_REMOVAL_SECONDS / 0.01)):
+                if self._group.remove():
+                    break
+                await asyncio.sleep(0.01)
+        self._close_log()
+        child, self._child = self._child, None
+        if child is not None:
+            for number in (child.up, child.status, child.pidfd):
+                os.close(number)
+        main, self._main = self._main, None
+        if main is not None:
+            os.close(main)
+
+
+def _main_process(child: Child) -> int | None:
+    """Return a descriptor of the sandbox's first process, if the launcher named it."""
+    with contextlib.suppress(BlockingIOError, ValueError, KeyError, ProcessLookupError):
+        first = os.read(child.status, _CHUNK).decode().splitlines() or ["{}"]
+        return os.pidfd_open(json.loads(first[0])["child-pid"])
+    return None
+
+
+def _told(code: int) -> str:
+    number = -code if code < 0 else code - 128
+    if code < 0 or 0 < number < signal.NSIG:
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(number).name}"
+    return f"exited with code {code}"
+
+
+async def _readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    # A duplicate, since two waiters may watch one descriptor and a loop holds one reader for each number.
+    twin = os.dup(descriptor)
+    loop.add_reader(twin, _resolve, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(twin)
+        os.close(twin)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def _next_bytes(descriptor: int) -> bytes:
+    while True:
+        try:
+            return os.read(descriptor, _CHUNK)
+        except BlockingIOError:
+            await _readable(descriptor)

@@ -1,0 +1,197 @@
+"""What each of the hive's own tools does: a validated ask in, an answer and its text twin out.
+
+Nothing here knows of MCP's eras or of HTTP, so that the REST doors can use it too.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import unquote
+
+from ash_hub.answers import shown_tools, text_of_tools
+from ash_hub.asks import CallAsk, DestroyAsk, ExtendAsk, ListAsk, LogsAsk, ReadAsk, SpawnAsk, ToolsAsk
+from ash_hub.backends.base import Backend
+from ash_hub.runner_client import RunnerClient
+from ash_hub.sandbox import Sandbox
+from ash_hub.sandboxes import Sandboxes
+from ash_hub.settings import HubSettings
+from ash_hub.starting import Progress
+from ash_mcp.errors import ConfigError, SandboxNotFound
+from ash_mcp.wire import info_to_json
+from ash_router.admission import Admitted
+from ash_router.tokens import CallTokens
+
+__all__ = ["Answer", "Doors"]
+
+SANDBOX_SCHEME: Final = "sandbox://"
+MAX_RESOURCE_BYTES: Final = 512 * 1024
+"""Clients refuse events over 1 MiB, and base64 adds a third."""
+_READ_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A tool's answer: its JSON, the same for a reader of text, and whether the caller's tool list changed."""
+
+    structured: dict[str, Any]
+    text: str
+    lists_changed: bool = False
+
+
+class Doors:
+    """The behaviour behind the hive's tools."""
+
+    def __init__(
+        self,
+        sandboxes: Sandboxes,
+        backend: Backend,
+        tokens: CallTokens,
+        settings: HubSettings,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._sandboxes = sandboxes
+        self._backend = backend
+        self._tokens = tokens
+        self._settings = settings
+        self._clock = clock
+        self._by_ask: Mapping[type[Any], Callable[[Admitted, Any, Progress], Awaitable[Answer]]] = {
+            SpawnAsk: self._spawn,
+            DestroyAsk: self._destroy,
+            ListAsk: self._list,
+            ExtendAsk: self._extend,
+            CallAsk: self._call,
+            ReadAsk: self._read,
+            ToolsAsk: self._tools,
+            LogsAsk: self._logs,
+        }
+
+    async def answer(self, caller: Admitted, ask: object, progress: Progress) -> Answer:
+        """Do what is asked.
+
+        Raises:
+            AshError: Typed, with words for a person or a model.
+        """
+        return await self._by_ask[type(ask)](caller, ask, progress)
+
+    async def _spawn(self, caller: Admitted, ask: SpawnAsk, progress: Progress) -> Answer:
+        sandbox = await self._sandboxes.spawn(caller.principal, caller.scope, ask, progress)
+        tools = self._shown(sandbox)
+        shape = {**self._shape(sandbox), "tools": tools}
+        words = f"Sandbox {sandbox.session} is ready ({sandbox.recipe}, {sandbox.id}), until {shape['expires_at']}."
+        warned = "".join(f"\nNote: {warning}" for warning in sandbox.warnings)
+        return Answer(shape, f"{words}{warned}\nIts tools:\n{text_of_tools(tools)}", lists_changed=True)
+
+    async def _destroy(self, caller: Admitted, ask: DestroyAsk, progress: Progress) -> Answer:
+        del progress
+        living, ended, unknown = self._targets(caller, ask)
+        await self._sandboxes.destroy(living)
+        shape = {
+            "destroyed": [self._shape(sandbox) for sandbox in living],
+            "already_ended": [self._shape(sandbox) for sandbox in ended],
+            "not_found": unknown,
+        }
+        said = [f"Ended {', '.join(s.session for s in living)}." if living else "Nothing was running to end."]
+        said += [f"{s.session} had ended before: {s.life.reason}." for s in ended]
+        said += [f"There is no sandbox {name} of yours." for name in unknown]
+        return Answer(shape, " ".join(said), lists_changed=bool(living))
+
+    def _targets(self, caller: Admitted, ask: DestroyAsk) -> tuple[list[Sandbox], list[Sandbox], list[str]]:
+        registry = self._sandboxes.registry
+        if ask.session == "*":
+            return registry.of(caller.principal, caller.scope), [], []
+        named = [ask.session] if isinstance(ask.session, str) else ask.session
+        living: dict[str, Sandbox] = {}
+        ended: dict[str, Sandbox] = {}
+        unknown: list[str] = []
+        for name in named:
+            try:
+                sandbox = registry.find(caller.principal, caller.scope, name)
+            except SandboxNotFound:
+                unknown.append(name)
+            else:
+                (ended if sandbox.life.state.ended else living)[sandbox.id] = sandbox
+        return list(living.values()), list(ended.values()), unknown
+
+    async def _list(self, caller: Admitted, ask: ListAsk, progress: Progress) -> Answer:
+        del progress
+        found = self._sandboxes.registry.of(caller.principal, caller.scope, ended=ask.include_ended, labels=ask.labels)
+        shapes = [self._shape(sandbox) for sandbox in found]
+        lines = [
+            f"- {shape['session']}: {shape['status']}, {shape['recipe']}, {shape['age_seconds']} s old"
+            + (
+                f", ended: {shape['reason']} {shape['message'] or ''}".rstrip()
+                if shape["ended_at"]
+                else f", expires {shape['expires_at']}"
+            )
+            for shape in shapes
+        ]
+        return Answer({"sandboxes": shapes}, "\n".join(lines) or "No sandboxes. Call spawn to get one.")
+
+    async def _extend(self, caller: Admitted, ask: ExtendAsk, progress: Progress) -> Answer:
+        del progress
+        sandbox = await self._sandboxes.extend(caller.principal, caller.scope, ask.session, ask.ttl_seconds)
+        shape = self._shape(sandbox)
+        return Answer(shape, f"Sandbox {sandbox.session} now lives until {shape['expires_at']}.")
+
+    async def _call(self, caller: Admitted, ask: CallAsk, progress: Progress) -> Answer:
+        """Say why a call was not relayed: the relay takes every call that can be."""
+        del progress
+        sandbox = self._sandboxes.ready(caller.principal, caller.scope, ask.session)
+        raise ConfigError(
+            f"the call could not be passed to {sandbox.session}: send session, tool and arguments as plain JSON, "
+            "each key once"
+        )
+
+    async def _read(self, caller: Admitted, ask: ReadAsk, progress: Progress) -> Answer:
+        del progress
+        contents = await self.read(caller, ask.session, ask.uri)
+        text = "\n".join(str(part.get("text", f"({part.get('mimeType')}, base64)")) for part in contents)
+        return Answer({"contents": contents}, text)
+
+    async def read(self, caller: Admitted, session: str, uri: str) -> list[dict[str, Any]]:
+        """Return the contents of a file (`sandbox://<session>/<path>`) or of one of the sandbox's own resources."""
+        if not uri.startswith(SANDBOX_SCHEME):
+            sandbox = self._sandboxes.ready(caller.principal, caller.scope, session)
+            return [dict(part) for part in await self._client(sandbox).read_resource(uri, _READ_SECONDS)]
+        named, slash, path = uri.removeprefix(SANDBOX_SCHEME).partition("/")
+        if not slash or not path:
+            raise ConfigError(f"{uri!r} names no file; write sandbox://{session}/PATH")
+        sandbox = self._sandboxes.ready(caller.principal, caller.scope, session)
+        if self._sandboxes.registry.find(caller.principal, caller.scope, named) is not sandbox:
+            raise ConfigError(f"{uri!r} is of sandbox {named}, not of {session}")
+        # sandbox://sb1/notes.txt is of the workspace, sandbox://sb1//etc/hosts of the root
+        raw = await self._client(sandbox).read_file(unquote(path), MAX_RESOURCE_BYTES, _READ_SECONDS)
+        try:
+            return [{"uri": uri, "mimeType": "text/plain", "text": raw.decode()}]
+        except UnicodeDecodeError:
+            blob = base64.b64encode(raw).decode()
+            return [{"uri": uri, "mimeType": "application/octet-stream", "blob": blob}]
+
+    async def _tools(self, caller: Admitted, ask: ToolsAsk, progress: Progress) -> Answer:
+        del progress
+        sandbox = self._sandboxes.ready(caller.principal, caller.scope, ask.session)
+        assert sandbox.toolset is not None, "a ready sandbox has its tools pinned"
+        tools = sandbox.toolset.to_json()
+        return Answer({"tools": tools}, text_of_tools(self._shown(sandbox)))
+
+    async def _logs(self, caller: Admitted, ask: LogsAsk, progress: Progress) -> Answer:
+        del progress
+        sandbox = self._sandboxes.registry.find(caller.principal, caller.scope, ask.session)
+        text = (await self._backend.logs(sandbox.id, tail_bytes=ask.tail_bytes)).decode(errors="replace")
+        return Answer({"log": text}, text)
+
+    def _shape(self, sandbox: Sandbox) -> dict[str, Any]:
+        return info_to_json(self._sandboxes.info(sandbox), now=self._clock())
+
+    def _shown(self, sandbox: Sandbox) -> list[dict[str, Any]]:
+        assert sandbox.toolset is not None, "a ready sandbox has its tools pinned"
+        listing = sandbox.toolset.listing(sandbox.session, self._settings.name_limit)
+        return shown_tools(sandbox.session, listing.tools)
+
+    def _client(self, sandbox: Sandbox) -> RunnerClient:
+        assert sandbox.endpoint is not None, "a ready sandbox has an endpoint"
+        return RunnerClient(sandbox.endpoint, self._tokens, sandbox.id, sandbox.generation)

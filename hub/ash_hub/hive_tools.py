@@ -1,0 +1,162 @@
+"""The hive's own tools as a host and a model see them: names, words, hints, schemas. No behaviour. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from ash_hub.answers import Contents, Destroyed, SandboxList, SandboxShape, Spawned
+from ash_hub.asks import CallAsk, DestroyAsk, ExtendAsk, ListAsk, LogsAsk, ReadAsk, SpawnAsk, ToolsAsk
+
+__all__ = ["HIVE_TOOLS", "INSTRUCTIONS", "UNLISTED_TOOLS", "HiveTool", "listed_hive_tools"]
+
+INSTRUCTIONS: Final = (
+    "Ash gives you isolated sandboxes: real Linux machines of your own where you may run anything. "
+    "Call spawn to get one; it answers with a session name such as sb1, and the sandbox's tools then appear as "
+    "sb1_<tool> (for example sb1_terminal-controller_execute_command). If your tool list does not show them, use "
+    'call(session="sb1", tool="terminal-controller_execute_command", arguments={...}): it always works. '
+    "Sandboxes are independent; spawn several for parallel work. Files and processes in a sandbox last until it is "
+    "destroyed, expires (expires_at; use extend) or is idle too long; then spawn a new one. "
+    "list shows yours and why any ended. destroy what you no longer need. Read a file by read_resource with "
+    "sandbox://sb1/path. Nothing in a sandbox can reach the machine you run on."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HiveTool:
+    """One tool of the hive itself."""
+
+    name: str
+    title: str
+    description: str
+    ask: type[BaseModel]
+    answer: type[BaseModel] | None
+    """None: the answer is the sandbox's own, so no schema is declared (clients refuse what does not fit one)."""
+    read_only: bool = False
+    destructive: bool = False
+    idempotent: bool = False
+    open_world: bool = False
+
+    def to_json(self, recipes: str = "") -> dict[str, Any]:
+        """Return the tool as MCP lists it; `recipes` is a line on what can be spawned."""
+        shape: dict[str, Any] = {
+            "name": self.name,
+            "title": self.title,
+            "description": self.description + (f" {recipes}" if self.ask is SpawnAsk and recipes else ""),
+            "inputSchema": _schema(self.ask),
+            "annotations": {
+                "title": self.title,
+                "readOnlyHint": self.read_only,
+                "destructiveHint": self.destructive,
+                "idempotentHint": self.idempotent,
+                "openWorldHint": self.open_world,
+            },
+        }
+        if self.answer is not None:
+            shape["outputSchema"] = _schema(self.answer, answer=True)
+        return shape
+
+
+HIVE_TOOLS: Final = {
+    tool.name: tool
+    for tool in (
+        HiveTool(
+            "spawn",
+            "Start a sandbox",
+            "Start a new isolated sandbox and return its session name and its tools, which then appear beside this "
+            "one as <session>_<tool>. Takes a few seconds.",
+            SpawnAsk,
+            Spawned,
+        ),
+        HiveTool(
+            "destroy",
+            "End sandboxes",
+            'End one sandbox, several, or all of yours (session="*") with everything in them. Ending one that has '
+            "ended already is not an error.",
+            DestroyAsk,
+            Destroyed,
+            destructive=True,
+            idempotent=True,
+        ),
+        HiveTool(
+            "list",
+            "List sandboxes",
+            "Show your sandboxes: state, age, when they expire, and with include_ended=true why they ended.",
+            ListAsk,
+            SandboxList,
+            read_only=True,
+            idempotent=True,
+        ),
+        HiveTool(
+            "extend",
+            "Keep a sandbox longer",
+            "Let a sandbox live ttl_seconds from now.",
+            ExtendAsk,
+            SandboxShape,
+            idempotent=True,
+        ),
+        HiveTool(
+            "call",
+            "Call a sandbox's tool",
+            "Call a tool of one of your sandboxes. The same as calling <session>_<tool>; use it when your tool list "
+            "does not show that name. The answer is the tool's own.",
+            CallAsk,
+            None,
+            destructive=True,
+            open_world=True,
+        ),
+        HiveTool(
+            "read_resource",
+            "Read a file or resource of a sandbox",
+            "Read a file of a sandbox (sandbox://<session>/<path>) or a resource that one of its tools linked to.",
+            ReadAsk,
+            Contents,
+            read_only=True,
+            idempotent=True,
+        ),
+    )
+}
+
+UNLISTED_TOOLS: Final = {
+    "ash_tools": HiveTool("ash_tools", "", "", ToolsAsk, None, read_only=True),
+    "ash_logs": HiveTool("ash_logs", "", "", LogsAsk, None, read_only=True),
+}
+"""For the SDK: a sandbox's whole tool list, and the log of its main process."""
+
+
+def listed_hive_tools(recipes: str) -> list[dict[str, Any]]:
+    return [tool.to_json(recipes) for tool in HIVE_TOOLS.values()]
+
+
+class _Compact(GenerateJsonSchema):
+    """Drops the titles that pydantic makes of field names: they cost tokens and say nothing."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        shape = super().default_schema(schema)
+        if shape.get("default", 0) is None or shape.get("default", 0) in ({}, [], ""):
+            shape.pop("default", None)
+        return shape
+
+
+@cache
+def _schema(model: type[BaseModel], *, answer: bool = False) -> dict[str, Any]:
+    mode = "serialization" if answer else "validation"
+    return _strip(model.model_json_schema(schema_generator=_Compact, mode=mode))
+
+
+def _strip(schema: dict[str, Any]) -> dict[str, Any]:
+    """Drop model titles and docstrings below the top, which are for readers of the code."""
+    schema.pop("title", None)
+    schema.pop("description", None)
+    for definition in schema.get("$defs", {}).values():
+        definition.pop("title", None)
+        definition.pop("description", None)
+    return schema

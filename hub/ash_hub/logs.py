@@ -1,0 +1,40 @@
+"""Where the hive's log goes: a rotating file in its log directory, and standard error."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import sys
+from pathlib import Path
+from typing import Final
+
+__all__ = ["set_up"]
+
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+_FILE_BYTES: Final = 10 * 1024 * 1024
+
+
+class _Fields(logging.Formatter):
+    """Appends what was given as `extra`, as `key=value`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        return line + "".join(f" {key}={value}" for key, value in extra.items())
+
+
+def set_up(directory: Path, level: str, *, to_stderr: bool) -> None:
+    """Send the log of this process to `directory/hive.log` (five files of 10 MiB) and to standard error."""
+    directory.mkdir(parents=True, exist_ok=True)
+    file = logging.handlers.RotatingFileHandler(
+        directory / "hive.log", maxBytes=_FILE_BYTES, backupCount=4, encoding="utf-8"
+    )
+    handlers: list[logging.Handler] = [file]
+    if to_stderr:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    for handler in handlers:
+        handler.setFormatter(_Fields("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=handlers, force=True)
+    # what a client asks for is its own business: the SDK tells of every session at INFO
+    for chatty in ("mcp", "httpx", "httpcore", "uvicorn.access"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -1,0 +1,44 @@
+"""What `/metrics` shows, read from the hive's own state when asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from ash_hub.sandboxes import Sandboxes
+from ash_router.ledger import Ledger
+from ash_router.routes import Routes
+
+__all__ = ["CONTENT_TYPE", "Metrics"]
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+class Metrics(Collector):
+    """Collects at scrape time, so that a call pays nothing for it."""
+
+    def __init__(self, sandboxes: Sandboxes, ledger: Ledger, routes: Routes) -> None:
+        self._sandboxes = sandboxes
+        self._ledger = ledger
+        self._routes = routes
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        states = GaugeMetricFamily("ash_sandboxes", "Sandboxes by state.", labels=["state", "recipe"])
+        found = Counter((s.life.state.value, s.recipe) for s in self._sandboxes.registry.all())
+        for (state, recipe), count in found.items():
+            states.add_metric([state, recipe], count)
+        yield states
+        yield GaugeMetricFamily("ash_calls_in_flight", "Calls to sandboxes in flight.", value=len(self._ledger))
+        yield GaugeMetricFamily("ash_routes", "Routes to ready sandboxes.", value=len(self._routes))
+        yield CounterMetricFamily("ash_calls", "Calls to sandboxes since the start.", value=self._ledger.total)
+
+    def exposition(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
+        return generate_latest(self._registry)

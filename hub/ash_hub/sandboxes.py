@@ -1,0 +1,390 @@
+"""The lifecycle of sandboxes: spawn, find, extend, destroy, and what happens when one dies by itself.
+
+It ties the backend (what exists), the store (names, keys, routes) and the ledger (calls in flight) together. Every
+way out of a spawn but `ready` leaves nothing; every end is recorded with its reason for an hour.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+import anyio
+
+from ash_hub import _state
+from ash_hub._state import Step
+from ash_hub.asks import SpawnAsk
+from ash_hub.backends.base import Backend, Instance
+from ash_hub.pool import Blank, Pool
+from ash_hub.recipes import Catalog, Recipe
+from ash_hub.registry import Registry
+from ash_hub.sandbox import Sandbox
+from ash_hub.settings import HubSettings
+from ash_hub.shelf import ToolsetShelf
+from ash_hub.specs import spec_for
+from ash_hub.starting import Progress, Starter
+from ash_mcp.errors import AshError, CapacityExceeded, ConfigError, SandboxGone, StartFailed
+from ash_mcp.types import (
+    DEFAULT_SCOPE,
+    EVERY_SCOPE,
+    EndReason,
+    Principal,
+    SandboxId,
+    SandboxInfo,
+    Scope,
+    SessionName,
+    State,
+    new_sandbox_id,
+    valid_session_name,
+)
+from ash_router.ledger import Ledger
+from ash_router.routes import Route, Routes
+from ash_router.store.base import Store
+from ash_router.tokens import CallTokens
+
+__all__ = ["Parts", "Sandboxes"]
+
+log = logging.getLogger("ash.hub")
+
+_END_GRACE_SECONDS = 2.0
+_END_BOUND_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the lifecycle ties together."""
+
+    backend: Backend
+    store: Store
+    routes: Routes
+    ledger: Ledger
+    tokens: CallTokens
+    catalog: Catalog
+    pool: Pool
+    starter: Starter
+    shelf: ToolsetShelf
+    settings: HubSettings
+    on_changed: Callable[[str, Scope], Awaitable[None]]
+    """Told whose tools changed: owner and scope."""
+    on_gone: Callable[[SandboxId], None]
+    """Told that a sandbox has no route any more, so that connections to it can be dropped."""
+
+
+class Sandboxes:
+    """The sandboxes of one hive."""
+
+    def __init__(self, parts: Parts, clock: Callable[[], float] = time.time) -> None:
+        self._parts = parts
+        self._clock = clock
+        self._stopping = False
+        self.registry = Registry()
+
+    # -- asking
+
+    def info(self, sandbox: Sandbox) -> SandboxInfo:
+        """Return what its owner may see of a sandbox now."""
+        return sandbox.info(self._parts.ledger.last_call(sandbox.id))
+
+    def ready(self, principal: Principal, scope: Scope, name: str) -> Sandbox:
+        """Return a sandbox that can be called.
+
+        Raises:
+            SandboxNotFound: The caller has none of that name.
+            SandboxGone: It has ended; the message says why and what to do.
+            CapacityExceeded: It is still starting; come back.
+        """
+        sandbox = self.registry.find(principal, scope, name)
+        if sandbox.life.state.ended or sandbox.life.state is State.STOPPING:
+            raise sandbox.gone(self._clock())
+        if sandbox.life.state is not State.READY:
+            raise CapacityExceeded(f"sandbox {sandbox.session} is still starting", retry_after_seconds=1.0)
+        return sandbox
+
+    async def explain(self, route: Route) -> AshError | None:
+        """Say why calls on a route fail: waits up to a second for the news of its sandbox's death."""
+        sandbox = self.registry.by_id(route.sandbox_id)
+        if sandbox is None:
+            return SandboxGone(f"sandbox {route.session} is gone. Call spawn for a new one.", session=route.session)
+        with anyio.move_on_after(1.0):
+            await sandbox.ended.wait()
+        return sandbox.gone(self._clock()) if sandbox.life.state.ended else None
+
+    def unready(self) -> str | None:
+        """Say why no spawn can succeed now, or None."""
+        return "stopping" if self._stopping else None
+
+    # -- spawning
+
+    async def spawn(self, principal: Principal, scope: Scope, ask: SpawnAsk, progress: Progress) -> Sandbox:
+        """Make a sandbox and return it ready, or return the one that the same idempotency key made before.
+
+        Raises:
+            RecipeNotFound, ConfigError, SessionTaken, Unsupported: Nothing was made.
+            CapacityExceeded: The hive is full, or too many spawns wait.
+            StartFailed: With the step and the log; nothing is left of it.
+            SandboxGone: The sandbox of this idempotency key has ended.
+        """
+        recipe = self._recipe(ask)
+        scope = DEFAULT_SCOPE if scope == EVERY_SCOPE else scope
+        if ask.session is not None and not valid_session_name(ask.session):
+            raise ConfigError(
+                f"{ask.session!r} cannot be a session name: a lower-case letter, then lower-case letters and digits, "
+                "at most 16, and none of the hive's own tool names"
+            )
+        blank = await self._parts.pool.acquire(recipe.name)
+        sandbox_id = blank.instance.id if blank is not None else new_sandbox_id()
+        if ask.idempotency_key is not None:
+            holder = await self._parts.store.claim_key(principal.subject, scope, ask.idempotency_key, sandbox_id)
+            if holder != sandbox_id:
+                if blank is not None:
+                    await self._parts.pool.release(recipe.name, blank)
+                return await self._same(holder)
+        sandbox = await self._enter(principal, scope, ask, recipe, sandbox_id)
+        with anyio.CancelScope() as sandbox.starting:
+            return await self._make_ready(sandbox, recipe, ask, blank, progress)
+        await sandbox.ended.wait()
+        raise sandbox.gone(self._clock())
+
+    def _recipe(self, ask: SpawnAsk) -> Recipe:
+        if isinstance(ask.recipe, str):
+            return self._parts.catalog.get(ask.recipe)
+        if not self._parts.settings.allow_inline_recipes:
+            raise ConfigError(
+                "this hive takes recipes by name only; there are: "
+                + ", ".join(self._parts.catalog.names())
+                + ". Its operator can allow inline ones with ASH_HUB_ALLOW_INLINE_RECIPES=true"
+            )
+        return ask.recipe.model_copy(update={"folder": None})
+
+    async def _same(self, sandbox_id: SandboxId) -> Sandbox:
+        """Return the sandbox that an idempotency key belongs to, when it is ready."""
+        sandbox = self.registry.by_id(sandbox_id)
+        if sandbox is None:
+            raise CapacityExceeded("another spawn with this idempotency key has just begun", retry_after_seconds=0.5)
+        await sandbox.settled.wait()
+        if sandbox.life.state is not State.READY:
+            raise sandbox.gone(self._clock())
+        return sandbox
+
+    async def _enter(
+        self, principal: Principal, scope: Scope, ask: SpawnAsk, recipe: Recipe, sandbox_id: SandboxId
+    ) -> Sandbox:
+        """Take a place, a session name and an entry in the registry for a sandbox to be."""
+        settings, store = self._parts.settings, self._parts.store
+        try:
+            self._refuse_when_full()
+            ttl = ask.ttl_seconds or recipe.ttl_seconds or settings.ttl_seconds
+            self._check_ttl(ttl)
+            wanted = SessionName(ask.session) if ask.session is not None else None
+            session = await store.reserve_session(principal.subject, scope, wanted, sandbox_id)
+        except BaseException:
+            if ask.idempotency_key is not None:
+                with anyio.CancelScope(shield=True):
+                    await store.release_key(principal.subject, scope, ask.idempotency_key, sandbox_id)
+            raise
+        idle = ask.idle_seconds or recipe.idle_seconds or settings.idle_seconds
+        sandbox = Sandbox(
+            id=sandbox_id,
+            owner=principal.subject,
+            scope=scope,
+            session=session,
+            recipe=recipe.name,
+            key=ask.idempotency_key,
+            life=_state.born(self._clock(), ttl_seconds=ttl, idle_seconds=idle),
+            labels=dict(ask.labels),
+        )
+        self.registry.add(sandbox)
+        return sandbox
+
+    async def _make_ready(
+        self, sandbox: Sandbox, recipe: Recipe, ask: SpawnAsk, blank: Blank | None, progress: Progress
+    ) -> Sandbox:
+        try:
+            sandbox.step(Step.START, self._clock())
+            if blank is None:
+                spec = spec_for(sandbox, recipe, ask, self._parts.tokens.public_key)
+                blank = await self._parts.starter.start(recipe, spec, progress)
+            sandbox.generation, sandbox.endpoint = blank.instance.generation, blank.instance.endpoint
+            sandbox.toolset = self._parts.shelf.put(blank.toolset)
+            sandbox.warnings = (*blank.instance.warnings, *blank.toolset.notes)
+            await progress(0.9, "handing over the environment")
+            await self._parts.starter.claim(blank, ask.env, ask.secrets)
+            sandbox.step(Step.READY, self._clock())
+            await self._parts.backend.annotate(sandbox.id, sandbox.record())
+            await self._bind(sandbox)
+            if sandbox.life.state is not State.READY:  # it died while it was being bound
+                await self._parts.routes.unbind(sandbox.id)
+                raise sandbox.gone(self._clock())
+        except BaseException as exc:
+            with anyio.move_on_after(_END_BOUND_SECONDS, shield=True):
+                await self._undo(sandbox, exc)
+            raise
+        log.info("spawned", extra={"sandbox": sandbox.id, "session": sandbox.session, "recipe": sandbox.recipe})
+        await self._parts.on_changed(sandbox.owner, sandbox.scope)
+        return sandbox
+
+    async def _bind(self, sandbox: Sandbox) -> None:
+        assert sandbox.endpoint is not None and sandbox.toolset is not None, "only a ready sandbox has a route"
+        listing = sandbox.toolset.listing(sandbox.session, self._parts.settings.name_limit)
+        await self._parts.routes.bind(
+            Route(
+                sandbox_id=sandbox.id,
+                generation=sandbox.generation,
+                owner=sandbox.owner,
+                scope=sandbox.scope,
+                session=sandbox.session,
+                endpoint=sandbox.endpoint,
+                tool_names=listing.renamed,
+            )
+        )
+
+    async def _undo(self, sandbox: Sandbox, error: BaseException) -> None:
+        """Leave nothing of a spawn that failed, but the reason."""
+        if sandbox.life.state is not State.STOPPING and not sandbox.life.state.ended:
+            said = str(error) if isinstance(error, AshError) else "the caller left before it was ready"
+            sandbox.step(Step.FAIL, self._clock(), EndReason.START_FAILED, said.partition("\n")[0])
+        await self._parts.starter.discard(sandbox.id)
+        await self._let_go(sandbox)
+        if not sandbox.life.state.ended:
+            sandbox.step(Step.END, self._clock())
+
+    # -- changing
+
+    async def extend(self, principal: Principal, scope: Scope, name: str, ttl_seconds: float) -> Sandbox:
+        """Give a sandbox `ttl_seconds` from now."""
+        sandbox = self.ready(principal, scope, name)
+        self._check_ttl(ttl_seconds)
+        sandbox.life = _state.extended(sandbox.life, self._clock(), ttl_seconds)
+        await self._parts.backend.annotate(sandbox.id, sandbox.record())
+        return sandbox
+
+    async def destroy(self, targets: Iterable[Sandbox]) -> None:
+        """End sandboxes for their owner; those that have ended already stay as they are."""
+        await self._end_all(targets, EndReason.DESTROYED)
+
+    async def expire(self) -> None:
+        """End what is over its TTL or idle time, and forget what ended long ago."""
+        now = self._clock()
+        overdue: dict[EndReason, list[Sandbox]] = {}
+        for sandbox in self.registry.all():
+            ended_at = sandbox.life.ended_at
+            if ended_at is not None and now - ended_at >= self._parts.settings.ended_retention_seconds:
+                self.registry.remove(sandbox)
+                continue
+            if self._parts.ledger.busy(sandbox.id) and now < sandbox.life.expires_at:
+                continue
+            reason = _state.due(sandbox.life, now, self._parts.ledger.last_call(sandbox.id))
+            if reason is not None:
+                overdue.setdefault(reason, []).append(sandbox)
+        for reason, sandboxes in overdue.items():
+            await self._end_all(sandboxes, reason)
+
+    async def died(self, instance: Instance) -> None:
+        """Record that a sandbox's process ended by itself, and clean up after it."""
+        sandbox = self.registry.by_id(instance.id)
+        if sandbox is None or sandbox.life.state is not State.READY:
+            return  # a start or an end of ours is on its way and sees it too
+        message = instance.exit_message or "no reason is known"
+        sandbox.step(Step.FAIL, self._clock(), EndReason.PROCESS_DIED, message)
+        log.warning("died", extra={"sandbox": sandbox.id, "session": sandbox.session, "why": message})
+        await self._withdraw(sandbox)
+        await self._parts.backend.delete(sandbox.id, grace_seconds=0.0)
+        await self._let_go(sandbox)
+
+    async def adopt(self, instance: Instance) -> bool:
+        """Take over a sandbox that an earlier hub left, under its old name; False if it cannot be."""
+        toolset = self._parts.shelf.get(str(instance.record.get("toolset")))
+        if instance.endpoint is None or toolset is None:
+            return False
+        try:
+            sandbox = Sandbox.from_record(
+                instance.id, instance.generation, instance.endpoint, instance.record, toolset
+            )
+        except (KeyError, TypeError, ValueError):
+            return False
+        await self._parts.store.reserve_session(sandbox.owner, sandbox.scope, sandbox.session, sandbox.id)
+        if sandbox.key is not None:
+            await self._parts.store.claim_key(sandbox.owner, sandbox.scope, sandbox.key, sandbox.id)
+        self.registry.add(sandbox)
+        await self._bind(sandbox)
+        await self._parts.on_changed(sandbox.owner, sandbox.scope)
+        return True
+
+    async def lost(self, sandbox: Sandbox) -> None:
+        """Record that the backend no longer has a sandbox."""
+        if sandbox.life.state is State.READY:
+            sandbox.step(Step.FAIL, self._clock(), EndReason.LOST)
+            await self._withdraw(sandbox)
+            await self._let_go(sandbox)
+
+    async def stop(self, *, keep: bool) -> None:
+        """End for good: no more spawns, calls in flight fail as typed, sandboxes end unless they are kept."""
+        self._stopping = True
+        self._parts.ledger.abort_all(
+            SandboxGone("the hive is stopping; the call was interrupted", reason=EndReason.HIVE_STOPPED.value)
+        )
+        if not keep:
+            await self._end_all(self.registry.living(), EndReason.HIVE_STOPPED)
+
+    # -- ending
+
+    async def _end_all(self, targets: Iterable[Sandbox], reason: EndReason) -> None:
+        async with anyio.create_task_group() as group:
+            for sandbox in targets:
+                group.start_soon(self._end, sandbox, reason)
+
+    async def _end(self, sandbox: Sandbox, reason: EndReason) -> None:
+        if sandbox.life.state.ended:
+            return
+        if sandbox.life.state is State.STOPPING:
+            await sandbox.ended.wait()
+            return
+        was_ready = sandbox.life.state is State.READY
+        sandbox.step(Step.STOP, self._clock(), reason)
+        with anyio.CancelScope(shield=True):
+            if not was_ready:
+                if sandbox.starting is not None:
+                    sandbox.starting.cancel()
+                await sandbox.ended.wait()
+                return
+            await self._withdraw(sandbox)
+            await self._parts.backend.delete(sandbox.id, grace_seconds=_END_GRACE_SECONDS)
+            await self._let_go(sandbox)
+            sandbox.step(Step.END, self._clock())
+        log.info("ended", extra={"sandbox": sandbox.id, "session": sandbox.session, "why": reason.value})
+
+    async def _withdraw(self, sandbox: Sandbox) -> None:
+        """Take a sandbox's tools away from callers and end the calls in flight with its reason."""
+        await self._parts.routes.unbind(sandbox.id)
+        self._parts.ledger.abort(sandbox.id, sandbox.gone(self._clock()))
+        self._parts.on_gone(sandbox.id)
+        self._parts.tokens.forget(sandbox.id)
+        await self._parts.on_changed(sandbox.owner, sandbox.scope)
+
+    async def _let_go(self, sandbox: Sandbox) -> None:
+        """Give back the names that a sandbox held."""
+        store = self._parts.store
+        await store.release_session(sandbox.owner, sandbox.scope, sandbox.session, sandbox.id)
+        failed_to_start = sandbox.life.ready_at is None
+        if sandbox.key is not None and failed_to_start:
+            await store.release_key(sandbox.owner, sandbox.scope, sandbox.key, sandbox.id)
+        self._parts.ledger.forget(sandbox.id)
+
+    # -- limits
+
+    def _refuse_when_full(self) -> None:
+        if self._stopping:
+            raise StartFailed("the hive is stopping", step="admit")
+        limit = self._parts.settings.limits.sandboxes
+        if len(self.registry.living()) >= limit:
+            raise CapacityExceeded(
+                f"the hive holds {limit} sandboxes, its limit; destroy one, or raise ASH_HUB_LIMITS__SANDBOXES",
+                retry_after_seconds=10.0,
+            )
+
+    def _check_ttl(self, ttl_seconds: float) -> None:
+        most = self._parts.settings.max_ttl_seconds
+        if ttl_seconds > most:
+            raise ConfigError(f"ttl_seconds is at most {most:g} on this hive, not {ttl_seconds:g}")

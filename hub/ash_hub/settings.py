@@ -1,0 +1,88 @@
+"""The settings of a hive: arguments, then `ASH_HUB_*` in the environment (nested with `__`), then these defaults."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["HubSettings"]
+
+
+def _xdg(variable: str, fallback: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / fallback) / "ash"
+
+
+def _default_run_dir() -> Path:
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime:
+        return Path(runtime) / "ash"
+    return Path("/run/ash") if os.geteuid() == 0 else Path(f"/tmp/ash-{os.geteuid()}")
+
+
+class Limits(BaseModel):
+    """What one hive holds at most."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sandboxes: Annotated[int, Field(ge=1)] = 200
+    """Living sandboxes of the whole hive."""
+    starting: Annotated[int, Field(ge=1)] = 4
+    """Sandboxes that start at once; more of them wait. Too many at once is what makes starts fail."""
+    waiting: Annotated[int, Field(ge=0)] = 1000
+    """Spawns that wait for a start; more are refused with a time to come back."""
+
+
+class HubSettings(BaseSettings):
+    """All settings of `ash up`. Durations are in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ASH_HUB_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8420
+    """0 takes a free port, which the start-up line names."""
+    backend: dict[str, Any] = Field(default_factory=lambda: {"kind": "local"})
+    """`kind` chooses the backend; its other settings go beside it (`ASH_HUB_BACKEND__KIND=local`)."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Further host names by which the hive may be addressed."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call the hive, exact."""
+    recipe_dirs: tuple[Path, ...] = ()
+    allow_inline_recipes: bool = False
+    """Whether a spawn may bring a recipe of its own instead of a name."""
+    ttl_seconds: Annotated[float, Field(gt=0)] = 24 * 3600
+    """Life of a sandbox from its spawn, where the spawn says nothing."""
+    max_ttl_seconds: Annotated[float, Field(gt=0)] = 30 * 24 * 3600
+    idle_seconds: Annotated[float, Field(gt=0)] | None = 30 * 60
+    """How long a sandbox lives without a call, where the spawn says nothing; None never."""
+    ended_retention_seconds: Annotated[float, Field(ge=0)] = 3600
+    """How long its owner can read why a sandbox ended."""
+    limits: Limits = Limits()
+    expand: bool = True
+    """Whether `tools/list` shows the sandboxes' tools; a connection can say otherwise with `?expand=`."""
+    max_listed_tools: Annotated[int, Field(ge=0)] = 120
+    """Over this many tools whole sandboxes are left out of `tools/list`, least recently called first."""
+    name_limit: Annotated[int, Field(ge=30, le=64)] = 50
+    """Characters of a listed tool name; hosts add a prefix and models stop at 64."""
+    keep: bool = False
+    """Whether a graceful stop leaves the sandboxes running for the next hive on the same state directory."""
+    idle_exit_seconds: Annotated[float, Field(gt=0)] | None = None
+    """End the hive when it has had neither a sandbox nor a request for so long; None never."""
+    state_dir: Path = Field(default_factory=lambda: _xdg("XDG_STATE_HOME", ".local/state"))
+    run_dir: Path = Field(default_factory=_default_run_dir)
+    log_dir: Path | None = None
+    """None: `log` below the state directory."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def logs(self) -> Path:
+        return self.log_dir or self.state_dir / "log"

@@ -1,0 +1,59 @@
+"""Pinned toolsets on disk, so that a hub that takes sandboxes over need not ask them again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ash_hub.tools import PinnedTool, Toolset
+
+__all__ = ["ToolsetShelf"]
+
+
+class ToolsetShelf:
+    """Toolsets by digest: in memory while used, each written once to a file of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._known: dict[str, Toolset] = {}
+
+    def put(self, toolset: Toolset) -> Toolset:
+        """Keep a toolset and return the one instance of its digest."""
+        known = self._known.setdefault(toolset.digest, toolset)
+        file = self._file(toolset.digest)
+        if not file.exists():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            body = {"tools": [_to_json(tool) for tool in toolset.tools], "notes": list(toolset.notes)}
+            fresh = file.with_suffix(f".{os.getpid()}")
+            fresh.write_text(json.dumps(body), encoding="utf-8")
+            fresh.replace(file)
+        return known
+
+    def get(self, digest: str) -> Toolset | None:
+        """Return a kept toolset, or None if there is none or its file cannot be read."""
+        known = self._known.get(digest)
+        if known is None:
+            try:
+                body = json.loads(self._file(digest).read_text(encoding="utf-8"))
+                tools = tuple(PinnedTool(**tool) for tool in body["tools"])
+            except (OSError, ValueError, KeyError, TypeError):
+                return None
+            known = self._known[digest] = Toolset(digest, tools, tuple(body.get("notes", ())))
+        return known
+
+    def _file(self, digest: str) -> Path:
+        return self._directory / f"{digest}.json"
+
+
+def _to_json(tool: PinnedTool) -> Mapping[str, Any]:
+    return {
+        "name": tool.name,
+        "title": tool.title,
+        "description": tool.description,
+        "input_schema": dict(tool.input_schema),
+        "output_schema": dict(tool.output_schema) if tool.output_schema is not None else None,
+        "annotations": dict(tool.annotations),
+    }

@@ -1,0 +1,65 @@
+"""One watch of the backend for the whole hive, shared by whoever waits for an instance."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+
+from ash_hub.backends.base import Backend, Instance, Phase
+from ash_mcp.errors import StartFailed
+from ash_mcp.types import SandboxId
+
+__all__ = ["InstanceWatch"]
+
+log = logging.getLogger("ash.hub")
+
+
+class InstanceWatch:
+    """Tells of instances that ended; `on_ended` is the lifecycle's, `while_alive` is a start's."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._starting: dict[SandboxId, tuple[anyio.CancelScope, list[str]]] = {}
+
+    async def run(
+        self,
+        on_ended: Callable[[Instance], Awaitable[None]],
+        on_lost: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Follow the backend until cancelled. `on_lost` is asked to compare everything anew."""
+        async for event in self._backend.watch():
+            if event.lost or event.instance is None:
+                await on_lost()
+            elif event.instance.phase is Phase.ENDED:
+                self._interrupt(event.instance)
+                await on_ended(event.instance)
+
+    @asynccontextmanager
+    async def while_alive(self, sandbox_id: SandboxId) -> AsyncGenerator[None]:
+        """Run the body while the instance lives.
+
+        Raises:
+            StartFailed: It ended; the message is the backend's.
+        """
+        said: list[str] = []
+        with anyio.CancelScope() as scope:
+            self._starting[sandbox_id] = (scope, said)
+            try:
+                found = await self._backend.get(sandbox_id)
+                if found is None or found.phase is Phase.ENDED:
+                    raise StartFailed((found.exit_message if found else None) or "its process ended at once")
+                yield
+            finally:
+                del self._starting[sandbox_id]
+        if said:
+            raise StartFailed(said[0])
+
+    def _interrupt(self, instance: Instance) -> None:
+        waiting = self._starting.get(instance.id)
+        if waiting is not None:
+            scope, said = waiting
+            said.append(instance.exit_message or "its process ended")
+            scope.cancel()

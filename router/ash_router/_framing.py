@@ -1,0 +1,215 @@
+"""What is a legal head, and how heads and bodies are framed anew. Pure.
+
+The parser below uvicorn refuses what is malformed: bare line feeds, folded lines, lengths that repeat or contradict,
+unknown final codings. Here is the rest: what is well-formed and still not for us. Nothing that came in as framing
+goes out as framing; a length is always that of the bytes in hand.
+"""
+
+from __future__ import annotations
+
+import http
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = [
+    "Headers",
+    "Problem",
+    "ResponseHead",
+    "check_head",
+    "chunk",
+    "content_length",
+    "has_body",
+    "one",
+    "request_head",
+    "response_head",
+    "response_problem",
+    "sse_event",
+    "sse_tail",
+    "wanted_response_headers",
+]
+
+Headers = Sequence[tuple[bytes, bytes]]
+"""Name and value of each header line in order; names in lower case."""
+
+LAST_CHUNK: Final = b"0\r\n\r\n"
+
+_TARGET: Final = re.compile(rb"/[\x21\x22\x24-\x7e]*")
+_VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+
+_FORWARDED: Final = frozenset(
+    {
+        b"content-type",
+        b"accept",
+        b"mcp-protocol-version",
+        b"mcp-method",
+        b"mcp-name",
+        b"last-event-id",
+        b"traceparent",
+        b"tracestate",
+    }
+)
+_FORWARDED_PREFIX: Final = b"mcp-param-"
+
+# What a sandbox may say about its answer. Everything else is dropped: cookies, CORS, challenges, redirects and
+# security policies would act on the hive's own origin, and ash-* is the hive's word.
+_RETURNED: Final = frozenset(
+    {
+        b"allow",
+        b"cache-control",
+        b"content-language",
+        b"content-type",
+        b"mcp-protocol-version",
+        b"retry-after",
+        b"vary",
+        b"x-accel-buffering",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a head is refused, and with which status."""
+
+    status: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """The head of a response as it came from a sandbox."""
+
+    status: int
+    headers: Headers
+
+
+def one(headers: Headers, name: bytes) -> bytes | None:
+    """Return the value of a header that occurs exactly once, otherwise None."""
+    values = [value for key, value in headers if key == name]
+    return values[0].strip() if len(values) == 1 else None
+
+
+def content_length(headers: Headers) -> int | None:
+    """Return the announced length of a body, or None where there is none (the parser has checked its digits)."""
+    value = one(headers, b"content-length")
+    return int(value) if value is not None and value.isdigit() else None
+
+
+def has_body(headers: Headers) -> bool:
+    """Say whether a request with these headers is followed by bytes of its own."""
+    return any(
+        key == b"transfer-encoding" or (key == b"content-length" and value.strip() != b"0") for key, value in headers
+    )
+
+
+def check_head(version: str, method: bytes, target: bytes, headers: Headers) -> Problem | None:
+    """Say what is wrong with a request head that the parser took, or None."""
+    if version not in ("1.1", "1.0"):
+        return Problem(505, f"HTTP/{version} is not served here; use HTTP/1.1")
+    if method == b"CONNECT" or _TARGET.fullmatch(target) is None:
+        return Problem(400, "the request target must be a path that starts with a slash")
+    return _check_framing(version, headers)
+
+
+def _check_framing(version: str, headers: Headers) -> Problem | None:
+    lengths, codings = 0, 0
+    for key, value in headers:
+        if _VALUE.fullmatch(value) is None:
+            return Problem(400, "a header value holds a control character")
+        if key == b"content-length":
+            lengths += 1
+            if not value.strip().isdigit() or len(value) > 18:
+                return Problem(400, "Content-Length must be a decimal number")
+        elif key == b"transfer-encoding":
+            codings += 1
+            if value.strip().lower() != b"chunked":
+                return Problem(400, "the only Transfer-Encoding that is served is chunked")
+    if lengths + codings > 1:
+        return Problem(400, "the length of the body is given more than once")
+    if codings and version == "1.0":
+        return Problem(400, "HTTP/1.0 has no Transfer-Encoding")
+    return None
+
+
+def request_head(headers: Headers, replaced: Mapping[bytes, bytes], length: int) -> bytes:
+    """Return the head of a POST to a sandbox: the caller's allowed headers, ours, and the length in hand.
+
+    Args:
+        replaced: Headers that we set, instead of the caller's of the same name.
+    """
+    parts = [b"POST /mcp HTTP/1.1\r\nhost: sandbox\r\ncontent-length: %d\r\n" % length]
+    for key, value in headers:
+        if (key in _FORWARDED and key not in replaced) or key.startswith(_FORWARDED_PREFIX):
+            parts += (key, b": ", value, b"\r\n")
+    for key, value in replaced.items():
+        parts += (key, b": ", value, b"\r\n")
+    parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+def response_problem(head: ResponseHead) -> str | None:
+    """Say why a sandbox's answer cannot be passed on, or None."""
+    if not 200 <= head.status <= 599:
+        return f"the sandbox answered with status {head.status}"
+    if 300 <= head.status <= 399:
+        return f"the sandbox answered with a redirect ({head.status}), which is never followed"
+    if head.status in (401, 407):
+        return f"the sandbox refused the hive's own credential with status {head.status}"
+    for key, value in head.headers:
+        if _VALUE.fullmatch(value) is None:
+            return "the sandbox sent a header value with a control character"
+        if key == b"content-encoding" and value.strip().lower() != b"identity":
+            return "the sandbox compressed its answer, which nobody asked for"
+        if key == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            return "the sandbox sent an unknown transfer coding"
+    return None
+
+
+def wanted_response_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """Keep of a sandbox's response headers what may reach the caller."""
+    return [(key, value) for key, value in headers if key in _RETURNED]
+
+
+def _status_line(status: int) -> bytes:
+    try:
+        phrase = http.HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""
+    return f"HTTP/1.1 {status} {phrase}\r\n".encode()
+
+
+_STATUS_LINES: Final = {status: _status_line(status) for status in range(200, 600)}
+
+
+def response_head(status: int, *headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return the head of a response to a caller."""
+    parts = [_STATUS_LINES[status]]
+    for group in headers:
+        for key, value in group:
+            parts += (key, b": ", value, b"\r\n")
+    parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+def chunk(data: bytes) -> bytes:
+    """Return `data`, which is not empty, as one chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def sse_tail(tail: bytes, data: bytes) -> bytes:
+    """Return what must be remembered of an event stream to know, later, whether it stands between two events."""
+    return (tail + data)[-4:] if len(data) < 4 else data[-4:]
+
+
+def sse_event(tail: bytes, data: bytes) -> bytes:
+    """Return one whole `message` event to append to a stream whose last bytes are `tail`.
+
+    An event that the stream was cut in the middle of cannot be taken back. It is ended under a type that no client
+    listens to, so that its half of a message is never read as one.
+    """
+    event = b"event: message\ndata: " + data + b"\n\n"
+    if tail == b"" or tail.endswith((b"\n\n", b"\r\r", b"\n\r\n")):
+        return event
+    line_end = b"" if tail.endswith((b"\n", b"\r")) else b"\n"
+    return line_end + b"event: ash-cut\n\n" + event
