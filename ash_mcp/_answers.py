@@ -24,6 +24,7 @@ _WORDS: Final[Mapping[str, type[AshError]]] = {
     for cls in (
         errors.CommandNotStarted,
         errors.ConfigError,
+        errors.FileError,
         errors.FileExists,
         errors.FileNotFound,
         errors.FileNotPermitted,
@@ -140,8 +141,12 @@ def exec_result(fields: Fields) -> ExecResult:
         exit_code=fields.maybe_integer("exit_code"),
         stdout=stdout,
         stderr=stderr,
-        stdout_raw=fields.base64("stdout_base64") if fields.has("stdout_base64") else stdout.encode("utf-8", "replace"),
-        stderr_raw=fields.base64("stderr_base64") if fields.has("stderr_base64") else stderr.encode("utf-8", "replace"),
+        stdout_raw=fields.base64("stdout_base64")
+        if fields.has("stdout_base64")
+        else stdout.encode("utf-8", "replace"),
+        stderr_raw=fields.base64("stderr_base64")
+        if fields.has("stderr_base64")
+        else stderr.encode("utf-8", "replace"),
         stdout_bytes=fields.integer("stdout_bytes"),
         stderr_bytes=fields.integer("stderr_bytes"),
         duration_seconds=fields.number("duration_seconds"),

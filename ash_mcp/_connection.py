@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from ash_mcp._protocol import EventDecoder, EventTooLarge, Request, as_object, build_request, parse_message
+from ash_mcp._protocol import as_object, build_request
+from ash_mcp._reading import OnProgress, read_stream, read_whole
 from ash_mcp._retry import call_again
-from ash_mcp._verdict import Head, error_of_message, error_of_status, misbehaviour
+from ash_mcp._verdict import Head, error_of_message
 from ash_mcp.errors import (
     AshError,
     AshTimeout,
@@ -32,14 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "OnProgress"]
 
-OnProgress = Callable[[Progress], object]
-"""Called in the event loop with each piece of news about a call; it must not block."""
-
 _KEEPALIVE_SECONDS: Final = 4.0
 """Below uvicorn's 5: an idle connection is let go before the other side may close it under a call."""
-
-_TAIL_SECONDS: Final = 0.5
-"""How long a stream may stay open after its answer; read to its end, its connection can be used again."""
 
 
 class Connection:
@@ -108,9 +102,7 @@ class Connection:
         """Make one call, once."""
         client = self._open()
         try:
-            request = build_request(
-                "tools/call", params, request_id=next(self._ids), progress=on_progress is not None
-            )
+            request = build_request("tools/call", params, request_id=next(self._ids), progress=on_progress is not None)
         except (TypeError, ValueError) as exc:
             raise ConfigError(f"the arguments of {params['name']} cannot be sent as JSON: {exc}") from exc
         headers = {**request.headers, **self._own_headers()}
@@ -119,58 +111,17 @@ class Connection:
             client.stream("POST", self.settings.url, content=request.body, headers=headers) as response,
         ):
             head = Head.of(response.status_code, response.headers)
+            limit = self.settings.max_reply_bytes
             if head.is_stream and head.status == 200:
-                message = await self._read_stream(response, head, request, on_progress)
+                message = await read_stream(
+                    response, head, request_id=request.id, max_bytes=limit, on_progress=on_progress
+                )
             else:
-                message = await self._read_whole(response, head)
+                message = await read_whole(response, head, max_bytes=limit)
         error = error_of_message(head, message)
         if error is not None:
             raise error
         return as_object(message.get("result")) or {}
-
-    async def _read_whole(self, response: httpx.Response, head: Head) -> Mapping[str, Any]:
-        body = bytearray()
-        async for piece in response.aiter_bytes():
-            body += piece
-            if len(body) > self.settings.max_reply_bytes:
-                raise misbehaviour(head, f"answered more than {self.settings.max_reply_bytes} bytes")
-        message = parse_message(bytes(body))
-        error = error_of_status(head, message)
-        if error is not None:
-            raise error
-        return message or {}
-
-    async def _read_stream(
-        self, response: httpx.Response, head: Head, request: Request, on_progress: OnProgress | None
-    ) -> Mapping[str, Any]:
-        """Read events until the answer has come and the stream has ended, or a moment has passed."""
-        decoder = EventDecoder(max_event_bytes=self.settings.max_reply_bytes)
-        answer: Mapping[str, Any] | None = None
-        tail = anyio.CancelScope()
-        with tail:
-            async for piece in response.aiter_bytes():
-                for message in self._messages(decoder, piece, head):
-                    if answer is not None:
-                        raise misbehaviour(head, "went on after its answer")
-                    if "method" in message:
-                        _tell_progress(message, request.id, on_progress)
-                    elif message.get("id") == request.id:
-                        answer = message
-                        tail.deadline = anyio.current_time() + _TAIL_SECONDS
-        if answer is not None:
-            return answer
-        if head.from_sandbox:
-            raise misbehaviour(head, "ended its stream before the answer")
-        raise StreamBroken("the hive's stream ended before the answer; whether the call ran is unknown")
-
-    @staticmethod
-    def _messages(decoder: EventDecoder, piece: bytes, head: Head) -> list[Mapping[str, Any]]:
-        """Return the messages that `piece` completes; what is no JSON object is passed over."""
-        try:
-            found = [parse_message(data) for data in decoder.feed(piece)]
-        except EventTooLarge as exc:
-            raise misbehaviour(head, f"sent too much: {exc}") from exc
-        return [message for message in found if message is not None]
 
     def _own_headers(self) -> dict[str, str]:
         headers: dict[str, str] = {}
@@ -208,7 +159,7 @@ def _new_client(settings: ClientSettings, transport: httpx.AsyncBaseTransport | 
 
 
 @contextlib.asynccontextmanager
-async def _translated(url: str) -> AsyncIterator[None]:
+async def _translated(url: str) -> AsyncGenerator[None, None]:
     """Turn the failures of httpx into ours, by whether anything can have been sent."""
     import httpx
 
@@ -231,17 +182,3 @@ async def _translated(url: str) -> AsyncIterator[None]:
         ) from exc
     except httpx.HTTPError as exc:
         raise TransportError(f"the call to {url} failed: {exc}") from exc
-
-
-def _tell_progress(message: Mapping[str, Any], token: int, on_progress: OnProgress | None) -> None:
-    params = as_object(message.get("params")) or {}
-    if on_progress is None or message.get("method") != "notifications/progress" or params.get("progressToken") != token:
-        return
-    done, total, text = params.get("progress"), params.get("total"), params.get("message")
-    on_progress(
-        Progress(
-            done=float(done) if isinstance(done, int | float) else math.nan,
-            total=float(total) if isinstance(total, int | float) else None,
-            message=str(text) if text is not None else None,
-        )
-    )

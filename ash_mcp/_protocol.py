@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 from ash_mcp import __version__
 from ash_mcp.wire import MODERN_VERSION
 
-__all__ = ["EventDecoder", "EventTooLarge", "Request", "as_object", "build_request", "parse_message"]
+__all__ = ["EventDecoder", "EventTooLarge", "Request", "as_object", "build_request", "header_value", "parse_message"]
 
 META_VERSION: Final = "io.modelcontextprotocol/protocolVersion"
 META_CLIENT: Final = "io.modelcontextprotocol/clientInfo"
@@ -58,12 +58,12 @@ def build_request(method: str, params: Mapping[str, Any], *, request_id: int, pr
     }
     name = params.get("name")
     if method == "tools/call" and isinstance(name, str):
-        headers["mcp-name"] = _header_value(name)
+        headers["mcp-name"] = header_value(name)
     body = json.dumps(message, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return Request(request_id, headers, body.encode())
 
 
-def _header_value(text: str) -> str:
+def header_value(text: str) -> str:
     """Encode what would not survive as a header the way the protocol says, in a base64 envelope."""
     if _HEADER_SAFE.fullmatch(text) and not (text.startswith("=?base64?") and text.endswith("?=")):
         return text

@@ -129,7 +129,9 @@ def error_of_status(head: Head, body: Mapping[str, Any] | None) -> AshError | No
 def _error_of_foreign(status: int) -> AshError:
     """Return what an untyped refusal means: it comes from a proxy on the way, or from no hive at all."""
     if status in _GATEWAY_STATUSES:
-        return TransportError(f"a gateway before the hive answered {status}; look whether the hive runs", status=status)
+        return TransportError(
+            f"a gateway before the hive answered {status}; look whether the hive runs", status=status
+        )
     if status in (401, 403):
         return Unauthenticated(f"something before the hive answered {status}; check ASH_TOKEN", trainable=False)
     return RemoteProtocolError(f"what answered {status} is not a hive of Ash; check ASH_URL", status=status)

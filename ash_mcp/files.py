@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import stat as stat_bits
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -122,9 +123,7 @@ class Files:
         """
         await self._call("ash_file_remove", {"path": path, "recursive": recursive}, repeatable=False)
 
-    async def upload(
-        self, source: str | os.PathLike[str], path: str, *, on_bytes: OnBytes | None = None
-    ) -> int:
+    async def upload(self, source: str | os.PathLike[str], path: str, *, on_bytes: OnBytes | None = None) -> int:
         """Copy a local file into the sandbox with its permission bits and return its size.
 
         Raises:
@@ -159,11 +158,12 @@ class Files:
         done = 0
         try:
             async with await part.open("xb") as file:
-                async for piece, size in self._pieces(path):
-                    await file.write(piece)
-                    done += len(piece)
-                    if on_bytes is not None:
-                        on_bytes(done, size)
+                async with contextlib.aclosing(self._pieces(path)) as pieces:
+                    async for piece, size in pieces:
+                        await file.write(piece)
+                        done += len(piece)
+                        if on_bytes is not None:
+                            on_bytes(done, size)
             await part.replace(target)
         except BaseException:
             with anyio.CancelScope(shield=True):
@@ -171,7 +171,7 @@ class Files:
             raise
         return done
 
-    async def _pieces(self, path: str) -> AsyncIterator[tuple[bytes, int]]:
+    async def _pieces(self, path: str) -> AsyncGenerator[tuple[bytes, int], None]:
         """Yield the pieces of a file, each with the file's size as the sandbox said it."""
         offset = 0
         while True:

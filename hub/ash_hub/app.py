@@ -16,20 +16,18 @@ from typing import Any, Final, cast
 
 import anyio
 import uvicorn
-from ash_router.relay import Relay
-from ash_router.sessions import LegacySessions
-from ash_router.store.memory import MemoryStore
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
+from pydantic import ValidationError
 
-from ash_hub.backends.base import Backend
+from ash_hub.backends.base import Backend, BackendFactory, Places
 from ash_hub.doors import Doors
 from ash_hub.legacy import SdkSessions
 from ash_hub.metrics import Metrics
 from ash_hub.notices import Notices
 from ash_hub.pool import EmptyPool
 from ash_hub.reaper import Reaper
-from ash_hub.recipes import Catalog
+from ash_hub.recipes import Catalog, explain_invalid
 from ash_hub.reconcile import Reconciler
 from ash_hub.sandboxes import Parts, Sandboxes
 from ash_hub.server import Face
@@ -43,7 +41,10 @@ from ash_mcp.types import new_sandbox_id
 from ash_mcp.wire import MCP_PATH
 from ash_router.admission import ADMITTED_KEY, Admission, Admitted, LoopbackAdmission
 from ash_router.ledger import Ledger
+from ash_router.relay import Relay
 from ash_router.routes import Route, Routes
+from ash_router.sessions import LegacySessions
+from ash_router.store.memory import MemoryStore
 from ash_router.tokens import CallTokens, load_hive_key
 
 __all__ = ["Hive", "open_hive"]
@@ -256,7 +257,11 @@ def _load_backend(settings: HubSettings) -> Backend:
     kind = settings.backend.get("kind")
     if kind not in known:
         raise ConfigError(f"there is no backend {kind!r}; there are: {', '.join(sorted(known))}")
-    return known[kind].load()(settings)
+    factory: BackendFactory = known[kind].load()
+    try:
+        return factory(settings.backend, Places(settings.state_dir, settings.run_dir, settings.logs))
+    except ValidationError as exc:
+        raise ConfigError(f"settings of the {kind} backend (ASH_HUB_BACKEND__…): {explain_invalid(exc)}") from exc
 
 
 def _shown(host: str) -> str:

@@ -105,7 +105,7 @@ class Face:
                 name_limit=self._settings.name_limit,
                 most=self._settings.max_listed_tools,
             )
-        return {"tools": tools}
+        return _complete({"tools": tools})
 
     async def _call_tool(self, ctx: Context, params: types.CallToolRequestParams) -> dict[str, Any]:
         caller = self._caller(ctx.request)
@@ -117,10 +117,10 @@ class Face:
             ask = self._parse(caller, params.name, params.arguments or {})
             answer = await self._doors.answer(caller, ask, progress)
         except AshError as error:
-            return tool_failure(error)
+            return _complete(tool_failure(error))
         except Exception:
             log.exception("a tool of the hive failed", extra={"tool": params.name})
-            return tool_failure(HiveFault(f"{params.name} failed inside the hive; its log says why"))
+            return _complete(tool_failure(HiveFault(f"{params.name} failed inside the hive; its log says why")))
         if answer.lists_changed and ctx.protocol_version not in MODERN_PROTOCOL_VERSIONS:
             # also on the call's own stream, since some hosts open no other
             await ctx.session.send_notification(types.ToolListChangedNotification(), related_request_id=ctx.request_id)
@@ -170,7 +170,7 @@ class Face:
             contents = await self._doors.read(self._caller(ctx.request), session, uri)
         except AshError as error:
             raise MCPError(jsonrpc_code(error), error.message, failure_to_json(error)) from error
-        return {"contents": contents}
+        return _complete({"contents": contents})
 
     async def _listen(
         self, ctx: Context, params: types.SubscriptionsListenRequestParams
@@ -197,7 +197,12 @@ class _HiveServer(Server[Any]):
 
 
 def _result(answer: Answer) -> dict[str, Any]:
-    return {"content": [{"type": "text", "text": answer.text}], "structuredContent": answer.structured}
+    return _complete({"content": [{"type": "text", "text": answer.text}], "structuredContent": answer.structured})
+
+
+def _complete(result: dict[str, Any]) -> dict[str, Any]:
+    """Mark a result as final, as the stateless era wants it; the SDK drops the mark for older clients."""
+    return {**result, "resultType": "complete"}
 
 
 def _recipe_line(catalog: Catalog) -> str:

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ash_mcp.paths import default_run_dir, default_state_dir
+
 __all__ = ["HubSettings"]
-
-
-def _xdg(variable: str, fallback: str) -> Path:
-    return Path(os.environ.get(variable) or Path.home() / fallback) / "ash"
-
-
-def _default_run_dir() -> Path:
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime:
-        return Path(runtime) / "ash"
-    return Path("/run/ash") if os.geteuid() == 0 else Path(f"/tmp/ash-{os.geteuid()}")
 
 
 class Limits(BaseModel):
@@ -77,8 +67,8 @@ class HubSettings(BaseSettings):
     """Whether a graceful stop leaves the sandboxes running for the next hive on the same state directory."""
     idle_exit_seconds: Annotated[float, Field(gt=0)] | None = None
     """End the hive when it has had neither a sandbox nor a request for so long; None never."""
-    state_dir: Path = Field(default_factory=lambda: _xdg("XDG_STATE_HOME", ".local/state"))
-    run_dir: Path = Field(default_factory=_default_run_dir)
+    state_dir: Path = Field(default_factory=default_state_dir)
+    run_dir: Path = Field(default_factory=default_run_dir)
     log_dir: Path | None = None
     """None: `log` below the state directory."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -116,7 +116,7 @@ def pin(listed: Iterable[object], annotations: Mapping[str, Mapping[str, Any]]) 
 def _clean(entry: object, annotations: Mapping[str, Mapping[str, Any]], notes: list[str]) -> PinnedTool | None:
     fields = mapping(entry)
     name = fields.get("name")
-    if not isinstance(name, str) or not 0 < len(name) <= 128 or name != clean_text(name, 512):
+    if not isinstance(name, str) or not 0 < len(name) <= 128 or not name.isprintable():
         notes.append("a tool without a usable name was left out")
         return None
     if name.startswith(RUNNER_TOOL_PREFIX):

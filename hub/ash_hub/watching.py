@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Final
 
 import anyio
 
 from ash_hub.backends.base import Backend, Instance, Phase
-from ash_mcp.errors import StartFailed
+from ash_mcp.errors import AshError, StartFailed
 from ash_mcp.types import SandboxId
 
 __all__ = ["InstanceWatch"]
 
-log = logging.getLogger("ash.hub")
+NEWS_SECONDS: Final = 0.5
+"""How long the news of a death may lag behind a broken connection."""
 
 
 class InstanceWatch:
@@ -51,7 +52,12 @@ class InstanceWatch:
                 found = await self._backend.get(sandbox_id)
                 if found is None or found.phase is Phase.ENDED:
                     raise StartFailed((found.exit_message if found else None) or "its process ended at once")
-                yield
+                try:
+                    yield
+                except AshError:
+                    # what it looks like from outside comes before the news of its death: wait for the better reason
+                    await anyio.sleep(NEWS_SECONDS)
+                    raise
             finally:
                 del self._starting[sandbox_id]
         if said:

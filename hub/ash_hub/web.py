@@ -1,4 +1,7 @@
-"""The hive's ASGI app: MCP, health, readiness, metrics. Whatever reaches it was admitted before."""
+"""The hive's ASGI app: MCP, health, readiness, metrics.
+
+Whatever reaches it was admitted before, and the relay marks its answers as the hub's own.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ash_hub.metrics import CONTENT_TYPE, Metrics
 from ash_mcp.errors import HiveFault, NotFound
-from ash_mcp.wire import HEADER_ORIGIN, MCP_PATH, ORIGIN_HUB, failure_to_json, http_status
+from ash_mcp.wire import MCP_PATH, failure_to_json, http_status
 from ash_router.admission import ADMITTED_KEY
 
 __all__ = ["build_app"]
-
-_OURS = {HEADER_ORIGIN: ORIGIN_HUB}
 
 
 def build_app(mcp: ASGIApp, metrics: Metrics, unready: Callable[[], str | None]) -> ASGIApp:
@@ -30,21 +31,21 @@ def build_app(mcp: ASGIApp, metrics: Metrics, unready: Callable[[], str | None])
 
     async def home(request: Request) -> Response:
         url = str(request.url.replace(path=MCP_PATH, query=""))
-        return PlainTextResponse(f"Ash, the Agent Sandbox Hive. Connect an MCP host to {url}\n", headers=_OURS)
+        return PlainTextResponse(f"Ash, the Agent Sandbox Hive. Connect an MCP host to {url}\n")
 
     async def healthz(_: Request) -> Response:
-        return PlainTextResponse("ok", headers=_OURS)
+        return PlainTextResponse("ok")
 
     async def readyz(_: Request) -> Response:
         reason = unready()
-        return PlainTextResponse(reason or "ready", status_code=503 if reason else 200, headers=_OURS)
+        return PlainTextResponse(reason or "ready", status_code=503 if reason else 200)
 
     async def show_metrics(_: Request) -> Response:
-        return Response(metrics.exposition(), media_type=CONTENT_TYPE, headers=_OURS)
+        return Response(metrics.exposition(), media_type=CONTENT_TYPE)
 
     async def not_found(request: Request, _: Exception) -> Response:
         error = NotFound(f"there is nothing at {request.url.path}; MCP is at {MCP_PATH}")
-        return JSONResponse({"error": failure_to_json(error)}, status_code=404, headers=_OURS)
+        return JSONResponse({"error": failure_to_json(error)}, status_code=404)
 
     app = Starlette(
         routes=[
@@ -61,21 +62,8 @@ def build_app(mcp: ASGIApp, metrics: Metrics, unready: Callable[[], str | None])
             error = HiveFault("a request came in past admission")
             await JSONResponse({"error": failure_to_json(error)}, http_status(error))(scope, receive, send)
         elif scope["path"] == MCP_PATH:
-            await mcp(scope, receive, _marked(send))
+            await mcp(scope, receive, send)
         else:
             await app(scope, receive, send)
 
     return admitted_only
-
-
-def _marked(send: Send) -> Send:
-    """Add to each answer that it is the hive's own."""
-    ours = (HEADER_ORIGIN.encode(), ORIGIN_HUB.encode())
-
-    async def mark(message: dict[str, object]) -> None:
-        if message["type"] == "http.response.start":
-            headers = message.get("headers", ())
-            message = {**message, "headers": [*headers, ours]}  # type: ignore[misc]
-        await send(message)
-
-    return mark  # type: ignore[return-value]

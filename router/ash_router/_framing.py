@@ -7,6 +7,7 @@ goes out as framing; a length is always that of the bytes in hand.
 
 from __future__ import annotations
 
+import base64
 import http
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,14 +15,19 @@ from dataclasses import dataclass
 from typing import Final
 
 __all__ = [
+    "LAST_CHUNK",
     "Headers",
     "Problem",
     "ResponseHead",
+    "body_head",
     "check_head",
     "chunk",
     "content_length",
+    "decode_name",
+    "encode_name",
     "has_body",
     "one",
+    "repeated",
     "request_head",
     "response_head",
     "response_problem",
@@ -37,6 +43,8 @@ LAST_CHUNK: Final = b"0\r\n\r\n"
 
 _TARGET: Final = re.compile(rb"/[\x21\x22\x24-\x7e]*")
 _VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+
+_PLAIN: Final = re.compile(r"[\x20-\x7e]+")
 
 _FORWARDED: Final = frozenset(
     {
@@ -90,6 +98,12 @@ def one(headers: Headers, name: bytes) -> bytes | None:
     return values[0].strip() if len(values) == 1 else None
 
 
+def repeated(headers: Headers, names: frozenset[bytes]) -> bool:
+    """Say whether any header of `names` occurs more than once."""
+    found = [key for key, _ in headers if key in names]
+    return len(found) != len(set(found))
+
+
 def content_length(headers: Headers) -> int | None:
     """Return the announced length of a body, or None where there is none (the parser has checked its digits)."""
     value = one(headers, b"content-length")
@@ -101,6 +115,14 @@ def has_body(headers: Headers) -> bool:
     return any(
         key == b"transfer-encoding" or (key == b"content-length" and value.strip() != b"0") for key, value in headers
     )
+
+
+def body_head(headers: Headers) -> bytes:
+    """Return a head that says nothing but how the body of a request with these headers is framed."""
+    lines = [
+        b"%b: %b\r\n" % (key, value) for key, value in headers if key in (b"content-length", b"transfer-encoding")
+    ]
+    return b"POST / HTTP/1.1\r\n" + b"".join(lines) + b"\r\n"
 
 
 def check_head(version: str, method: bytes, target: bytes, headers: Headers) -> Problem | None:
@@ -132,18 +154,42 @@ def _check_framing(version: str, headers: Headers) -> Problem | None:
     return None
 
 
-def request_head(headers: Headers, replaced: Mapping[bytes, bytes], length: int) -> bytes:
-    """Return the head of a POST to a sandbox: the caller's allowed headers, ours, and the length in hand.
+def encode_name(name: str) -> bytes:
+    """Return a tool's name as an `Mcp-Name` header value: itself where it is plain ASCII, else marked base64.
+
+    So no name, whoever chose it, can end its header line.
+    """
+    if _PLAIN.fullmatch(name) and name == name.strip() and not name.startswith("=?base64?"):
+        return name.encode()
+    return b"=?base64?" + base64.b64encode(name.encode("utf-8", "surrogatepass")) + b"?="
+
+
+def decode_name(value: bytes) -> str | None:
+    """Undo `encode_name`; None for what it never writes."""
+    try:
+        if value.startswith(b"=?base64?") and value.endswith(b"?="):
+            name = base64.b64decode(value[9:-2], validate=True).decode()
+            return name if encode_name(name) == value else None
+        return value.decode("ascii")
+    except ValueError:
+        return None
+
+
+def request_head(
+    headers: Headers, replaced: Mapping[bytes, bytes | None], length: int, *, method: bytes = b"POST"
+) -> bytes:
+    """Return the head of a request to a sandbox: the caller's allowed headers, ours, and the length in hand.
 
     Args:
-        replaced: Headers that we set, instead of the caller's of the same name.
+        replaced: Headers that we set, instead of the caller's of the same name; None only drops the caller's.
     """
-    parts = [b"POST /mcp HTTP/1.1\r\nhost: sandbox\r\ncontent-length: %d\r\n" % length]
+    parts = [method, b" /mcp HTTP/1.1\r\nhost: sandbox\r\ncontent-length: %d\r\n" % length]
     for key, value in headers:
         if (key in _FORWARDED and key not in replaced) or key.startswith(_FORWARDED_PREFIX):
             parts += (key, b": ", value, b"\r\n")
-    for key, value in replaced.items():
-        parts += (key, b": ", value, b"\r\n")
+    for key, ours in replaced.items():
+        if ours is not None:
+            parts += (key, b": ", ours, b"\r\n")
     parts.append(b"\r\n")
     return b"".join(parts)
 

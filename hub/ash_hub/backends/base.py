@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from ash_mcp.types import Endpoint, SandboxId, SandboxSpec
 
-__all__ = ["Backend", "BackendEvent", "Instance", "Phase"]
+__all__ = ["Backend", "BackendEvent", "BackendFactory", "Instance", "Phase", "Places"]
 
 
 class Phase(StrEnum):
@@ -57,6 +58,25 @@ class BackendEvent:
 
     instance: Instance | None
     lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The directories of one hive, each its owner's alone."""
+
+    state_dir: Path
+    run_dir: Path
+    log_dir: Path
+
+
+class BackendFactory(Protocol):
+    """What an entry point `ash.backends` names: makes a backend from the settings beside its `kind`.
+
+    Raises:
+        pydantic.ValidationError: An option is wrong.
+    """
+
+    def __call__(self, options: Mapping[str, Any], places: Places) -> Backend: ...
 
 
 class Backend(Protocol):

@@ -37,7 +37,7 @@ class Store(Protocol):
         ...
 
     async def drop_route(self, sandbox_id: SandboxId) -> None:
-        """Remove a route; idempotent."""
+        """Remove a route, and with it when its sandbox was last called; idempotent."""
         ...
 
     async def routes(self) -> list[Mapping[str, Any]]:

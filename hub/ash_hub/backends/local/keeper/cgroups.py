@@ -8,16 +8,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["CONTROLLERS", "Group", "Hierarchy", "find", "open_hierarchy"]
+__all__ = ["CONTROLLERS", "Group", "Hierarchy", "find", "open_hierarchy", "usable"]
 
 CONTROLLERS = ("memory", "pids", "cpu")
 _PERIOD_MICROSECONDS = 100_000
-_REMOVAL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -83,17 +81,15 @@ class Group:
         return {int(line) for path in self.entrances() for line in _lines(path) if line.isdigit()}
 
     def kill(self) -> None:
-        """Kill every process of the group."""
-        deadline = time.monotonic() + _REMOVAL_SECONDS
-        while (members := self.members()) and time.monotonic() < deadline:
-            for pid in members:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, 9)
-            time.sleep(0.002)
+        """Kill every process that is in the group now."""
+        for pid in self.members():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, 9)
 
     def remove(self) -> bool:
         """Remove the group, and say whether it is gone; it stays while a process is in it."""
-        return all([_remove_directory(path) for path in set(self.directories.values())])
+        removed = [_remove_directory(path) for path in set(self.directories.values())]
+        return all(removed)
 
 
 def _settings(version: int, limits: Mapping[str, Any]) -> dict[str, list[tuple[str, str, bool]]]:
@@ -246,3 +242,15 @@ def _remove_directory(path: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def usable() -> tuple[int, frozenset[str]]:
+    """Return the version and the controllers that a hive started from here could use, without making anything."""
+    with open("/proc/self/cgroup") as memberships, open("/proc/self/mountinfo") as mounts:
+        unified, legacy = find(memberships.read(), mounts.read())
+    if unified is not None and os.access(os.path.join(unified, "cgroup.subtree_control"), os.W_OK):
+        available = " ".join(_lines(os.path.join(unified, "cgroup.controllers"))).split()
+        if held := frozenset(available) & frozenset(CONTROLLERS):
+            return 2, held
+    held = frozenset(name for name, path in legacy.items() if os.access(path, os.W_OK))
+    return (1 if held else 0), held

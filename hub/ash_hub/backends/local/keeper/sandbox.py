@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .cgroups import Group
@@ -26,7 +27,14 @@ _REMOVAL_SECONDS = 2.0
 class Sandbox:
     """A sandbox as its keeper has it. `view()` is what the hub is told."""
 
-    def __init__(self, request: Mapping[str, Any], group: Group | None, log_bytes: int) -> None:
+    def __init__(
+        self,
+        request: Mapping[str, Any],
+        group: Group | None,
+        log_bytes: int,
+        tasks: asyncio.TaskGroup,
+        on_end: Callable[[Sandbox], None],
+    ) -> None:
         self.id: str = request["id"]
         self._generation: int = request["generation"]
         self._labels: Mapping[str, str] = request["labels"]
@@ -43,6 +51,8 @@ class Sandbox:
         self._child: Child | None = None
         self._main: int | None = None
         self._gone = asyncio.Event()
+        self._tasks = tasks
+        self._on_end = on_end
 
     def view(self) -> dict[str, Any]:
         return {
@@ -68,7 +78,7 @@ class Sandbox:
                 await self._came_up()
         except TimeoutError:
             await self.end(0.0)
-            raise LaunchError("launch", f"its main process did not run within {self._timeout:g} s") from None
+            raise LaunchError("launch", f"its main process did not start within {self._timeout:g} s") from None
         except BaseException:
             await self.end(0.0)
             raise
@@ -82,25 +92,33 @@ class Sandbox:
             if absent := sorted(set(missing) - set(held)):
                 raise LaunchError("limits", f"the control group refused its limits: {', '.join(absent)}")
             entrances = self._group.entrances()
+        for path in self._plan["directories"]:
+            os.makedirs(path, mode=0o700)
         listener = bind_listener(self._path)
         try:
             self._child = launch(self._plan, listener, entrances)
         finally:
             listener.close()
         asyncio.get_running_loop().add_reader(self._child.log, self._read_log)
+        self._tasks.create_task(self._watch(self._child))
 
     async def _came_up(self) -> None:
         """Wait until the main process has been executed, as the `up` pipe tells by its end."""
         child = self._child
         assert child is not None
         said = b""
-        while data := await _next_bytes(child.up):
-            said += data
-        self._main = _main_process(child)
+        try:
+            while data := await _next_bytes(child.up):
+                said += data
+            if child is self._child:
+                self._main = _main_process(child)
+        finally:
+            os.close(child.up)
         first, _, rest = said.partition(b"\n")
         if first != b"init":
-            await _readable(child.pidfd)
-            raise LaunchError("launch", self._first_line() or f"the launcher ended: {_told(child.process.wait())}")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._gone.wait(), 1.0)
+            raise LaunchError("launch", self._first_line() or f"the launcher ended: {self.exit_message}")
         if rest:
             raise LaunchError("exec", rest.decode(errors="replace").strip())
 
@@ -135,44 +153,40 @@ class Sandbox:
             os.close(self._child.log)
             self._child.log = -1
 
-    async def last(self) -> None:
-        """Return when its last process is gone, however that came; then say why in `exit_message`."""
-        if self._gone.is_set():
-            return
-        child = self._child
-        assert child is not None
+    async def _watch(self, child: Child) -> None:
+        """See it through to its last process, say why it ended, and clean up after it."""
         await _readable(child.pidfd)
         code = child.process.wait()
         if self._main is not None:
             await _readable(self._main)
-        if self._gone.is_set():
-            return
+        self._read_log()
         self.exit_message = _told(code)
         if self._group is not None and code in (128 + signal.SIGKILL, -signal.SIGKILL) and self._group.oom_kills():
             self.exit_message = "killed: out of memory"
-        self.phase = "ended"
-        self._gone.set()
-        self._read_log()
+        ran, self.phase = self.phase == "running", "ended"
+        if ran:
+            self._on_end(self)
         await self._clean_up()
+        self._gone.set()
 
     async def end(self, grace_seconds: float) -> None:
         """Ask it to end, kill it after the grace, and return when nothing of it is left but its log."""
-        if self._child is not None and not self._gone.is_set():
-            last = asyncio.ensure_future(self.last())
-            if grace_seconds > 0:
-                self._signal(signal.SIGTERM)
-                await asyncio.wait([last], timeout=grace_seconds)
-            if not last.done():
-                self._signal(signal.SIGKILL)
-                await asyncio.wait([last], timeout=_KILL_SECONDS)
-            if not last.done():
-                last.cancel()
-        self.phase = "ended"
-        await self._clean_up()
+        if self._child is None:
+            await self._clean_up()
+            return
+        if grace_seconds > 0:
+            self._signal(signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._gone.wait(), grace_seconds)
+        if not self._gone.is_set():
+            self._signal(signal.SIGKILL)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._gone.wait(), _KILL_SECONDS)
 
     def _signal(self, number: int) -> None:
         child = self._child
-        assert child is not None
+        if child is None:
+            return
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(child.pidfd if self._main is None else self._main, number)
         if number == signal.SIGKILL:
@@ -183,16 +197,19 @@ class Sandbox:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
         if self._group is not None:
-            self._group.kill()
             for _ in range(int(_REMOVAL_SECONDS / 0.01)):
+                self._group.kill()
                 if self._group.remove():
                     break
                 await asyncio.sleep(0.01)
+        for path in self._plan["directories"][:1]:
+            shutil.rmtree(path, ignore_errors=True)
         self._close_log()
         child, self._child = self._child, None
         if child is not None:
-            for number in (child.up, child.status, child.pidfd):
-                os.close(number)
+            # Not earlier: the launcher writes to it when it ends, and a closed pipe would kill it.
+            os.close(child.status)
+            os.close(child.pidfd)
         main, self._main = self._main, None
         if main is not None:
             os.close(main)
@@ -217,14 +234,11 @@ def _told(code: int) -> str:
 async def _readable(descriptor: int) -> None:
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
-    # A duplicate, since two waiters may watch one descriptor and a loop holds one reader for each number.
-    twin = os.dup(descriptor)
-    loop.add_reader(twin, _resolve, ready)
+    loop.add_reader(descriptor, _resolve, ready)
     try:
         await ready
     finally:
-        loop.remove_reader(twin)
-        os.close(twin)
+        loop.remove_reader(descriptor)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

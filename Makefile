@@ -1,0 +1,27 @@
+# The two commands of a newcomer are `make run` and `make test`; CI calls .ci/run.
+# Nothing of the caller's Python reaches the project's own environment.
+unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
+
+QUICK := not heavy and not node and not clients
+
+.PHONY: help run test check lock
+
+help:
+	@echo "make run    install what is missing, start the hive, show it at work"
+	@echo "make test   install what is missing, run the quick tests"
+	@echo "make check  lint, format, types, imports"
+	@echo "make lock   pin the newest dependencies in constraints.txt"
+
+run:
+	@scripts/setup run
+	@exec .venv/bin/ash up --demo
+
+test:
+	@scripts/setup test
+	@exec .venv/bin/pytest -m "$(QUICK)"
+
+check:
+	@scripts/check
+
+lock:
+	@scripts/lock

@@ -1,0 +1,92 @@
+"""`ash spawn`: a new sandbox."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ash_mcp.cli.context import Cli
+from ash_mcp.cli.output import clean
+from ash_mcp.cli.secrets import read_secrets
+from ash_mcp.cli.sheets import moment, tool_lines
+from ash_mcp.cli.values import read_duration, read_network, read_pairs, shown_duration
+from ash_mcp.cli.waiting import waiting
+from ash_mcp.wire import info_to_json
+
+if TYPE_CHECKING:
+    from ash_mcp.results import Progress
+    from ash_mcp.sandbox import Sandbox
+
+__all__ = ["spawn"]
+
+
+
+async def spawn(
+    cli: Cli,
+    recipe: Annotated[str | None, typer.Argument(help="What to make it from; general if absent.")] = None,
+    session: Annotated[str | None, typer.Option(help="Its name, such as sb1; chosen by the hive if absent.")] = None,
+    env: Annotated[list[str] | None, typer.Option("--env", "-e", metavar="K=V", help="Environment variable.")] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Secret, read from the variable NAME here, else a line of stdin."),
+    ] = None,
+    ttl: Annotated[str | None, typer.Option(metavar="DURATION", help="How long it lives: 90s, 10m, 2d.")] = None,
+    idle: Annotated[str | None, typer.Option(metavar="DURATION", help="How long it lives without a call.")] = None,
+    label: Annotated[list[str] | None, typer.Option("--label", "-l", metavar="K=V", help="A mark to list by.")] = None,
+    image: Annotated[str | None, typer.Option(help="Container image, where the backend has images.")] = None,
+    cpu: Annotated[str | None, typer.Option(help="Most processors: 500m, 2.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Most memory: 256Mi, 1Gi.")] = None,
+    network: Annotated[str | None, typer.Option(help="none, internet, or domains with commas.")] = None,
+    node_selector: Annotated[
+        list[str] | None, typer.Option(metavar="K=V", help="Label of the nodes it may run on, in a cluster.")
+    ] = None,
+    runtime_class: Annotated[str | None, typer.Option(help="Such as gvisor, in a cluster.")] = None,
+    port: Annotated[list[int] | None, typer.Option(min=1, max=65535, help="Port to expose.")] = None,
+) -> None:
+    """Start a sandbox and show its tools.
+
+    A secret's value is never taken from the command line, where others on this machine could read it.
+    """
+    limits = {name: value for name, value in (("cpu", cpu), ("memory", memory)) if value is not None}
+    asked: dict[str, Any] = {
+        "session": session,
+        "image": image,
+        "env": read_pairs(env or (), "a variable", variables=True),
+        "ttl_seconds": read_duration(ttl) if ttl is not None else None,
+        "idle_seconds": read_duration(idle) if idle is not None else None,
+        "labels": read_pairs(label or (), "a label"),
+        "resources": {"limits": limits} if limits else None,
+        "network": read_network(network) if network is not None else None,
+        "node_selector": read_pairs(node_selector or (), "a node's label"),
+        "runtime_class": runtime_class,
+        "ports": port or (),
+    }
+    asked["secrets"] = read_secrets(secret or ())
+    async with cli.hive() as hive, waiting("starting a sandbox", show=not cli.as_json) as meter:
+
+        def show(news: Progress) -> None:
+            meter.update(label=news.message, done=news.done, total=news.total)
+
+        box = await hive.spawn(recipe, on_progress=show, **asked)
+    _tell(cli, box)
+
+
+def _tell(cli: Cli, box: Sandbox) -> None:
+    info, now = box.info, time.time()
+    tools = [
+        {"name": tool.name, "description": tool.description, "input_schema": dict(tool.input_schema)}
+        for tool in box.spawned_tools
+    ]
+    cli.tell({**info_to_json(info, now=now), "tools": tools}, *_lines(box, now))
+
+
+def _lines(box: Sandbox, now: float) -> Sequence[str]:
+    info = box.info
+    left = shown_duration(info.expires_at - now)
+    lines = [f"{info.session} is ready: {info.recipe}, {info.id}, until {moment(info.expires_at)} ({left})"]
+    lines += [f"Note: {clean(warning)}" for warning in info.warnings]
+    lines.append(f"Its tools, for `ash call {info.session} TOOL key=value…`:")
+    return [*lines, *tool_lines(box.spawned_tools)]

@@ -1,0 +1,280 @@
+"""A hive, as a client sees it: spawn sandboxes, find them again, end them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import anyio
+
+from ash_mcp._connection import Connection, OnProgress
+from ash_mcp._hive_answers import read_info, read_infos, read_names, read_tools, structured
+from ash_mcp.errors import AshError, LocalProtocolError, SandboxGone, SandboxNotFound
+from ash_mcp.sandbox import Sandbox
+from ash_mcp.settings import ClientSettings
+from ash_mcp.types import Resources, SandboxInfo
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["Destroyed", "Hive", "Spawning"]
+
+_EVERYTHING: Final = "*"
+_DESTROY_AT_ONCE: Final = 1000
+"""How many sandboxes one `destroy` may name."""
+
+_CLEANUP_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Destroyed:
+    """What a `destroy` did."""
+
+    destroyed: Sequence[SandboxInfo]
+    already_ended: Sequence[SandboxInfo]
+    not_found: Sequence[str]
+
+
+class Hive:
+    """A hive of sandboxes. One object serves thousands of them at once, over one pool of connections.
+
+    `async with Hive() as hive:` closes the pool at the end; no sandbox ends by that. It connects at the first call.
+
+    Args:
+        url: Its MCP endpoint; else `ASH_URL`, else `http://127.0.0.1:8420/mcp`.
+        token: Its key; else `ASH_TOKEN`.
+        scope: The part of the hive to work in; else `ASH_SCOPE`, else the default scope.
+        timeout_seconds: The bound of every call that names none; else `ASH_TIMEOUT_SECONDS`, else 300.
+        settings: All of these at once, and more; then no other argument counts.
+        transport: Takes the place of the network, in tests.
+
+    Raises:
+        ConfigError: A value cannot be used; the message names it.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        scope: str | None = None,
+        *,
+        timeout_seconds: float | None = None,
+        settings: ClientSettings | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.settings = settings or ClientSettings.from_environment(
+            url=url, token=token, scope=scope, timeout_seconds=timeout_seconds
+        )
+        self._connection = Connection(self.settings, transport)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections. Idempotent; sandboxes live on."""
+        with anyio.CancelScope(shield=True):
+            await self._connection.aclose()
+
+    def spawn(
+        self,
+        recipe: str | Mapping[str, Any] | None = None,
+        *,
+        session: str | None = None,
+        image: str | None = None,
+        env: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None,
+        ports: Sequence[int] = (),
+        resources: Resources | Mapping[str, Any] | None = None,
+        node_selector: Mapping[str, str] | None = None,
+        runtime_class: str | None = None,
+        network: str | Sequence[str] | None = None,
+        ttl_seconds: float | None = None,
+        idle_seconds: float | None = None,
+        labels: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        timeout_seconds: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Spawning:
+        """Make a sandbox: `async with hive.spawn() as box:` destroys it at the end, `await hive.spawn()` does not.
+
+        What is None is left to the hive and the recipe.
+
+        Args:
+            recipe: Its name, or where the hive allows it a whole recipe.
+            session: The name under which its tools appear; chosen by the hive if None.
+            image: A container image, where the backend has images.
+            env: Environment variables inside.
+            secrets: The same, but never logged, listed or stored.
+            ports: Ports to expose.
+            resources: Requests and limits of cpu and memory.
+            node_selector: Labels of the nodes that it may run on, in a cluster.
+            runtime_class: Such as `gvisor`, in a cluster.
+            network: `none`, `internet`, or domains.
+            ttl_seconds: How long it lives at most.
+            idle_seconds: How long it lives without a call.
+            labels: Marks of one's own, to list by.
+            idempotency_key: The same key gives the same sandbox; one is made up if None, so that a spawn whose
+                answer was lost can be repeated.
+            timeout_seconds: The bound of the spawn, waiting for capacity included.
+            on_progress: Gets what the hive says while it works.
+
+        Raises (when awaited or entered):
+            RecipeNotFound: It is unknown; the message lists what there is.
+            SessionTaken: A living sandbox has that name.
+            CapacityExceeded: There was no room until the bound.
+            StartFailed: It did not start; `data` has the step and the end of its log.
+        """
+        given = {
+            "recipe": dict(recipe) if isinstance(recipe, Mapping) else recipe,
+            "session": session,
+            "image": image,
+            "env": _plain(env),
+            "secrets": _plain(secrets),
+            "ports": list(ports) or None,
+            "resources": _resources(resources),
+            "node_selector": _plain(node_selector),
+            "runtime_class": runtime_class,
+            "network": network if isinstance(network, str) or network is None else list(network),
+            "ttl_seconds": ttl_seconds,
+            "idle_seconds": idle_seconds,
+            "labels": _plain(labels),
+            "idempotency_key": idempotency_key or uuid.uuid4().hex,
+        }
+        arguments = {name: value for name, value in given.items() if value is not None}
+
+        async def run() -> Sandbox:
+            raw = await self._connection.call_tool(
+                "spawn", arguments, timeout_seconds=timeout_seconds, repeatable=True, on_progress=on_progress
+            )
+            shape = structured(raw)
+            return Sandbox(self._connection, read_info(shape), read_tools(shape))
+
+        return Spawning(run)
+
+    async def attach(self, session: str) -> Sandbox:
+        """Return the handle of a sandbox that lives, by its session name or its id.
+
+        Raises:
+            SandboxNotFound: There is none of that name.
+            SandboxGone: It has ended; `data["reason"]` says why.
+        """
+        named = [info for info in await self.list(include_ended=True) if session in (info.session, info.id)]
+        living = [info for info in named if not info.state.ended]
+        if living:
+            return Sandbox(self._connection, living[0])
+        if not named:
+            raise SandboxNotFound(f"there is no sandbox {session!r}; `list` shows what there is", session=session)
+        last = max(named, key=lambda info: info.created_at)
+        reason = last.reason.value if last.reason is not None else None
+        raise SandboxGone(
+            f"sandbox {session!r} has ended ({last.message or reason or last.state.value}); spawn a new one",
+            reason=reason,
+            sandbox_id=last.id,
+        )
+
+    async def list(
+        self, *, labels: Mapping[str, str] | None = None, include_ended: bool = False
+    ) -> Sequence[SandboxInfo]:
+        """Return one's sandboxes, oldest first.
+
+        Args:
+            labels: Only those that have all of these.
+            include_ended: Those too that ended within the last hour, with the reason.
+        """
+        asked: dict[str, Any] = {"include_ended": include_ended}
+        if labels is not None:
+            asked["labels"] = dict(labels)
+        raw = await self._connection.call_tool("list", asked, repeatable=True)
+        return read_infos(structured(raw), "sandboxes")
+
+    async def extend(self, session: str, seconds: float) -> SandboxInfo:
+        """Let a sandbox live for `seconds` from now.
+
+        Raises:
+            SandboxNotFound: There is none of that name.
+        """
+        asked = {"session": session, "ttl_seconds": seconds}
+        return read_info(structured(await self._connection.call_tool("extend", asked, repeatable=True)))
+
+    async def destroy(self, *sessions: str) -> Destroyed:
+        """End sandboxes by session name or id, and say which there were. Idempotent."""
+        destroyed: list[SandboxInfo] = []
+        ended: list[SandboxInfo] = []
+        missing: list[str] = []
+        for start in range(0, len(sessions), _DESTROY_AT_ONCE):
+            done = await self._destroy(list(sessions[start : start + _DESTROY_AT_ONCE]))
+            destroyed += done.destroyed
+            ended += done.already_ended
+            missing += done.not_found
+        return Destroyed(destroyed, ended, missing)
+
+    async def destroy_all(self) -> Destroyed:
+        """End every sandbox that one has in this scope."""
+        return await self._destroy(_EVERYTHING)
+
+    async def _destroy(self, session: str | Sequence[str]) -> Destroyed:
+        raw = await self._connection.call_tool("destroy", {"session": session}, repeatable=True)
+        shape = structured(raw)
+        return Destroyed(
+            read_infos(shape, "destroyed"), read_infos(shape, "already_ended"), read_names(shape, "not_found")
+        )
+
+    def __repr__(self) -> str:
+        return f"<Hive {self.settings.url}>"
+
+
+class Spawning:
+    """A spawn to come: await it for the sandbox, or enter it for one that is destroyed at the end."""
+
+    def __init__(self, run: Callable[[], Awaitable[Sandbox]]) -> None:
+        self._run: Callable[[], Awaitable[Sandbox]] | None = run
+        self._box: Sandbox | None = None
+
+    def __await__(self) -> Generator[Any, Any, Sandbox]:
+        return self._once().__await__()
+
+    def _once(self) -> Awaitable[Sandbox]:
+        run, self._run = self._run, None
+        if run is None:
+            raise LocalProtocolError("a spawn makes one sandbox; call hive.spawn() again for another")
+        return run()
+
+    async def __aenter__(self) -> Sandbox:
+        self._box = await self._once()
+        return self._box
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._box is None:
+            return
+        try:
+            with anyio.fail_after(_CLEANUP_SECONDS, shield=True):
+                await self._box.destroy()
+        except (AshError, TimeoutError) as failure:
+            if error is None:
+                raise
+            error.add_note(f"and {self._box!r} may still run: {failure}")
+
+
+def _plain(values: Mapping[str, str] | None) -> dict[str, str] | None:
+    return dict(values) if values else None
+
+
+def _resources(resources: Resources | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if resources is None:
+        return None
+    if not isinstance(resources, Resources):
+        return dict(resources)
+    shape: dict[str, dict[str, Any]] = asdict(resources)
+    return {
+        part: {name: value for name, value in amounts.items() if value is not None} for part, amounts in shape.items()
+    }

@@ -1,0 +1,36 @@
+"""Where a hive of this user keeps its files. Shared by the hive and by what looks for it, so that both agree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+__all__ = ["HIVE_FILE", "default_run_dir", "default_state_dir"]
+
+HIVE_FILE: Final = "hive.json"
+"""In the run directory: `{"url", "pid", "started_at"}` of the hive that serves."""
+
+_RUNTIME_PARENT: Final = Path("/run/user")
+
+
+def default_state_dir(environ: Mapping[str, str] | None = None) -> Path:
+    """Return where a hive keeps what outlives it: `$XDG_STATE_HOME/ash`, else `~/.local/state/ash`."""
+    env = os.environ if environ is None else environ
+    return Path(env.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "ash"
+
+
+def default_run_dir(environ: Mapping[str, str] | None = None, *, runtime_parent: Path = _RUNTIME_PARENT) -> Path:
+    """Return where a hive keeps its sockets and says where it is.
+
+    MCP hosts start their servers with a bare environment, so the user's runtime directory is found without
+    `XDG_RUNTIME_DIR`, too: otherwise a bridge would look elsewhere than the shell that started the hive.
+    """
+    env = os.environ if environ is None else environ
+    named, own = env.get("XDG_RUNTIME_DIR"), runtime_parent / str(os.geteuid())
+    if named:
+        return Path(named) / "ash"
+    if own.is_dir() and own.stat().st_uid == os.geteuid():
+        return own / "ash"
+    return Path("/run/ash") if os.geteuid() == 0 else Path(f"/tmp/ash-{os.geteuid()}")

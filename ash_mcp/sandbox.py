@@ -1,0 +1,255 @@
+"""A sandbox of one's own, as a handle: run commands, call its tools, keep its files, end it."""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from ash_mcp._answers import Fields, call_result, exec_result, job_info, runner_fields
+from ash_mcp._connection import Connection, OnProgress
+from ash_mcp._hive_answers import read_info, read_tools, structured
+from ash_mcp.errors import CommandFailed, LocalProtocolError
+from ash_mcp.files import Files
+from ash_mcp.jobs import Job, OutputStream
+from ash_mcp.results import CallResult, ExecResult, JobInfo
+from ash_mcp.types import SandboxId, SandboxInfo, SessionName, Tool
+
+__all__ = ["Command", "Sandbox"]
+
+Command = str | Sequence[str]
+"""A line for `bash -c`, or a program and its arguments, which no shell sees."""
+
+LOGS_TOOL: Final = "ash_logs"
+TOOLS_TOOL: Final = "ash_tools"
+"""Tools of the hive that it does not list, for this SDK."""
+
+_EXEC_MARGIN_SECONDS: Final = 30.0
+"""How much longer than the command itself its call may take."""
+
+
+class Sandbox:
+    """One sandbox. Every call names it by its global id, so that a session name used again never misleads.
+
+    `aclose()` drops the handle; `destroy()` ends the sandbox.
+    """
+
+    def __init__(self, connection: Connection, info: SandboxInfo, tools: Sequence[Tool] = ()) -> None:
+        self._connection = connection
+        self._closed = False
+        self._info = info
+        self.spawned_tools = tuple(tools)
+        """Its own tools as `spawn` told them; empty when attached. `tools()` has all that is known of them."""
+        self.files = Files(self._run)
+
+    @property
+    def info(self) -> SandboxInfo:
+        """What the hive said of it last: at spawn, attach or extend."""
+        return self._info
+
+    @property
+    def id(self) -> SandboxId:
+        return self._info.id
+
+    @property
+    def session(self) -> SessionName:
+        """The name under which hosts see its tools."""
+        return self._info.session
+
+    async def exec(
+        self,
+        command: Command,
+        *,
+        check: bool = False,
+        timeout_seconds: float = 60.0,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | str | None = None,
+        output_limit: int | None = None,
+    ) -> ExecResult:
+        """Run a command to its end. Its exit code is data, unless `check` is true.
+
+        Args:
+            command: A line for bash, or a list of words.
+            check: Raise when it exits with another code than 0 or is stopped at its timeout.
+            timeout_seconds: After that its whole process group is killed and the result says `timed_out`.
+            cwd: Where to run it; the workspace if None.
+            env: Further environment variables.
+            stdin: What it reads; its stdin is closed if None.
+            output_limit: How many bytes of each stream to keep in the result.
+
+        Raises:
+            CommandFailed: With `check`; `result` has all of it.
+            CommandNotStarted: There is no such program or directory.
+        """
+        asked = _command(command, cwd=cwd, env=env, timeout_seconds=timeout_seconds)
+        asked["key"] = uuid.uuid4().hex
+        if stdin is not None:
+            asked["stdin_base64"] = _base64(stdin)
+        if output_limit is not None:
+            asked["output_limit"] = output_limit
+        bound = timeout_seconds + _EXEC_MARGIN_SECONDS
+        result = exec_result(await self._run("ash_exec", asked, repeatable=True, timeout_seconds=bound))
+        if check and (result.timed_out or result.exit_code != 0):
+            raise CommandFailed(_failed(command, result), result=result, exit_code=result.exit_code)
+        return result
+
+    def stream(
+        self,
+        command: Command,
+        *,
+        timeout_seconds: float | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | str | None = None,
+    ) -> OutputStream:
+        """Return a command's output as it comes: `async for chunk in box.stream("make")`.
+
+        The command starts with the first read. Arguments are those of `exec`; without a timeout it may run for ever.
+        """
+        return OutputStream(
+            self._run, start=_command(command, cwd=cwd, env=env, timeout_seconds=timeout_seconds), stdin=stdin
+        )
+
+    async def background(
+        self,
+        command: Command,
+        *,
+        stdin: bool = False,
+        timeout_seconds: float | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Job:
+        """Start a command and return at once.
+
+        Args:
+            command: A line for bash, or a list of words.
+            stdin: Keep its stdin open for `Job.write`.
+            timeout_seconds: After that it is killed; None lets it run as long as the sandbox.
+            cwd: Where to run it; the workspace if None.
+            env: Further environment variables.
+
+        Raises:
+            CommandNotStarted: There is no such program or directory.
+        """
+        asked = _command(command, cwd=cwd, env=env, timeout_seconds=timeout_seconds)
+        fields = await self._run("ash_job_start", {**asked, "stdin": stdin, "key": uuid.uuid4().hex}, repeatable=True)
+        return Job(self._run, fields.text("job"))
+
+    def job(self, job_id: str) -> Job:
+        """Return the handle of a job that was started before, by its id."""
+        return Job(self._run, job_id)
+
+    async def jobs(self) -> list[JobInfo]:
+        """Return the jobs that the sandbox knows, ended ones too."""
+        fields = await self._run("ash_job_list", {}, repeatable=True)
+        return [job_info(item) for item in fields.objects("jobs")]
+
+    async def tools(self) -> list[Tool]:
+        """Return the sandbox's own tools, by the names that `call` takes."""
+        result = await self._ask(TOOLS_TOOL, {}, repeatable=True)
+        return read_tools(structured(result))
+
+    async def call(
+        self,
+        tool: str,
+        /,
+        *,
+        arguments: Mapping[str, Any] | None = None,
+        timeout_seconds: float | None = None,
+        on_progress: OnProgress | None = None,
+        **named: Any,
+    ) -> CallResult:
+        """Call one of the sandbox's tools. It is never called twice, whatever happens on the way.
+
+        Args:
+            tool: The tool's own name.
+            arguments: Its arguments; those whose names this method takes for itself can only stand here.
+            timeout_seconds: The bound of the call; None is the hive's `timeout_seconds`.
+            on_progress: Gets the tool's progress.
+            named: Its arguments by keyword.
+
+        Raises:
+            SandboxGone: The sandbox has ended; `data["reason"]` says why.
+            ToolNotFound: It has no such tool.
+        """
+        raw = await self._ask(
+            "call",
+            {"tool": tool, "arguments": {**(arguments or {}), **named}},
+            timeout_seconds=timeout_seconds,
+            on_progress=on_progress,
+        )
+        return call_result(raw)
+
+    async def extend(self, seconds: float) -> SandboxInfo:
+        """Let the sandbox live for `seconds` from now."""
+        raw = await self._ask("extend", {"ttl_seconds": seconds}, repeatable=True)
+        self._info = read_info(structured(raw))
+        return self._info
+
+    async def logs(self, *, tail_bytes: int = 65_536) -> str:
+        """Return the last of what the sandbox's main process wrote."""
+        raw = await self._ask(LOGS_TOOL, {"tail_bytes": tail_bytes}, repeatable=True)
+        return str(structured(raw).get("log", ""))
+
+    async def destroy(self) -> None:
+        """End the sandbox with everything in it, also through a handle that was dropped. Idempotent."""
+        await self._connection.call_tool("destroy", {"session": self.id}, repeatable=True)
+
+    async def aclose(self) -> None:
+        """Drop this handle; the sandbox lives on."""
+        self._closed = True
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.session} {self.id}>"
+
+    async def _run(
+        self, tool: str, arguments: Mapping[str, Any], *, repeatable: bool, timeout_seconds: float | None = None
+    ) -> Fields:
+        """Call a tool of the runner."""
+        asked = {"tool": tool, "arguments": arguments}
+        return runner_fields(await self._ask("call", asked, repeatable=repeatable, timeout_seconds=timeout_seconds))
+
+    async def _ask(
+        self,
+        tool: str,
+        arguments: Mapping[str, Any],
+        *,
+        repeatable: bool = False,
+        timeout_seconds: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Mapping[str, Any]:
+        """Call a tool of the hive on this sandbox."""
+        if self._closed:
+            raise LocalProtocolError(f"this handle of {self.session} is closed; attach to the sandbox again")
+        return await self._connection.call_tool(
+            tool,
+            {"session": self.id, **arguments},
+            repeatable=repeatable,
+            timeout_seconds=timeout_seconds,
+            on_progress=on_progress,
+        )
+
+
+def _command(
+    command: Command, *, cwd: str | None, env: Mapping[str, str] | None, timeout_seconds: float | None
+) -> dict[str, Any]:
+    given = {
+        "command": command if isinstance(command, str) else list(command),
+        "cwd": cwd,
+        "env": dict(env) if env is not None else None,
+        "timeout_seconds": timeout_seconds,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _base64(data: bytes | str) -> str:
+    return base64.b64encode(data.encode() if isinstance(data, str) else data).decode()
+
+
+def _failed(command: Command, result: ExecResult) -> str:
+    shown = command if isinstance(command, str) else " ".join(command)
+    how = "was stopped at its timeout" if result.timed_out else f"exited with code {result.exit_code}"
+    last = (result.stderr or result.stdout).strip()[-500:]
+    return f"{shown[:200]!r} {how}" + (f": {last}" if last else "")

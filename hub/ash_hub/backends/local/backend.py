@@ -1,0 +1,288 @@
+"""Sandboxes of this host, through the keeper."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import anyio.to_thread
+
+from ash_hub.backends._broadcast import Broadcast
+from ash_hub.backends.base import BackendEvent, Instance, Phase
+from ash_hub.backends.local import host
+from ash_hub.backends.local.launchers.base import Launcher
+from ash_hub.backends.local.launchers.bubblewrap import BubblewrapLauncher
+from ash_hub.backends.local.launchers.unsafe import UnsafeLauncher
+from ash_hub.backends.local.limits import Enforcement, limits_of
+from ash_hub.backends.local.link import KeeperEnding, KeeperGone, KeeperLink, KeeperRefusal
+from ash_hub.backends.local.paths import HivePaths, hive_paths
+from ash_hub.backends.local.runtime import Runtime, find_runtime
+from ash_hub.backends.local.settings import LocalSettings
+from ash_hub.backends.local.starter import start_keeper
+from ash_mcp.errors import CapacityExceeded, ConfigError, Conflict, StartFailed, Unsupported
+from ash_mcp.types import Endpoint, SandboxId, SandboxSpec
+
+__all__ = ["KEEPER_DIED", "LocalBackend"]
+
+KEEPER_DIED = "the keeper died, and its sandboxes with it"
+_CONNECT_SECONDS = 20.0
+_RETRY_SECONDS = 0.02
+_CLEAN_UP_SECONDS = 10.0
+_LOG_LINES = 20
+
+
+class LocalBackend:
+    """The local backend. Entering it adopts the sandboxes of a keeper that still runs."""
+
+    kind = "local"
+
+    def __init__(self, settings: LocalSettings, *, runtime: Runtime | None = None) -> None:
+        """Make the backend; nothing is started before it is entered.
+
+        Args:
+            settings: Its directories and limits.
+            runtime: What sandboxes run; None is the runner that is installed beside the hub.
+        """
+        self._settings = settings
+        self._given_runtime = runtime
+        self._events = Broadcast()
+        self._instances: dict[SandboxId, Instance] = {}
+        self._ended_early: dict[SandboxId, Instance | None] = {}
+        """Sandboxes that are being created, with the news of their end if that has overtaken the answer."""
+        self._link: KeeperLink | None = None
+        self._linking = anyio.Lock()
+
+    async def __aenter__(self) -> Self:
+        self._paths: HivePaths = hive_paths(self._settings)
+        self._runtime = self._given_runtime or find_runtime()
+        self._facts = await anyio.to_thread.run_sync(host.host_facts)
+        if not self._settings.unsafe:
+            await self._require_isolation()
+        self._tasks = await anyio.create_task_group().__aenter__()
+        try:
+            await self._living_link()
+        except BaseException:
+            await self._end_tasks()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        with anyio.move_on_after(_CLEAN_UP_SECONDS, shield=True), contextlib.suppress(KeeperGone, ConfigError):
+            # A keeper that died may have left sockets and groups, which a new one clears away as it starts and ends.
+            link = await self._living_link()
+            if not (await link.request("leave"))["stays"]:
+                await link.closed.wait()
+        self._events.close()
+        await self._end_tasks()
+
+    async def _end_tasks(self) -> None:
+        # Without the exception that is on its way: a task group would wrap it into a group of its own.
+        self._tasks.cancel_scope.cancel()
+        await self._tasks.__aexit__(None, None, None)
+
+    async def _require_isolation(self) -> None:
+        """Refuse to run without isolation, saying what to install."""
+        checks = await anyio.to_thread.run_sync(host.probe)
+        missing = [check for check in checks if check.required and not check.ok]
+        if missing:
+            found = "; ".join(f"{check.name}: {check.detail} - {check.fix}" for check in missing)
+            raise ConfigError(f"sandboxes cannot be isolated on this host. {found}")
+
+    async def create(self, spec: SandboxSpec) -> Instance:
+        """Start a sandbox and return it once its main process runs."""
+        _require_supported(spec)
+        limits = limits_of(spec, self._settings)
+        link = await self._link_or_fail()
+        plan = self._launcher.plan(spec, self._runtime, limits)
+        warnings = [*self._launcher.warnings, *_ignored(spec)]
+        self._ended_early[spec.id] = None
+        try:
+            view = await link.request(
+                "start",
+                id=spec.id,
+                generation=spec.generation,
+                labels=dict(spec.labels),
+                record=dict(spec.record),
+                warnings=warnings,
+                plan=plan.to_json(),
+                limits=self._enforcement.for_keeper(limits),
+                timeout=self._settings.start_timeout_seconds,
+            )
+        except KeeperRefusal as refusal:
+            raise _translated(refusal) from refusal
+        except KeeperGone as gone:
+            raise StartFailed(f"the sandbox could not start: {KEEPER_DIED}", step="keeper") from gone
+        except anyio.get_cancelled_exc_class():
+            with anyio.move_on_after(_CLEAN_UP_SECONDS, shield=True), contextlib.suppress(KeeperGone):
+                await link.request("stop", id=spec.id, grace_seconds=0.0)
+            raise
+        finally:
+            end = self._ended_early.pop(spec.id)
+        instance = self._noted(self._instance(view))
+        if link.closed.is_set():
+            end = replace(instance, phase=Phase.ENDED, exit_message=KEEPER_DIED)
+        return instance if end is None else self._noted(end)
+
+    async def get(self, sandbox_id: SandboxId) -> Instance | None:
+        return self._instances.get(sandbox_id)
+
+    async def list(self) -> list[Instance]:
+        return list(self._instances.values())
+
+    async def annotate(self, sandbox_id: SandboxId, record: Mapping[str, Any]) -> None:
+        if instance := self._instances.get(sandbox_id):
+            self._instances[sandbox_id] = replace(instance, record=dict(record))
+            if self._link is not None:
+                with contextlib.suppress(KeeperGone):
+                    await self._link.request("annotate", id=sandbox_id, record=dict(record))
+
+    async def delete(self, sandbox_id: SandboxId, *, grace_seconds: float = 2.0) -> None:
+        with contextlib.suppress(KeeperGone):
+            link = await self._living_link()
+            await link.request("stop", id=sandbox_id, grace_seconds=grace_seconds)
+        instance = self._instances.pop(sandbox_id, None)
+        if instance is not None and instance.phase is not Phase.ENDED:
+            self._events.publish(replace(instance, phase=Phase.ENDED, exit_message="deleted"))
+
+    async def logs(self, sandbox_id: SandboxId, *, tail_bytes: int = 65_536) -> bytes:
+        if self._link is None or sandbox_id not in self._instances:
+            return b""
+        try:
+            answer = await self._link.request("logs", id=sandbox_id, tail_bytes=tail_bytes)
+        except KeeperGone:
+            return b""
+        return base64.b64decode(answer["data"])
+
+    def watch(self) -> AsyncIterator[BackendEvent]:
+        return self._events.watch()
+
+    def describe(self) -> Mapping[str, Any]:
+        return {
+            "kind": self.kind,
+            "launcher": "none" if self._settings.unsafe else self._settings.launcher,
+            "keeper": None if self._link is None else self._link.hello["pid"],
+            "control_groups": self._enforcement.version,
+            "warnings": list(self._launcher.warnings),
+        }
+
+    async def _link_or_fail(self) -> KeeperLink:
+        try:
+            return await self._living_link()
+        except KeeperGone as gone:
+            raise StartFailed("the keeper cannot be reached", step="keeper") from gone
+
+    async def _living_link(self) -> KeeperLink:
+        """Return the connection to the keeper, with a keeper started if there is none."""
+        async with self._linking:
+            if self._link is not None:
+                return self._link
+            deadline = anyio.current_time() + _CONNECT_SECONDS
+            while True:
+                with contextlib.suppress(OSError, KeeperEnding, KeeperGone):
+                    return self._led(await KeeperLink.open(self._paths.control))
+                started = await anyio.to_thread.run_sync(start_keeper, self._settings, self._paths)
+                if not started and anyio.current_time() > deadline:
+                    raise ConfigError(_locked_elsewhere(self._paths))
+                await anyio.sleep(0 if started else _RETRY_SECONDS)
+
+    def _led(self, link: KeeperLink) -> KeeperLink:
+        groups = link.hello["cgroups"]
+        self._enforcement = Enforcement(
+            version=groups["version"],
+            controllers=frozenset(groups["controllers"]),
+            namespaced_processes=host.namespaced_processes(),
+        )
+        self._launcher: Launcher = (
+            UnsafeLauncher(replace(self._enforcement, namespaced_processes=False), self._paths.directory)
+            if self._settings.unsafe
+            else BubblewrapLauncher(self._facts, self._enforcement)
+        )
+        for view in link.hello["sandboxes"]:
+            instance = self._instance(view)
+            self._instances[instance.id] = instance
+        self._link = link
+        self._tasks.start_soon(self._follow, link)
+        return link
+
+    async def _follow(self, link: KeeperLink) -> None:
+        try:
+            await link.run(self._told)
+        finally:
+            self._link = None
+            await link.aclose()
+        for instance in list(self._instances.values()):
+            if instance.phase is not Phase.ENDED:
+                self._noted(replace(instance, phase=Phase.ENDED, exit_message=KEEPER_DIED))
+
+    def _told(self, message: Mapping[str, Any]) -> None:
+        instance = self._instance(message["sandbox"])
+        if instance.id in self._instances:
+            self._noted(instance)
+        elif instance.id in self._ended_early:
+            self._ended_early[instance.id] = instance
+
+    def _noted(self, instance: Instance) -> Instance:
+        known = self._instances.get(instance.id)
+        self._instances[instance.id] = instance
+        if known is None or known.phase is not instance.phase:
+            self._events.publish(instance)
+        return instance
+
+    def _instance(self, view: Mapping[str, Any]) -> Instance:
+        return Instance(
+            id=SandboxId(view["id"]),
+            generation=view["generation"],
+            phase=Phase(view["phase"]),
+            endpoint=Endpoint(unix=str(self._paths.directory / view["socket"])),
+            exit_message=view["exit_message"],
+            warnings=tuple(view["warnings"]),
+            labels=view["labels"],
+            record=view["record"],
+        )
+
+
+def _require_supported(spec: SandboxSpec) -> None:
+    if spec.image is not None:
+        raise ConfigError(
+            f"the local backend has no images, so it cannot start {spec.image!r}: leave `image` out and choose a "
+            "recipe, or use a backend that runs containers"
+        )
+    if spec.network != "none":
+        raise Unsupported("local sandboxes have no network yet: leave `network` out or set it to 'none'")
+    if spec.runtime_class is not None:
+        raise Unsupported(f"the local backend has no runtime class {spec.runtime_class!r}: leave it out")
+    if spec.node_selector:
+        raise Unsupported("the local backend has one node, this host: leave `node_selector` out")
+    for inside, outside in spec.mounts.items():
+        if not Path(inside).is_absolute() or ".." in Path(inside).parts or not os.path.exists(outside):
+            raise ConfigError(f"the recipe's folder {outside} cannot be mounted at {inside}")
+
+
+def _ignored(spec: SandboxSpec) -> list[str]:
+    return ["ports are reached inside the sandbox only: it has no network of its own"] if spec.ports else []
+
+
+def _translated(refusal: KeeperRefusal) -> Exception:
+    if refusal.kind == "full":
+        return CapacityExceeded(f"no room for another sandbox: {refusal}", retry_after_seconds=5.0)
+    if refusal.kind == "exists":
+        return Conflict(str(refusal))
+    log = base64.b64decode(refusal.answer.get("log", "")).decode(errors="replace").splitlines()[-_LOG_LINES:]
+    step = refusal.answer.get("step", "launch")
+    return StartFailed(f"the sandbox did not start: {refusal}", step=step, log="\n".join(log))
+
+
+def _locked_elsewhere(paths: HivePaths) -> str:
+    return (
+        f"another hive holds {paths.lock_file}, with another run directory: stop it, or give this one a state "
+        "directory of its own (ASH_HUB_STATE_DIR)"
+    )

@@ -1,0 +1,207 @@
+"""What this host gives for isolation: the checks of `ash doctor`, and the facts that launch plans are made from."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from ash_hub.backends.local import seccomp
+from ash_hub.backends.local.keeper import cgroups
+from ash_hub.backends.local.launchers.base import HostFacts
+
+__all__ = ["Check", "host_facts", "isolation_works", "namespaced_processes", "probe"]
+
+_TRIAL_SECONDS = 10.0
+_TOP_LEVEL = ("/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin")
+_TELLING = (
+    *("kcore", "keys", "key-users", "kmsg", "kpagecgroup", "kpagecount", "kpageflags", "latency_stats", "cmdline"),
+    *("sched_debug", "slabinfo", "timer_list", "vmallocinfo", "modules", "partitions", "diskstats"),
+)
+_APPARMOR = (
+    "write `abi <abi/4.0>, include <tunables/global> profile bwrap /usr/bin/bwrap flags=(unconfined) { userns, }` "
+    "to /etc/apparmor.d/bwrap and run `sudo apparmor_parser -r /etc/apparmor.d/bwrap`, or run "
+    "`sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0`"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str | None = None
+    """What to do about it; None where nothing is to be done."""
+    required: bool = False
+    """Whether no sandbox can be isolated without it."""
+
+
+def probe() -> list[Check]:
+    """Look at this host, starting a trial sandbox, and return what was found."""
+    facts = host_facts()
+    checks = [_linux(), _bubblewrap(facts)]
+    if facts.bubblewrap:
+        checks += [_namespaces(facts), *_options(facts)]
+    checks += [_seccomp(facts), *_groups(), _python(), _redis()]
+    return checks
+
+
+def host_facts() -> HostFacts:
+    """Return what launch plans need to know of this host."""
+    program = shutil.which("bwrap") or ""
+    options: frozenset[str] = frozenset()
+    if program:
+        shown = subprocess.run(
+            [program, "--help"], capture_output=True, text=True, timeout=_TRIAL_SECONDS, check=False
+        )
+        options = frozenset(re.findall(r"^\s+(--[a-z0-9-]+)", shown.stdout + shown.stderr, re.MULTILINE))
+    links = {path: os.readlink(path) for path in _TOP_LEVEL if os.path.islink(path)}
+    directories = ["/usr", *(path for path in _TOP_LEVEL if os.path.isdir(path) and path not in links)]
+    return HostFacts(
+        bubblewrap=program,
+        options=options,
+        links=links,
+        directories=tuple(directories),
+        masked=tuple(f"/proc/{name}" for name in _TELLING if os.path.exists(f"/proc/{name}")),
+        seccomp=seccomp.for_machine(os.uname().machine),
+    )
+
+
+def namespaced_processes() -> bool:
+    """Say whether RLIMIT_NPROC, set inside a user namespace, bounds that namespace alone."""
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return os.geteuid() != 0 and release is not None and (int(release[1]), int(release[2])) >= (5, 14)
+
+
+def isolation_works(facts: HostFacts) -> str | None:
+    """Start and end an isolated process; return why that failed, or None."""
+    options = [
+        "--unshare-all",
+        "--unshare-user",
+        "--die-with-parent",
+        "--as-pid-1",
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+    ]
+    for path in facts.directories:
+        options += ["--ro-bind", path, path]
+    for path, target in facts.links.items():
+        options += ["--symlink", target, path]
+    if "--disable-userns" in facts.options:
+        options.append("--disable-userns")
+    with tempfile.TemporaryFile() as program:
+        if facts.seccomp is not None:
+            program.write(facts.seccomp)
+            program.seek(0)
+            options += ["--seccomp", str(program.fileno())]
+        try:
+            done = subprocess.run(
+                [facts.bubblewrap, *options, "--", "true"],
+                capture_output=True,
+                text=True,
+                timeout=_TRIAL_SECONDS,
+                pass_fds=(program.fileno(),),
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+    return None if done.returncode == 0 else done.stderr.strip() or f"exit code {done.returncode}"
+
+
+def _linux() -> Check:
+    system = os.uname()
+    detail = f"{system.sysname} {system.release} on {system.machine}"
+    return Check("linux", sys.platform == "linux", detail, "run the hive on Linux", required=True)
+
+
+def _bubblewrap(facts: HostFacts) -> Check:
+    if not facts.bubblewrap:
+        fix = "install it: `sudo apt-get install bubblewrap` (or dnf, pacman, apk)"
+        return Check("bubblewrap", False, "not installed", fix, required=True)
+    shown = subprocess.run(
+        [facts.bubblewrap, "--version"], capture_output=True, text=True, timeout=_TRIAL_SECONDS, check=False
+    )
+    return Check("bubblewrap", True, f"{shown.stdout.strip()} at {facts.bubblewrap}", required=True)
+
+
+def _namespaces(facts: HostFacts) -> Check:
+    failure = isolation_works(facts)
+    if failure is None:
+        who = "root" if os.geteuid() == 0 else "an ordinary user"
+        return Check("namespaces", True, f"a trial sandbox ran, as {who}", required=True)
+    return Check("namespaces", False, f"a trial sandbox failed: {failure}", _namespace_fix(), required=True)
+
+
+def _namespace_fix() -> str:
+    if _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
+        return f"AppArmor forbids user namespaces here: {_APPARMOR}"
+    if _sysctl("kernel/unprivileged_userns_clone") == "0":
+        return "unprivileged user namespaces are off: run `sudo sysctl kernel.unprivileged_userns_clone=1`"
+    if _sysctl("user/max_user_namespaces") == "0":
+        return "user namespaces are off: run `sudo sysctl user.max_user_namespaces=15000`"
+    return (
+        "allow user namespaces and mounts: in a container start it with `--security-opt seccomp=unconfined "
+        "--security-opt apparmor=unconfined --security-opt systempaths=unconfined`, or run the hive on the host"
+    )
+
+
+def _sysctl(name: str) -> str:
+    try:
+        return Path("/proc/sys", name).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _options(facts: HostFacts) -> list[Check]:
+    nested, size = "--disable-userns" in facts.options, "--size" in facts.options
+    update = "use bubblewrap 0.8 or later"
+    return [
+        Check(
+            "nested namespaces",
+            nested or facts.seccomp is not None,
+            "refused by the kernel" if nested else "refused by the system call filter only",
+            None if nested else update,
+        ),
+        Check("disk limits", size, "by the size of each tmpfs" if size else "bubblewrap cannot set sizes", update),
+    ]
+
+
+def _seccomp(facts: HostFacts) -> Check:
+    machine = os.uname().machine
+    there = facts.seccomp is not None
+    return Check("system call filter", there, f"{'built' if there else 'none'} for {machine}")
+
+
+def _groups() -> list[Check]:
+    version, usable = cgroups.usable()
+    found: list[Check] = []
+    for controller, what in (("memory", "memory"), ("pids", "processes"), ("cpu", "processor time")):
+        if controller in usable:
+            found.append(Check(f"{what} limits", True, f"by control groups, version {version}"))
+            continue
+        fallback = {"memory": "for each process only", "pids": "none", "cpu": "none"}[controller]
+        if controller == "pids" and namespaced_processes():
+            fallback = "by RLIMIT_NPROC of a user namespace"
+        fix = "start the hive with `systemd-run --user --scope -p Delegate=yes ash up`"
+        found.append(Check(f"{what} limits", fallback.startswith("by "), f"{fallback}: no {controller} group", fix))
+    return found
+
+
+def _python() -> Check:
+    version = ".".join(str(number) for number in sys.version_info[:3])
+    return Check("python", sys.version_info >= (3, 11), f"{version} at {sys.base_prefix}", "install Python 3.11")
+
+
+def _redis() -> Check:
+    program = shutil.which("redis-server")
+    detail = f"at {program}" if program else "not installed; only several replicas of a hive need it"
+    return Check("redis-server", True, detail)

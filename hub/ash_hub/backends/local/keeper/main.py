@@ -1,0 +1,103 @@
+"""Start and end of the keeper process.
+
+The hub writes the configuration to stdin and reads one line from stdout: `{"ready": true, "pid"}`, or `{"error",
+"message"}`. The process that the hub started ends at once; the keeper is its child, in a session of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from .cgroups import Hierarchy, open_hierarchy
+from .control import Keeper
+
+__all__ = ["main"]
+
+_LEFTOVER_SECONDS = 5.0
+
+
+def main() -> None:
+    """Run as the keeper of the configuration on stdin."""
+    config = json.loads(sys.stdin.buffer.read())
+    if os.fork():
+        os._exit(0)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.umask(0o077)
+    lock = _locked(config["lock_file"], config["directory"])
+    if lock is None:
+        _say({"error": "locked", "message": f"another keeper holds {config['lock_file']}"})
+        return
+    try:
+        hierarchy = _prepared(config)
+    except OSError as error:
+        _say({"error": "failed", "message": f"the keeper could not start: {error}"})
+        return
+    asyncio.run(_serve(config, hierarchy))
+    os.close(lock)
+
+
+def _locked(path: str, directory: str) -> int | None:
+    """Lock the state directory for as long as this process lives; None if another keeper has it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, json.dumps({"pid": os.getpid(), "directory": directory}).encode() + b"\n")
+    return descriptor
+
+
+def _prepared(config: Mapping[str, Any]) -> Hierarchy:
+    """Remove what an earlier keeper left, and make the directories anew."""
+    directory = config["directory"]
+    hierarchy = open_hierarchy(config["name"], (os.getpid(), config["hub_pid"]))
+    _clear(hierarchy, directory)
+    os.makedirs(os.path.join(directory, "s"), mode=0o700)
+    os.chdir(directory)
+    return hierarchy
+
+
+def _clear(hierarchy: Hierarchy, directory: str) -> None:
+    deadline = time.monotonic() + _LEFTOVER_SECONDS
+    groups = hierarchy.groups()
+    while groups and time.monotonic() < deadline:
+        for group in groups:
+            group.kill()
+        groups = [group for group in groups if not group.remove()]
+        time.sleep(0.01 if groups else 0.0)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(directory)
+
+
+async def _serve(config: Mapping[str, Any], hierarchy: Hierarchy) -> None:
+    keeper = Keeper(config, hierarchy)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, keeper.finish)
+    try:
+        await keeper.serve(_ready)
+    finally:
+        _clear(hierarchy, config["directory"])
+        hierarchy.remove()
+
+
+def _ready() -> None:
+    _say({"ready": True, "pid": os.getpid()})
+    with open(os.devnull, "r+b") as nothing:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(nothing.fileno(), 1)
+
+
+def _say(message: Mapping[str, Any]) -> None:
+    os.write(1, json.dumps(message).encode() + b"\n")

@@ -1,0 +1,156 @@
+"""The hub's end of the keeper's socket."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.abc import SocketStream
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from ash_hub.backends.local.keeper.control import PROTOCOL
+from ash_mcp.errors import ConfigError
+
+__all__ = ["KeeperEnding", "KeeperGone", "KeeperLink", "KeeperRefusal"]
+
+_LINE_LIMIT = 64 * 1024 * 1024
+_HELLO_SECONDS = 5.0
+
+
+class KeeperGone(Exception):
+    """The keeper has ended; whatever it kept has ended with it."""
+
+
+class KeeperEnding(Exception):
+    """The keeper is about to end and takes no hub; the next one can start when it is gone."""
+
+
+class KeeperRefusal(Exception):
+    """The keeper could not do what it was asked."""
+
+    def __init__(self, answer: Mapping[str, Any]) -> None:
+        super().__init__(answer["message"])
+        self.kind: str = answer["kind"]
+        self.answer = answer
+
+
+class _Pending:
+    def __init__(self) -> None:
+        self.done = anyio.Event()
+        self.answer: Mapping[str, Any] | None = None
+
+
+class KeeperLink:
+    """A connection as the leader. `run` must be running for requests to be answered."""
+
+    def __init__(self, stream: SocketStream) -> None:
+        self._stream = stream
+        self._lines = BufferedByteReceiveStream(stream)
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._sending = anyio.Lock()
+        self.closed = anyio.Event()
+        """Set when the keeper is gone."""
+        self.hello: Mapping[str, Any] = {}
+        """The keeper's answer to our first word: its pid, its sandboxes, its control groups."""
+
+    @classmethod
+    async def open(cls, path: Path) -> KeeperLink:
+        """Connect and become the leader.
+
+        Raises:
+            OSError: Nobody listens there.
+            KeeperEnding, KeeperGone: The keeper is about to end.
+            ConfigError: Another hub leads it, or it is of another version.
+        """
+        link = cls(await anyio.connect_unix(path))
+        try:
+            with anyio.fail_after(_HELLO_SECONDS):
+                await link._send({"op": "hello", "n": 0, "pid": os.getpid()})
+                answer = await link._receive()
+        except (KeeperGone, TimeoutError) as error:
+            await link.aclose()
+            raise KeeperGone from error
+        if failure := answer.get("error"):
+            await link.aclose()
+            if failure["kind"] == "ending":
+                raise KeeperEnding
+            raise ConfigError(
+                f"another hive (process {failure['pid']}) runs on this state directory: stop it, connect to it "
+                "instead of starting a second one, or give this one a state directory of its own (ASH_HUB_STATE_DIR)"
+            )
+        link.hello = answer["ok"]
+        if link.hello["protocol"] != PROTOCOL:
+            await link.aclose()
+            raise ConfigError(
+                f"the keeper of this state directory (process {link.hello['pid']}) is of another version of Ash: "
+                "end it, with its sandboxes, and start again"
+            )
+        return link
+
+    async def run(self, on_event: Callable[[Mapping[str, Any]], None]) -> None:
+        """Read until the keeper ends; then every request that waits raises `KeeperGone`."""
+        try:
+            while True:
+                message = await self._receive()
+                if "event" in message:
+                    on_event(message)
+                elif pending := self._pending.get(message["n"]):
+                    pending.answer = message
+                    pending.done.set()
+        except KeeperGone:
+            pass
+        finally:
+            self.closed.set()
+            for pending in self._pending.values():
+                pending.done.set()
+
+    async def request(self, operation: str, **fields: Any) -> Mapping[str, Any]:
+        """Send one request and return its answer.
+
+        Raises:
+            KeeperRefusal, KeeperGone
+        """
+        if self.closed.is_set():
+            raise KeeperGone
+        number = next(self._numbers)
+        pending = self._pending[number] = _Pending()
+        try:
+            await self._send({"op": operation, "n": number, **fields})
+            await pending.done.wait()
+        finally:
+            del self._pending[number]
+        if pending.answer is None:
+            raise KeeperGone
+        if error := pending.answer.get("error"):
+            raise KeeperRefusal(error)
+        return pending.answer["ok"]
+
+    async def aclose(self) -> None:
+        await anyio.aclose_forcefully(self._stream)
+
+    async def _send(self, message: Mapping[str, Any]) -> None:
+        line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        try:
+            # Shielded and whole: half a line would break the connection for every other request.
+            with anyio.CancelScope(shield=True):
+                async with self._sending:
+                    await self._stream.send(line)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise KeeperGone from error
+
+    async def _receive(self) -> Mapping[str, Any]:
+        try:
+            return json.loads(await self._lines.receive_until(b"\n", _LINE_LIMIT))
+        except (
+            anyio.EndOfStream,
+            anyio.IncompleteRead,
+            anyio.BrokenResourceError,
+            anyio.ClosedResourceError,
+        ) as error:
+            raise KeeperGone from error

@@ -1,0 +1,113 @@
+"""The Python and the packages that the runner needs, and where they appear inside a sandbox."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ash_mcp.errors import ConfigError
+
+__all__ = ["PYTHON_DIRECTORY", "RUNNER_MODULE", "Runtime", "find_runtime"]
+
+RUNNER_MODULE = "ash_recipes.runner"
+PYTHON_DIRECTORY = "/opt/ash/python"
+_SITE_DIRECTORY = "/opt/ash/site"
+_LIBRARY_DIRECTORY = "/opt/ash/lib"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """How the main process of a sandbox starts."""
+
+    python: str
+    """The interpreter's path inside, for the first process."""
+    host_python: str
+    """The same interpreter on the host, for a launcher without a root of its own."""
+    arguments: tuple[str, ...]
+    """What follows the interpreter."""
+    binds: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Read-only, as path inside -> path on the host."""
+    hidden: tuple[str, ...] = ()
+    """Files below the binds that tell paths of the host and that nothing inside needs."""
+    python_path: tuple[str, ...] = ()
+    host_python_path: tuple[str, ...] = ()
+    library_path: tuple[str, ...] = ()
+    """Where the interpreter's shared library lies inside, if it has one of its own."""
+
+
+@functools.cache
+def find_runtime() -> Runtime:
+    """Return the runtime that this process itself runs on.
+
+    Raises:
+        ConfigError: The runner is not installed beside the hub.
+    """
+    package = _package_directory(RUNNER_MODULE.partition(".")[0])
+    base, interpreter = Path(sys.base_prefix).resolve(), _interpreter()
+    binds: dict[str, str] = {}
+    library: tuple[str, ...] = ()
+    if base.is_relative_to("/usr"):
+        python = str(interpreter)
+    else:
+        binds[PYTHON_DIRECTORY] = str(base)
+        python = f"{PYTHON_DIRECTORY}/{interpreter.relative_to(base)}"
+        if sysconfig.get_config_var("Py_ENABLE_SHARED"):
+            library = (f"{PYTHON_DIRECTORY}/lib",)
+    inside: list[str] = []
+    outside: list[str] = []
+    hidden: list[str] = []
+    if not any(package.parent == path for path in _site_directories()):
+        binds[f"{_LIBRARY_DIRECTORY}/{package.name}"] = str(package)
+        inside.append(_LIBRARY_DIRECTORY)
+        outside.append(str(package.parent))
+    for number, path in enumerate(_site_directories()):
+        if path.is_relative_to("/usr"):
+            inside.append(str(path))
+        else:
+            target = f"{_SITE_DIRECTORY}{number or ''}"
+            binds[target] = str(path)
+            inside.append(target)
+            hidden += [f"{target}/{name}" for name in _telling_files(path)]
+        outside.append(str(path))
+    return Runtime(
+        python=python,
+        host_python=str(interpreter),
+        arguments=("-P", "-s", "-m", RUNNER_MODULE),
+        binds=binds,
+        hidden=tuple(hidden),
+        python_path=tuple(inside),
+        host_python_path=tuple(outside),
+        library_path=library,
+    )
+
+
+def _interpreter() -> Path:
+    named = Path(os.path.realpath(getattr(sys, "_base_executable", sys.executable)))
+    return named
+
+
+def _package_directory(name: str) -> Path:
+    found = importlib.util.find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        raise ConfigError(f"the package {name} is not installed beside the hub: install ash-mcp[all]")
+    return Path(next(iter(found.submodule_search_locations))).resolve()
+
+
+def _site_directories() -> list[Path]:
+    paths = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
+    if site.ENABLE_USER_SITE:
+        paths.append(site.getusersitepackages())
+    return [path for path in dict.fromkeys(Path(text).resolve() for text in paths if text) if path.is_dir()]
+
+
+def _telling_files(path: Path) -> Iterator[str]:
+    """Yield the files that an editable installation leaves, which name directories of the host."""
+    for pattern in ("*.pth", "*.egg-link", "*.dist-info/direct_url.json"):
+        yield from (str(found.relative_to(path)) for found in sorted(path.glob(pattern)))

@@ -1,0 +1,98 @@
+"""The system call filter of a sandbox: a classic BPF program that refuses what no sandbox needs.
+
+Everything else is allowed: the filter narrows the kernel's surface and closes ways around the namespaces, while
+capabilities and namespaces do the rest. System calls of another architecture, and the x32 ones, do not exist in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Mapping
+
+from ash_hub.backends.local._syscalls import ARCHITECTURES, Architecture
+
+__all__ = ["build", "for_machine"]
+
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
+_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
+_X32_BIT = 0x40000000
+
+_NEW_NAMESPACES = 0x7E020000
+"""Every `CLONE_NEW*` that `clone` takes."""
+_TERMINAL_INJECTIONS = (0x5412, 0x541C)
+"""TIOCSTI and TIOCLINUX, which type into the terminal that the hive was started from."""
+_FOREIGN_TRACING = (16, 0x4206)
+"""PTRACE_ATTACH and PTRACE_SEIZE; a debugger may still trace the program that it starts."""
+_SOCKET_FAMILIES = (1, 2, 10, 16)
+"""Unix, IPv4, IPv6, netlink. Others, such as vsock, are not confined by a network namespace."""
+_NETLINK = 16
+_NETLINK_ROUTE = 0
+
+_REFUSED = (
+    *("unshare", "setns", "mount", "umount2", "pivot_root", "chroot", "swapon", "swapoff", "reboot", "acct"),
+    *("kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module", "create_module"),
+    *("quotactl", "quotactl_fd", "name_to_handle_at", "open_by_handle_at", "lookup_dcookie", "nfsservctl"),
+    *("keyctl", "add_key", "request_key", "bpf", "perf_event_open", "userfaultfd", "fanotify_init"),
+    *("process_vm_readv", "process_vm_writev", "process_madvise", "pidfd_getfd", "kcmp", "syslog", "vhangup"),
+    *("sethostname", "setdomainname", "settimeofday", "clock_settime", "migrate_pages", "move_pages"),
+    *("iopl", "ioperm", "modify_ldt", "uselib", "ustat", "sysfs", "_sysctl", "vserver"),
+)
+_ABSENT = (
+    *("clone3", "io_uring_setup", "io_uring_enter", "io_uring_register"),
+    *("move_mount", "open_tree", "fsopen", "fsconfig", "fsmount", "fspick", "mount_setattr", "open_tree_attr"),
+)
+"""Answered as if the kernel did not have them, so that programs fall back. `clone3` has its flags in memory, where
+a filter cannot see them; the C library then takes `clone`."""
+
+
+def for_machine(machine: str) -> bytes | None:
+    """Return the program for a machine as `os.uname` names it; None if there is none."""
+    architecture = ARCHITECTURES.get(machine)
+    return None if architecture is None else build(architecture)
+
+
+def build(architecture: Architecture) -> bytes:
+    """Return the program, an array of `struct sock_filter`."""
+    numbers = architecture.numbers
+    code = [_instruction(_LOAD, _ARCHITECTURE), _instruction(_EQUAL, architecture.audit, 1, 0)]
+    code += [_refuse(errno.ENOSYS), _instruction(_LOAD, _NUMBER)]
+    code += [_instruction(_AT_LEAST, _X32_BIT, 0, 1), _refuse(errno.ENOSYS)]
+    for names, code_of_error in ((_REFUSED, errno.EPERM), (_ABSENT, errno.ENOSYS)):
+        for name in names:
+            if name in numbers:
+                code += [_instruction(_EQUAL, numbers[name], 0, 1), _refuse(code_of_error)]
+    for name, block in _conditional(numbers).items():
+        code += [_instruction(_EQUAL, numbers[name], 0, len(block)), *block]
+    return b"".join([*code, _instruction(_RETURN, _ALLOW)])
+
+
+def _conditional(numbers: Mapping[str, int]) -> dict[str, list[bytes]]:
+    """Return, for calls that depend on an argument, a block that always returns."""
+    allow = _instruction(_RETURN, _ALLOW)
+    clone = [_argument(0), _instruction(_ANY_BIT, _NEW_NAMESPACES, 0, 1), _refuse(errno.EPERM), allow]
+    blocks = {"clone": clone, "ioctl": [_argument(1)], "ptrace": [_argument(0)], "socket": [_argument(0)]}
+    for name, values in (("ioctl", _TERMINAL_INJECTIONS), ("ptrace", _FOREIGN_TRACING)):
+        for value in values:
+            blocks[name] += [_instruction(_EQUAL, value, 0, 1), _refuse(errno.EPERM)]
+        blocks[name].append(allow)
+    for family in _SOCKET_FAMILIES:
+        if family != _NETLINK:
+            blocks["socket"] += [_instruction(_EQUAL, family, 0, 1), allow]
+    blocks["socket"] += [_instruction(_EQUAL, _NETLINK, 1, 0), _refuse(errno.EAFNOSUPPORT), _argument(2)]
+    blocks["socket"] += [_instruction(_EQUAL, _NETLINK_ROUTE, 0, 1), allow, _refuse(errno.EPROTONOSUPPORT)]
+    return {name: block for name, block in blocks.items() if name in numbers}
+
+
+def _argument(index: int) -> bytes:
+    """Load the low half of an argument: the kernel itself reads only that of these (little-endian machines)."""
+    return _instruction(_LOAD, _ARGUMENTS + 8 * index)
+
+
+def _refuse(number: int) -> bytes:
+    return _instruction(_RETURN, _ERRNO | number)
+
+
+def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    return struct.pack("<HBBI", code, if_true, if_false, value)

@@ -1,0 +1,48 @@
+"""Settings of the local backend. Sizes are in bytes, durations in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["LocalSettings"]
+
+_MIB = 1024 * 1024
+
+Size = Annotated[int, Field(ge=_MIB)]
+
+
+class LocalSettings(BaseModel):
+    """Where sandboxes of this host live and what each may use where its spawn says nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["local"] = "local"
+    state_dir: Path
+    """One hive has it at a time."""
+    run_dir: Path
+    """For sockets; its path must be short (67 characters at most), since Unix sockets allow 107."""
+    log_dir: Path
+    launcher: Literal["bubblewrap"] = "bubblewrap"
+    unsafe: bool = False
+    """Start sandboxes as plain processes, without any isolation."""
+    grace_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """How long sandboxes live on when their hub is gone without leave; a new hub can adopt them meanwhile."""
+    start_timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """Until the main process of a sandbox has been executed."""
+    max_sandboxes: Annotated[int, Field(ge=1)] = 200
+    memory_bytes: Annotated[int, Field(ge=32 * _MIB)] = 2048 * _MIB
+    """Of all processes together, with the files in its workspace, home and tmp, which are in memory."""
+    cpu: Annotated[float, Field(ge=0.01)] | None = 2.0
+    """Processors' worth of time; None is as much as there is."""
+    max_processes: Annotated[int, Field(ge=16)] = 512
+    """Processes and threads of one sandbox."""
+    open_files: Annotated[int, Field(ge=64)] = 4096
+    workspace_bytes: Size = 1024 * _MIB
+    home_bytes: Size = 256 * _MIB
+    tmp_bytes: Size = 512 * _MIB
+    shm_bytes: Size = 64 * _MIB
+    log_bytes: Annotated[int, Field(ge=1024)] = 256 * 1024
+    """Of what a sandbox's main process writes, the last so many are kept."""

@@ -1,0 +1,111 @@
+"""The in-memory twin of a backend: it starts nothing, or whatever stand-in it is given."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+from ash_hub.backends._broadcast import Broadcast
+from ash_hub.backends.base import BackendEvent, Instance, Phase
+from ash_mcp.errors import AshError, Conflict, StartFailed
+from ash_mcp.types import Endpoint, SandboxId, SandboxSpec
+
+__all__ = ["MemoryBackend"]
+
+Serve = Callable[[SandboxSpec], Awaitable[Endpoint]]
+
+
+class MemoryBackend:
+    """Keeps instances in a dict. Tests decide what they serve, when they die and which starts fail."""
+
+    kind = "memory"
+
+    def __init__(self, serve: Serve | None = None, *, said: bytes = b"") -> None:
+        """Make a backend.
+
+        Args:
+            serve: Starts a stand-in for the runner of a spec and returns where it listens; whoever gave it ends
+                it. None gives every sandbox an address at which nobody listens.
+            said: What every sandbox is said to have written when it starts.
+        """
+        self._serve = serve
+        self._said = said
+        self._events = Broadcast()
+        self._instances: dict[SandboxId, Instance] = {}
+        self._starting: set[SandboxId] = set()
+        self._logs: dict[SandboxId, bytearray] = {}
+        self._failures: list[AshError] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._events.close()
+
+    async def create(self, spec: SandboxSpec) -> Instance:
+        if spec.id in self._instances or spec.id in self._starting:
+            raise Conflict(f"sandbox {spec.id} exists")
+        if self._failures:
+            raise self._failures.pop(0)
+        self._starting.add(spec.id)
+        try:
+            endpoint = Endpoint(unix=f"/nowhere/{spec.id}") if self._serve is None else await self._serve(spec)
+        finally:
+            self._starting.discard(spec.id)
+        instance = Instance(
+            id=spec.id,
+            generation=spec.generation,
+            phase=Phase.RUNNING,
+            endpoint=endpoint,
+            labels=dict(spec.labels),
+            record=dict(spec.record),
+        )
+        self._logs[spec.id] = bytearray(self._said)
+        return self._noted(instance)
+
+    async def get(self, sandbox_id: SandboxId) -> Instance | None:
+        return self._instances.get(sandbox_id)
+
+    async def list(self) -> list[Instance]:
+        return list(self._instances.values())
+
+    async def annotate(self, sandbox_id: SandboxId, record: Mapping[str, Any]) -> None:
+        if instance := self._instances.get(sandbox_id):
+            self._instances[sandbox_id] = replace(instance, record=dict(record))
+
+    async def delete(self, sandbox_id: SandboxId, *, grace_seconds: float = 2.0) -> None:
+        instance = self._instances.pop(sandbox_id, None)
+        self._logs.pop(sandbox_id, None)
+        if instance is not None and instance.phase is not Phase.ENDED:
+            self._events.publish(replace(instance, phase=Phase.ENDED, exit_message="deleted"))
+
+    async def logs(self, sandbox_id: SandboxId, *, tail_bytes: int = 65_536) -> bytes:
+        log = self._logs.get(sandbox_id, bytearray())
+        return bytes(log[-tail_bytes:]) if tail_bytes > 0 else b""
+
+    def watch(self) -> AsyncIterator[BackendEvent]:
+        return self._events.watch()
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"kind": self.kind, "warnings": []}
+
+    def die(self, sandbox_id: SandboxId, message: str = "exited with code 1") -> None:
+        """End a sandbox as if its main process had died."""
+        self._noted(replace(self._instances[sandbox_id], phase=Phase.ENDED, exit_message=message))
+
+    def write_log(self, sandbox_id: SandboxId, data: bytes) -> None:
+        """Add to what its main process is said to have written."""
+        self._logs[sandbox_id] += data
+
+    def fail_next(self, error: AshError | None = None) -> None:
+        """Make the next `create` fail, after those that were already told to; by default with `StartFailed`."""
+        self._failures.append(error or StartFailed("told to fail", step="launch", log="the last line"))
+
+    def _noted(self, instance: Instance) -> Instance:
+        self._instances[instance.id] = instance
+        self._events.publish(instance)
+        return instance

@@ -1,0 +1,240 @@
+"""One suite that every backend passes, whoever wrote it.
+
+    @pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda behaviour: behaviour.__name__)
+    async def test_backend(behaviour): await behaviour(make)
+
+`make` returns an async context manager whose value is a `BackendUnderTest`, fresh each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+
+import anyio
+
+from ash_hub.backends.base import Backend, BackendEvent, Instance, Phase
+from ash_mcp.errors import Conflict, StartFailed
+from ash_mcp.types import SandboxId, SandboxSpec, new_sandbox_id
+
+__all__ = ["BEHAVIOURS", "BackendUnderTest", "Make", "check_backend"]
+
+_WAIT_SECONDS = 10.0
+_DEATH_SECONDS = 1.0
+_MANY = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendUnderTest:
+    """A backend that was entered, and what the suite needs to know of the world around it."""
+
+    backend: Backend
+    spec: SandboxSpec
+    """A spec that starts and writes `up` to its log; the suite gives it fresh ids."""
+    fail: Callable[[SandboxSpec], SandboxSpec]
+    """Makes the next start, of the spec that it returns, fail."""
+    die: Callable[[SandboxId], Awaitable[None]]
+    """Ends the main process of a sandbox from outside."""
+    leftovers: Callable[[], Collection[str]]
+    """Names what is left in the world of any sandbox."""
+
+
+Make = Callable[[], AbstractAsyncContextManager[BackendUnderTest]]
+
+
+async def check_backend(make: Make) -> None:
+    """Run every behaviour against a backend of its own.
+
+    Raises:
+        AssertionError: One of them does not hold.
+    """
+    for behaviour in BEHAVIOURS:
+        await behaviour(make)
+
+
+def _fresh(under_test: BackendUnderTest) -> SandboxSpec:
+    return replace(under_test.spec, id=new_sandbox_id())
+
+
+async def a_created_sandbox_runs_and_is_listed(make: Make) -> None:
+    async with make() as it:
+        spec = replace(_fresh(it), generation=3, labels={"team": "a"}, record={"owner": "local", "n": [1]})
+        created = await it.backend.create(spec)
+        assert created.id == spec.id and created.generation == 3
+        assert created.phase is Phase.RUNNING and created.endpoint is not None and created.exit_message is None
+        assert dict(created.labels) == {"team": "a"} and dict(created.record) == {"owner": "local", "n": [1]}
+        assert await it.backend.get(spec.id) == created
+        assert await it.backend.list() == [created]
+        await it.backend.delete(spec.id)
+
+
+async def an_id_is_taken_while_its_sandbox_is_known(make: Make) -> None:
+    async with make() as it:
+        spec = _fresh(it)
+        created = await it.backend.create(spec)
+        try:
+            await it.backend.create(spec)
+        except Conflict:
+            assert await it.backend.get(spec.id) == created
+        else:
+            raise AssertionError("a second sandbox of the same id was made")
+        await it.backend.delete(spec.id)
+
+
+async def an_unknown_sandbox_is_no_error(make: Make) -> None:
+    async with make() as it:
+        unknown = new_sandbox_id()
+        assert await it.backend.get(unknown) is None
+        assert await it.backend.list() == []
+        assert await it.backend.logs(unknown) == b""
+        await it.backend.annotate(unknown, {"x": 1})
+        await it.backend.delete(unknown)
+        assert await it.backend.get(unknown) is None
+
+
+async def annotate_replaces_the_record_and_nothing_else(make: Make) -> None:
+    async with make() as it:
+        created = await it.backend.create(replace(_fresh(it), record={"a": 1, "b": 2}))
+        await it.backend.annotate(created.id, {"a": 3})
+        assert await it.backend.get(created.id) == replace(created, record={"a": 3})
+        await it.backend.delete(created.id)
+
+
+async def delete_leaves_nothing_and_can_be_repeated(make: Make) -> None:
+    async with make() as it:
+        before = set(it.leftovers())
+        created = await it.backend.create(_fresh(it))
+        await it.backend.delete(created.id)
+        await it.backend.delete(created.id)
+        assert await it.backend.get(created.id) is None
+        assert set(it.leftovers()) == before
+
+
+async def watch_reports_start_and_end(make: Make) -> None:
+    async with make() as it:
+        events = it.backend.watch()
+        created = await it.backend.create(_fresh(it))
+        assert (await _next(events)).phase is Phase.RUNNING
+        await it.backend.delete(created.id)
+        ended = await _next(events)
+        assert ended.id == created.id and ended.phase is Phase.ENDED
+
+
+async def every_watcher_is_told(make: Make) -> None:
+    async with make() as it:
+        watchers = [it.backend.watch(), it.backend.watch()]
+        created = await it.backend.create(_fresh(it))
+        for watcher in watchers:
+            assert (await _next(watcher)).id == created.id
+        await it.backend.delete(created.id)
+
+
+async def a_watch_ends_when_the_backend_is_left(make: Make) -> None:
+    async with make() as it:
+        events = it.backend.watch()
+    with anyio.fail_after(_WAIT_SECONDS):
+        assert [event async for event in events] == []
+
+
+async def a_death_is_reported_within_a_second(make: Make) -> None:
+    async with make() as it:
+        created = await it.backend.create(_fresh(it))
+        events = it.backend.watch()
+        await it.die(created.id)
+        with anyio.fail_after(_DEATH_SECONDS):
+            ended = await _next(events)
+        assert ended.id == created.id and ended.phase is Phase.ENDED and ended.exit_message
+        assert await it.backend.get(created.id) == ended
+        await it.backend.delete(created.id)
+        assert await it.backend.get(created.id) is None
+        assert not it.leftovers()
+
+
+async def the_log_has_what_the_main_process_wrote(make: Make) -> None:
+    async with make() as it:
+        created = await it.backend.create(_fresh(it))
+        with anyio.fail_after(_WAIT_SECONDS):
+            while b"up" not in await it.backend.logs(created.id):
+                await anyio.sleep(0.01)
+        assert await it.backend.logs(created.id, tail_bytes=0) == b""
+        assert len(await it.backend.logs(created.id, tail_bytes=1)) == 1
+        await it.backend.delete(created.id)
+        assert await it.backend.logs(created.id) == b""
+
+
+async def a_failed_start_leaves_nothing(make: Make) -> None:
+    async with make() as it:
+        spec = it.fail(_fresh(it))
+        try:
+            await it.backend.create(spec)
+        except StartFailed as failure:
+            assert failure.data["step"]
+        else:
+            raise AssertionError("the start did not fail")
+        assert await it.backend.get(spec.id) is None
+        assert not it.leftovers()
+        created = await it.backend.create(replace(it.spec, id=spec.id))
+        assert created.phase is Phase.RUNNING
+        await it.backend.delete(spec.id)
+
+
+async def a_cancelled_start_leaves_nothing(make: Make) -> None:
+    async with make() as it:
+        specs = [_fresh(it) for _ in range(3)]
+        for spec, seconds in zip(specs, (0.0, 0.002, 0.02), strict=True):
+            with anyio.move_on_after(seconds):
+                await it.backend.create(spec)
+        for spec in specs:
+            await it.backend.delete(spec.id)
+        assert await it.backend.list() == []
+        assert not it.leftovers()
+
+
+async def many_start_and_end_at_once(make: Make) -> None:
+    async with make() as it:
+        specs = [_fresh(it) for _ in range(_MANY)]
+        async with anyio.create_task_group() as tasks:
+            for spec in specs:
+                tasks.start_soon(it.backend.create, spec)
+        listed = await it.backend.list()
+        assert {instance.id for instance in listed} == {spec.id for spec in specs}
+        assert len({instance.endpoint for instance in listed}) == _MANY
+        async with anyio.create_task_group() as tasks:
+            for spec in specs:
+                tasks.start_soon(it.backend.delete, spec.id)
+        assert await it.backend.list() == []
+        assert not it.leftovers()
+
+
+async def it_describes_itself(make: Make) -> None:
+    async with make() as it:
+        described = it.backend.describe()
+        assert described["kind"] == it.backend.kind
+        assert isinstance(described["warnings"], list)
+
+
+async def _next(events: AsyncIterator[BackendEvent]) -> Instance:
+    with anyio.fail_after(_WAIT_SECONDS):
+        event = await anext(events)
+    assert event.instance is not None and not event.lost
+    return event.instance
+
+
+BEHAVIOURS: tuple[Callable[[Make], Awaitable[None]], ...] = (
+    a_created_sandbox_runs_and_is_listed,
+    an_id_is_taken_while_its_sandbox_is_known,
+    an_unknown_sandbox_is_no_error,
+    annotate_replaces_the_record_and_nothing_else,
+    delete_leaves_nothing_and_can_be_repeated,
+    watch_reports_start_and_end,
+    every_watcher_is_told,
+    a_watch_ends_when_the_backend_is_left,
+    a_death_is_reported_within_a_second,
+    the_log_has_what_the_main_process_wrote,
+    a_failed_start_leaves_nothing,
+    a_cancelled_start_leaves_nothing,
+    many_start_and_end_at_once,
+    it_describes_itself,
+)
+"""Each takes `make`, uses fresh backends, and raises AssertionError where the backend does not hold to its contract."""

@@ -1,0 +1,31 @@
+"""`python -m ash_recipes.runner`: serves one sandbox until it is told to end."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ash_recipes.runner import init
+
+
+def main() -> int:
+    """Return the exit code: 0 after SIGTERM, 2 when the environment is wrong."""
+    init.become_if_needed()
+    # Only what runs the sandbox imports all of it; the process that reaps stays small.
+    from ash_recipes.runner import service
+    from ash_recipes.runner.config import ConfigProblem, take_from
+
+    try:
+        config = take_from(os.environ)
+    except ConfigProblem as exc:
+        sys.stderr.write(f"runner: {exc}\n")
+        return 2
+    return service.run(config)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Worker threads of a recipe may still be busy; the sandbox ends now all the same.
+    os._exit(code)

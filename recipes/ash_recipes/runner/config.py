@@ -1,0 +1,99 @@
+"""What the runner is told at its start, read once from its environment and taken out of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+__all__ = ["PRIVATE_VARIABLES", "ConfigProblem", "Listen", "RunnerConfig", "take_from"]
+
+PRIVATE_VARIABLES = ("ASH_LISTEN_FD", "ASH_LISTEN", "ASH_RUNNER_CONFIG", "PYTHONPATH", "PYTHONHOME")
+"""The runner's own, and the Python path it needed for itself: nothing that it starts sees them."""
+
+
+class ConfigProblem(Exception):
+    """The environment does not say what the runner needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where to listen: an inherited descriptor, or an address."""
+
+    descriptor: int | None = None
+    host: str = ""
+    port: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerConfig:
+    listen: Listen
+    sandbox_id: str = ""
+    generation: int = 1
+    recipe: str = ""
+    public_key: str = ""
+    """Base64 of the hive's raw Ed25519 key; empty turns the token check off, for tests."""
+    server: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
+    workspace: Path = Path("/workspace")
+    home: Path = Path("/home/sandbox")
+
+
+def take_from(environ: MutableMapping[str, str]) -> RunnerConfig:
+    """Read the configuration and remove every variable of `PRIVATE_VARIABLES` from `environ`.
+
+    Raises:
+        ConfigProblem: A variable is missing or says something else than docs/runner.md.
+    """
+    listen = _listen(environ)
+    raw = _config(environ.get("ASH_RUNNER_CONFIG", "{}"))
+    for name in PRIVATE_VARIABLES:
+        environ.pop(name, None)
+    try:
+        return RunnerConfig(
+            listen=listen,
+            sandbox_id=str(raw.get("sandbox_id", "")),
+            generation=int(raw.get("generation", 1)),
+            recipe=str(raw.get("recipe", "")),
+            public_key=str(raw.get("public_key", "")),
+            server=_mapping(raw, "server"),
+            env={str(name): str(value) for name, value in _mapping(raw, "env").items()},
+            workspace=Path(str(raw.get("workspace") or os.getcwd())),
+            home=Path(str(raw.get("home") or environ.get("HOME") or os.getcwd())),
+        )
+    except (TypeError, ValueError) as exc:
+        raise ConfigProblem(f"ASH_RUNNER_CONFIG is wrong: {exc}") from exc
+
+
+def _listen(environ: Mapping[str, str]) -> Listen:
+    descriptor, address = environ.get("ASH_LISTEN_FD"), environ.get("ASH_LISTEN")
+    if (descriptor is None) == (address is None):
+        raise ConfigProblem("set one of ASH_LISTEN_FD and ASH_LISTEN")
+    if descriptor is not None:
+        if not descriptor.isdecimal():
+            raise ConfigProblem(f"ASH_LISTEN_FD is {descriptor!r}, not the number of a descriptor")
+        return Listen(descriptor=int(descriptor))
+    host, _, port = (address or "").rpartition(":")
+    if not port.isdecimal() or not host:
+        raise ConfigProblem(f"ASH_LISTEN is {address!r}, not host:port")
+    return Listen(host=host.strip("[]"), port=int(port))
+
+
+def _config(text: str) -> Mapping[str, Any]:
+    try:
+        raw = json.loads(text)
+    except ValueError as exc:
+        raise ConfigProblem(f"ASH_RUNNER_CONFIG is not JSON: {exc}") from exc
+    if not isinstance(raw, dict):
+        raise ConfigProblem("ASH_RUNNER_CONFIG is not a JSON object")
+    return cast("dict[str, Any]", raw)
+
+
+def _mapping(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = raw.get(name) or {}
+    if not isinstance(value, dict):
+        raise ConfigProblem(f"ASH_RUNNER_CONFIG: {name} is not an object")
+    return cast("dict[str, Any]", value)

@@ -1,0 +1,217 @@
+"""Running one command to its end, within bounds, at most once for a key."""
+
+from __future__ import annotations
+
+import base64
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from ash_recipes.runner.context import Context
+from ash_recipes.runner.jobs import stop
+from ash_recipes.runner.output import Capture, Clipped, Spool, halves, json_size
+from ash_recipes.runner.problems import Problem
+from ash_recipes.runner.processes import Command, Process, Stream
+
+__all__ = ["Execution", "Keyed", "execute"]
+
+ANSWER_BYTES = 900_000
+"""What both streams may take of an answer on the wire; clients refuse events over 1 MiB."""
+ABANDONED_SECONDS = 15.0
+"""How long a keyed command goes on with nobody waiting: its caller may come again with the same key."""
+MAX_KEYS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """What a command did."""
+
+    exit_code: int
+    stdout: Clipped
+    stderr: Clipped
+    stdout_bytes: int
+    stderr_bytes: int
+    duration_seconds: float
+    timed_out: bool
+    output_file: Path | None
+
+    @property
+    def truncated(self) -> bool:
+        return self.stdout.left_out + self.stderr.left_out > 0
+
+    def to_json(self) -> dict[str, Any]:
+        shape: dict[str, Any] = {
+            "exit_code": self.exit_code,
+            "stdout": self.stdout.text(),
+            "stderr": self.stderr.text(),
+            "duration_seconds": round(self.duration_seconds, 3),
+            "timed_out": self.timed_out,
+            "truncated": self.truncated,
+            "stdout_bytes": self.stdout_bytes,
+            "stderr_bytes": self.stderr_bytes,
+        }
+        for name, stream in (("stdout_base64", self.stdout), ("stderr_base64", self.stderr)):
+            if not stream.utf8:
+                shape[name] = base64.b64encode(stream.data).decode()
+        if self.output_file is not None:
+            shape["output_file"] = str(self.output_file)
+        return shape
+
+
+class _Output:
+    """Both streams of one command as they come."""
+
+    def __init__(self, spool: Path, limit: int) -> None:
+        self.limit = limit
+        self.stdout = Capture(limit)
+        self.stderr = Capture(limit)
+        self.whole = Spool(spool, memory=2 * limit)
+
+    def written(self, stream: Stream, data: bytes) -> None:
+        (self.stdout if stream == "stdout" else self.stderr).append(data)
+        self.whole.append(data)
+
+    def finish(self, budget: int, **facts: Any) -> Execution:
+        """Return the answer, cut until it fits in `budget` bytes on the wire; what is cut stands in a file."""
+        for limit in halves(self.limit):
+            stdout, stderr = self.stdout.clip(limit), self.stderr.clip(limit)
+            if _wire_size(stdout) + _wire_size(stderr) <= budget:
+                break
+        else:
+            raise AssertionError("the smallest answer is within every budget")
+        cut = stdout.left_out + stderr.left_out > 0
+        kept = self.whole.keep() if cut else self.whole.path
+        self.whole.close()
+        return Execution(
+            stdout=stdout,
+            stderr=stderr,
+            stdout_bytes=self.stdout.total,
+            stderr_bytes=self.stderr.total,
+            output_file=kept if cut else None,
+            **facts,
+        )
+
+
+def _wire_size(stream: Clipped) -> int:
+    return json_size(stream.text()) + (0 if stream.utf8 else math.ceil(len(stream.data) / 3) * 4)
+
+
+async def execute(
+    context: Context,
+    command: Command,
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    stdin: bytes | None = None,
+    timeout_seconds: float | None,
+    output_limit: int,
+    budget: int = ANSWER_BYTES,
+    pass_fds: Sequence[int] = (),
+) -> Execution:
+    """Run a command to its end; on timeout or cancellation its whole session is ended at once.
+
+    Raises:
+        Problem: `spawn_failed`.
+    """
+    output = _Output(context.spool, output_limit)
+    began = time.monotonic()
+    process = Process(
+        command, cwd=cwd, env=env, stdin=stdin is not None, on_data=output.written, pass_fds=pass_fds
+    )
+    timed_out, code = False, 0
+    async with context.jobs.watched(process):
+        with anyio.move_on_after(timeout_seconds) as limit:
+            async with anyio.create_task_group() as feeding:
+                if stdin is not None:
+                    feeding.start_soon(_feed, process, stdin)
+                code = await process.wait()
+                feeding.cancel_scope.cancel()
+        if limit.cancelled_caught:
+            timed_out, code = True, await stop(process)
+    process.forget()
+    return output.finish(
+        budget, exit_code=code, duration_seconds=time.monotonic() - began, timed_out=timed_out
+    )
+
+
+async def _feed(process: Process, data: bytes) -> None:
+    await process.write(data)
+    await process.close_stdin()
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    asked: Any
+    done: anyio.Event = field(default_factory=anyio.Event)
+    result: dict[str, Any] | None = None
+    problem: Problem | None = None
+    waiting: int = 0
+    arrived: anyio.Event = field(default_factory=anyio.Event)
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+
+
+class Keyed:
+    """Results by key, so that a call whose answer was lost can be repeated and runs once."""
+
+    def __init__(self, context: Context, *, abandoned_seconds: float = ABANDONED_SECONDS) -> None:
+        self._context = context
+        self._abandoned_seconds = abandoned_seconds
+        self._runs: OrderedDict[str, _Run] = OrderedDict()
+
+    async def once(self, key: str, asked: Any, work: Any) -> dict[str, Any]:
+        """Return what `work()` returns, or what it returned for the same key before.
+
+        Work goes on for a while when its caller has gone, and is then stopped.
+
+        Raises:
+            Problem: The work's own, or the key stands for another command.
+        """
+        run = self._runs.get(key)
+        if run is None:
+            run = self._runs[key] = _Run(asked)
+            self._context.jobs.tasks.start_soon(self._work, run, work)
+            self._let_go()
+        elif run.asked != asked:
+            raise Problem("bad_request", f"the key {key!r} was used for another command; take a new one")
+        run.waiting += 1
+        run.arrived.set()
+        try:
+            await run.done.wait()
+        finally:
+            run.waiting -= 1
+            if run.waiting == 0 and not run.done.is_set():
+                run.arrived = anyio.Event()
+                self._context.jobs.tasks.start_soon(self._stop_abandoned, run)
+        if run.problem is not None:
+            raise run.problem
+        assert run.result is not None
+        return run.result
+
+    async def _work(self, run: _Run, work: Any) -> None:
+        try:
+            with run.scope:
+                run.result = await work()
+            if run.result is None and run.problem is None:
+                run.problem = Problem("spawn_failed", "the command was stopped: its caller had gone")
+        except Problem as exc:
+            run.problem = exc
+        finally:
+            run.done.set()
+
+    async def _stop_abandoned(self, run: _Run) -> None:
+        with anyio.move_on_after(self._abandoned_seconds):
+            await run.arrived.wait()
+            return
+        if run.waiting == 0:
+            run.scope.cancel()
+
+    def _let_go(self) -> None:
+        finished = [key for key, run in self._runs.items() if run.done.is_set()]
+        for key in finished[: max(0, len(self._runs) - MAX_KEYS)]:
+            del self._runs[key]

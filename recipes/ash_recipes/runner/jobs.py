@@ -1,0 +1,228 @@
+"""The jobs of a sandbox: commands that run beside the calls that started them, with a bounded log each."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ash_recipes.runner.output import Chunk, Log
+from ash_recipes.runner.problems import Problem
+from ash_recipes.runner.processes import Command, Process, Stream
+
+__all__ = ["Job", "JobPage", "Jobs", "signal_number"]
+
+TERM_SECONDS = 0.5
+"""How long a command that is to end may take to do so by itself."""
+MAX_RUNNING = 64
+MAX_KEPT = 64
+MAX_KEPT_BYTES = 64 * 1024 * 1024
+"""Logs of ended jobs are let go, oldest first, over these."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """A piece of a job's log."""
+
+    chunks: list[Chunk]
+    next_offset: int
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    id: str
+    command: Command
+    process: Process
+    started_at: float
+    log: Log = field(default_factory=Log)
+    exit_code: int | None = None
+    """None while it runs."""
+    timed_out: bool = False
+    ended: anyio.Event = field(default_factory=anyio.Event)
+    changed: anyio.Event = field(default_factory=anyio.Event)
+
+    @property
+    def running(self) -> bool:
+        return self.exit_code is None
+
+    def written(self, stream: Stream, data: bytes) -> None:
+        self.log.append(stream, data)
+        self.notify()
+
+    def notify(self) -> None:
+        changed, self.changed = self.changed, anyio.Event()
+        changed.set()
+
+    def signal(self, number: int) -> bool:
+        """Send a signal to the job's whole process group; False when it has ended.
+
+        SIGKILL reaches its whole session, also what made a process group of its own.
+        """
+        if not self.running or self.process.exited:
+            return False  # its number may already be another process's
+        if number == signal.SIGKILL:
+            self.process.kill()
+            return True
+        return self.process.signal(number)
+
+    async def read(self, offset: int, limit: int, wait_seconds: float) -> JobPage:
+        """Return what stands in the log from `offset` on, waiting for it if the job still runs."""
+        with anyio.move_on_after(wait_seconds):
+            while self.running and self.log.total <= offset:
+                await self.changed.wait()
+        return JobPage(*self.log.read(offset, limit))
+
+
+class Jobs:
+    """All jobs of one sandbox. Entered once, before the first is started; leaving it ends them all."""
+
+    def __init__(self, *, max_running: int = MAX_RUNNING) -> None:
+        self._jobs: dict[str, Job] = {}
+        self._by_key: dict[str, tuple[Any, Job]] = {}
+        self._running: set[Process] = set()
+        self._count = 0
+        self._max_running = max_running
+        self._tasks: TaskGroup | None = None
+
+    async def __aenter__(self) -> Self:
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        self.end_all()
+        tasks, self._tasks = self._tasks, None
+        if tasks is not None:
+            tasks.cancel_scope.cancel()
+            await tasks.__aexit__(*error)
+
+    @property
+    def tasks(self) -> TaskGroup:
+        """Where work goes on that outlives the call which began it."""
+        if self._tasks is None:
+            raise RuntimeError("the jobs have not been entered")
+        return self._tasks
+
+    def start(
+        self,
+        command: Command,
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        stdin: bool = False,
+        timeout_seconds: float | None = None,
+        key: str | None = None,
+    ) -> Job:
+        """Start a job, or return the one that the same key has started.
+
+        Raises:
+            Problem: It could not be started, too many run, or the key stands for another command.
+        """
+        asked = (command if isinstance(command, str) else tuple(command), str(cwd), stdin, timeout_seconds)
+        if key is not None and key in self._by_key:
+            known, job = self._by_key[key]
+            if known != asked:
+                raise Problem("bad_request", f"the key {key!r} was used for another command; take a new one")
+            return job
+        if sum(job.running for job in self._jobs.values()) >= self._max_running:
+            raise Problem("spawn_failed", f"{self._max_running} jobs run already; stop one of them first")
+
+        def written(stream: Stream, data: bytes) -> None:
+            job.written(stream, data)  # nothing is read before the tasks below run
+
+        process = Process(command, cwd=cwd, env=env, stdin=stdin, on_data=written)
+        self._count += 1
+        job = Job(f"job-{self._count}", command, process, started_at=time.time())
+        self._jobs[job.id] = job
+        if key is not None:
+            self._by_key[key] = (asked, job)
+        self.tasks.start_soon(self._watch, job, timeout_seconds)
+        return job
+
+    async def _watch(self, job: Job, timeout_seconds: float | None) -> None:
+        async with self.watched(job.process):
+            with anyio.move_on_after(timeout_seconds) as limit:
+                code = await job.process.wait()
+            if limit.cancelled_caught:
+                job.timed_out = True
+                code = await stop(job.process)
+            job.exit_code = code
+        job.process.forget()
+        job.ended.set()
+        job.notify()
+        self._let_go()
+
+    @contextlib.asynccontextmanager
+    async def watched(self, process: Process) -> AsyncIterator[None]:
+        """Read the process's output while its owner waits for it; it ends with this runner at the latest."""
+        self._running.add(process)
+        self.tasks.start_soon(process.read, "stdout")
+        self.tasks.start_soon(process.read, "stderr")
+        try:
+            yield
+        finally:
+            self._running.discard(process)
+            if not process.exited:
+                process.kill()
+
+    def get(self, job_id: str) -> Job:
+        """Return a job.
+
+        Raises:
+            Problem: `job_not_found`.
+        """
+        job = self._jobs.get(job_id)
+        if job is None:
+            raise Problem("job_not_found", f"there is no job {job_id!r}; ash_job_list names those that there are")
+        return job
+
+    def list(self) -> list[Job]:
+        return list(self._jobs.values())
+
+    def end_all(self) -> None:
+        """Kill every command that runs here, at once."""
+        for process in list(self._running):
+            process.kill()
+
+    def _let_go(self) -> None:
+        ended = [job for job in self._jobs.values() if not job.running]
+        held = sum(job.log.held for job in ended)
+        while ended and (len(ended) > MAX_KEPT or held > MAX_KEPT_BYTES):
+            oldest = ended.pop(0)
+            held -= oldest.log.held
+            del self._jobs[oldest.id]
+            for key in [key for key, (_, job) in self._by_key.items() if job is oldest]:
+                del self._by_key[key]
+
+
+async def stop(process: Process) -> int:
+    """End a command and everything in its session, first politely, and return its exit code."""
+    process.signal(signal.SIGTERM)
+    code: int | None = None
+    with anyio.move_on_after(TERM_SECONDS):
+        code = await process.wait()
+    # Also after a polite end: what it started may still be there.
+    process.kill()
+    return await process.wait() if code is None else code
+
+
+def signal_number(name: str) -> int:
+    """Return the number of a signal named `TERM` or `SIGTERM`, or given as a number.
+
+    Raises:
+        Problem: There is no such signal.
+    """
+    plain = name.strip().upper().removeprefix("SIG")
+    number = getattr(signal, f"SIG{plain}", None)
+    if isinstance(number, signal.Signals):
+        return int(number)
+    if plain.isdecimal() and 0 < int(plain) < 65:
+        return int(plain)
+    raise Problem("bad_request", f"{name!r} is no signal; use TERM, KILL, INT, HUP, USR1 or another name")

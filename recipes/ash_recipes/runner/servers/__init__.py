@@ -1,0 +1,1 @@
+"""How a recipe's MCP server is served: in this process, or bridged from a command."""

@@ -1,0 +1,160 @@
+"""Composition: takes the listener, opens the recipe's server and serves until the runner is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import uvicorn
+
+from ash_recipes.runner import context as contexts
+from ash_recipes.runner.app import RunnerApp
+from ash_recipes.runner.config import Listen, RunnerConfig
+from ash_recipes.runner.context import Context, Environment
+from ash_recipes.runner.servers.base import RecipeServer, StartProblem
+from ash_recipes.runner.tools import RunnerTools
+
+__all__ = ["run"]
+
+RECIPE_FOLDER: Final = Path("/opt/recipe")
+"""Where a recipe's own directory stands in a sandbox."""
+GRACE_SECONDS: Final = 1
+"""How long requests in flight may take once the runner is told to end; it is gone within two seconds."""
+LAST_SECONDS: Final = 1.8
+
+log = logging.getLogger("ash_recipes.runner")
+
+
+def run(config: RunnerConfig) -> int:
+    """Serve one sandbox and return the exit code."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    for noisy in ("mcp", "httpx2", "httpx", "FastMCP"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    listener = _listener(config.listen)
+    # FastMCP would otherwise look for a newer version of itself and read an .env file of the workspace.
+    os.environ.setdefault("FASTMCP_CHECK_FOR_UPDATES", "off")
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(config, listener))
+    return 0
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _listener(listen: Listen) -> socket.socket:
+    if listen.descriptor is not None:
+        os.set_inheritable(listen.descriptor, False)
+        return socket.socket(fileno=listen.descriptor)
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    return socket.create_server((listen.host, listen.port), family=family, backlog=512)
+
+
+async def _serve(config: RunnerConfig, listener: socket.socket) -> None:
+    began = time.monotonic()
+    context = _context(config)
+    contexts.install(context)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(context.jobs)
+        server: RecipeServer | str
+        try:
+            server = await stack.enter_async_context(_open_server(config, context))
+        except StartProblem as exc:
+            log.error("the recipe's server could not be started: %s", exc)
+            server = str(exc)
+        from ash_recipes.runner.tokens import TokenCheck
+
+        tokens = TokenCheck(config.public_key, sandbox_id=config.sandbox_id, generation=config.generation)
+        http = _Http(RunnerApp(config, context, tokens, server), context)
+        log.info("serving recipe %s after %.2f s", config.recipe or "without a name", time.monotonic() - began)
+        await http.serve(sockets=[listener])
+
+
+def _context(config: RunnerConfig) -> Context:
+    os.environ["HOME"] = str(config.home)
+    os.environ.update(config.env)
+    context = Context(workspace=config.workspace, home=config.home, environment=Environment(os.environ))
+    os.chdir(config.workspace)
+    return context
+
+
+@asynccontextmanager
+async def _open_server(config: RunnerConfig, context: Context) -> AsyncIterator[RecipeServer]:
+    tools = RunnerTools(context)
+    folder = RECIPE_FOLDER if RECIPE_FOLDER.is_dir() else None
+    match dict(config.server):
+        case {"python": str(target)}:
+            from ash_recipes.runner.servers.python import open_python
+
+            opening = open_python(target, tools, folder)
+        case {"http": dict() as asked}:
+            from ash_recipes.runner.servers.command import open_http
+
+            opening = open_http(asked, context, tools, folder)
+        case {"stdio": dict() as asked}:
+            from ash_recipes.runner.servers.command import open_stdio
+
+            opening = open_stdio(asked, context, tools, folder)
+        case other:
+            raise StartProblem(f"server is {other!r}; say one of python, http and stdio")
+    async with opening as server:
+        yield server
+
+
+class _Http(uvicorn.Server):
+    """Ends every command of the sandbox as soon as it is told to end, and itself soon after."""
+
+    def __init__(self, app: RunnerApp, context: Context) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                ws="none",
+                http="httptools" if _has_httptools() else "h11",
+                loop="none",
+                access_log=False,
+                log_config=None,
+                log_level="warning",
+                server_header=False,
+                date_header=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=GRACE_SECONDS,
+                h11_max_incomplete_event_size=65_536,
+            )
+        )
+        self._context = context
+        # Called when uvicorn has shut down and raises the signal again; by then all is done.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.signal(signal.SIGINT, lambda *_: None)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._context.jobs.end_all()
+        signal.signal(signal.SIGALRM, _end_now)
+        signal.setitimer(signal.ITIMER_REAL, LAST_SECONDS)
+        super().handle_exit(sig, frame)
+
+
+def _end_now(*_: Any) -> None:
+    os._exit(0)
+
+
+def _has_httptools() -> bool:
+    try:
+        import httptools  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError:
+        return False
+    return True

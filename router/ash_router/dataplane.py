@@ -1,0 +1,90 @@
+"""What the relay is made of, without the protocol: one for all connections of a process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
+
+from ash_mcp.errors import AshError
+from ash_mcp.types import SandboxId
+from ash_router.calls import Calls, Cancellation, LevelChange
+from ash_router.exchange import Services
+from ash_router.handshakes import Handshakes
+from ash_router.ledger import Ledger
+from ash_router.limits import RelayLimits
+from ash_router.routes import Route, Routes
+from ash_router.sessions import LegacySessions, UpstreamSession
+from ash_router.tokens import CallTokens
+from ash_router.upstream import Upstreams
+
+__all__ = ["DataPlane"]
+
+DEFAULT_LIMITS: Final = RelayLimits()
+
+
+class DataPlane:
+    """The data plane of one process.
+
+    Args:
+        sessions: The handshake-era map; its middleware must stand before the hive's MCP endpoint.
+        explain: Says why the sandbox of a route is gone, or that it is not.
+    """
+
+    def __init__(
+        self,
+        *,
+        routes: Routes,
+        tokens: CallTokens,
+        ledger: Ledger,
+        sessions: LegacySessions,
+        explain: Callable[[Route], Awaitable[AshError]],
+        limits: RelayLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self.limits = limits
+        self.calls = Calls(routes, sessions)
+        self._sessions = sessions
+        self._upstreams = Upstreams(
+            connect_timeout_seconds=limits.connect_timeout_seconds,
+            max_idle=limits.max_idle_upstreams,
+            idle_seconds=limits.idle_upstream_seconds,
+            max_head_bytes=limits.max_head_bytes,
+            max_headers=limits.max_headers,
+        )
+        self._handshakes = Handshakes(self._upstreams, tokens, limits)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.services = Services(self._upstreams, self._handshakes, tokens, ledger, limits, explain, self.spawn)
+        sessions.attach(self._end_sessions)
+
+    def forget(self, sandbox_id: SandboxId) -> None:
+        """Drop what is kept of a sandbox that has ended: idle connections and sessions on it."""
+        self._upstreams.forget(sandbox_id)
+        self._sessions.forget_sandbox(sandbox_id)
+
+    async def aclose(self) -> None:
+        """Abort what is in flight and close every connection to a sandbox."""
+        self._upstreams.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work` beside the protocol's callbacks until it ends or the relay is closed."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def cancelled(self, cancellation: Cancellation) -> None:
+        """Tell a sandbox that its caller no longer waits."""
+        self.spawn(self._handshakes.notify(cancellation.upstream, cancellation.message.raw))
+
+    def level_changed(self, change: LevelChange) -> None:
+        """Set the log level of a session on each sandbox that it has called, and on those that it will."""
+        change.session.log_level = change.level
+        for upstream in change.session.upstreams.values():
+            self.spawn(self._handshakes.set_level(upstream, change.level))
+
+    def _end_sessions(self, ended: list[UpstreamSession]) -> None:
+        for upstream in ended:
+            self.spawn(self._handshakes.end(upstream))

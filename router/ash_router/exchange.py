@@ -1,0 +1,391 @@
+"""One relayed call, from the decision to relay it to the last byte of its answer.
+
+    reaching ──▶ waiting ──▶ streaming ──▶ done
+        └───────────┴────────────┴──▶ done, by `fail` or `caller_left`
+
+Until the answer has begun, a failure is a whole JSON answer of the hive's. After that it is one more event on an
+event stream, with the nonce of the response's own head, or a connection cut short. The call is sent once; the only
+second sending is to a sandbox that said with 404 that it did not know the session and so did not take the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+
+from ash_mcp.errors import (
+    AshError,
+    AshTimeout,
+    ConnectFailed,
+    HiveFault,
+    RemoteProtocolError,
+    SandboxError,
+)
+from ash_mcp.wire import (
+    HEADER_NONCE,
+    HEADER_ORIGIN,
+    HEADER_TOKEN,
+    ORIGIN_HUB,
+    ORIGIN_SANDBOX,
+    failure_to_json,
+    http_status,
+    tool_failure,
+)
+from ash_router import _framing
+from ash_router._framing import Headers, ResponseHead
+from ash_router.bodies import RequestId
+from ash_router.handshakes import Handshakes
+from ash_router.ledger import Call, Ledger
+from ash_router.limits import RelayLimits
+from ash_router.routes import Route
+from ash_router.sessions import LegacySession, UpstreamSession
+from ash_router.tokens import CallTokens
+from ash_router.upstream import Connection, Upstreams
+
+__all__ = ["Caller", "Exchange", "RelayedCall", "Services", "accepted", "refusal"]
+
+log = logging.getLogger(__name__)
+
+ORIGIN: bytes = HEADER_ORIGIN.encode()
+NONCE: bytes = HEADER_NONCE.encode()
+
+
+class Caller(Protocol):
+    """The connection that a call came on, as far as its answer is concerned."""
+
+    @property
+    def takes_chunks(self) -> bool:
+        """False for HTTP/1.0, where a body of unknown length ends with the connection."""
+        ...
+
+    @property
+    def keeps_alive(self) -> bool: ...
+
+    @property
+    def default_headers(self) -> Headers: ...
+
+    def write(self, data: bytes) -> None: ...
+
+    def finished(self) -> None:
+        """The answer is complete."""
+        ...
+
+    def broken_off(self) -> None:
+        """The answer cannot be completed; only the end of the connection can say so."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayedCall:
+    """A call that goes to a sandbox."""
+
+    route: Route
+    request_id: RequestId
+    headers: Headers
+    """The caller's own."""
+    body: bytes
+    """As the sandbox will get it."""
+    tool: str
+    """The sandbox's own name for it."""
+    session: LegacySession | None = None
+    """In the handshake era."""
+    hold: AbstractContextManager[None] | None = None
+    """Keeps the hub's own transport session alive meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What every exchange of a relay shares."""
+
+    upstreams: Upstreams
+    handshakes: Handshakes
+    tokens: CallTokens
+    ledger: Ledger
+    limits: RelayLimits
+    explain: Callable[[Route], Awaitable[AshError]]
+    spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+
+class Exchange:
+    """A `Sink` between one sandbox and one caller."""
+
+    def __init__(self, caller: Caller, call: RelayedCall, services: Services) -> None:
+        self._caller = caller
+        self._call = call
+        self._services = services
+        self._loop = asyncio.get_running_loop()
+        self._entry: Call | None = None
+        self._connection: Connection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._last_byte_at = 0.0
+        self._upstream: UpstreamSession | None = None
+        self._renewed = False
+        self._paused = False
+        self._begun = False
+        self._done = False
+        self._chunked = False
+        self._is_stream = False
+        self._fixed_length = False
+        self._tail = b""
+        self._nonce = ""
+
+    def start(self) -> None:
+        """Send the call, at once where a connection is idle."""
+        call, services = self._call, self._services
+        self._entry = services.ledger.begin(call.route.sandbox_id, call.route.owner, self.fail)
+        if call.hold is not None:
+            call.hold.__enter__()
+        idle = services.limits.idle_stream_seconds
+        if idle is not None:
+            self._last_byte_at = self._loop.time()
+            self._idle_timer = self._loop.call_later(idle, self._check_idle, idle)
+        self._reach()
+
+    def fail(self, error: AshError) -> None:
+        """End the caller's answer with `error` at once; no-op if it has ended."""
+        if self._done:
+            return
+        self._end()
+        if not self._begun:
+            self._caller.write(self._failure_head_and_body(error))
+            self._caller.finished()
+        elif self._is_stream and not self._fixed_length:
+            event = _framing.sse_event(self._tail, self._failure(error, self._nonce))
+            if self._chunked:
+                event = _framing.chunk(event) + _framing.LAST_CHUNK
+            self._caller.write(event)
+            self._caller.finished()
+        else:
+            self._caller.broken_off()
+
+    def caller_left(self) -> None:
+        """Stop: nobody waits any more. Closing the connection is how a stateless call is cancelled."""
+        if not self._done:
+            self._end()
+
+    def pause(self) -> None:
+        """Stop reading the sandbox's answer: the caller is slow."""
+        self._paused = True
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        self._paused = False
+        if self._connection is not None:
+            self._connection.resume()
+
+    # The sandbox's answer.
+
+    def received(self, head: ResponseHead | None, data: bytes, complete: bool) -> None:
+        if complete:
+            self._connection = None
+        self._last_byte_at = self._loop.time()
+        if head is not None and head.status == 404 and self._renew_session():
+            return
+        out = b""
+        if head is not None:
+            out = self._begin(head, len(data) if complete else None)
+        if self._is_stream:
+            self._tail = _framing.sse_tail(self._tail, data)
+        if self._chunked:
+            if data:
+                out += _framing.chunk(data)
+            if complete:
+                out += _framing.LAST_CHUNK
+        else:
+            out += data
+        if complete:
+            self._end()
+        if out:
+            self._caller.write(out)
+        if complete:
+            self._caller.finished()
+
+    def broken(self, error: AshError) -> None:
+        self._connection = None
+        if isinstance(error, RemoteProtocolError):
+            self.fail(error)
+        else:
+            self._run(self._fail_explained(error))
+
+    # Reaching the sandbox.
+
+    def _reach(self) -> None:
+        session, route = self._call.session, self._call.route
+        if session is not None:
+            self._upstream = session.upstreams.get((route.sandbox_id, route.generation))
+        if session is None or self._upstream is not None:
+            connection = self._services.upstreams.idle(route)
+            if connection is not None:
+                self._send(connection)
+                return
+        self._run(self._connect())
+
+    async def _connect(self) -> None:
+        services, call = self._services, self._call
+        try:
+            if call.session is not None and self._upstream is None:
+                self._upstream = await services.handshakes.session_on(call.session, call.route)
+            connection = services.upstreams.idle(call.route) or await services.upstreams.connect(call.route)
+        except AshError as error:
+            await self._fail_explained(error)
+            return
+        self._send(connection)
+
+    def _send(self, connection: Connection) -> None:
+        call = self._call
+        token = self._services.tokens.mint(call.route.sandbox_id, call.route.generation)
+        replaced: dict[bytes, bytes | None] = {HEADER_TOKEN.encode(): token}
+        if self._upstream is None:
+            replaced[b"mcp-name"] = _framing.encode_name(call.tool)
+        else:
+            assert call.session is not None
+            replaced |= self._upstream.headers()
+            call.session.calls[call.request_id] = self._upstream
+        self._connection = connection
+        connection.send(_framing.request_head(call.headers, replaced, len(call.body)) + call.body, self)
+        if self._paused:
+            connection.pause()
+
+    def _renew_session(self) -> bool:
+        """Open a new upstream session and send the call again, if the sandbox did not know the old one."""
+        session, lost = self._call.session, self._upstream
+        if session is None or lost is None or lost.id is None or self._renewed:
+            return False
+        self._renewed = True
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        key = (self._call.route.sandbox_id, self._call.route.generation)
+        if session.upstreams.get(key) is lost:
+            del session.upstreams[key]
+        self._reach()
+        return True
+
+    # Answering the caller.
+
+    def _begin(self, head: ResponseHead, whole_length: int | None) -> bytes:
+        self._begun = True
+        self._nonce = secrets.token_hex(16)
+        returned = _framing.wanted_response_headers(head.headers)
+        self._is_stream = any(
+            key == b"content-type" and value.lower().startswith(b"text/event-stream") for key, value in returned
+        )
+        length = whole_length if whole_length is not None else _framing.content_length(head.headers)
+        ours = [(ORIGIN, ORIGIN_SANDBOX.encode()), (NONCE, self._nonce.encode())]
+        if head.status != 204:
+            if length is not None:
+                self._fixed_length = True
+                ours.append((b"content-length", b"%d" % length))
+            elif self._caller.takes_chunks:
+                self._chunked = True
+                ours.append((b"transfer-encoding", b"chunked"))
+        return self._head(head.status, [*returned, *ours])
+
+    def _head(self, status: int, headers: Headers) -> bytes:
+        session = self._call.session
+        more: list[tuple[bytes, bytes]] = []
+        if session is not None:
+            more.append((b"mcp-session-id", session.id.encode()))
+        if not self._caller.keeps_alive:
+            more.append((b"connection", b"close"))
+        return _framing.response_head(status, self._caller.default_headers, headers, more)
+
+    def _failure_head_and_body(self, error: AshError) -> bytes:
+        body = self._failure(error, None)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (ORIGIN, ORIGIN_HUB.encode()),
+            (NONCE, secrets.token_hex(16).encode()),
+        ]
+        return self._head(200, headers) + body
+
+    def _failure(self, error: AshError, nonce: str | None) -> bytes:
+        result = tool_failure(error, nonce=nonce)
+        if self._call.session is None:
+            result = {"resultType": "complete", **result}
+        return orjson.dumps({"jsonrpc": "2.0", "id": self._call.request_id, "result": result}, default=str)
+
+    # Failing and ending.
+
+    async def _fail_explained(self, error: AshError) -> None:
+        """Fail with why the sandbox is gone, where the hive knows it, otherwise with `error`."""
+        said: AshError | None = None
+        try:
+            async with asyncio.timeout(self._services.limits.explain_timeout_seconds):
+                said = await self._services.explain(self._call.route)
+        except TimeoutError:
+            log.warning("nobody could say in time why sandbox %s went away", self._call.route.sandbox_id)
+        self.fail(said if said is not None and _explains(said, error) else error)
+
+    def _check_idle(self, idle: float) -> None:
+        left = self._last_byte_at + idle - self._loop.time()
+        if left > 0:
+            self._idle_timer = self._loop.call_later(left, self._check_idle, idle)
+        else:
+            self.fail(AshTimeout(f"the sandbox sent nothing for {idle:g} s"))
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        self._task = self._services.spawn(self._guarded(work))
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:
+            log.exception("a relayed call failed in the hive itself")
+            self.fail(HiveFault("the hive itself failed; its log has the details"))
+
+    def _end(self) -> None:
+        """Let go of everything that the call holds."""
+        self._done = True
+        call = self._call
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        if call.session is not None and call.session.calls.get(call.request_id) is self._upstream:
+            call.session.calls.pop(call.request_id, None)
+        if self._entry is not None:
+            self._services.ledger.end(self._entry)
+        if call.hold is not None:
+            call.hold.__exit__(None, None, None)
+
+
+def accepted(caller: Caller) -> bytes:
+    """Return a whole response that says that a notification was taken."""
+    framing = [(b"content-length", b"0"), (ORIGIN, ORIGIN_HUB.encode())]
+    if not caller.keeps_alive:
+        framing.append((b"connection", b"close"))
+    return _framing.response_head(202, caller.default_headers, framing)
+
+
+def refusal(
+    error: AshError, status: int | None, default_headers: Headers, headers: Sequence[tuple[str, str]]
+) -> bytes:
+    """Return a whole response that says why a request is not even looked at; the connection ends with it."""
+    body = orjson.dumps({"error": failure_to_json(error)}, default=str)
+    said = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    framing = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+        (ORIGIN, ORIGIN_HUB.encode()),
+    ]
+    return _framing.response_head(status or http_status(error), default_headers, said, framing) + body
+
+
+def _explains(said: AshError, error: AshError) -> bool:
+    # A call that was sent may have run; no explanation may tell the caller that it did not.
+    return isinstance(said, SandboxError) if isinstance(error, ConnectFailed) else not said.retryable

@@ -1,0 +1,73 @@
+"""The bounds of the relay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ash_mcp.errors import AshError, CapacityExceeded
+
+__all__ = ["HeadMeter", "RelayLimits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayLimits:
+    """What one connection and one call may take. Every wait and every buffer of the relay is bounded here."""
+
+    max_body_bytes: int = 4 * 1024 * 1024
+    """Of a message POSTed to `/mcp`; as the MCP SDK's own servers have it. More is 413."""
+    max_head_bytes: int = 64 * 1024
+    """Of a request's or a response's head. More is 431."""
+    max_headers: int = 100
+    head_timeout_seconds: float = 10.0
+    """From the first byte of a head that does not come in one piece to its last. Longer is 408."""
+    body_timeout_seconds: float = 30.0
+    """For the whole body of a message to `/mcp`. Longer is 408."""
+    connect_timeout_seconds: float = 5.0
+    explain_timeout_seconds: float = 1.0
+    """How long a caller waits to be told why its sandbox went away."""
+    handshake_timeout_seconds: float = 30.0
+    """For `initialize` on a sandbox, in the handshake era."""
+    max_handshake_bytes: int = 256 * 1024
+    """Of a sandbox's answer to `initialize`."""
+    idle_stream_seconds: float | None = 3600.0
+    """How long a call may go on without a byte from its sandbox; None is for ever."""
+    max_idle_upstreams: int = 8
+    """Idle connections kept to one sandbox."""
+    idle_upstream_seconds: float = 4.0
+    """How long one is kept: less than the 5 s of uvicorn in the sandbox, so that we are the one who closes."""
+    high_water_bytes: int = 64 * 1024
+    """Unsent bytes at which a caller counts as slow and its sandbox is no longer read."""
+    linger_seconds: float = 1.0
+    """How long a refused request's remaining bytes are read and dropped, so that the refusal itself arrives."""
+
+    def head_exceeded(self) -> AshError:
+        message = f"a head may be at most {self.max_head_bytes} bytes and {self.max_headers} headers long"
+        return CapacityExceeded(message, retryable=False)
+
+    def body_exceeded(self) -> AshError:
+        return CapacityExceeded(f"a message may be at most {self.max_body_bytes} bytes long", retryable=False)
+
+
+class HeadMeter:
+    """Measures the head of one request while it arrives, finished lines and unfinished ones alike."""
+
+    __slots__ = ("_fed", "_limits", "_lines", "_parsed")
+
+    def __init__(self, limits: RelayLimits) -> None:
+        self._limits = limits
+        self.restart()
+
+    def restart(self) -> None:
+        self._fed = self._parsed = self._lines = 0
+
+    def line(self, size: int) -> bool:
+        """Count one parsed line; False when the head is over its limits."""
+        self._lines += 1
+        self._parsed += size
+        # The request line is a line too.
+        return self._parsed <= self._limits.max_head_bytes and self._lines <= self._limits.max_headers + 1
+
+    def fed(self, size: int) -> bool:
+        """Count what came from the network for a head that is not finished; False as above."""
+        self._fed += size
+        return self._fed <= self._limits.max_head_bytes

@@ -1,0 +1,343 @@
+"""Connections to sandboxes: one request at a time on each, pooled while idle, over a Unix socket or TCP.
+
+A sandbox may be hostile. What it says is bounded and parsed strictly, and a connection that says anything out of turn
+is closed. A request is never sent twice from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import httptools
+
+from ash_mcp.errors import AshError, AshTimeout, ConnectFailed, RemoteProtocolError, StreamBroken
+from ash_mcp.types import Endpoint, SandboxId
+from ash_router._framing import Headers, ResponseHead, response_problem
+from ash_router.routes import Route
+
+__all__ = ["Answer", "Connection", "Sink", "Upstreams"]
+
+
+class Sink(Protocol):
+    """Who gets the response to one request. After `complete` or `broken` nothing more comes."""
+
+    def received(self, head: ResponseHead | None, data: bytes, complete: bool) -> None:
+        """Take what one read brought: the head if it came now, body bytes without their framing, and the end."""
+        ...
+
+    def broken(self, error: AshError) -> None:
+        """Learn that the response will not be completed."""
+        ...
+
+
+class Connection(asyncio.Protocol):
+    """One connection to one sandbox."""
+
+    def __init__(self, release: Callable[[Connection, bool], None], *, max_head_bytes: int, max_headers: int) -> None:
+        self._release = release
+        self._max_head_bytes = max_head_bytes
+        self._max_headers = max_headers
+        self._transport: asyncio.Transport | None = None
+        self._poll = select.poll()
+        self._parser = httptools.HttpResponseParser(self)
+        self._sink: Sink | None = None
+        self._closed = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._head_bytes = 0
+        self._head: ResponseHead | None = None
+        self._head_is_new = False
+        self._interim = False
+        self._parts: list[bytes] = []
+        self._complete = False
+        self._reusable = False
+
+    def send(self, data: bytes, sink: Sink) -> None:
+        """Send one request; its response goes to `sink`."""
+        assert self._transport is not None and self._sink is None
+        self._reset()
+        self._sink = sink
+        self._transport.write(data)
+
+    def pause(self) -> None:
+        """Stop reading the response until `resume`."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        """Close at once, whatever is in flight; the sink hears nothing more. Idempotent."""
+        self._sink = None
+        self._closed = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def alive(self) -> bool:
+        """Whether an idle connection is still good: open, and nothing has come on it, not even its end."""
+        return not self._closed and not self._poll.poll(0)
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN | select.POLLRDHUP)
+
+    def data_received(self, data: bytes) -> None:
+        if self._sink is None:
+            self.close()  # it speaks out of turn
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
+            self._refuse(f"the sandbox's answer is not HTTP as it should be: {exc}")
+            return
+        if self._head is None:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._max_head_bytes:
+                self._refuse("the head of the sandbox's answer is too long")
+            return
+        self._pass_on()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed = True
+        sink, self._sink = self._sink, None
+        self._release(self, False)
+        if sink is None:
+            return
+        if self._head is not None and self._ends_with_connection() and exc is None:
+            sink.received(None, b"", True)
+        else:
+            sink.broken(StreamBroken("the connection to the sandbox broke before the call was answered"))
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise httptools.HttpParserError("bytes follow the end of the answer")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head is not None:
+            return  # a trailer
+        self._headers.append((name.lower(), value))
+        self._head_bytes += len(name) + len(value)
+        if len(self._headers) > self._max_headers or self._head_bytes > self._max_head_bytes:
+            raise httptools.HttpParserError("its head is too long")
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        self._interim = 100 <= status < 200
+        if self._interim:
+            self._headers = []
+            return
+        self._head = ResponseHead(status, self._headers)
+        self._head_is_new = True
+        self._reusable = self._parser.should_keep_alive()
+
+    def on_body(self, body: bytes) -> None:
+        self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        if not self._interim:
+            self._complete = True
+
+    # Inner steps.
+
+    def _pass_on(self) -> None:
+        sink, head, complete = self._sink, self._head, self._complete
+        assert sink is not None and head is not None
+        is_new, self._head_is_new = self._head_is_new, False
+        if is_new and (problem := response_problem(head)) is not None:
+            self._refuse(problem)
+            return
+        parts, self._parts = self._parts, []
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        if complete:
+            self._sink = None
+            self._release(self, self._reusable)
+        if is_new or data or complete:
+            sink.received(head if is_new else None, data, complete)
+
+    def _refuse(self, message: str) -> None:
+        sink = self._sink
+        self.close()
+        if sink is not None:
+            sink.broken(RemoteProtocolError(message))
+
+    def _ends_with_connection(self) -> bool:
+        return not any(key in (b"content-length", b"transfer-encoding") for key, _ in self._headers)
+
+
+@dataclass(slots=True)
+class _Idle:
+    connection: Connection
+    timer: asyncio.TimerHandle
+
+
+class Upstreams:
+    """The connections of this process to its sandboxes.
+
+    Args:
+        max_idle: How many idle connections one sandbox may have.
+        idle_seconds: How long one is kept; shorter than any server's own patience, so that we close first.
+    """
+
+    def __init__(
+        self,
+        *,
+        connect_timeout_seconds: float,
+        max_idle: int,
+        idle_seconds: float,
+        max_head_bytes: int,
+        max_headers: int,
+    ) -> None:
+        self._connect_timeout = connect_timeout_seconds
+        self._max_idle = max_idle
+        self._idle_seconds = idle_seconds
+        self._max_head_bytes = max_head_bytes
+        self._max_headers = max_headers
+        # By id and generation and never by address: an address may belong to another sandbox tomorrow.
+        self._idle: dict[tuple[SandboxId, int], list[_Idle]] = {}
+        self._open: dict[Connection, tuple[SandboxId, int]] = {}
+
+    def idle(self, route: Route) -> Connection | None:
+        """Take an idle connection that is still good, or None."""
+        kept = self._idle.get((route.sandbox_id, route.generation))
+        while kept:
+            entry = kept.pop()
+            entry.timer.cancel()
+            if entry.connection.alive:
+                return entry.connection
+            entry.connection.close()
+        return None
+
+    async def connect(self, route: Route) -> Connection:
+        """Open a new connection.
+
+        Raises:
+            ConnectFailed: Nobody listens there, or not in time. Nothing was sent.
+        """
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                connection = await self._dial(route.endpoint)
+        except (OSError, TimeoutError) as exc:
+            raise _unreachable(route) from exc
+        if connection.closed:
+            raise _unreachable(route)
+        self._open[connection] = (route.sandbox_id, route.generation)
+        return connection
+
+    async def request(self, route: Route, data: bytes, *, timeout_seconds: float, max_bytes: int) -> Answer:
+        """Send a request of our own and return its whole, bounded answer.
+
+        Raises:
+            TransportError: It could not be sent, or the answer did not come in time or in full.
+            RemoteProtocolError: The answer is too long or not one.
+        """
+        answer = Answer(max_bytes)
+        connection = self.idle(route) or await self.connect(route)
+        connection.send(data, answer)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await answer.done.wait()
+        except TimeoutError as exc:
+            raise AshTimeout(f"sandbox {route.session} did not answer within {timeout_seconds:g} s") from exc
+        finally:
+            if not answer.complete:
+                connection.close()
+        if answer.error is not None:
+            raise answer.error
+        return answer
+
+    def forget(self, sandbox_id: SandboxId) -> None:
+        """Close the idle connections to a sandbox that has ended."""
+        for key in [key for key in self._idle if key[0] == sandbox_id]:
+            for entry in self._idle.pop(key):
+                entry.timer.cancel()
+                entry.connection.close()
+
+    def close(self) -> None:
+        """Close every connection."""
+        for key in list(self._idle):
+            self.forget(key[0])
+        for connection in list(self._open):
+            connection.close()
+
+    async def _dial(self, endpoint: Endpoint) -> Connection:
+        loop = asyncio.get_running_loop()
+        if endpoint.unix is not None:
+            _, connection = await loop.create_unix_connection(self._new, endpoint.unix)
+        else:
+            assert endpoint.host is not None and endpoint.port is not None
+            _, connection = await loop.create_connection(self._new, endpoint.host, endpoint.port)
+        return connection
+
+    def _new(self) -> Connection:
+        return Connection(self._release, max_head_bytes=self._max_head_bytes, max_headers=self._max_headers)
+
+    def _release(self, connection: Connection, reusable: bool) -> None:
+        key = self._open.get(connection)
+        if key is None:
+            return
+        kept = self._idle.get(key)
+        if reusable and (kept is None or len(kept) < self._max_idle):
+            timer = asyncio.get_running_loop().call_later(self._idle_seconds, connection.close)
+            self._idle.setdefault(key, []).append(_Idle(connection, timer))
+            return
+        if connection in self._open:
+            del self._open[connection]
+        connection.close()
+        if kept is not None:
+            self._idle[key] = left = [entry for entry in kept if entry.connection is not connection]
+            if not left:
+                del self._idle[key]
+
+
+def _unreachable(route: Route) -> ConnectFailed:
+    return ConnectFailed(f"sandbox {route.session} cannot be reached; try again, or spawn another")
+
+
+class Answer:
+    """A `Sink` that keeps a whole, bounded response."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self.done = asyncio.Event()
+        self.status = 0
+        self.headers: Headers = ()
+        self.body = bytearray()
+        self.complete = False
+        self.error: AshError | None = None
+
+    def received(self, head: ResponseHead | None, data: bytes, complete: bool) -> None:
+        if head is not None:
+            self.status, self.headers = head.status, head.headers
+        if self.error is not None:
+            return
+        self.body += data
+        self.complete = complete
+        if len(self.body) > self._max_bytes:
+            self.error = RemoteProtocolError("the sandbox's answer is longer than it may be")
+        if complete or self.error is not None:
+            self.done.set()
+
+    def broken(self, error: AshError) -> None:
+        self.error = error
+        self.done.set()

@@ -1,0 +1,82 @@
+"""Every backend behaves as `backends/base.py` says."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from ash_hub.backends.base import BackendEvent, Phase
+from ash_hub.backends.local import host
+from ash_hub.backends.memory import MemoryBackend
+from ash_hub.testing import BEHAVIOURS, BackendUnderTest, Make, check_backend
+from ash_mcp.types import SandboxId, SandboxSpec, new_sandbox_id
+from tests.hub.local_parts import SPEC, under_test
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@asynccontextmanager
+async def memory() -> AsyncIterator[BackendUnderTest]:
+    def fail(spec: SandboxSpec) -> SandboxSpec:
+        backend.fail_next()
+        return spec
+
+    async def die(sandbox_id: SandboxId) -> None:
+        backend.die(sandbox_id)
+
+    async with MemoryBackend(said=b"up\n") as backend:
+        yield BackendUnderTest(backend=backend, spec=SPEC, fail=fail, die=die, leftovers=lambda: [])
+
+
+MAKERS: dict[str, Make] = {"memory": memory, "local": under_test}
+
+
+@pytest.fixture(params=sorted(MAKERS))
+def make(request: pytest.FixtureRequest) -> Make:
+    if request.param == "local":
+        failure = host.isolation_works(host.host_facts())
+        if failure:
+            pytest.skip(f"sandboxes cannot be isolated here: {failure}")
+    return MAKERS[request.param]
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda behaviour: behaviour.__name__)
+async def test_backend_holds_to_its_contract(behaviour: Callable[[Make], Awaitable[None]], make: Make) -> None:
+    await behaviour(make)
+
+
+async def test_check_backend_notices_a_backend_that_lies() -> None:
+    class Forgetful(MemoryBackend):
+        async def annotate(self, sandbox_id: SandboxId, record: object) -> None:
+            pass
+
+    @asynccontextmanager
+    async def forgetful() -> AsyncIterator[BackendUnderTest]:
+        async with memory() as it:
+            yield replace(it, backend=Forgetful())
+
+    with pytest.raises(AssertionError):
+        await check_backend(forgetful)
+
+
+async def test_a_slow_watcher_is_told_to_list_again_and_nothing_grows() -> None:
+    async with MemoryBackend() as backend:
+        events = backend.watch()
+        for _ in range(700):
+            created = await backend.create(replace(SPEC, id=new_sandbox_id()))
+            await backend.delete(created.id)
+        assert await anext(events) == BackendEvent(None, lost=True)
+        created = await backend.create(replace(SPEC, id=new_sandbox_id()))
+        after = [await anext(events)]
+        while after[-1].instance != created:
+            after.append(await anext(events))
+        assert len(after) < 1024
+        assert after[-1].instance is not None and after[-1].instance.phase is Phase.RUNNING

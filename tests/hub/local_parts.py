@@ -1,0 +1,172 @@
+"""Parts of the tests of the local backend: a hive in a directory of its own, and a stand-in for the runner."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from ash_hub.backends.base import Instance
+from ash_hub.backends.local import LocalBackend, LocalSettings
+from ash_hub.backends.local.keeper import cgroups
+from ash_hub.backends.local.paths import hive_paths
+from ash_hub.backends.local.runtime import Runtime, find_runtime
+from ash_hub.testing import BackendUnderTest
+from ash_mcp.types import SandboxId, SandboxSpec
+
+SPEC = SandboxSpec(id=SandboxId("sbx-unused"), recipe="stand-in", server={"python": "none:none"})
+WAIT_SECONDS = 10.0
+
+STAND_IN = """
+import json, os, socket, subprocess, threading
+listener = socket.socket(fileno=int(os.environ["ASH_LISTEN_FD"]))
+print("up", flush=True)
+def serve(connection):
+    with connection, connection.makefile("rw") as lines:
+        done = subprocess.run(json.loads(lines.readline()), stdin=subprocess.DEVNULL, capture_output=True)
+        answer = {"code": done.returncode, "out": done.stdout.decode(errors="replace")}
+        json.dump(answer | {"error": done.stderr.decode(errors="replace")}, lines)
+while True:
+    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+"""
+"""Listens as the runner does, and runs each command that a connection sends it."""
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    error: str
+
+
+async def run_inside(instance: Instance, *command: str) -> Done:
+    """Run a command in a sandbox of the stand-in."""
+    assert instance.endpoint is not None and instance.endpoint.unix is not None
+    with anyio.fail_after(WAIT_SECONDS):
+        async with await anyio.connect_unix(instance.endpoint.unix) as stream:
+            await stream.send(json.dumps(command).encode() + b"\n")
+            data = b"".join([chunk async for chunk in stream])
+    answer: dict[str, Any] = json.loads(data)
+    return Done(**answer)
+
+
+async def bash(instance: Instance, script: str) -> Done:
+    return await run_inside(instance, "bash", "-c", script)
+
+
+async def python(instance: Instance, code: str) -> Done:
+    return await run_inside(instance, "python3", "-c", code)
+
+
+def stand_in() -> Runtime:
+    return replace(find_runtime(), arguments=("-P", "-s", "-c", STAND_IN))
+
+
+@contextmanager
+def directories() -> Iterator[Path]:
+    """Yield a directory with a path short enough for sockets, and remove it."""
+    path = Path(tempfile.mkdtemp(prefix="ash-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def settings_in(root: Path, **more: Any) -> LocalSettings:
+    return LocalSettings(state_dir=root / "state", run_dir=root / "run", log_dir=root / "log", **more)
+
+
+@asynccontextmanager
+async def local_backend(root: Path, **more: Any) -> AsyncIterator[LocalBackend]:
+    """Enter a backend, and end its sandboxes at the end: nothing may be left of it."""
+    settings = settings_in(root, **more)
+    async with LocalBackend(settings, runtime=stand_in()) as backend:
+        try:
+            yield backend
+        finally:
+            for instance in await backend.list():
+                await backend.delete(instance.id, grace_seconds=0)
+    assert leftovers(settings) == []
+    assert not hive_paths(settings).directory.exists()
+
+
+@asynccontextmanager
+async def under_test(**more: Any) -> AsyncIterator[BackendUnderTest]:
+    with directories() as root:
+        async with local_backend(root, **more) as backend:
+
+            async def die(sandbox_id: SandboxId) -> None:
+                instance = await backend.get(sandbox_id)
+                assert instance is not None
+                os.kill(main_process(backend), signal.SIGKILL)
+
+            yield BackendUnderTest(
+                backend=backend,
+                spec=SPEC,
+                fail=lambda spec: replace(spec, mounts={"/proc/nowhere/at/all": "/usr"}),
+                die=die,
+                leftovers=lambda: leftovers(settings_in(root)) + sandbox_processes(backend),
+            )
+
+
+def leftovers(settings: LocalSettings) -> list[str]:
+    """Name the sockets, directories and control groups of sandboxes."""
+    paths = hive_paths(settings)
+    found = [str(path) for name in ("s", "w") for path in sorted((paths.directory / name).glob("*"))]
+    memberships, mounts = Path("/proc/self/cgroup").read_text(), Path("/proc/self/mountinfo").read_text()
+    own, legacy = cgroups.find(memberships, mounts)
+    for parent in {own, *legacy.values()} - {None}:
+        found += [str(path) for path in Path(str(parent), paths.name).glob("sbx-*")]
+    return found
+
+
+def keeper_pid(backend: LocalBackend) -> int:
+    pid = backend.describe()["keeper"]
+    assert isinstance(pid, int)
+    return pid
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def descendants(pid: int) -> list[int]:
+    return [found for child in children(pid) for found in (child, *descendants(child))]
+
+
+def sandbox_processes(backend: LocalBackend) -> list[str]:
+    keeper = backend.describe()["keeper"]
+    return [] if keeper is None else [f"process {pid}" for pid in descendants(keeper)]
+
+
+def main_process(backend: LocalBackend) -> int:
+    """Return the runner's process of the only sandbox: the launcher's child's child."""
+    (launcher,) = children(keeper_pid(backend))
+    (first,) = children(launcher)
+    (runner,) = children(first)
+    return runner
+
+
+async def ended(*pids: int) -> None:
+    """Return when every process is gone."""
+    for pid in pids:
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            await anyio.wait_readable(descriptor)
+        finally:
+            os.close(descriptor)
