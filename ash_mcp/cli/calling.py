@@ -32,7 +32,7 @@ async def tools(
     session: SessionArgument,
     tool: Annotated[str | None, typer.Argument(help="Only this one, with all that is known of it.")] = None,
 ) -> None:
-    """Show the tools of a sandbox, by the names that `ash call` takes."""
+    """Show the tools of a sandbox, as `ash call` takes them."""
     async with cli.sandbox(session) as box:
         found = [item for item in await box.tools() if tool in (None, item.name)]
     if tool is not None and not found:
@@ -61,7 +61,7 @@ async def call(
     session: SessionArgument,
     tool: Annotated[str, typer.Argument(metavar="TOOL", help="The tool's name, as `ash tools` shows it.")],
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Its arguments; KEY:=JSON takes JSON.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Its arguments; KEY:=JSON takes JSON.")
     ] = None,
     json_arguments: Annotated[
         str | None, typer.Option("--json", metavar="JSON", help="All arguments as a JSON object; - reads it on stdin.")
@@ -69,9 +69,9 @@ async def call(
     output: Annotated[Output, typer.Option(help="text, or json: the tool's whole result.")] = Output.TEXT,
     timeout: Annotated[str | None, typer.Option(metavar="DURATION", help="How long the call may take.")] = None,
 ) -> None:
-    """Call a tool of a sandbox and print its answer; exit code 1 when the tool says that it failed.
+    """Call a tool of a sandbox and print its answer.
 
-    Here --json brings the arguments, and --output json prints JSON.
+    The exit code is 1 when the tool says that it failed.     Here --json brings the arguments, and --output json prints JSON.
     """
     if words and json_arguments is not None:
         raise typer.BadParameter("give the arguments either as key=value or with --json, not both")

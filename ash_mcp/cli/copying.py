@@ -30,9 +30,9 @@ async def copy(
     destination: Annotated[str, typer.Argument(metavar="DST", help="The same; one of the two is in a sandbox.")],
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Copy a directory with all in it.")] = False,
 ) -> None:
-    """Copy files into a sandbox or out of it, with their permission bits.
+    """Copy files into a sandbox or out of it.
 
-    Relative paths in a sandbox start at its workspace. Symbolic links inside a directory are left out, and named.
+    Permission bits are kept. Relative paths in a sandbox start at its workspace. Symbolic links inside a directory are left out, and named.
     """
     src, dst = read_place(source), read_place(destination)
     if (src.session is None) == (dst.session is None):
@@ -43,6 +43,8 @@ async def copy(
     session = src.session or dst.session or ""
     if src.session is None and Path(src.path).is_dir() and not recursive:
         raise typer.BadParameter(f"{src} is a directory; say -r to copy it with all in it")
+    if dst.session is None and not Path(dst.path).parent.is_dir():
+        raise typer.BadParameter(f"there is no directory {Path(dst.path).parent} to copy into; make it first")
     async with (
         cli.sandbox(session) as box,
         waiting(f"copying {src}", show=not cli.as_json, in_bytes=True) as meter,

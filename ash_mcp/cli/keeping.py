@@ -35,7 +35,10 @@ async def logs(
     tail: Annotated[int, typer.Option(min=1, max=_MOST_BYTES, metavar="BYTES", help="How much.")] = _TAIL_BYTES,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the sandbox ends or Ctrl-C.")] = False,
 ) -> None:
-    """Show what the main process of a sandbox wrote: its recipe's server, not the commands run in it."""
+    """Show what a sandbox's main process wrote.
+
+    That is its recipe's server, not the commands that are run in it.
+    """
     if follow and cli.as_json:
         raise typer.BadParameter("--follow streams text; leave --json out, or leave --follow out")
     async with cli.hive() as hive:
@@ -101,7 +104,10 @@ async def destroy(
     sessions: Annotated[list[str] | None, typer.Argument(metavar="SESSION...", help="Names or ids.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of yours, in this scope.")] = False,
 ) -> None:
-    """End sandboxes with everything in them, and say which; ending one that has ended is no error."""
+    """End sandboxes with everything in them.
+
+    Says which; ending one that has ended is no error.
+    """
     if bool(sessions) == everything:
         raise typer.BadParameter("name the sandboxes to end, or say --all to end all of yours (one of the two)")
     async with cli.hive() as hive, waiting("ending sandboxes", show=not cli.as_json):

@@ -31,7 +31,7 @@ async def list_sandboxes(
     label: Annotated[list[str] | None, typer.Option("--label", "-l", metavar="K=V", help="Only with this.")] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C.")] = False,
 ) -> None:
-    """Show your sandboxes: state, age, when they expire, why they ended.
+    """Show your sandboxes and how they are.
 
     With --watch and --json each change is one line of JSON.
     """

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from ash_mcp.cli.context import INTERRUPTED, Cli, SessionArgument
+from ash_mcp.cli.context import Cli, SessionArgument
 from ash_mcp.cli.output import complain, emit_json
 from ash_mcp.cli.piping import run_piped
 from ash_mcp.cli.values import one_command, read_duration, read_pairs
@@ -28,15 +28,15 @@ async def exec_command(
     session: SessionArgument,
     command: Annotated[
         list[str] | None,
-        typer.Argument(metavar="-- COMMAND...", help="One word is a line for bash; several are run without a shell."),
+        typer.Argument(metavar="COMMAND", help="After --: one word is a line for bash, several are run without a shell."),
     ] = None,
     timeout: Annotated[str | None, typer.Option(metavar="DURATION", help="Kill it after this; exit code 124.")] = None,
     cwd: Annotated[str | None, typer.Option(help="Where to run it; the workspace if absent.")] = None,
     env: Annotated[list[str] | None, typer.Option("--env", "-e", metavar="K=V", help="Environment variable.")] = None,
 ) -> None:
-    """Run a command in a sandbox; its output streams here and its exit code becomes that of ash.
+    """Run a command in a sandbox as if it ran here.
 
-    Standard input goes to it. Ctrl-C interrupts it and its children. With --json its result is printed once it ended.
+    Its output streams as it comes and its exit code becomes that of ash. Standard input goes to it. Ctrl-C interrupts it and its children. With --json its result is printed once it ended.
     """
     asked: dict[str, Any] = {
         "timeout_seconds": read_duration(timeout) if timeout is not None else None,
@@ -54,7 +54,7 @@ async def exec_command(
     if ended.lost_bytes:
         complain(f"{ended.lost_bytes} bytes of the output were lost: they came faster than they were read here")
     if ended.interrupted_by is not None:
-        raise typer.Exit(128 + ended.interrupted_by if ended.interrupted_by != 2 else INTERRUPTED)
+        raise typer.Exit(128 + ended.interrupted_by)
     code = TIMED_OUT if ended.timed_out else _code(ended.exit_code)
     raise typer.Exit(code or (1 if ended.lost_bytes else 0))
 

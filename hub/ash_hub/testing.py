@@ -155,7 +155,7 @@ async def the_log_has_what_the_main_process_wrote(make: Make) -> None:
     async with make() as it:
         created = await it.backend.create(_fresh(it))
         with anyio.fail_after(_WAIT_SECONDS):
-            while b"up" not in await it.backend.logs(created.id):
+            while b"up" not in await it.backend.logs(created.id):  # noqa: ASYNC110 - a log has no event
                 await anyio.sleep(0.01)
         assert await it.backend.logs(created.id, tail_bytes=0) == b""
         assert len(await it.backend.logs(created.id, tail_bytes=1)) == 1
@@ -237,4 +237,4 @@ BEHAVIOURS: tuple[Callable[[Make], Awaitable[None]], ...] = (
     many_start_and_end_at_once,
     it_describes_itself,
 )
-"""Each takes `make`, uses fresh backends, and raises AssertionError where the backend does not hold to its contract."""
+"""Each takes `make`, uses fresh backends, and raises AssertionError where a backend breaks its contract."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def anyio_backend() -> str:
 
 
 @asynccontextmanager
-async def memory() -> AsyncIterator[BackendUnderTest]:
+async def memory() -> AsyncGenerator[BackendUnderTest]:
     def fail(spec: SandboxSpec) -> SandboxSpec:
         backend.fail_next()
         return spec
@@ -59,7 +59,7 @@ async def test_check_backend_notices_a_backend_that_lies() -> None:
             pass
 
     @asynccontextmanager
-    async def forgetful() -> AsyncIterator[BackendUnderTest]:
+    async def forgetful() -> AsyncGenerator[BackendUnderTest]:
         async with memory() as it:
             yield replace(it, backend=Forgetful())
 

@@ -1,4 +1,4 @@
-"""A hub that does nothing but hold sandboxes, to be killed: `python -m tests.hub.local_hub ROOT GRACE COUNT [leave]`."""
+"""A hub that only holds sandboxes, to be killed: `python -m tests.hub.local_hub ROOT GRACE COUNT [leave]`."""
 
 from __future__ import annotations
 

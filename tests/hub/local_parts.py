@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,7 +72,7 @@ def stand_in() -> Runtime:
 
 
 @contextmanager
-def directories() -> Iterator[Path]:
+def directories() -> Generator[Path]:
     """Yield a directory with a path short enough for sockets, and remove it."""
     path = Path(tempfile.mkdtemp(prefix="ash-"))
     try:
@@ -86,7 +86,7 @@ def settings_in(root: Path, **more: Any) -> LocalSettings:
 
 
 @asynccontextmanager
-async def local_backend(root: Path, **more: Any) -> AsyncIterator[LocalBackend]:
+async def local_backend(root: Path, **more: Any) -> AsyncGenerator[LocalBackend]:
     """Enter a backend, and end its sandboxes at the end: nothing may be left of it."""
     settings = settings_in(root, **more)
     async with LocalBackend(settings, runtime=stand_in()) as backend:
@@ -100,7 +100,7 @@ async def local_backend(root: Path, **more: Any) -> AsyncIterator[LocalBackend]:
 
 
 @asynccontextmanager
-async def under_test(**more: Any) -> AsyncIterator[BackendUnderTest]:
+async def under_test(**more: Any) -> AsyncGenerator[BackendUnderTest]:
     with directories() as root:
         async with local_backend(root, **more) as backend:
 
@@ -122,11 +122,15 @@ def leftovers(settings: LocalSettings) -> list[str]:
     """Name the sockets, directories and control groups of sandboxes."""
     paths = hive_paths(settings)
     found = [str(path) for name in ("s", "w") for path in sorted((paths.directory / name).glob("*"))]
+    return found + [str(path) for group in hive_groups(settings) for path in group.glob("sbx-*")]
+
+
+def hive_groups(settings: LocalSettings) -> list[Path]:
+    """Return the control groups of the hive itself."""
+    name = hive_paths(settings).name
     memberships, mounts = Path("/proc/self/cgroup").read_text(), Path("/proc/self/mountinfo").read_text()
     own, legacy = cgroups.find(memberships, mounts)
-    for parent in {own, *legacy.values()} - {None}:
-        found += [str(path) for path in Path(str(parent), paths.name).glob("sbx-*")]
-    return found
+    return [path for parent in {own, *legacy.values()} - {None} if (path := Path(str(parent), name)).is_dir()]
 
 
 def keeper_pid(backend: LocalBackend) -> int:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,6 @@ from anyio.abc import Process
 from ash_hub.backends.base import Phase
 from ash_hub.backends.local import LocalBackend
 from ash_hub.backends.local.backend import KEEPER_DIED
-from ash_hub.backends.local.keeper import cgroups
 from ash_hub.backends.local.paths import hive_paths
 from ash_mcp.errors import ConfigError
 from ash_mcp.types import SandboxId, new_sandbox_id
@@ -30,6 +29,7 @@ from tests.hub.local_parts import (
     descendants,
     directories,
     ended,
+    hive_groups,
     keeper_pid,
     leftovers,
     local_backend,
@@ -58,7 +58,7 @@ class Hub:
 @asynccontextmanager
 async def another_hub(
     root: Path, *, grace_seconds: float = 0.0, count: int = 1, leaves: bool = False
-) -> AsyncIterator[Hub]:
+) -> AsyncGenerator[Hub]:
     command = [sys.executable, "-m", "tests.hub.local_hub", str(root), str(grace_seconds), str(count)]
     path = os.pathsep.join(entry for entry in sys.path if entry)
     async with await anyio.open_process(
@@ -84,6 +84,7 @@ async def test_a_killed_hub_takes_everything_with_it_when_there_is_no_grace(root
         with anyio.fail_after(2):
             await ended(hub.keeper, *hub.processes)
     assert leftovers(settings_in(root)) == []
+    assert hive_groups(settings_in(root)) == []
     assert not hive_paths(settings_in(root)).directory.exists()
 
 
@@ -205,6 +206,4 @@ async def test_a_keeper_that_is_told_to_end_leaves_nothing(root: Path) -> None:
         with anyio.fail_after(2):
             await ended(keeper, *processes)
         assert leftovers(settings_in(root)) == []
-        name = hive_paths(settings_in(root)).name
-        memberships, mounts = Path("/proc/self/cgroup").read_text(), Path("/proc/self/mountinfo").read_text()
-        assert not [path for path in cgroups.find(memberships, mounts)[1].values() if Path(path, name).exists()]
+        assert hive_groups(settings_in(root)) == []

@@ -33,10 +33,6 @@ def main(arguments: list[str]) -> None:
     child = os.fork()
     if child == 0:
         _run(report, command)
-    os.close(report)
-    listener = os.environ.pop("ASH_LISTEN_FD", None)
-    if listener is not None:
-        os.close(int(listener))
 
     def forward(number: int, _: FrameType | None) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -44,6 +40,11 @@ def main(arguments: list[str]) -> None:
 
     for number in _ENDING:
         signal.signal(number, forward)
+    # Last, since whoever waits for `up` to close may send a signal at once.
+    listener = os.environ.pop("ASH_LISTEN_FD", None)
+    if listener is not None:
+        os.close(int(listener))
+    os.close(report)
     status = _reaped(child)
     if reap == "tree":
         _end_tree()

@@ -1,0 +1,132 @@
+"""The commands of `ash`, put together. Cheap to import: what a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint
+from typing import Annotated, Any, Final
+
+import typer
+
+from ash_mcp import __version__
+from ash_mcp.cli import calling, copying, hosts, keeping, listing, running, spawning
+from ash_mcp.cli.context import INTERRUPTED, hive_command
+from ash_mcp.cli.output import complain, say
+
+__all__ = ["new_app", "run"]
+
+COMMANDS_GROUP: Final = "ash.commands"
+"""Entry points of commands that need more than this package: functions that typer understands."""
+
+_CONTEXT: Final[dict[str, Any]] = {"help_option_names": ["-h", "--help"]}
+_HANDED_ON: Final[dict[str, Any]] = {
+    "ignore_unknown_options": True,
+    "allow_extra_args": True,
+    "allow_interspersed_args": False,
+    "help_option_names": [],
+}
+"""All words, --help too, go to the command that the entry point names."""
+
+_HUB_COMMANDS: Final = {
+    "up": "Run a hive here; --stdio speaks MCP on stdin and stdout.",
+    "doctor": "Say what isolation this machine gives and what it lacks.",
+    "bench": "Measure spawns and calls in this hive.",
+}
+"""Ours, so that their help needs no search through all that is installed."""
+
+_OUR_PACKAGES: Final = frozenset({"ash_mcp", "ash_hub", "ash_router"})
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line and leave the process with its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        new_app(words)(args=words, prog_name="ash")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read the output has left; what is still buffered must not raise once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+
+
+def new_app(words: Sequence[str]) -> typer.Typer:
+    """Return all commands; those of other packages are looked for only where `words` may mean one."""
+    app = typer.Typer(
+        help="Isolated sandboxes for agents, from a hive that speaks MCP.",
+        epilog="`ash COMMAND --help` says more. Exit codes: 0, 1 failed, 2 usage; exec gives the command's own.",
+        context_settings=_CONTEXT,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+    )
+    app.callback()(_shared_options)
+    _add_hub_command(app, "up")
+    for name, function in (
+        ("spawn", spawning.spawn),
+        ("list", listing.list_sandboxes),
+        ("tools", calling.tools),
+        ("call", calling.call),
+        ("exec", running.exec_command),
+        ("cp", copying.copy),
+        ("logs", keeping.logs),
+        ("extend", keeping.extend),
+        ("destroy", keeping.destroy),
+    ):
+        app.command(name)(hive_command(function))
+    _add_hub_command(app, "doctor")
+    app.command("config")(hive_command(hosts.config))
+    _add_hub_command(app, "bench")
+    known = {command.name for command in app.registered_commands}
+    if not known.intersection(words):
+        for point in _installed():
+            if point.name not in known:
+                _add_foreign(app, point.name, f"From {point.value.partition(':')[0]}.", point.load)
+    return app
+
+
+def _shared_options(
+    url: Annotated[str | None, typer.Option(help="The hive, for any command; else ASH_URL.")] = None,
+    scope: Annotated[str | None, typer.Option(help="Part of the hive, for any command; else ASH_SCOPE.")] = None,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    if version:
+        say(f"ash {__version__}")
+        raise typer.Exit
+    # Commands read these variables where they are not told otherwise, those of other packages too.
+    os.environ.update({name: value for name, value in (("ASH_URL", url), ("ASH_SCOPE", scope)) if value is not None})
+
+
+def _installed() -> Sequence[EntryPoint]:
+    from importlib.metadata import entry_points
+
+    return sorted(entry_points(group=COMMANDS_GROUP), key=lambda point: point.name)
+
+
+def _add_hub_command(app: typer.Typer, name: str) -> None:
+    def load() -> Callable[..., Any]:
+        for point in _installed():
+            if point.name == name:
+                return point.load()
+        raise ModuleNotFoundError(name="ash_hub")
+
+    _add_foreign(app, name, _HUB_COMMANDS[name], load)
+
+
+def _add_foreign(app: typer.Typer, name: str, words: str, load: Callable[[], Callable[..., Any]]) -> None:
+    def command(context: typer.Context) -> None:
+        try:
+            inner = typer.Typer(
+                context_settings=_CONTEXT, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
+            )
+            inner.command()(load())
+            inner(args=context.args, prog_name=f"ash {name}")
+        except ModuleNotFoundError as exc:
+            if (exc.name or "").partition(".")[0] in _OUR_PACKAGES and exc.name != "ash_hub":
+                raise  # a defect of ours: no package brings it
+            complain(f"`ash {name}` needs a part that is not installed ({exc.name}); run: pip install 'ash-mcp[all]'")
+            raise typer.Exit(1) from exc
+
+    app.command(name, help=words, context_settings=_HANDED_ON)(command)

@@ -1,0 +1,402 @@
+"""What the relay's tests are made of: a real uvicorn with the relay before a small hub, and sandboxes behind it.
+
+Everything runs in the test's own event loop. Sandboxes are real FastMCP servers on Unix sockets, or scripts that say
+exactly what a hostile or dying one would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+import uvicorn
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from fastmcp import Context, FastMCP
+
+from ash_mcp.errors import AshError, StreamBroken
+from ash_mcp.types import DEFAULT_SCOPE, Endpoint, Principal, SessionName, new_sandbox_id
+from ash_mcp.wire import MODERN_VERSION
+from ash_router.admission import ADMITTED_KEY, Admission, Admitted, Head, Refusal
+from ash_router.ledger import Ledger
+from ash_router.relay import Relay, RelayLimits
+from ash_router.routes import Route, Routes
+from ash_router.sessions import LegacySessions
+from ash_router.store.memory import MemoryStore
+from ash_router.tokens import CallTokens
+
+JSON_TYPE = "content-type: application/json\r\naccept: application/json, text/event-stream\r\n"
+
+
+class Server(uvicorn.Server):
+    """A uvicorn that leaves signals alone and can be started and stopped within a test."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._up = asyncio.Event()
+
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        return nullcontext()
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        self._up.set()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        task = asyncio.ensure_future(self.serve())
+        try:
+            with anyio.fail_after(10):
+                await self._up.wait()
+            yield
+        finally:
+            self.should_exit = True
+            await task
+
+
+def config(app: Any, **more: Any) -> uvicorn.Config:
+    settings: dict[str, Any] = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": 2, "ws": "none"}
+    return uvicorn.Config(app, **(settings | more))
+
+
+class HeaderAdmission:
+    """Admits whoever says its name in `x-principal` (`me` when silent); refuses `nobody`; may take its time."""
+
+    def __init__(self) -> None:
+        self.gate: asyncio.Event | None = None
+
+    def admit(self, head: Head) -> Admitted | Refusal | Awaitable[Admitted | Refusal]:
+        name = (head.all(b"x-principal") or ["me"])[0]
+        path = head.target.partition(b"?")[0].decode()
+        if name == "nobody":
+            error = AshError("go away")
+            return Refusal(error, status=401, headers=(("WWW-Authenticate", "Bearer"),))
+        verdict = Admitted(Principal(name), DEFAULT_SCOPE, path.removesuffix("/in/tidy"))
+        return verdict if self.gate is None else self._later(verdict, self.gate)
+
+    async def _later(self, verdict: Admitted, gate: asyncio.Event) -> Admitted:
+        await gate.wait()
+        return verdict
+
+
+def hub_app() -> Any:
+    """An app as the hive's own: a FastMCP server at `/mcp`, and beside it a few plain answers."""
+    server = FastMCP("hub")
+
+    @server.tool(name="call", output_schema=None)
+    def hive_call(session: str, tool: str, arguments: dict[str, Any] | None = None) -> str:
+        return f"the hub has no session {session}"
+
+    @server.tool
+    def hello() -> str:
+        return "hello from the hub"
+
+    mcp_app = server.http_app(path="/mcp", host_origin_protection=False)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and not scope["path"].startswith("/mcp"):
+            await _plain(scope, receive, send)
+        else:
+            await mcp_app(scope, receive, send)
+
+    return app
+
+
+async def _plain(scope: Any, receive: Any, send: Any) -> None:
+    """Say what came: who was admitted, to which path, with how long a body, and any trailer among the headers."""
+    size, more = 0, scope["path"] != "/early"
+    while more:
+        message = await receive()
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    admitted = cast("Admitted", scope[ADMITTED_KEY])
+    said = {
+        "subject": admitted.principal.subject,
+        "path": scope["path"],
+        "raw_path": scope["raw_path"].decode(),
+        "query": scope["query_string"].decode(),
+        "size": size,
+        "headers": [key.decode() for key, _ in scope["headers"]],
+    }
+    body = json.dumps(said).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+@dataclass
+class Rig:
+    """A running hub and what a test may want to look at."""
+
+    port: int
+    relay: Relay
+    routes: Routes
+    ledger: Ledger
+    sessions: LegacySessions
+    admission: HeaderAdmission
+    directory: Path
+    server: Server
+    gone_sessions: set[str] = field(default_factory=set[str])
+    held: list[str] = field(default_factory=list[str])
+    explanation: AshError | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/mcp"
+
+    async def bind(self, session: str, socket: Path, *, owner: str = "me", **names: str) -> Route:
+        route = Route(
+            sandbox_id=new_sandbox_id(),
+            generation=1,
+            owner=owner,
+            scope=DEFAULT_SCOPE,
+            session=SessionName(session),
+            endpoint=Endpoint(unix=str(socket)),
+            tool_names=names,
+        )
+        await self.routes.bind(route)
+        return route
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncGenerator[Wire]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=2**22)
+        try:
+            yield Wire(reader, writer)
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def open_rig(directory: Path, *, limits: RelayLimits | None = None, app: Any = None) -> AsyncGenerator[Rig]:
+    routes, ledger, admission = Routes(MemoryStore()), Ledger(), HeaderAdmission()
+
+    async def explain(route: Route) -> AshError:
+        return rig.explanation or StreamBroken("nobody knows")
+
+    def hold(session_id: str) -> AbstractContextManager[None] | None:
+        if session_id in rig.gone_sessions:
+            return None
+        rig.held.append(session_id)
+        return nullcontext()
+
+    sessions = LegacySessions(hold)
+    relay = Relay(
+        routes=routes,
+        tokens=CallTokens(Ed25519PrivateKey.generate()),
+        ledger=ledger,
+        sessions=sessions,
+        explain=explain,
+        limits=limits or RelayLimits(),
+    )
+    seam: Admission = admission
+    server = Server(config(sessions.middleware(app or hub_app()), http=relay.protocol(seam), host="127.0.0.1", port=0))
+    async with server.running():
+        port = server.servers[0].sockets[0].getsockname()[1]
+        rig = Rig(port, relay, routes, ledger, sessions, admission, directory, server)
+        yield rig
+        await relay.aclose()
+
+
+class Wire:
+    """One raw connection to the hub."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def head(self) -> tuple[int, dict[str, str]]:
+        with anyio.fail_after(10):
+            raw = await self.reader.readuntil(b"\r\n\r\n")
+        line, *lines = raw.decode("latin-1").rstrip().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines)
+        return int(line.split()[1]), headers
+
+    async def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Read one whole response, however its body is framed."""
+        status, headers = await self.head()
+        with anyio.fail_after(10):
+            if "content-length" in headers:
+                return status, headers, await self.reader.readexactly(int(headers["content-length"]))
+            if headers.get("transfer-encoding") != "chunked":
+                return status, headers, b"" if status == 204 else await self.reader.read()
+            body = b""
+            while data := await self.chunk():
+                body += data
+            return status, headers, body
+
+    async def chunk(self) -> bytes:
+        with anyio.fail_after(10):
+            size = int(await self.reader.readline(), 16)
+            data = await self.reader.readexactly(size)
+            assert await self.reader.readexactly(2) == b"\r\n"
+            return data
+
+    async def ended(self) -> bool:
+        """Wait for the end of the connection and say whether nothing more came before it."""
+        with anyio.fail_after(10):
+            try:
+                return await self.reader.read() == b""
+            except ConnectionResetError:
+                return True
+
+
+def tool_call(name: str, arguments: Mapping[str, Any] | None = None, *, request_id: Any = 1) -> bytes:
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": MODERN_VERSION,
+        "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    params = {"name": name, "arguments": dict(arguments or {}), "_meta": meta}
+    return json.dumps({"jsonrpc": "2.0", "id": request_id, "method": "tools/call", "params": params}).encode()
+
+
+def modern(name: str, body: bytes | None = None, *, more: str = "", framing: str | None = None) -> bytes:
+    """A whole tools/call request of the stateless era."""
+    body = tool_call(name) if body is None else body
+    framing = f"content-length: {len(body)}\r\n" if framing is None else framing
+    head = (
+        f"POST /mcp HTTP/1.1\r\nhost: hub\r\n{JSON_TYPE}mcp-protocol-version: {MODERN_VERSION}\r\n"
+        f"mcp-method: tools/call\r\nmcp-name: {name}\r\n{framing}{more}\r\n"
+    )
+    return head.encode() + body
+
+
+def legacy(body: bytes, session_id: str | None = None, *, more: str = "", method: str = "POST") -> bytes:
+    session = f"mcp-session-id: {session_id}\r\nmcp-protocol-version: 2025-11-25\r\n" if session_id else ""
+    head = f"{method} /mcp HTTP/1.1\r\nhost: hub\r\n{JSON_TYPE}{session}content-length: {len(body)}\r\n{more}\r\n"
+    return head.encode() + body
+
+
+def box_server() -> tuple[FastMCP, Box]:
+    """A sandbox's MCP server, and what its tools saw."""
+    server = FastMCP("box")
+    box = Box()
+
+    @server.tool
+    def add(a: int, b: int) -> int:
+        box.ran.append("add")
+        return a + b
+
+    @server.tool(name="echo")
+    def echo(value: Any = None) -> dict[str, Any]:
+        return {"value": value}
+
+    @server.tool
+    async def steps(ctx: Context) -> str:
+        await ctx.report_progress(1, 2, "one")
+        await ctx.info("half way")
+        await ctx.report_progress(2, 2, "two")
+        return "done"
+
+    @server.tool
+    async def wait() -> str:
+        box.waiting.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            box.cancelled.set()
+            raise
+        return "never"
+
+    return server, box
+
+
+@dataclass
+class Box:
+    """What happened inside a sandbox."""
+
+    ran: list[str] = field(default_factory=list[str])
+    waiting: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    heads: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+    socket: Path = Path()
+
+    def posted(self, method: str = "POST") -> list[dict[str, str]]:
+        return [head for head in self.heads if head[":method"] == method]
+
+
+@asynccontextmanager
+async def open_box(directory: Path, name: str = "box") -> AsyncGenerator[Box]:
+    """A real FastMCP server on a Unix socket."""
+    server, box = box_server()
+    inner = server.http_app(path="/mcp", host_origin_protection=False)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            seen = {key.decode(): value.decode("latin-1") for key, value in scope["headers"]}
+            box.heads.append({":method": scope["method"], **seen})
+        await inner(scope, receive, send)
+
+    box.socket = directory / f"{name}.sock"
+    async with Server(config(app, uds=str(box.socket))).running():
+        yield box
+
+
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def open_script(directory: Path, script: Script, name: str = "script") -> AsyncGenerator[Path]:
+    """A sandbox that runs `script` on every connection."""
+    socket = directory / f"{name}.sock"
+    tasks: set[asyncio.Task[Any]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            await script(reader, writer)
+        except (ConnectionError, asyncio.CancelledError, asyncio.IncompleteReadError):
+            pass  # the relay hung up, or the test is over
+        finally:
+            writer.close()
+
+    async with AsyncExitStack() as stack:
+        server = await asyncio.start_unix_server(serve, socket, limit=2**22)
+        stack.callback(server.close)
+        yield socket
+        for task in tasks:
+            task.cancel()
+
+
+async def read_request(reader: asyncio.StreamReader) -> tuple[dict[str, str], bytes]:
+    """Read one request as a sandbox would: its headers and its body."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").rstrip().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in head[1:])
+    return headers, await reader.readexactly(int(headers["content-length"]))
+
+
+def says(response: bytes, *, then_close: bool = False) -> Script:
+    """A script that gives one fixed answer to every request."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_request(reader)
+            writer.write(response)
+            await writer.drain()
+            if then_close:
+                return
+
+    return script
+
+
+def response(body: bytes, *, status: str = "200 OK", more: str = "", kind: str = "application/json") -> bytes:
+    head = f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n{more}\r\n"
+    return head.encode() + body
+
+
+def failure(body: bytes) -> dict[str, Any]:
+    """The typed failure in a JSON-RPC answer of the hub's."""
+    message = json.loads(body)
+    assert message["result"]["isError"] is True
+    return message["result"]["_meta"]["ash/failure"]
