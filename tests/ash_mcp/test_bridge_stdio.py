@@ -105,7 +105,7 @@ async def test_a_cancelled_sender_leaves_no_half_line_and_a_slow_reader_loses_no
 
 @contextmanager
 def _bridge(url: str) -> Generator[subprocess.Popen[bytes]]:
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command, pipe = [sys.executable, "-c", BRIDGE, url], subprocess.PIPE
     process: subprocess.Popen[bytes] = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
     with process:
         try:

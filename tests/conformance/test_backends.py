@@ -9,11 +9,10 @@ from dataclasses import replace
 import pytest
 
 from ash_hub.backends.base import BackendEvent, Phase
-from ash_hub.backends.local import host
 from ash_hub.backends.memory import MemoryBackend
 from ash_hub.testing import BEHAVIOURS, BackendUnderTest, Make, check_backend
 from ash_mcp.types import SandboxId, SandboxSpec, new_sandbox_id
-from tests.hub.local_parts import SPEC, under_test
+from tests.hub.local_parts import SPEC, needs_isolation, under_test
 
 pytestmark = pytest.mark.anyio
 
@@ -39,12 +38,8 @@ async def memory() -> AsyncGenerator[BackendUnderTest]:
 MAKERS: dict[str, Make] = {"memory": memory, "local": under_test}
 
 
-@pytest.fixture(params=sorted(MAKERS))
+@pytest.fixture(params=["memory", pytest.param("local", marks=needs_isolation)])
 def make(request: pytest.FixtureRequest) -> Make:
-    if request.param == "local":
-        failure = host.isolation_works(host.host_facts())
-        if failure:
-            pytest.skip(f"sandboxes cannot be isolated here: {failure}")
     return MAKERS[request.param]
 
 

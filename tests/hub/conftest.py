@@ -1,26 +1,39 @@
-"""Fixtures of the hub's tests."""
+"""Fixtures of the hub's tests; what they are made of is in `world.py`."""
 
 from __future__ import annotations
 
-import functools
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ash_hub.backends.local import host
+from ash_hub.backends.memory import MemoryBackend
+from tests.hub.world import MakeWorld, StandIn, World, assemble, serving, watched
 
 
 @pytest.fixture
 def anyio_backend() -> str:
-    return "asyncio"
-
-
-@functools.cache
-def _failure() -> str | None:
-    return host.isolation_works(host.host_facts())
+    return "asyncio"  # uvicorn, redis-py and kubernetes-asyncio need it, so the hub runs there alone
 
 
 @pytest.fixture
-def isolation() -> None:
-    """Skip where sandboxes cannot be isolated, saying why."""
-    if failure := _failure():
-        pytest.skip(f"sandboxes cannot be isolated here: {failure}")
+async def make_world(tmp_path: Path) -> AsyncGenerator[MakeWorld]:
+    """Build worlds; several in one test share state directory and backend, as hives after one another do."""
+    async with AsyncExitStack() as stack:
+        runner = StandIn(tmp_path / "runner.sock")
+        await stack.enter_async_context(serving(runner))
+        backends = [MemoryBackend(runner.serve)]
+
+        async def make(**settings: Any) -> World:
+            world = assemble(tmp_path, backends[0], runner, settings)
+            await stack.enter_async_context(watched(world))
+            return world
+
+        yield make
+
+
+@pytest.fixture
+async def world(make_world: MakeWorld) -> World:
+    return await make_world()

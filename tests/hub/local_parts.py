@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import pytest
 
 from ash_hub.backends.base import Instance
-from ash_hub.backends.local import LocalBackend, LocalSettings
+from ash_hub.backends.local import LocalBackend, LocalSettings, host
 from ash_hub.backends.local.keeper import cgroups
 from ash_hub.backends.local.paths import hive_paths
 from ash_hub.backends.local.runtime import Runtime, find_runtime
@@ -26,13 +27,18 @@ from ash_mcp.types import SandboxId, SandboxSpec
 SPEC = SandboxSpec(id=SandboxId("sbx-unused"), recipe="stand-in", server={"python": "none:none"})
 WAIT_SECONDS = 10.0
 
+_FAILURE = host.isolation_works(host.host_facts())
+needs_isolation = pytest.mark.skipif(_FAILURE is not None, reason=f"sandboxes cannot be isolated here: {_FAILURE}")
+
 STAND_IN = """
 import json, os, socket, subprocess, threading
 listener = socket.socket(fileno=int(os.environ["ASH_LISTEN_FD"]))
 print("up", flush=True)
 def serve(connection):
     with connection, connection.makefile("rw") as lines:
-        done = subprocess.run(json.loads(lines.readline()), stdin=subprocess.DEVNULL, capture_output=True)
+        done = subprocess.run(
+            json.loads(lines.readline()), stdin=subprocess.DEVNULL, capture_output=True, start_new_session=True
+        )
         answer = {"code": done.returncode, "out": done.stdout.decode(errors="replace")}
         json.dump(answer | {"error": done.stderr.decode(errors="replace")}, lines)
 while True:

@@ -34,11 +34,17 @@ from tests.hub.local_parts import (
     leftovers,
     local_backend,
     main_process,
+    needs_isolation,
     settings_in,
     stand_in,
 )
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("isolation")]
+pytestmark = [pytest.mark.anyio, needs_isolation]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 @pytest.fixture

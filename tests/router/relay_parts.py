@@ -34,11 +34,19 @@ JSON_TYPE = "content-type: application/json\r\naccept: application/json, text/ev
 
 
 class Server(uvicorn.Server):
-    """A uvicorn that leaves signals alone and can be started and stopped within a test."""
+    """A uvicorn that leaves signals alone and starts and stops at once, not at the next tick."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._up = asyncio.Event()
+        self._over = asyncio.Event()
+
+    def stop(self) -> None:
+        self._over.set()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self._over.wait()
 
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
         return nullcontext()
@@ -55,7 +63,7 @@ class Server(uvicorn.Server):
                 await self._up.wait()
             yield
         finally:
-            self.should_exit = True
+            self.stop()
             await task
 
 
@@ -239,6 +247,10 @@ class Wire:
             data = await self.reader.readexactly(size)
             assert await self.reader.readexactly(2) == b"\r\n"
             return data
+
+    def received(self) -> bool:
+        """Say whether anything has come that was not read yet."""
+        return bool(self.reader._buffer)  # type: ignore[attr-defined]
 
     async def ended(self) -> bool:
         """Wait for the end of the connection and say whether nothing more came before it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -119,8 +119,13 @@ class Jobs:
         stdin: bool = False,
         timeout_seconds: float | None = None,
         key: str | None = None,
+        shown: str | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> Job:
         """Start a job, or return the one that the same key has started.
+
+        Args:
+            shown: What stands for the command in lists; None for the command itself.
 
         Raises:
             Problem: It could not be started, too many run, or the key stands for another command.
@@ -137,9 +142,9 @@ class Jobs:
         def written(stream: Stream, data: bytes) -> None:
             job.written(stream, data)  # nothing is read before the tasks below run
 
-        process = Process(command, cwd=cwd, env=env, stdin=stdin, on_data=written)
+        process = Process(command, cwd=cwd, env=env, stdin=stdin, on_data=written, pass_fds=pass_fds)
         self._count += 1
-        job = Job(f"job-{self._count}", command, process, started_at=time.time())
+        job = Job(f"job-{self._count}", shown or command, process, started_at=time.time())
         self._jobs[job.id] = job
         if key is not None:
             self._by_key[key] = (asked, job)

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -41,8 +42,8 @@ def run(config: RunnerConfig) -> int:
     for noisy in ("mcp", "httpx2", "httpx", "FastMCP"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     listener = _listener(config.listen)
-    # FastMCP would otherwise look for a newer version of itself and read an .env file of the workspace.
-    os.environ.setdefault("FASTMCP_CHECK_FOR_UPDATES", "off")
+    # The SDK warns at every log message of a tool; callers that understand them are still there.
+    warnings.filterwarnings("ignore", message=".*deprecated as of 2026-07-28")
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(config, listener))
     return 0

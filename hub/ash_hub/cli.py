@@ -1,1 +1,0 @@
-"""The commands of `ash` that need a hive's own code: `up`. Found by the entry points `ash.commands`."""

@@ -1,0 +1,30 @@
+"""What a hive says of itself when it has started."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ash_hub.app import Hive
+from ash_mcp.cli.hosts import HOSTS
+
+__all__ = ["banner", "host_lines"]
+
+
+def banner(hive: Hive) -> Sequence[str]:
+    """Return the lines: where it serves, what makes its sandboxes, where its log is."""
+    backend = hive.settings.backend
+    return [
+        f"Ash serves at {hive.url}",
+        f"  sandboxes: {backend['kind']}{', WITHOUT ISOLATION (--unsafe)' if backend.get('unsafe') else ''}",
+        f"  log: {hive.settings.logs / 'hive.log'}",
+    ]
+
+
+def host_lines(url: str) -> Sequence[str]:
+    """Return how MCP hosts and shells connect."""
+    others = ", ".join(name for name in HOSTS if name != "claude-code")
+    return [
+        f"  Claude Code: claude mcp add --transport http ash {url}",
+        f"  other hosts: ash config HOST ({others})",
+        "  a shell:     ash spawn, ash list, ash exec sb1 -- uname -a",
+    ]

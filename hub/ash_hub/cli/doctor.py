@@ -1,0 +1,104 @@
+"""`ash doctor`: what this machine gives, what it lacks, what to install."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ash_mcp.cli.context import run_async
+from ash_mcp.cli.output import emit_json, say
+
+if TYPE_CHECKING:
+    from ash_hub.backends.local.host import Check
+    from ash_hub.settings import HubSettings
+
+__all__ = ["doctor"]
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False) -> None:
+    """Look at this machine: isolation, limits, the port, a hive that runs.
+
+    Starts a trial sandbox. The exit code is 1 when something is missing without which no sandbox can be isolated.
+    """
+    from ash_hub.backends.local.host import probe
+    from ash_hub.cli.environment import read_settings
+
+    settings = read_settings({})
+    checks = [*probe(), *_surroundings(settings)]
+    lacking = [check for check in checks if check.required and not check.ok]
+    if as_json:
+        emit_json({"ok": not lacking, "checks": [asdict(check) for check in checks]})
+    else:
+        _tell(checks, lacking)
+    raise typer.Exit(1 if lacking else 0)
+
+
+def _tell(checks: Sequence[Check], lacking: Sequence[Check]) -> None:
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        mark = "ok     " if check.ok else "MISSING" if check.required else "limited"
+        say(f"{mark}  {check.name:<{width}}  {check.detail}")
+        if not check.ok and check.fix:
+            say(f"{'':9}{'':<{width}}  -> {check.fix}")
+    say("")
+    if lacking:
+        say(f"Sandboxes cannot be isolated here: {', '.join(check.name for check in lacking)} is missing.")
+    else:
+        say("Sandboxes can be isolated here. `ash up` starts a hive.")
+
+
+def _surroundings(settings: HubSettings) -> list[Check]:
+    from ash_hub.backends.local.host import Check
+
+    url = _running_hive()
+    hive = Check("hive", True, f"one of yours runs at {url}" if url else "none of yours runs")
+    free = _is_free(settings.host, settings.port)
+    detail = f"{settings.host}:{settings.port} is {'free' if free else 'taken'}"
+    ours = url is not None and f":{settings.port}/" in url
+    port = Check("port", free or ours, detail, "use `ash up --port 0` or ASH_HUB_PORT")
+    return [hive, port, *(_directory(name, path) for name, path in _directories(settings))]
+
+
+def _running_hive() -> str | None:
+    from ash_mcp.background import UserHive
+
+    found: list[str | None] = []
+
+    async def look() -> None:
+        found.append(await UserHive().find())
+
+    run_async(look)
+    return found[0]
+
+
+def _is_free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _directories(settings: HubSettings) -> Sequence[tuple[str, os.PathLike[str]]]:
+    return (("state directory", settings.state_dir), ("run directory", settings.run_dir))
+
+
+def _directory(name: str, path: os.PathLike[str]) -> Check:
+    """Say whether a directory can be used, without making it."""
+    from ash_hub.backends.local.host import Check
+
+    existing = os.path.abspath(path)
+    while not os.path.exists(existing):
+        existing = os.path.dirname(existing)
+    usable = os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK)
+    detail = f"{os.fspath(path)}{'' if usable else ' cannot be written'}"
+    variable = f"ASH_HUB_{name.replace(' ', '_').upper()}".replace("DIRECTORY", "DIR")
+    return Check(name, usable, detail, f"choose another with {variable}", required=True)

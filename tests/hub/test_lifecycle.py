@@ -1,0 +1,313 @@
+"""Spawn, extend, destroy, expiry, death and adoption, over the memory backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from ash_mcp.errors import (
+    AshError,
+    CapacityExceeded,
+    ConfigError,
+    RecipeNotFound,
+    SandboxGone,
+    SandboxNotFound,
+    SessionTaken,
+    StartFailed,
+)
+from ash_mcp.types import DEFAULT_SCOPE, EVERY_SCOPE, EndReason, Principal, Scope, State
+from tests.hub.world import LOCAL, MakeWorld, World
+
+pytestmark = pytest.mark.anyio
+
+
+async def nothing_is_left(world: World) -> None:
+    assert await world.backend.list() == []
+    assert len(world.routes) == 0
+    assert world.sandboxes.registry.living() == []
+
+
+async def test_a_spawned_sandbox_is_ready_routed_and_claimed(world: World) -> None:
+    sandbox = await world.spawn(env={"A": "1"}, secrets={"B": "2"}, labels={"run": "7"})
+    assert (sandbox.session, sandbox.life.state) == ("sb1", State.READY)
+    assert world.runner.claims == [{"env": {"A": "1"}, "secrets": {"B": "2"}}]
+    route = world.routes.resolve(LOCAL, DEFAULT_SCOPE, "sb1")
+    assert route is not None and route.sandbox_id == sandbox.id
+    assert world.routes.resolve(LOCAL, DEFAULT_SCOPE, sandbox.id) is route
+    assert world.changed == [("local", DEFAULT_SCOPE)]
+    (instance,) = await world.backend.list()
+    assert "2" not in str(instance.record.get("secrets", "")) and "secrets" not in instance.record
+
+
+async def test_names_count_up_and_are_not_given_twice(world: World) -> None:
+    first = await world.spawn()
+    await world.sandboxes.destroy([first])
+    assert (await world.spawn()).session == "sb2"
+
+
+async def test_a_chosen_name_is_kept_and_refused_while_taken(world: World) -> None:
+    mine = await world.spawn(session="mine")
+    with pytest.raises(SessionTaken):
+        await world.spawn(session="mine")
+    await world.sandboxes.destroy([mine])
+    assert (await world.spawn(session="mine")).session == "mine"
+
+
+@pytest.mark.parametrize("name", ["Mine", "1a", "a-b", "a_b", "a" * 17, "spawn", "call", "ash", "käse"])
+async def test_an_illegal_name_is_refused_before_anything_is_made(world: World, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be a session name"):
+        await world.spawn(session=name)
+    await nothing_is_left(world)
+
+
+async def test_an_unknown_recipe_lists_those_that_there_are(world: World) -> None:
+    with pytest.raises(RecipeNotFound, match="there are: test"):
+        await world.spawn(recipe="nope")
+
+
+async def test_an_inline_recipe_needs_the_operators_leave(make_world: MakeWorld) -> None:
+    inline = {"name": "own", "description": "x", "server": {"stdio": {"command": ["x"]}}, "folder": "/etc"}
+    with pytest.raises(ConfigError, match="ASH_HUB_ALLOW_INLINE_RECIPES"):
+        await (await make_world()).spawn(recipe=inline)
+    assert (await (await make_world(allow_inline_recipes=True)).spawn(recipe=inline)).recipe == "own"
+
+
+async def test_a_start_that_the_backend_refuses_leaves_nothing_and_says_the_step(world: World) -> None:
+    world.backend.fail_next()
+    with pytest.raises(StartFailed, match=r"step .*the last line|told to fail") as caught:
+        await world.spawn(session="mine", idempotency_key="k")
+    assert caught.value.data["step"]
+    await nothing_is_left(world)
+    assert (await world.spawn(session="mine", idempotency_key="k")).session == "mine"
+
+
+@pytest.mark.parametrize(("broken", "step"), [("health_status", "start"), ("claim_status", "claim")])
+async def test_a_runner_that_refuses_leaves_nothing_and_says_the_step(world: World, broken: str, step: str) -> None:
+    setattr(world.runner, broken, 500)
+    with pytest.raises(StartFailed) as caught:
+        await world.spawn()
+    assert caught.value.data["step"] == step
+    await nothing_is_left(world)
+    (ended,) = world.sandboxes.registry.of(LOCAL, DEFAULT_SCOPE, ended=True)
+    assert ended.life.reason is EndReason.START_FAILED
+
+
+async def test_a_caller_who_leaves_leaves_nothing_behind(world: World) -> None:
+    world.runner.hold = anyio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(world.spawn)
+        await world.runner.asked.wait()
+        group.cancel_scope.cancel()
+    await nothing_is_left(world)
+
+
+async def test_a_process_that_dies_during_the_start_fails_it_with_its_reason(world: World) -> None:
+    world.runner.hold = anyio.Event()
+
+    async def kill() -> None:
+        await world.runner.asked.wait()
+        (instance,) = await world.backend.list()
+        world.backend.die(instance.id, "killed by signal 9")
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(kill)
+            with pytest.raises(StartFailed, match="killed by signal 9"):
+                await world.spawn()
+    await nothing_is_left(world)
+
+
+async def test_the_same_key_returns_the_same_sandbox_also_while_it_starts(world: World) -> None:
+    found: list[str] = []
+
+    async def ask() -> None:
+        found.append((await world.spawn(idempotency_key="k")).id)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(ask)
+    assert len(found) == 5 and len(set(found)) == 1
+    assert len(await world.backend.list()) == 1
+
+
+async def test_the_key_of_a_sandbox_that_has_ended_says_so(world: World) -> None:
+    await world.sandboxes.destroy([await world.spawn(idempotency_key="k")])
+    with pytest.raises(SandboxGone, match="it was destroyed"):
+        await world.spawn(idempotency_key="k")
+
+
+async def test_scopes_and_owners_are_apart(world: World) -> None:
+    red = await world.spawn(scope=Scope("red"))
+    default = await world.spawn()
+    assert red.session == default.session == "sb1"
+    registry = world.sandboxes.registry
+    assert registry.find(LOCAL, Scope("red"), "sb1") is red
+    assert registry.find(LOCAL, EVERY_SCOPE, "sb1") is default
+    assert registry.find(LOCAL, EVERY_SCOPE, red.id) is red
+    for principal, scope in ((Principal("other"), Scope("red")), (LOCAL, DEFAULT_SCOPE)):
+        with pytest.raises(SandboxNotFound):
+            registry.find(principal, scope, red.id)
+    bound = Principal("local", frozenset({"red"}))
+    assert registry.of(bound, EVERY_SCOPE) == [red]
+
+
+async def test_what_an_unknown_name_is_told_holds_no_others_names(world: World) -> None:
+    await world.spawn(session="hidden", scope=Scope("red"))
+    with pytest.raises(SandboxNotFound, match="no other; call spawn"):
+        world.sandboxes.registry.find(LOCAL, DEFAULT_SCOPE, "nope")
+
+
+async def test_a_full_hive_refuses_with_a_time_to_come_back(make_world: MakeWorld) -> None:
+    world = await make_world(limits={"sandboxes": 1})
+    await world.spawn()
+    with pytest.raises(CapacityExceeded, match="ASH_HUB_LIMITS__SANDBOXES") as caught:
+        await world.spawn()
+    assert caught.value.retry_after_seconds > 0
+
+
+async def test_at_most_so_many_start_at_once_and_all_become_ready(world: World) -> None:
+    world.runner.hold = anyio.Event()
+    ready: list[Any] = []
+
+    async def ask() -> None:
+        ready.append(await world.spawn())
+
+    async with anyio.create_task_group() as group:
+        for _ in range(6):
+            group.start_soon(ask)
+        await world.runner.asked.wait()
+        await anyio.wait_all_tasks_blocked()
+        assert len(await world.backend.list()) <= 2
+        world.runner.hold.set()
+    assert len(ready) == 6
+
+
+async def test_the_ttl_ends_a_sandbox_and_its_owner_can_read_why(world: World) -> None:
+    sandbox = await world.spawn(ttl_seconds=60)
+    world.clock[0] += 59
+    await world.sandboxes.expire()
+    assert sandbox.life.state is State.READY
+    world.clock[0] += 1
+    await world.sandboxes.expire()
+    with pytest.raises(SandboxGone, match=r"its time to live was over. Call spawn"):
+        world.sandboxes.ready(LOCAL, DEFAULT_SCOPE, "sb1")
+    assert world.gone == [sandbox.id]
+    await nothing_is_left(world)
+
+
+async def test_a_call_in_flight_keeps_a_sandbox_from_being_idle(world: World) -> None:
+    sandbox = await world.spawn(idle_seconds=10)
+    call = world.ledger.begin(sandbox.id, "local")
+    world.clock[0] += 100
+    await world.sandboxes.expire()
+    assert sandbox.life.state is State.READY
+    world.ledger.end(call)
+    world.clock[0] += 9
+    await world.sandboxes.expire()
+    assert sandbox.life.state is State.READY
+    world.clock[0] += 1
+    await world.sandboxes.expire()
+    assert sandbox.life.reason is EndReason.IDLE_EXPIRED
+
+
+async def test_extending_counts_from_now_and_is_bounded(make_world: MakeWorld) -> None:
+    world = await make_world(max_ttl_seconds=1000, ttl_seconds=100)
+    sandbox = await world.spawn()
+    world.clock[0] += 50
+    await world.sandboxes.extend(LOCAL, DEFAULT_SCOPE, "sb1", 500)
+    assert sandbox.life.expires_at == world.clock[0] + 500
+    (instance,) = await world.backend.list()
+    assert instance.record["expires_at"] == sandbox.life.expires_at
+    with pytest.raises(ConfigError, match="at most 1000"):
+        await world.sandboxes.extend(LOCAL, DEFAULT_SCOPE, "sb1", 1001)
+
+
+async def test_a_death_is_known_within_a_second_and_ends_calls_in_flight(world: World) -> None:
+    sandbox = await world.spawn()
+    failures: list[AshError] = []
+    world.ledger.begin(sandbox.id, "local", failures.append)
+    world.backend.die(sandbox.id, "exited with code 3")
+    with anyio.fail_after(1):
+        await sandbox.ended.wait()
+    await anyio.wait_all_tasks_blocked()
+    assert (sandbox.life.state, sandbox.life.reason) == (State.FAILED, EndReason.PROCESS_DIED)
+    assert [failure.kind for failure in failures] == ["sandbox_gone"]
+    assert "exited with code 3" in failures[0].message
+    await nothing_is_left(world)
+
+
+async def test_destroying_while_it_starts_ends_the_spawn(world: World) -> None:
+    world.runner.hold = anyio.Event()
+
+    async def destroy() -> None:
+        await world.runner.asked.wait()
+        await world.sandboxes.destroy(world.sandboxes.registry.living())
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(destroy)
+            with pytest.raises(SandboxGone, match="it was destroyed"):
+                await world.spawn()
+    await nothing_is_left(world)
+
+
+async def test_destroying_twice_at_once_is_once(world: World) -> None:
+    sandbox = await world.spawn()
+    async with anyio.create_task_group() as group:
+        group.start_soon(world.sandboxes.destroy, [sandbox])
+        group.start_soon(world.sandboxes.destroy, [sandbox])
+    assert sandbox.life.state is State.GONE
+
+
+async def test_what_ended_is_forgotten_after_an_hour(world: World) -> None:
+    await world.sandboxes.destroy([await world.spawn()])
+    world.clock[0] += 3599
+    await world.sandboxes.expire()
+    assert world.sandboxes.registry.of(LOCAL, DEFAULT_SCOPE, ended=True)
+    world.clock[0] += 1
+    await world.sandboxes.expire()
+    assert not world.sandboxes.registry.of(LOCAL, DEFAULT_SCOPE, ended=True)
+
+
+async def test_stopping_ends_everything_and_refuses_spawns(world: World) -> None:
+    sandbox = await world.spawn()
+    await world.sandboxes.stop(keep=False)
+    assert sandbox.life.reason is EndReason.HIVE_STOPPED
+    assert world.sandboxes.unready() == "stopping"
+    with pytest.raises(StartFailed, match="stopping"):
+        await world.spawn()
+    await nothing_is_left(world)
+
+
+async def test_a_new_hub_takes_kept_sandboxes_over_under_their_names(make_world: MakeWorld) -> None:
+    old = await make_world()
+    sandbox = await old.spawn(session="mine", ttl_seconds=500, idempotency_key="k", labels={"a": "b"})
+    await old.sandboxes.stop(keep=True)
+    new = await make_world()
+    await new.reconciler.run_once()
+    adopted = new.sandboxes.ready(LOCAL, DEFAULT_SCOPE, "mine")
+    assert (adopted.id, adopted.life.expires_at) == (sandbox.id, sandbox.life.expires_at)
+    assert adopted.toolset is not None and [tool.name for tool in adopted.toolset.tools] == ["run"]
+    assert new.routes.resolve(LOCAL, DEFAULT_SCOPE, "mine") is not None
+    assert (await new.spawn(idempotency_key="k")).id == sandbox.id
+    with pytest.raises(SessionTaken):
+        await new.spawn(session="mine")
+
+
+async def test_what_an_earlier_hub_left_unfinished_is_removed(make_world: MakeWorld) -> None:
+    old = await make_world()
+    sandbox = await old.spawn()
+    await old.backend.annotate(sandbox.id, {**sandbox.record(), "ready_at": None})
+    new = await make_world()
+    await new.reconciler.run_once()
+    assert await new.backend.list() == []
+
+
+async def test_a_sandbox_that_the_backend_lost_is_recorded_so(world: World) -> None:
+    sandbox = await world.spawn()
+    world.backend._instances.clear()  # pyright: ignore[reportPrivateUsage]
+    await world.reconciler.run_once()
+    assert sandbox.life.reason is EndReason.LOST
+    assert len(world.routes) == 0

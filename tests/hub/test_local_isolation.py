@@ -1,0 +1,312 @@
+"""What a sandbox tries and must not manage. Each test says what it tries; the comment or assertion what stops it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import anyio
+import pytest
+
+from ash_hub.backends.base import Instance
+from ash_hub.backends.local import LocalBackend
+from ash_hub.backends.local._syscalls import ARCHITECTURES, Architecture
+from ash_hub.backends.local.launchers.bubblewrap import HOME, WORKSPACE
+from ash_mcp.types import new_sandbox_id
+from tests.hub.local_parts import (
+    SPEC,
+    WAIT_SECONDS,
+    bash,
+    descendants,
+    directories,
+    ended,
+    keeper_pid,
+    local_backend,
+    needs_isolation,
+    python,
+    run_inside,
+    stand_in,
+)
+
+pytestmark = [pytest.mark.anyio, needs_isolation]
+
+MIB = 1024 * 1024
+SIZES = {"workspace_bytes": 8 * MIB, "home_bytes": 4 * MIB, "tmp_bytes": 6 * MIB, "shm_bytes": 2 * MIB}
+NUMBERS = ARCHITECTURES.get(os.uname().machine, Architecture(0, {})).numbers
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@dataclass(frozen=True)
+class Prison:
+    backend: LocalBackend
+    box: Instance
+    root: Path
+
+
+@pytest.fixture(scope="module")
+async def prison(anyio_backend: str) -> AsyncIterator[Prison]:
+    with directories() as root:
+        async with local_backend(root, **SIZES, max_processes=64, memory_bytes=128 * MIB) as backend:
+            yield Prison(backend, await backend.create(replace(SPEC, id=new_sandbox_id())), root)
+
+
+@pytest.fixture
+def host_secret() -> Iterator[Path]:
+    with tempfile.NamedTemporaryFile(prefix="ash-secret-") as file:
+        file.write(b"a secret of the host")
+        file.flush()
+        os.chmod(file.name, 0o644)
+        yield Path(file.name)
+
+
+async def test_files_of_the_host_are_not_there(prison: Prison, host_secret: Path) -> None:
+    done = await bash(prison.box, f"cat {host_secret}; ls -A /home /root /mnt /media /srv /boot {Path.home()}")
+    assert "secret of the host" not in done.out
+    listed = [line for line in done.out.splitlines() if line and not line.endswith(":")]
+    assert listed == ["ash"]
+    assert (await bash(prison.box, f"ls -A {prison.root}")).code != 0
+
+
+async def test_the_root_has_no_name_of_the_host_or_its_users(prison: Prison) -> None:
+    done = await bash(prison.box, "hostname; cat /etc/passwd /etc/hosts /etc/hostname; ls /etc/machine-id; env")
+    assert done.out.startswith("sandbox\n")
+    assert socket.gethostname() not in done.out
+    assert [line.split(":")[0] for line in done.out.splitlines() if line.count(":") == 6] == ["root", "ash", "nobody"]
+    assert "PYTEST_CURRENT_TEST" not in done.out
+
+
+async def test_files_of_an_installation_that_name_host_paths_are_empty(prison: Prison) -> None:
+    done = await bash(prison.box, "cat /opt/ash/site*/*.pth /opt/ash/site*/*.dist-info/direct_url.json")
+    assert done.out == ""
+
+
+async def test_processes_of_the_host_are_not_there(prison: Prison) -> None:
+    done = await bash(prison.box, "for f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' <$f; echo; done")
+    assert "keeper" not in done.out and "bwrap" not in done.out and "pytest" not in done.out
+    assert (await bash(prison.box, "ls -d /proc/[0-9]* | wc -l")).out.strip() < "9"
+    assert (await bash(prison.box, f"kill -0 {os.getpid()}")).code != 0 or os.getpid() < 100
+
+
+async def test_the_first_process_can_be_neither_read_nor_ended(prison: Prison) -> None:
+    done = await bash(prison.box, "cat /proc/1/environ; head -c 1 /proc/1/mem; ls /proc/1/fd; kill -9 1; kill -TERM 1")
+    assert done.out == ""
+    assert (await bash(prison.box, "echo alive")).out == "alive\n"
+
+
+async def test_the_network_of_the_host_is_not_there(prison: Prison) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        done = await python(prison.box, f"import socket; socket.create_connection(('127.0.0.1', {port}), 1)")
+        assert done.code != 0 and "refused" in done.error.lower()
+    code = "import socket; socket.create_connection(('192.0.2.1', 80), 1)"
+    assert "unreachable" in (await python(prison.box, code)).error.lower()
+
+
+async def test_sockets_of_the_host_are_not_there(prison: Prison) -> None:
+    control = prison.root / "run"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"\0ash-test-{os.getpid()}")
+        listener.listen()
+        code = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect(chr(0) + 'ash-test-{os.getpid()}')"
+        assert "refused" in (await python(prison.box, code)).error.lower()
+    assert (await bash(prison.box, f"find / -type s; ls {control}")).out == ""
+
+
+async def test_the_listener_does_not_tell_where_it_is(prison: Prison) -> None:
+    code = (
+        "import glob, os, socket\n"
+        "for link in glob.glob('/proc/2/fd/*'):\n"
+        "    print(os.readlink(link))\n"
+        "print(open('/proc/net/unix').read())"
+    )
+    out = (await python(prison.box, code)).out
+    assert str(prison.root) not in out and prison.root.name not in out
+
+
+async def test_only_the_listener_and_the_log_are_handed_in(prison: Prison) -> None:
+    code = "import os; [print(os.readlink(f'/proc/2/fd/{n}').split(':')[0]) for n in os.listdir('/proc/2/fd')]"
+    assert set((await python(prison.box, code)).out.split()) == {"pipe", "socket", "/dev/null"}
+
+
+async def test_no_privilege_is_left_and_none_can_be_had(prison: Prison) -> None:
+    status = (await bash(prison.box, "cat /proc/self/status")).out
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(fields[name], 16) == 0
+    assert fields["NoNewPrivs"] == "1" and fields["Seccomp"] == "2"
+    done = await bash(prison.box, "cp /bin/sh /tmp/sh; chmod 4755 /tmp/sh; /tmp/sh -p -c 'id -u'; su -c 'id -u'")
+    assert done.out == "1000\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("unshare", (0x10000000,), errno.EPERM),
+        ("unshare", (0x00020000,), errno.EPERM),
+        ("setns", (0, 0), errno.EPERM),
+        ("clone", (0x10000000 | 17, 0, 0, 0, 0), errno.EPERM),
+        ("clone3", (0, 0), errno.ENOSYS),
+        ("mount", (0, 0, 0, 0, 0), errno.EPERM),
+        ("umount2", (0, 0), errno.EPERM),
+        ("pivot_root", (0, 0), errno.EPERM),
+        ("fsopen", (0, 0), errno.ENOSYS),
+        ("open_by_handle_at", (0, 0, 0), errno.EPERM),
+        ("keyctl", (0, 0), errno.EPERM),
+        ("bpf", (0, 0, 0), errno.EPERM),
+        ("perf_event_open", (0, 0, 0, 0, 0), errno.EPERM),
+        ("userfaultfd", (0,), errno.EPERM),
+        ("io_uring_setup", (1, 0), errno.ENOSYS),
+        ("ptrace", (16, 1), errno.EPERM),
+        ("process_vm_readv", (1, 0, 0, 0, 0, 0), errno.EPERM),
+        ("pidfd_getfd", (0, 0, 0), errno.EPERM),
+        ("init_module", (0, 0, 0), errno.EPERM),
+        ("kexec_load", (0, 0, 0, 0), errno.EPERM),
+        ("ioctl", (0, 0x5412, 0), errno.EPERM),
+        ("ioctl", (0, 0x5412 | 1 << 32, 0), errno.EPERM),
+        ("socket", (40, 1, 0), errno.EAFNOSUPPORT),
+        ("socket", (38, 5, 0), errno.EAFNOSUPPORT),
+        ("socket", (17, 3, 0), errno.EAFNOSUPPORT),
+        ("socket", (16, 3, 9), errno.EPROTONOSUPPORT),
+    ],
+)
+async def test_a_system_call_is_refused(prison: Prison, name: str, arguments: tuple[int, ...], expected: int) -> None:
+    if name not in NUMBERS:
+        pytest.skip(f"no filter for {os.uname().machine}")
+    words = ", ".join(f"ctypes.c_long({value})" for value in (NUMBERS[name], *arguments))
+    code = f"import ctypes; l = ctypes.CDLL(None, use_errno=True); print(l.syscall({words}), ctypes.get_errno())"
+    assert (await python(prison.box, code)).out == f"-1 {expected}\n"
+
+
+async def test_system_calls_of_another_architecture_do_not_exist(prison: Prison) -> None:
+    if os.uname().machine != "x86_64":
+        pytest.skip("only x86_64 has a second set of system calls")
+    code = (
+        "import ctypes, mmap\n"
+        "page = mmap.mmap(-1, 4096, prot=7)\n"
+        "page.write(b'\\xb8\\x14\\0\\0\\0\\xcd\\x80\\xc3')\n"  # getpid of i386, through int 0x80
+        "call = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))\n"
+        f"print(call(), ctypes.CDLL(None, use_errno=True).syscall(0x40000000 + {NUMBERS['socket'] - 2}))"
+    )
+    assert (await python(prison.box, code)).out == f"{-errno.ENOSYS} -1\n"
+
+
+async def test_ordinary_programs_are_not_hindered(prison: Prison) -> None:
+    code = (
+        "import concurrent.futures, multiprocessing, socket, subprocess, threading\n"
+        "print(sum(concurrent.futures.ThreadPoolExecutor(4).map(int, '1234')))\n"
+        "a, b = socket.socketpair(); a.send(b'x'); print(b.recv(1))\n"
+        "s = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(s.getsockname()); print('tcp')\n"
+        "print(multiprocessing.get_context('spawn').Queue is not None, socket.if_nameindex())\n"
+        "print(subprocess.run(['git', '--version']).returncode if __import__('shutil').which('git') else 0)"
+    )
+    done = await python(prison.box, code)
+    assert done.code == 0, done.error
+    assert "10\nb'x'\ntcp\n" in done.out
+
+
+async def test_the_system_cannot_be_written(prison: Prison) -> None:
+    for path in ("/x", "/usr/x", "/usr/local/x", "/etc/x", "/etc/passwd", "/opt/ash/x", "/opt/ash/init.py", "/dev/x"):
+        done = await bash(prison.box, f"echo x >>{path}")
+        assert done.code != 0 and "Read-only file system" in done.error, path
+    for path in ("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", "/proc/sysrq-trigger", "/proc/1/comm"):
+        assert (await bash(prison.box, f"echo x >{path}")).code != 0, path
+    assert (await bash(prison.box, "ls /sys")).code != 0
+    assert (await bash(prison.box, "mknod /tmp/vda b 254 0; cat /dev/kmsg /dev/mem /dev/vda /proc/kcore")).out == ""
+
+
+async def test_its_own_places_can_be_written_and_are_bounded(prison: Prison) -> None:
+    places = {WORKSPACE: "workspace", HOME: "home", "/tmp": "tmp", "/dev/shm": "shm"}
+    for path, name in places.items():
+        done = await bash(prison.box, f"head -c 100M /dev/zero >{path}/big; stat -c %s {path}/big; rm {path}/big")
+        assert "No space left" in done.error or "File too large" in done.error
+        assert 0 < int(done.out) <= SIZES[f"{name}_bytes"]
+    assert (await run_inside(prison.box, "pwd")).out == f"{WORKSPACE}\n"
+
+
+async def test_processes_are_bounded(prison: Prison) -> None:
+    if any("number of processes" in warning for warning in prison.box.warnings):
+        pytest.skip(str(prison.box.warnings))
+    code = (
+        "import os, time\n"
+        "made = []\n"
+        "try:\n"
+        "    while len(made) < 200:\n"
+        "        pid = os.fork()\n"
+        "        if pid == 0:\n"
+        "            time.sleep(60)\n"
+        "            os._exit(0)\n"
+        "        made.append(pid)\n"
+        "except BlockingIOError:\n"
+        "    print(len(made))\n"
+        "for pid in made:\n"
+        "    os.kill(pid, 9)\n"
+        "    os.waitpid(pid, 0)"
+    )
+    done = await python(prison.box, code)
+    assert 20 < int(done.out) < 64
+    assert (await bash(prison.box, "echo alive")).out == "alive\n"
+
+
+async def test_memory_is_bounded(prison: Prison) -> None:
+    done = await python(prison.box, "b = bytearray(400 * 2**20); print(len(b))")
+    assert done.out == "" and (done.code == -9 or "MemoryError" in done.error)
+    assert (await bash(prison.box, "echo alive")).out == "alive\n"
+
+
+async def test_open_files_are_bounded(prison: Prison) -> None:
+    assert 64 <= int((await bash(prison.box, "ulimit -Hn")).out) <= 4096
+    assert (await bash(prison.box, "ulimit -Hc")).out == "0\n"
+
+
+async def test_a_process_that_hides_does_not_outlive_its_sandbox(prison: Prison) -> None:
+    keeper = keeper_pid(prison.backend)
+    before = set(descendants(keeper))
+    other = await prison.backend.create(replace(SPEC, id=new_sandbox_id()))
+    assert (
+        await bash(other, "(setsid nohup sh -c 'trap \"\" TERM HUP; sleep 1000' &>/dev/null &) ; sleep 0.1")
+    ).code == 0
+    inside = set(descendants(keeper)) - before
+    assert len(inside) >= 5
+    await prison.backend.delete(other.id, grace_seconds=5)
+    with anyio.fail_after(WAIT_SECONDS):
+        await ended(*inside)
+
+
+async def test_another_sandbox_is_not_there(prison: Prison) -> None:
+    other = await prison.backend.create(replace(SPEC, id=new_sandbox_id()))
+    try:
+        script = "for d in /workspace /tmp /home/ash /dev/shm; do echo mine >$d/note; done; sleep 30 & exec 0<&-"
+        await bash(other, f"({script}) &>/dev/null")
+        done = await bash(
+            prison.box, "cat /workspace/note /tmp/note /home/ash/note /dev/shm/note; pgrep sleep; ipcs -m"
+        )
+        assert "mine" not in done.out and done.out.strip().splitlines()[:1] == [
+            "------ Shared Memory Segments --------"
+        ]
+    finally:
+        await prison.backend.delete(other.id, grace_seconds=0)
+
+
+async def test_a_flood_of_output_is_cut_and_hinders_nobody(prison: Prison) -> None:
+    flood = replace(stand_in(), arguments=("-c", "import os\nwhile True: os.write(1, b'x' * 65536)"))
+    with directories() as root, contextlib.ExitStack():
+        async with local_backend(root, log_bytes=4096) as backend:
+            backend._runtime = flood  # pyright: ignore[reportPrivateUsage]
+            noisy = await backend.create(replace(SPEC, id=new_sandbox_id()))
+            backend._runtime = stand_in()  # pyright: ignore[reportPrivateUsage]
+            quiet = await backend.create(replace(SPEC, id=new_sandbox_id()))
+            with anyio.fail_after(WAIT_SECONDS):
+                while len(await backend.logs(noisy.id)) < 4096:  # noqa: ASYNC110 - a log has no event
+                    await anyio.sleep(0.01)
+            assert await backend.logs(noisy.id) == b"x" * 4096
+            assert (await bash(quiet, "echo fine")).out == "fine\n"

@@ -1,0 +1,164 @@
+"""A lifecycle over the memory backend, whose sandboxes are a stand-in runner in this process."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route as HttpRoute
+
+from ash_hub.asks import SpawnAsk
+from ash_hub.backends.memory import MemoryBackend
+from ash_hub.pool import EmptyPool
+from ash_hub.recipes import Catalog, Recipe
+from ash_hub.reconcile import Reconciler
+from ash_hub.sandbox import Sandbox
+from ash_hub.sandboxes import Parts, Sandboxes
+from ash_hub.settings import HubSettings
+from ash_hub.shelf import ToolsetShelf
+from ash_hub.starting import Starter
+from ash_hub.watching import InstanceWatch
+from ash_mcp.types import DEFAULT_SCOPE, Endpoint, Principal, SandboxSpec, Scope
+from ash_router.ledger import Ledger
+from ash_router.routes import Routes
+from ash_router.store.memory import MemoryStore
+from ash_router.tokens import CallTokens, load_hive_key
+
+LOCAL = Principal("local")
+
+
+async def no_progress(done: float, message: str) -> None:
+    del done, message
+
+
+@dataclass
+class StandIn:
+    """Serves every sandbox of a memory backend over one Unix socket, and does as it is told."""
+
+    socket: Path
+    tools: list[dict[str, Any]] = field(default_factory=lambda: [{"name": "run", "inputSchema": {"type": "object"}}])
+    claims: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    health_status: int = 200
+    claim_status: int = 200
+    hold: anyio.Event | None = None
+    """While set and not fired, health checks do not answer."""
+    asked: anyio.Event = field(default_factory=anyio.Event)
+
+    async def serve(self, spec: SandboxSpec) -> Endpoint:
+        del spec
+        return Endpoint(unix=str(self.socket))
+
+    def app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                HttpRoute("/_ash/health", self._health),
+                HttpRoute("/_ash/claim", self._claim, methods=["POST"]),
+                HttpRoute("/mcp", self._mcp, methods=["POST"]),
+            ]
+        )
+
+    async def _health(self, _: Request) -> Response:
+        self.asked.set()
+        if self.hold is not None:
+            await self.hold.wait()
+        return JSONResponse({"error": {"message": "its server has no tools"}}, self.health_status)
+
+    async def _claim(self, request: Request) -> Response:
+        self.claims.append(await request.json())
+        return JSONResponse({"claimed": True}, self.claim_status)
+
+    async def _mcp(self, request: Request) -> Response:
+        message = json.loads(await request.body())
+        result = {"tools": self.tools, "resultType": "complete"}
+        return JSONResponse({"jsonrpc": "2.0", "id": message["id"], "result": result})
+
+
+@dataclass
+class World:
+    """A lifecycle and everything around it."""
+
+    sandboxes: Sandboxes
+    backend: MemoryBackend
+    routes: Routes
+    ledger: Ledger
+    runner: StandIn
+    changed: list[tuple[str, Scope]]
+    gone: list[str]
+    clock: list[float]
+    reconciler: Reconciler
+    watch: InstanceWatch
+
+    async def spawn(self, scope: Scope = DEFAULT_SCOPE, **ask: Any) -> Sandbox:
+        asked = SpawnAsk.model_validate({"recipe": "test", **ask})
+        return await self.sandboxes.spawn(LOCAL, scope, asked, no_progress)
+
+
+MakeWorld = Callable[..., Awaitable[World]]
+
+
+def assemble(folder: Path, backend: MemoryBackend, runner: StandIn, given: dict[str, Any]) -> World:
+    settings = HubSettings(state_dir=folder, run_dir=folder, **given)
+    store, clock = MemoryStore(), [1000.0]
+    ledger = Ledger(lambda: clock[0])
+    tokens = CallTokens(load_hive_key(folder / "hive.key"))
+    changed: list[tuple[str, Scope]] = []
+    gone: list[str] = []
+
+    async def on_changed(owner: str, scope: Scope) -> None:
+        changed.append((owner, scope))
+
+    watch = InstanceWatch(backend)
+    recipe = Recipe.model_validate({"name": "test", "description": "For tests.", "server": {"python": "a:b"}})
+    parts = Parts(
+        backend=backend,
+        store=store,
+        routes=Routes(store),
+        ledger=ledger,
+        tokens=tokens,
+        catalog=Catalog([recipe]),
+        pool=EmptyPool(),
+        starter=Starter(backend, watch, tokens, at_once=2, waiting=settings.limits.waiting),
+        shelf=ToolsetShelf(folder / "toolsets"),
+        settings=settings,
+        on_changed=on_changed,
+        on_gone=gone.append,
+    )
+    sandboxes = Sandboxes(parts, lambda: clock[0])
+    reconciler = Reconciler(backend, sandboxes)
+    return World(sandboxes, backend, parts.routes, ledger, runner, changed, gone, clock, reconciler, watch)
+
+
+@asynccontextmanager
+async def watched(world: World) -> AsyncGenerator[None]:
+    async with anyio.create_task_group() as group:
+        group.start_soon(world.watch.run, world.sandboxes.died, world.reconciler.run_once)
+        await anyio.lowlevel.checkpoint()
+        yield
+        group.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def serving(runner: StandIn) -> AsyncGenerator[None]:
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    server = uvicorn.Server(
+        uvicorn.Config(runner.app(), uds=str(runner.socket), log_config=None, lifespan="off", ws="none")
+    )
+    async with anyio.create_task_group() as group:
+        group.start_soon(server._serve)  # pyright: ignore[reportPrivateUsage]
+        with anyio.fail_after(5):
+            while not server.started:
+                await anyio.sleep(0.005)
+        yield
+        server.should_exit = True
+        server.force_exit = True

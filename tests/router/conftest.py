@@ -1,0 +1,29 @@
+"""Fixtures of the relay's tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+
+from tests.router.relay_parts import Box, Rig, open_box, open_rig
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncGenerator[Rig]:
+    async with open_rig(tmp_path) as rig:
+        yield rig
+
+
+@pytest.fixture
+async def box(rig: Rig, tmp_path: Path) -> AsyncGenerator[Box]:
+    """A real sandbox, bound as `sb1`, in which `plus` stands for the tool `add`."""
+    async with open_box(tmp_path) as box:
+        await rig.bind("sb1", box.socket, plus="add")
+        yield box

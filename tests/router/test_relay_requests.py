@@ -1,0 +1,355 @@
+"""What the relay takes from a caller's connection, and what it refuses: limits, framing, admission, pipelining."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from ash_mcp.errors import SandboxGone
+from ash_router.relay import RelayLimits
+from tests.router.relay_parts import Box, Rig, modern, open_rig, tool_call
+
+pytestmark = pytest.mark.anyio
+
+LIMITS = RelayLimits(
+    max_body_bytes=2000,
+    max_head_bytes=4000,
+    max_headers=20,
+    head_timeout_seconds=0.2,
+    body_timeout_seconds=0.2,
+    linger_seconds=0.3,
+)
+ADD = tool_call("sb1_add", {"a": 1, "b": 2})
+
+
+@pytest.fixture
+async def tight(tmp_path: Path) -> AsyncGenerator[Rig]:
+    async with open_rig(tmp_path, limits=LIMITS) as rig:
+        yield rig
+
+
+def kind(body: bytes) -> str:
+    return json.loads(body)["error"]["kind"]
+
+
+def structured(body: bytes) -> dict[str, int]:
+    data = body.partition(b"data: ")[2] if body.startswith(b"event:") else body
+    return json.loads(data)["result"]["structuredContent"]
+
+
+async def refusal(rig: Rig, request: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Send something that must be refused, and check that the refusal is whole, ours, and the end."""
+    async with rig.connect() as wire:
+        await wire.send(request)
+        status, headers, body = await wire.answer()
+        assert headers["ash-origin"] == "hub"
+        assert headers["connection"] == "close"
+        assert headers["content-type"] == "application/json"
+        assert await wire.ended()
+        return status, headers, body
+
+
+@pytest.mark.parametrize(
+    ("request_head", "status"),
+    [
+        (b"GET /plain HTTP/1.1\r\nhost: hub\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\na", 400),
+        (b"GET /plain HTTP/1.1\r\nhost: hub\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\na", 400),
+        (b"POST /mcp HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST /mcp HTTP/1.1\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n", 400),
+        (b"POST /mcp HTTP/1.1\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST /mcp HTTP/1.1\r\ntransfer-encoding: identity\r\n\r\n", 400),
+        (b"POST /mcp HTTP/1.1\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST /mcp HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST /mcp HTTP/1.1\r\ncontent-length: +1\r\n\r\na", 400),
+        (b"POST /mcp HTTP/1.1\r\ncontent-length : 1\r\n\r\na", 400),
+        (b"GET /plain HTTP/1.1\r\nhost: hub\r\n folded\r\n\r\n", 400),
+        (b"GET /plain HTTP/1.1\r\nhost: hub\nx: y\r\n\r\n", 400),
+        (b"GET /plain HTTP/1.1\r\nhost: a\x00b\r\n\r\n", 400),
+        (b"GET http://hub/plain HTTP/1.1\r\nhost: hub\r\n\r\n", 400),
+        (b"GET //\xff HTTP/1.1\r\nhost: hub\r\n\r\n", 400),
+        (b"OPTIONS * HTTP/1.1\r\nhost: hub\r\n\r\n", 400),
+        (b"CONNECT sandbox:80 HTTP/1.1\r\nhost: hub\r\n\r\nGET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET /plain HTTP/2.0\r\nhost: hub\r\n\r\n", 505),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01", 400),
+    ],
+)
+async def test_a_request_whose_framing_is_unsure_is_refused(rig: Rig, request_head: bytes, status: int):
+    answered, _, body = await refusal(rig, request_head)
+    assert answered == status
+    assert kind(body) == "bad_request"
+
+
+async def test_a_body_that_is_not_chunked_as_announced_is_refused(rig: Rig, box: Box):
+    answered, _, _ = await refusal(rig, modern("sb1_add", b"zz\r\nabc", framing="transfer-encoding: chunked\r\n"))
+    assert answered == 400
+    assert box.heads == []
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /plain HTTP/1.1\r\nhost: hub\r\nx: " + b"a" * 5000 + b"\r\n\r\n",
+        b"GET /plain HTTP/1.1\r\n" + b"x: y\r\n" * 21 + b"\r\n",
+        b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\nhost: hub\r\n\r\n",
+    ],
+)
+async def test_a_head_over_its_limits_is_refused(tight: Rig, head: bytes):
+    answered, _, body = await refusal(tight, head)
+    assert answered == 431
+    assert kind(body) == "capacity_exceeded"
+
+
+async def test_an_endless_header_line_is_refused_before_it_ends(tight: Rig):
+    async with tight.connect() as wire:
+        await wire.send(b"GET /plain HTTP/1.1\r\nx: ")
+        while not wire.reader.at_eof() and not wire.received():
+            await wire.send(b"a" * 500)
+            await asyncio.sleep(0)
+        status, _, _ = await wire.answer()
+    assert status == 431
+
+
+async def test_a_body_over_its_limit_is_refused_by_its_announcement(tight: Rig):
+    head = modern("call", b"", framing="content-length: 2001\r\n", more="expect: 100-continue\r\n")
+    answered, _, body = await refusal(tight, head)
+    assert answered == 413
+    assert kind(body) == "capacity_exceeded"
+
+
+async def test_a_chunked_body_over_its_limit_is_refused_while_it_comes(tight: Rig):
+    body = b"7d1\r\n" + b"a" * 2001 + b"\r\n"
+    answered, _, _ = await refusal(tight, modern("call", body, framing="transfer-encoding: chunked\r\n"))
+    assert answered == 413
+
+
+@pytest.mark.parametrize(
+    "sent", [b"GET /plain HTTP/1.1\r\nhost:", modern("call", b"{", framing="content-length: 9\r\n")]
+)
+async def test_a_request_that_does_not_arrive_in_time_is_refused(tight: Rig, sent: bytes):
+    answered, _, body = await refusal(tight, sent)
+    assert answered == 408
+    assert json.loads(body)["error"]["retryable"] is True
+
+
+@pytest.mark.parametrize("sent", [b"", b"\r\n\r\n"])
+async def test_a_connection_that_asks_nothing_is_closed(tight: Rig, sent: bytes):
+    async with tight.connect() as wire:
+        await wire.send(sent)
+        assert await wire.ended()
+
+
+async def test_a_refusal_of_admission_is_answered_as_it_is_whatever_was_asked(rig: Rig, box: Box):
+    nobody = "x-principal: nobody\r\n"
+    for request in (modern("sb1_add", ADD, more=nobody), b"GET /plain HTTP/1.1\r\n" + nobody.encode() + b"\r\n"):
+        status, headers, body = await refusal(rig, request)
+        assert status == 401
+        assert headers["www-authenticate"] == "bearer"
+        assert kind(body) == "ash_error"
+    assert box.heads == []
+
+
+async def test_the_verdict_and_the_admitted_path_stand_in_the_scope(rig: Rig):
+    async with rig.connect() as wire:
+        await wire.send(b"GET /plain/in/tidy?a=b HTTP/1.1\r\nx-principal: ann\r\n\r\n")
+        status, headers, body = await wire.answer()
+    assert status == 200
+    assert headers["ash-origin"] == "hub"
+    said = json.loads(body)
+    assert (said["subject"], said["path"], said["raw_path"], said["query"]) == ("ann", "/plain", "/plain", "a=b")
+
+
+@pytest.mark.parametrize("size", [0, 10, 300_000])
+async def test_a_verdict_that_takes_time_loses_nothing_of_the_body(rig: Rig, size: int):
+    rig.admission.gate = asyncio.Event()
+    async with rig.connect() as wire:
+        wire.writer.write(b"POST /plain HTTP/1.1\r\nhost: hub\r\ncontent-length: %d\r\n\r\n" % size + b"a" * size)
+        await asyncio.sleep(0.02)
+        rig.admission.gate.set()
+        status, _, body = await wire.answer()
+    assert status == 200
+    assert json.loads(body)["size"] == size
+
+
+async def test_a_verdict_that_takes_time_still_lets_a_call_be_relayed(rig: Rig, box: Box):
+    rig.admission.gate = asyncio.Event()
+    async with rig.connect() as wire:
+        await wire.send(modern("sb1_add", ADD))
+        rig.admission.gate.set()
+        _, headers, body = await wire.answer()
+    assert headers["ash-origin"] == "sandbox"
+    assert structured(body) == {"result": 3}
+
+
+async def test_a_chunked_body_is_relayed_with_a_length(rig: Rig, box: Box):
+    body = b"5;x=y\r\n" + ADD[:5] + b"\r\n%x\r\n" % len(ADD[5:]) + ADD[5:] + b"\r\n0\r\nash-token: forged\r\n\r\n"
+    async with rig.connect() as wire:
+        await wire.send(modern("sb1_add", body, framing="transfer-encoding: chunked\r\n"))
+        _, _, answer = await wire.answer()
+    assert structured(answer) == {"result": 3}
+    (head,) = box.heads
+    assert "transfer-encoding" not in head
+    assert int(head["content-length"]) == len(ADD) - len("sb1_")
+    assert head["ash-token"] != "forged"
+
+
+async def test_a_trailer_never_becomes_a_header_of_an_admitted_request(rig: Rig):
+    request = b"POST /plain HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\nmcp-session-id: x\r\n\r\n"
+    async with rig.connect() as wire:
+        await wire.send(request)
+        _, _, body = await wire.answer()
+    assert json.loads(body)["headers"] == ["transfer-encoding"]
+
+
+async def test_only_allowed_headers_reach_the_sandbox(rig: Rig, box: Box):
+    more = "authorization: Bearer x\r\ncookie: a=b\r\nash-scope: s\r\nash-token: t\r\nx-other: y\r\nmcp-param-q: p\r\n"
+    async with rig.connect() as wire:
+        await wire.send(modern("sb1_add", ADD, more=more))
+        await wire.answer()
+    (head,) = box.heads
+    assert set(head) == {
+        ":method", "host", "content-length", "content-type", "accept", "mcp-protocol-version", "mcp-method",
+        "mcp-param-q", "ash-token", "mcp-name",
+    }  # fmt: skip
+    assert (head["mcp-name"], head["host"]) == ("add", "sandbox")
+    assert head["ash-token"].count(".") == 2
+
+
+async def test_a_client_that_waits_for_it_is_told_to_continue(rig: Rig, box: Box):
+    async with rig.connect() as wire:
+        framing = f"content-length: {len(ADD)}\r\nexpect: 100-continue\r\n"
+        await wire.send(modern("sb1_add", b"", framing=framing))
+        assert (await wire.head())[0] == 100
+        await wire.send(ADD)
+        status, _, body = await wire.answer()
+    assert status == 200
+    assert structured(body) == {"result": 3}
+
+
+async def test_relayed_and_other_requests_share_a_connection(rig: Rig, box: Box):
+    async with rig.connect() as wire:
+        for _ in range(3):
+            await wire.send(modern("sb1_add", ADD))
+            assert structured((await wire.answer())[2]) == {"result": 3}
+            await wire.send(b"POST /plain HTTP/1.1\r\nhost: hub\r\ncontent-length: 2\r\n\r\nab")
+            assert json.loads((await wire.answer())[2])["size"] == 2
+            await wire.send(modern("hello", tool_call("hello")))
+            assert structured((await wire.answer())[2]) == {"result": "hello from the hub"}
+    assert len(box.heads) == 3
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (modern("sb1_add", ADD), modern("sb1_add", ADD)),
+        (modern("sb1_add", ADD), b"GET /plain HTTP/1.1\r\nhost: hub\r\n\r\n"),
+        (b"GET /plain HTTP/1.1\r\nhost: hub\r\n\r\n", modern("sb1_add", ADD)),
+        (modern("sb1_add", ADD), b"garbage\r\n\r\n"),
+        (modern("hello", tool_call("hello")), modern("sb1_add", ADD)),
+    ],
+)
+async def test_what_is_pipelined_is_dropped_and_the_first_is_answered(rig: Rig, box: Box, first: bytes, second: bytes):
+    async with rig.connect() as wire:
+        await wire.send(first + second)
+        status, headers, _ = await wire.answer()
+        assert status == 200
+        assert headers["connection"] == "close"
+        assert await wire.ended()
+    assert len(box.heads) == (1 if b"sb1_add" in first else 0)
+
+
+async def test_an_answer_to_http_1_0_ends_with_the_connection(rig: Rig, box: Box):
+    async with rig.connect() as wire:
+        await wire.send(modern("sb1_add", ADD).replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+        status, headers, body = await wire.answer()
+        assert status == 200
+        assert "transfer-encoding" not in headers
+        assert structured(body) == {"result": 3}
+        assert await wire.ended()
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+async def test_a_wish_for_another_protocol_is_ignored_and_the_body_is_read(rig: Rig, box: Box, pieces: int):
+    request = modern("sb1_add", ADD, more="connection: upgrade, http2-settings\r\nupgrade: h2c\r\n")
+    async with rig.connect() as wire:
+        step = -(-len(request) // pieces)
+        for start in range(0, len(request), step):
+            await wire.send(request[start : start + step])
+            await asyncio.sleep(0.01)
+        status, _, body = await wire.answer()
+        assert status == 200
+        assert structured(body) == {"result": 3}
+        await wire.send(b"GET /plain HTTP/1.1\r\nhost: hub\r\n\r\n")
+        assert (await wire.answer())[0] == 200
+
+
+async def test_a_websocket_handshake_is_an_ordinary_request(rig: Rig):
+    head = b"GET /plain HTTP/1.1\r\nhost: hub\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
+    async with rig.connect() as wire:
+        await wire.send(head)
+        assert (await wire.answer())[0] == 200
+        await wire.send(head)
+        assert (await wire.answer())[0] == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"nonsense",
+        b"[]",
+        b'[{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"sb1_add"}}]',
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"sb1_add","arguments":[]}}',
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"sb2_add"}}',
+        b'{"jsonrpc":"2.0","id":null,"method":"tools/call","params":{"name":"sb1_add"}}',
+        b'{"jsonrpc":"2.0","method":"tools/call","params":{"name":"sb1_add"}}',
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"name":"sb1_add"}}',
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"sb1_add","x":NaN}}',
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"sb1_\xff"}}',
+        b'{"a":' + b"[" * 2000 + b"]" * 2000 + b"}",
+    ],
+)
+async def test_what_is_not_surely_a_call_to_a_sandbox_is_answered_by_the_hub(rig: Rig, box: Box, body: bytes):
+    async with rig.connect() as wire:
+        await wire.send(modern("sb1_add", body))
+        status, headers, _ = await wire.answer()
+    assert status == (202 if body and b'"id"' not in body and b"method" in body else 400)
+    assert headers["ash-origin"] == "hub"
+    assert box.heads == []
+
+
+async def test_a_repeated_deciding_header_is_left_to_the_hub(rig: Rig, box: Box):
+    async with rig.connect() as wire:
+        await wire.send(modern("sb1_add", ADD, more="mcp-name: sb1_add\r\n"))
+        status, headers, _ = await wire.answer()
+    assert (status, headers["ash-origin"]) == (400, "hub")
+    assert box.heads == []
+
+
+async def test_an_early_answer_of_the_hub_leaves_the_connection_in_order(rig: Rig):
+    async with rig.connect() as wire:
+        await wire.send(b"POST /early HTTP/1.1\r\nhost: hub\r\ncontent-length: 4\r\n\r\n")
+        assert json.loads((await wire.answer())[2])["size"] == 0
+        await wire.send(b"abcdGET /plain HTTP/1.1\r\nhost: hub\r\n\r\n")
+        assert (await wire.answer())[0] == 200
+
+
+async def test_stopping_lets_a_relayed_call_finish(rig: Rig, box: Box):
+    async with rig.connect() as wire, anyio.create_task_group() as group:
+        await wire.send(modern("sb1_wait", tool_call("sb1_wait")))
+        with anyio.fail_after(10):
+            await box.waiting.wait()
+        rig.server.stop()
+        group.start_soon(_end_soon, rig)
+        status, headers, _ = await wire.answer()
+        assert (status, headers["ash-origin"], headers["connection"]) == (200, "hub", "close")
+        assert await wire.ended()
+
+
+async def _end_soon(rig: Rig) -> None:
+    await asyncio.sleep(0.1)
+    rig.ledger.abort_all(SandboxGone("the hive stops"))
