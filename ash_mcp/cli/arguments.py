@@ -21,7 +21,7 @@ def read_json_arguments(text: str) -> dict[str, Any]:
     """Return the arguments that are written as one JSON object."""
     value = _json(text, "the arguments")
     if not isinstance(value, dict):
-        raise typer.BadParameter(f"the arguments are a JSON object, such as '{{\"path\": \"a\"}}', not {text[:80]!r}")
+        raise typer.BadParameter(f'the arguments are a JSON object, such as \'{{"path": "a"}}\', not {text[:80]!r}')
     return cast("dict[str, Any]", value)
 
 
@@ -35,7 +35,9 @@ def read_arguments(words: Iterable[str], schema: Mapping[str, Any], tool: str) -
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or key in ("", ":"):
-            raise typer.BadParameter(f"{word!r} is no argument; write key=value, or key:=JSON. {usage_of(tool, schema)}")
+            raise typer.BadParameter(
+                f"{word!r} is no argument; write key=value, or key:=JSON. {usage_of(tool, schema)}"
+            )
         literal, key = key.endswith(":"), key.removesuffix(":")
         if key in given:
             raise typer.BadParameter(f"{key!r} is given twice; say it once")
@@ -49,7 +51,9 @@ def check_required(given: Mapping[str, Any], schema: Mapping[str, Any], tool: st
     """Refuse arguments that lack what the schema requires."""
     missing = [name for name in _list(schema.get("required")) if name not in given]
     if missing:
-        raise typer.BadParameter(f"{tool} needs {', '.join(f'{name}=…' for name in missing)}. {usage_of(tool, schema)}")
+        raise typer.BadParameter(
+            f"{tool} needs {', '.join(f'{name}=…' for name in missing)}. {usage_of(tool, schema)}"
+        )
 
 
 def usage_of(tool: str, schema: Mapping[str, Any]) -> str:

@@ -102,9 +102,7 @@ def hive_command(function: Callable[..., Awaitable[None]]) -> Callable[..., None
     return command
 
 
-def run_async(
-    function: Callable[[], Awaitable[None]], *, as_json: bool = False, use_uvloop: bool = False
-) -> None:
+def run_async(function: Callable[[], Awaitable[None]], *, as_json: bool = False, use_uvloop: bool = False) -> None:
     """Run an async command; a typed failure becomes one line on standard error and exit code 1."""
     import anyio
 

@@ -58,7 +58,7 @@ async def copy(
             await download.run(src, Path(dst.path), into=dst.wants_directory)
             tally = download.tally
     for path in tally.skipped:
-        cli.note(f"ash: left out {clean(path)}: neither a file nor a directory")
+        cli.note(f"ash: left out {clean(path)}: a symbolic link or a special file")
     cli.tell({"files": tally.files, "bytes": tally.bytes, "skipped": tally.skipped})
 
 

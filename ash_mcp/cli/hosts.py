@@ -157,7 +157,9 @@ async def config(
     cli: Cli,
     host: Annotated[HostName, typer.Argument(metavar="HOST", help=f"One of: {', '.join(HOSTS)}.")],
     http: Annotated[bool, typer.Option("--http", help="Only for a hive that runs, by its URL.")] = False,
-    stdio: Annotated[bool, typer.Option("--stdio", help="Only for the bridge, which finds or starts the hive.")] = False,
+    stdio: Annotated[
+        bool, typer.Option("--stdio", help="Only for the bridge, which finds or starts the hive.")
+    ] = False,
 ) -> None:
     """Print what connects an MCP host to the hive, ready to paste.
 

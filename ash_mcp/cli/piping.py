@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import anyio.to_thread
 
-from ash_mcp.errors import JobNotFound, SandboxGone, SandboxRefused
+from ash_mcp.errors import ConfigError, SandboxGone, SandboxRefused
 
 if TYPE_CHECKING:
     from ash_mcp.jobs import Job, OutputStream
@@ -69,9 +69,7 @@ async def run_piped(
             finished = anyio.Event()
             group.start_soon(obey)
             with starting:
-                job = await box.background(
-                    command, stdin=has_stdin, timeout_seconds=timeout_seconds, cwd=cwd, env=env
-                )
+                job = await box.background(command, stdin=has_stdin, timeout_seconds=timeout_seconds, cwd=cwd, env=env)
             if job is not None:
                 await _pass_all(job, has_stdin, ended)
                 finished.set()
@@ -105,9 +103,7 @@ async def _pass_output(output: OutputStream) -> bool:
     async for chunk in output:
         try:
             # In a thread: a reader that is slow must hold up neither stdin nor a signal.
-            await anyio.to_thread.run_sync(
-                _write_all, _DESCRIPTORS[chunk.stream], chunk.data, abandon_on_cancel=True
-            )
+            await anyio.to_thread.run_sync(_write_all, _DESCRIPTORS[chunk.stream], chunk.data, abandon_on_cancel=True)
         except BrokenPipeError:
             return False
     return True
@@ -125,8 +121,8 @@ async def _pass_stdin(job: Job) -> None:
         while piece := await _read_stdin():
             await job.write(piece)
         await job.write(eof=True)
-    except (SandboxRefused, SandboxGone):
-        return
+    except (SandboxRefused, SandboxGone, ConfigError):
+        return  # the runner takes a write to an stdin that is closed for a wrong argument
 
 
 async def _read_stdin() -> bytes:
@@ -143,7 +139,7 @@ async def _read_stdin() -> bytes:
 async def _interrupt(job: Job, number: int) -> None:
     try:
         await job.signal(signal.Signals(number).name.removeprefix("SIG"))
-    except (JobNotFound, SandboxGone, SandboxRefused):
+    except (SandboxRefused, SandboxGone):
         return
 
 

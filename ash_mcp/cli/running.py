@@ -28,7 +28,9 @@ async def exec_command(
     session: SessionArgument,
     command: Annotated[
         list[str] | None,
-        typer.Argument(metavar="COMMAND", help="After --: one word is a line for bash, several are run without a shell."),
+        typer.Argument(
+            metavar="COMMAND", help="After --: one word is a line for bash, several are run without a shell."
+        ),
     ] = None,
     timeout: Annotated[str | None, typer.Option(metavar="DURATION", help="Kill it after this; exit code 124.")] = None,
     cwd: Annotated[str | None, typer.Option(help="Where to run it; the workspace if absent.")] = None,

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["spawn"]
 
 
-
 async def spawn(
     cli: Cli,
     recipe: Annotated[str | None, typer.Argument(help="What to make it from; general if absent.")] = None,

@@ -70,7 +70,11 @@ class Face:
             version=version,
             title="Ash, the Agent Sandbox Hive",
             instructions=INSTRUCTIONS,
-            cache_hints={"tools/list": CacheHint(ttl_ms=0), "resources/list": CacheHint(ttl_ms=0)},
+            cache_hints={
+                "tools/list": CacheHint(ttl_ms=0),
+                "resources/list": CacheHint(ttl_ms=0),
+                "resources/read": CacheHint(ttl_ms=0),
+            },
             get_tool_input_schema=lambda _: None,
         )
         add = self.server.add_request_handler

@@ -40,6 +40,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._up = asyncio.Event()
         self._over = asyncio.Event()
+        self.graceful = False
 
     def stop(self) -> None:
         self._over.set()
@@ -47,6 +48,16 @@ class Server(uvicorn.Server):
     async def main_loop(self) -> None:
         await self.on_tick(0)
         await self._over.wait()
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        if self.graceful:
+            await super().shutdown(sockets)
+            return
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            cast("Any", connection).transport.abort()
+        await self.lifespan.shutdown()
 
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
         return nullcontext()
@@ -152,6 +163,8 @@ class Rig:
     gone_sessions: set[str] = field(default_factory=set[str])
     held: list[str] = field(default_factory=list[str])
     explanation: AshError | None = None
+    silent: bool = False
+    """Whether asking why a sandbox went away is left without an answer."""
 
     @property
     def url(self) -> str:
@@ -184,6 +197,8 @@ async def open_rig(directory: Path, *, limits: RelayLimits | None = None, app: A
     routes, ledger, admission = Routes(MemoryStore()), Ledger(), HeaderAdmission()
 
     async def explain(route: Route) -> AshError:
+        if rig.silent:
+            await asyncio.Event().wait()
         return rig.explanation or StreamBroken("nobody knows")
 
     def hold(session_id: str) -> AbstractContextManager[None] | None:

@@ -343,6 +343,7 @@ async def test_stopping_lets_a_relayed_call_finish(rig: Rig, box: Box):
         await wire.send(modern("sb1_wait", tool_call("sb1_wait")))
         with anyio.fail_after(10):
             await box.waiting.wait()
+        rig.server.graceful = True
         rig.server.stop()
         group.start_soon(_end_soon, rig)
         status, headers, _ = await wire.answer()

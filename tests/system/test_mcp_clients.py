@@ -84,9 +84,9 @@ async def seat(request: pytest.FixtureRequest, hive_url: str, anyio_backend: str
     async def log(params: types.LoggingMessageNotificationParams) -> None:
         await seat.log(params)
 
-    async with Client(
-        where, mode=cast("Any", era), message_handler=hear, logging_callback=log, log_level="info"
-    ) as client:
+    mode = "legacy" if era == "legacy" else "auto"
+    async with Client(where, mode=mode, message_handler=hear, logging_callback=log, log_level="info") as client:
+        assert (client.protocol_version == MODERN) == (era == MODERN)
         seat = Seat(client, era)
         yield seat
 
@@ -104,14 +104,9 @@ async def box(seat: Seat) -> AsyncIterator[str]:
 
 
 async def test_the_hive_says_what_it_is_and_how_it_works(seat: Seat) -> None:
-    if seat.era == "legacy":
-        assert seat.client.server_info.name == "ash"
-        assert "spawn" in (seat.client.instructions or "")
-    else:
-        discovered = await seat.client.session.discover()
-        assert MODERN in discovered.supported_versions
-        assert "spawn" in (discovered.instructions or "")
-        assert discovered.capabilities.tools is not None and discovered.capabilities.tools.list_changed
+    assert "spawn" in (seat.client.instructions or "")
+    capabilities = seat.client.server_capabilities
+    assert capabilities is not None and capabilities.tools is not None and capabilities.tools.list_changed
 
 
 async def test_every_tool_of_the_hive_is_fit_for_a_host(seat: Seat) -> None:
@@ -126,12 +121,12 @@ async def test_every_tool_of_the_hive_is_fit_for_a_host(seat: Seat) -> None:
 async def test_spawn_reports_progress_and_what_it_made(seat: Seat) -> None:
     reported: list[float] = []
 
-    async def progress(done: float, total: float | None, message: str | None) -> None:
+    async def note(progress: float, total: float | None, message: str | None) -> None:
         assert message
-        reported.append(done)
+        reported.append(progress)
 
-    result = await seat.client.call_tool("spawn", {"recipe": "echo"}, progress_callback=progress)
-    spawned = result.structured_content or {}
+    result = await seat.client.call_tool("spawn", {"recipe": "echo"}, progress_callback=note)
+    spawned: dict[str, Any] = result.structured_content or {}
     assert spawned["status"] == "ready"
     assert f"{spawned['session']}_echo" in {tool["name"] for tool in spawned["tools"]}
     assert f"{spawned['session']}_echo" in await seat.names()
@@ -163,13 +158,13 @@ async def test_a_sandboxs_tool_works_by_its_own_name_and_through_call(seat: Seat
 async def test_progress_and_logs_of_a_sandboxs_tool_reach_the_caller(seat: Seat, box: str) -> None:
     steps: list[float] = []
 
-    async def progress(done: float, total: float | None, message: str | None) -> None:
-        assert (total, message) == (3, f"step {int(done)} of 3")
-        steps.append(done)
+    async def note(progress: float, total: float | None, message: str | None) -> None:
+        assert (total, message) == (3, f"step {int(progress)} of 3")
+        steps.append(progress)
 
     seat.logs.clear()
     arguments = {"steps": 3, "seconds": 0.3}
-    result = await seat.client.call_tool(f"{box}_slow", arguments, progress_callback=progress)
+    result = await seat.client.call_tool(f"{box}_slow", arguments, progress_callback=note)
     assert result.structured_content == {"steps": 3}
     assert steps == [1, 2, 3]
     assert any("taking 3 steps" in json.dumps(entry.data) for entry in seat.logs)
@@ -180,25 +175,17 @@ async def test_a_cancelled_call_stops_in_the_sandbox(seat: Seat, box: str) -> No
         done = await seat.call("call", session=box, tool="ash_exec", arguments={"command": command})
         return done["stdout"].strip()
 
-    started, stopped = anyio.Event(), False
-
-    async def call() -> None:
-        await seat.call("call", session=box, tool="ash_exec", arguments={"command": "echo $$ > pid; exec sleep 600"})
-
-    async def watch(scope: anyio.CancelScope) -> None:
-        while await run("test -s pid && echo there") != "there":
-            await anyio.sleep(0.02)
-        started.set()
+    async def cancel_when_started(scope: anyio.CancelScope) -> None:
+        assert await run("mkfifo started; cat started") == "it runs"
         scope.cancel()
 
-    with anyio.fail_after(10):
+    long = "until test -p started; do sleep 0.01; done; echo $$ > pid; echo it runs > started; exec sleep 600"
+    with anyio.fail_after(20):
         async with anyio.create_task_group() as group:
-            group.start_soon(watch, group.cancel_scope)
-            await call()
-        assert started.is_set()
-        while not stopped:
-            stopped = await run("kill -0 $(cat pid) 2>/dev/null || echo stopped; true") == "stopped"
-    await run("rm pid")
+            group.start_soon(cancel_when_started, group.cancel_scope)
+            await seat.call("call", session=box, tool="ash_exec", arguments={"command": long})
+        gone = "while kill -0 $(cat pid); do sleep 0.01; done"
+        await run(f"{gone} 2>/dev/null; rm pid started")
 
 
 async def test_files_are_read_as_resources(seat: Seat, box: str) -> None:

@@ -61,5 +61,5 @@ def _explain_unreadable(message: str) -> str:
     if match is None:
         return message
     name = f"{PREFIX}{match[1].upper()}"
-    example = '\'["/srv/recipes"]\'' if match[1] == "recipe_dirs" else "'[\"a\", \"b\"]' or '{\"key\": \"value\"}'"
+    example = "'[\"/srv/recipes\"]'" if match[1] == "recipe_dirs" else '\'["a", "b"]\' or \'{"key": "value"}\''
     return f"{name} in the environment must be JSON, such as {name}={example}"

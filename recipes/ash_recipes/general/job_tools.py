@@ -10,7 +10,7 @@ from fastmcp import FastMCP
 from fastmcp.tools.base import ToolResult
 from pydantic import BaseModel, Field
 
-from ash_recipes.general.answers import answer, fitting, tool
+from ash_recipes.general.answers import answer, tool
 from ash_recipes.general.terminal import Terminal
 from ash_recipes.runner.context import current
 from ash_recipes.runner.jobs import TERM_SECONDS, Job
@@ -75,11 +75,9 @@ def add(server: FastMCP[Any], terminal: Terminal) -> None:
         page = await found.read(offset, READ_BYTES, wait)
         raw = b"".join(chunk.data for chunk in page.chunks)
         # A character may be cut where the page ends; it comes whole with the next one.
-        whole = clip(raw) or raw if page.next_offset < found.log.total or found.running else raw
-        text = fitting(whole.decode("utf-8", "replace"))
-        if text != whole.decode("utf-8", "replace"):
-            whole = whole[: READ_BYTES // 8]
-            text = whole.decode("utf-8", "replace")
+        more_to_come = found.running or page.next_offset < found.log.total
+        whole = (clip(raw) or raw) if more_to_come else raw
+        text = whole.decode("utf-8", "replace")
         shape = JobOutput(
             **_state(found).model_dump(),
             output=text,

@@ -95,6 +95,16 @@ class Files:
                     os.fchmod(file.fileno(), mode)
                 return os.fstat(file.fileno()).st_size
 
+    def append(self, path: str, data: bytes) -> int:
+        """Add `data` to the end of a file, made if there is none, and return its new size."""
+        found = self.resolve(path)
+        with _translated(path):
+            found.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = _open_regular(path, found, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            with os.fdopen(descriptor, "ab", buffering=0) as file:
+                _write_all(file, data)
+                return os.fstat(file.fileno()).st_size
+
     def list(self, path: str) -> dict[str, Any]:
         """Return a directory's entries by name, as many as an answer holds, and how many there are."""
         found = self.resolve(path)

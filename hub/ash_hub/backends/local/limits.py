@@ -57,7 +57,8 @@ class Enforcement:
 
     def rlimits(self, limits: Limits) -> dict[str, int]:
         """Return the limits of each process, by the names that follow `RLIMIT_`."""
-        files = max(limits.workspace_bytes, limits.home_bytes, limits.tmp_bytes)
+        # Above the size of every place, so that a full one is told as such and nobody is killed by SIGXFSZ.
+        files = max(limits.workspace_bytes, limits.home_bytes, limits.tmp_bytes) + 1024 * 1024
         found = {"NOFILE": limits.open_files, "CORE": 0, "FSIZE": files, "MEMLOCK": 8 * 1024 * 1024, "MSGQUEUE": 0}
         return found if "memory" in self.controllers else found | {"DATA": limits.memory_bytes}
 
