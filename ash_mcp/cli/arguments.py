@@ -28,7 +28,8 @@ def read_json_arguments(text: str) -> dict[str, Any]:
 def read_arguments(words: Iterable[str], schema: Mapping[str, Any], tool: str) -> dict[str, Any]:
     """Return the arguments that `key=value` and `key:=json` words mean.
 
-    A value is read as the type that the schema gives its key; where it gives none, as JSON if it is that, else as text.
+    A value is read as the type that the schema gives its key; where it gives none, as JSON
+    if it is that, else as text.
     """
     properties = _object(schema.get("properties"))
     given: dict[str, Any] = {}
@@ -97,7 +98,7 @@ def _types(shape: Mapping[str, Any], schema: Mapping[str, Any], depth: int = 0) 
         return {_type_of(value) for value in cast("list[Any]", values)}
     choices = [*_list(shape.get("anyOf")), *_list(shape.get("oneOf"))]
     found = [_types(_object(choice), schema, depth + 1) for choice in choices]
-    return set().union(*found) if all(found) else set()
+    return {kind for kinds in found for kind in kinds} if all(found) else set()
 
 
 def _type_of(value: Any) -> str:

@@ -67,22 +67,25 @@ async def call(
         str | None, typer.Option("--json", metavar="JSON", help="All arguments as a JSON object; - reads it on stdin.")
     ] = None,
     output: Annotated[Output, typer.Option(help="text, or json: the tool's whole result.")] = Output.TEXT,
-    timeout: Annotated[str | None, typer.Option(metavar="DURATION", help="How long the call may take.")] = None,
+    limit: Annotated[
+        str | None, typer.Option("--timeout", metavar="DURATION", help="How long the call may take.")
+    ] = None,
 ) -> None:
     """Call a tool of a sandbox and print its answer.
 
-    The exit code is 1 when the tool says that it failed.     Here --json brings the arguments, and --output json prints JSON.
+    The exit code is 1 when the tool says that it failed. Here --json brings the arguments, and
+    --output json prints JSON.
     """
     if words and json_arguments is not None:
         raise typer.BadParameter("give the arguments either as key=value or with --json, not both")
-    seconds = read_duration(timeout) if timeout is not None else None
+    seconds = read_duration(limit) if limit is not None else None
     given = None
     if json_arguments is not None:
         given = read_json_arguments(sys.stdin.read() if json_arguments == "-" else json_arguments)
     as_json = output is Output.JSON
     async with cli.sandbox(session) as box:
         if given is None:
-            schema = next((item.input_schema for item in await box.tools() if item.name == tool), {})
+            schema = next((item.input_schema for item in await box.tools() if item.name == tool), dict[str, Any]())
             given = read_arguments(words or (), schema, tool)
             check_required(given, schema, tool)
         async with waiting(f"calling {tool}", show=not as_json) as meter:

@@ -8,7 +8,7 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Final, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast, get_type_hints
 
 import typer
 
@@ -124,8 +124,7 @@ def leaf(error: BaseException) -> BaseException:
     """Return the one failure that a group of them is about: the first typed one, else the first."""
     if not isinstance(error, BaseExceptionGroup):
         return error
-    group: BaseExceptionGroup[BaseException] = error
-    leaves = [leaf(inner) for inner in group.exceptions]
+    leaves = [leaf(inner) for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions]
     return next((inner for inner in leaves if isinstance(inner, AshError)), leaves[0])
 
 

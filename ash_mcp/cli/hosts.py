@@ -9,7 +9,6 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Annotated, Any, Final
 
 import typer
@@ -150,12 +149,10 @@ HOSTS: Final[Mapping[str, Host]] = {
     ),
 }
 
-HostName = StrEnum("HostName", {name.upper().replace("-", "_"): name for name in HOSTS})
-
 
 async def config(
     cli: Cli,
-    host: Annotated[HostName, typer.Argument(metavar="HOST", help=f"One of: {', '.join(HOSTS)}.")],
+    host: Annotated[str, typer.Argument(metavar="HOST", help=f"One of: {', '.join(HOSTS)}.")],
     http: Annotated[bool, typer.Option("--http", help="Only for a hive that runs, by its URL.")] = False,
     stdio: Annotated[
         bool, typer.Option("--stdio", help="Only for the bridge, which finds or starts the hive.")
@@ -165,17 +162,19 @@ async def config(
 
     Only that goes to standard output, what to do with it to standard error. Asks no hive.
     """
-    entry, connection = HOSTS[host.value], _connection(cli)
+    if host not in HOSTS:
+        raise typer.BadParameter(f"there is no host {host!r}; there are: {', '.join(HOSTS)}. Try generic for others")
+    entry, connection = HOSTS[host], _connection(cli)
     forms = {"http": entry.http(connection), "stdio": entry.stdio(connection)}
     if http != stdio:
         forms = {"http": forms["http"]} if http else {"stdio": forms["stdio"]}
     if cli.as_json:
-        emit_json({"host": host.value, "where": entry.where, **forms})
+        emit_json({"host": host, "where": entry.where, **forms})
         return
     for form, text in forms.items():
         how = "HTTP, for a hive that runs (ash up)" if form == "http" else "stdio, which finds or starts the hive"
         more = f"; {entry.http_note}" if form == "http" and entry.http_note else ""
-        note(f"# {host.value}, {how}{more}. Paste {entry.where}:")
+        note(f"# {host}, {how}{more}. Paste {entry.where}:")
         say(text)
         note("")
 

@@ -32,16 +32,19 @@ async def exec_command(
             metavar="COMMAND", help="After --: one word is a line for bash, several are run without a shell."
         ),
     ] = None,
-    timeout: Annotated[str | None, typer.Option(metavar="DURATION", help="Kill it after this; exit code 124.")] = None,
+    limit: Annotated[
+        str | None, typer.Option("--timeout", metavar="DURATION", help="Kill it after this; exit code 124.")
+    ] = None,
     cwd: Annotated[str | None, typer.Option(help="Where to run it; the workspace if absent.")] = None,
     env: Annotated[list[str] | None, typer.Option("--env", "-e", metavar="K=V", help="Environment variable.")] = None,
 ) -> None:
     """Run a command in a sandbox as if it ran here.
 
-    Its output streams as it comes and its exit code becomes that of ash. Standard input goes to it. Ctrl-C interrupts it and its children. With --json its result is printed once it ended.
+    Its output streams as it comes and its exit code becomes that of ash. Standard input goes to it. Ctrl-C
+    interrupts it and its children. With --json its result is printed once it ended.
     """
     asked: dict[str, Any] = {
-        "timeout_seconds": read_duration(timeout) if timeout is not None else None,
+        "timeout_seconds": read_duration(limit) if limit is not None else None,
         "cwd": cwd,
         "env": read_pairs(env or (), "a variable", variables=True) or None,
     }

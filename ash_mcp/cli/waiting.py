@@ -36,12 +36,13 @@ class Meter:
         self._paint()
 
     def show_on(self, bar: Bar) -> None:
-        task = bar.add_task(self._label, completed=self._done, total=self._total)
+        task = bar.add_task(self._label, total=self._total)
 
         def paint() -> None:
             bar.update(task, description=self._label, completed=self._done, total=self._total)
 
         self._paint = paint
+        paint()
 
 
 @asynccontextmanager

@@ -36,5 +36,5 @@ def set_up(directory: Path, level: str, *, to_stderr: bool) -> None:
         handler.setFormatter(_Fields("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=handlers, force=True)
     # what a client asks for is its own business: the SDK tells of every session at INFO
-    for chatty in ("mcp", "httpx", "httpcore", "uvicorn.access"):
+    for chatty in ("mcp", "httpx", "httpx2", "httpcore", "uvicorn"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

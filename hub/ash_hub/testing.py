@@ -165,6 +165,8 @@ async def the_log_has_what_the_main_process_wrote(make: Make) -> None:
 
 async def a_failed_start_leaves_nothing(make: Make) -> None:
     async with make() as it:
+        neighbour = await it.backend.create(_fresh(it))
+        before = set(it.leftovers())
         spec = it.fail(_fresh(it))
         try:
             await it.backend.create(spec)
@@ -173,6 +175,9 @@ async def a_failed_start_leaves_nothing(make: Make) -> None:
         else:
             raise AssertionError("the start did not fail")
         assert await it.backend.get(spec.id) is None
+        assert set(it.leftovers()) == before
+        assert await it.backend.get(neighbour.id) == neighbour
+        await it.backend.delete(neighbour.id)
         assert not it.leftovers()
         created = await it.backend.create(replace(it.spec, id=spec.id))
         assert created.phase is Phase.RUNNING

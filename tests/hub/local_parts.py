@@ -102,6 +102,7 @@ async def local_backend(root: Path, **more: Any) -> AsyncGenerator[LocalBackend]
             for instance in await backend.list():
                 await backend.delete(instance.id, grace_seconds=0)
     assert leftovers(settings) == []
+    assert hive_paths(settings).log_file.read_text() == "", "the keeper complained"
     assert not hive_paths(settings).directory.exists()
 
 

@@ -315,7 +315,7 @@ async def test_a_flood_of_output_is_cut_and_hinders_nobody(prison: Prison) -> No
             backend._runtime = stand_in()  # pyright: ignore[reportPrivateUsage]
             quiet = await backend.create(replace(SPEC, id=new_sandbox_id()))
             with anyio.fail_after(WAIT_SECONDS):
-                while len(await backend.logs(noisy.id)) < 4096:  # noqa: ASYNC110 - a log has no event
+                while len(await backend.logs(noisy.id)) < 4096:
                     await anyio.sleep(0.01)
             assert await backend.logs(noisy.id) == b"x" * 4096
             assert (await bash(quiet, "echo fine")).out == "fine\n"

@@ -278,8 +278,6 @@ async def test_a_silent_stream_ends_after_its_time(tmp_path: Path):
     started, ended = asyncio.Event(), asyncio.Event()
     async with open_rig(tmp_path, limits=RelayLimits(idle_stream_seconds=0.1)) as rig:
         _, _, body = await answer_to(rig, waits(started, ended, STREAM_HEAD, chunk(EVENT)))
-        with anyio.fail_after(10):
-            await ended.wait()
     assert b'"kind":"timeout"' in body
 
 

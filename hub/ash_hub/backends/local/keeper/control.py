@@ -14,7 +14,8 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from .cgroups import Hierarchy
@@ -49,7 +50,7 @@ class Keeper:
         self._most: int = config["max_sandboxes"]
         self._hierarchy = hierarchy
         self._sandboxes: dict[str, Sandbox] = {}
-        self._starts: dict[str, asyncio.Task[None]] = {}
+        self._starts: dict[str, asyncio.Task[Exception | None]] = {}
         self._leader: asyncio.StreamWriter | None = None
         self._leader_pid = 0
         self._left = False
@@ -92,8 +93,10 @@ class Keeper:
         try:
             if self._admitted(writer) and await self._greeted(reader, writer):
                 await self._led(reader)
-        except (ConnectionError, ValueError):
+        except (ConnectionError, ValueError, LookupError, TypeError, AttributeError):
             pass  # a peer that breaks the protocol or goes away is dropped like one that has left
+        except asyncio.CancelledError:
+            pass  # the loop ends, and nobody waits for this task but the loop
         finally:
             if self._leader is writer and not self._ending.is_set():
                 self._lost_hub()
@@ -141,6 +144,10 @@ class Keeper:
             answer = {"n": request["n"], "ok": await operation(request)}
         except Refused as refusal:
             answer = {"n": request["n"], "error": refusal.answer}
+        except Exception as fault:
+            # One request must not end the sandboxes of all others.
+            traceback.print_exc()
+            answer = {"n": request["n"], "error": {"kind": "fault", "message": f"the keeper failed: {fault!r}"}}
         self._tell(answer)
 
     def _tell(self, message: Mapping[str, Any]) -> None:
@@ -157,12 +164,12 @@ class Keeper:
         group = self._hierarchy.group(name) if self._hierarchy.version else None
         sandbox = Sandbox(request, group, self._log_bytes, self._tasks, self._ended)
         self._sandboxes[name] = sandbox
-        start = self._starts[name] = self._tasks.create_task(sandbox.start())
+        start = self._starts[name] = self._tasks.create_task(_outcome(sandbox.start()))
         try:
             await asyncio.wait([start])
             if start.cancelled():
                 raise Refused("stopped", "it was stopped while it started")
-            if error := start.exception():
+            if error := start.result():
                 step = error.step if isinstance(error, LaunchError) else "launch"
                 log = base64.b64encode(sandbox.log.last(self._log_bytes)).decode()
                 raise Refused("start", str(error), step=step, log=log)
@@ -210,6 +217,15 @@ class Keeper:
         if not stays:
             self.finish()
         return {"stays": stays}
+
+
+async def _outcome(start: Coroutine[Any, Any, None]) -> Exception | None:
+    """Return what `start` raises: raised in a task of the keeper it would end all others."""
+    try:
+        await start
+    except (LaunchError, OSError) as error:
+        return error
+    return None
 
 
 def _send(writer: asyncio.StreamWriter, message: Mapping[str, Any]) -> None:

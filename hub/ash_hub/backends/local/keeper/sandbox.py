@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -166,7 +167,10 @@ class Sandbox:
         ran, self.phase = self.phase == "running", "ended"
         if ran:
             self._on_end(self)
-        await self._clean_up()
+        try:
+            await self._clean_up()
+        except OSError:
+            traceback.print_exc()
         self._gone.set()
 
     async def end(self, grace_seconds: float) -> None:

@@ -1,0 +1,272 @@
+"""The handshake era: hub sessions stand for sessions on sandboxes, which are opened, tuned, renewed and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, nullcontext
+from typing import Any
+
+import anyio
+import pytest
+
+from ash_router.sessions import MAX_PARAMS_BYTES, LegacySessions
+from tests.router.relay_parts import Box, Rig, Wire, failure, legacy, open_script, read_request, response
+
+pytestmark = pytest.mark.anyio
+
+HELLO: dict[str, Any] = {
+    "protocolVersion": "2025-06-18",
+    "capabilities": {"elicitation": {}, "experimental": {"x": {}}},
+    "clientInfo": {"name": "tester", "version": "7"},
+}
+
+
+def message(method: str, params: dict[str, Any] | None = None, request_id: Any = None) -> bytes:
+    fields: dict[str, Any] = {"jsonrpc": "2.0", "method": method, "params": params or {}}
+    return json.dumps(fields if request_id is None else {**fields, "id": request_id}).encode()
+
+
+def add(request_id: Any = 5) -> bytes:
+    return message("tools/call", {"name": "sb1_add", "arguments": {"a": 1, "b": 2}}, request_id)
+
+
+@asynccontextmanager
+async def session(rig: Rig, params: dict[str, Any] | None = None) -> AsyncGenerator[tuple[Wire, str]]:
+    """Open a session on the hub over a raw connection."""
+    async with rig.connect() as wire:
+        await wire.send(legacy(message("initialize", params or HELLO, 0)))
+        status, headers, _ = await wire.answer()
+        assert status == 200
+        yield wire, headers["mcp-session-id"]
+
+
+class Scripted:
+    """A sandbox of the handshake era that notes what it is told and answers as it is bidden."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str | None, dict[str, Any]]] = []
+        self.version = "2025-03-26"
+        self.session_ids: list[str] = ["first", "second", "third"]
+        self.lost: set[str] = set()
+        self.tells = asyncio.Condition()
+        self.refuses = False
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            headers, body = await read_request(reader)
+            fields = json.loads(body) if body else {"method": "DELETE"}
+            known = headers.get("mcp-session-id")
+            async with self.tells:
+                self.told.append((fields["method"], known, {"headers": headers, **fields}))
+                self.tells.notify_all()
+            writer.write(self.answer(fields, known))
+            await writer.drain()
+
+    def answer(self, fields: dict[str, Any], known: str | None) -> bytes:
+        if fields["method"] == "initialize" and not self.refuses:
+            result = {"protocolVersion": self.version, "capabilities": {}, "serverInfo": {}}
+            event = b"event: message\r\ndata: " + json.dumps({"id": fields["id"], "result": result}).encode()
+            session_id = self.session_ids.pop(0)
+            return response(event + b"\r\n\r\n", kind="text/event-stream", more=f"mcp-session-id: {session_id}\r\n")
+        if known in self.lost or self.refuses:
+            return response(b"{}", status="404 Not Found")
+        if "id" not in fields:
+            return response(b"", status="202 Accepted")
+        return response(json.dumps({"jsonrpc": "2.0", "id": fields["id"], "result": {"by": known}}).encode())
+
+    async def heard(self, method: str) -> dict[str, Any]:
+        """Wait until a message of this method has come, and return the latest."""
+        with anyio.fail_after(10):
+            async with self.tells:
+                await self.tells.wait_for(lambda: method in self.methods())
+        return [fields for name, _, fields in self.told if name == method][-1]
+
+    def methods(self) -> list[str]:
+        return [method for method, _, _ in self.told]
+
+
+@pytest.fixture
+async def script(rig: Rig) -> AsyncGenerator[Scripted]:
+    scripted = Scripted()
+    async with open_script(rig.directory, scripted) as socket:
+        await rig.bind("sb1", socket)
+        yield scripted
+
+
+async def test_the_first_call_opens_a_session_and_the_next_uses_it(rig: Rig, script: Scripted):
+    async with session(rig) as (wire, session_id):
+        for _ in range(2):
+            await wire.send(legacy(add(), session_id))
+            _, headers, body = await wire.answer()
+            assert json.loads(body)["result"] == {"by": "first"}
+            assert headers["mcp-session-id"] == session_id
+            assert headers["ash-origin"] == "sandbox"
+    assert script.methods() == ["initialize", "notifications/initialized", "tools/call", "tools/call"]
+    assert rig.held == [session_id, session_id]
+
+
+async def test_the_sandbox_is_told_of_the_client_but_not_of_what_it_cannot_ask_it(rig: Rig, script: Scripted):
+    async with session(rig) as (wire, session_id):
+        await wire.send(legacy(add(), session_id))
+        await wire.answer()
+    hello = await script.heard("initialize")
+    assert hello["params"]["protocolVersion"] == "2025-06-18"
+    assert hello["params"]["clientInfo"] == {"name": "tester", "version": "7"}
+    assert hello["params"]["capabilities"] == {"experimental": {"x": {}}}
+    call = await script.heard("tools/call")
+    assert call["headers"]["mcp-protocol-version"] == "2025-03-26"
+    assert call["params"]["name"] == "add"
+
+
+async def test_calls_that_come_together_open_one_session(rig: Rig, script: Scripted):
+    async with session(rig) as (wire, session_id), rig.connect() as other:
+        await wire.send(legacy(add(1), session_id))
+        await other.send(legacy(add(2), session_id))
+        assert json.loads((await wire.answer())[2])["id"] == 1
+        assert json.loads((await other.answer())[2])["id"] == 2
+    assert script.methods().count("initialize") == 1
+
+
+async def test_a_session_that_the_sandbox_lost_is_opened_anew_once(rig: Rig, script: Scripted):
+    async with session(rig) as (wire, session_id):
+        await wire.send(legacy(add(), session_id))
+        await wire.answer()
+        script.lost.add("first")
+        await wire.send(legacy(add(), session_id))
+        assert json.loads((await wire.answer())[2])["result"] == {"by": "second"}
+        script.lost |= {"second", "third"}
+        await wire.send(legacy(add(), session_id))
+        assert (await wire.answer())[0] == 404
+    assert script.methods().count("initialize") == 3
+
+
+async def test_a_sandbox_that_opens_no_session_is_a_typed_failure(rig: Rig, script: Scripted):
+    script.refuses = True
+    async with session(rig) as (wire, session_id):
+        await wire.send(legacy(add(), session_id))
+        _, headers, body = await wire.answer()
+    assert headers["ash-origin"] == "hub"
+    assert headers["mcp-session-id"] == session_id
+    assert failure(body)["kind"] == "remote_protocol_error"
+    assert "resultType" not in json.loads(body)["result"]
+
+
+async def test_a_log_level_reaches_sandboxes_called_before_and_after(rig: Rig, script: Scripted):
+    async with session(rig) as (wire, session_id):
+        await wire.send(legacy(add(), session_id))
+        await wire.answer()
+        await wire.send(legacy(message("logging/setLevel", {"level": "debug"}, 8), session_id))
+        assert json.loads((await wire.answer())[2].partition(b"data: ")[2])["id"] == 8
+        assert (await script.heard("logging/setLevel"))["params"] == {"level": "debug"}
+        later = Scripted()
+        async with open_script(rig.directory, later, "later") as socket:
+            await rig.bind("sb2", socket)
+            await wire.send(legacy(add().replace(b"sb1", b"sb2"), session_id))
+            await wire.answer()
+            assert later.methods()[2:] == ["logging/setLevel", "tools/call"]
+
+
+async def test_ending_a_session_ends_it_on_its_sandboxes(rig: Rig, script: Scripted):
+    async with session(rig) as (wire, session_id):
+        await wire.send(legacy(add(), session_id))
+        await wire.answer()
+        await wire.send(legacy(b"", session_id, method="DELETE"))
+        assert (await wire.answer())[0] == 200
+        assert (await script.heard("DELETE"))["headers"]["mcp-session-id"] == "first"
+        assert rig.sessions.admitted(session_id) is None
+        await wire.send(legacy(add(), session_id))
+        status, headers, _ = await wire.answer()
+        assert (status, headers["ash-origin"]) == (404, "hub")
+
+
+async def test_a_cancellation_goes_where_the_call_went(rig: Rig, box: Box):
+    async with session(rig) as (wire, session_id), rig.connect() as other:
+        await wire.send(legacy(message("tools/call", {"name": "sb1_wait"}, "w"), session_id))
+        with anyio.fail_after(10):
+            await box.waiting.wait()
+        await other.send(legacy(message("notifications/cancelled", {"requestId": "w"}), session_id))
+        status, headers, body = await other.answer()
+        assert (status, headers["ash-origin"], body) == (202, "hub", b"")
+        with anyio.fail_after(10):
+            await box.cancelled.wait()
+        assert (await wire.answer())[0] == 200
+        # What is not a relayed call's is the hub's own business.
+        await other.send(legacy(message("notifications/cancelled", {"requestId": "w"}), session_id))
+        assert (await other.answer())[1]["content-type"] == "application/json"
+
+
+async def test_a_session_that_the_hub_dropped_is_answered_by_the_hub(rig: Rig, script: Scripted):
+    async with session(rig) as (wire, session_id):
+        rig.gone_sessions.add(session_id)
+        await wire.send(legacy(add(), session_id))
+        _, headers, _ = await wire.answer()
+    assert headers["ash-origin"] == "hub"
+    assert script.told == []
+    assert rig.sessions.admitted(session_id) is None
+
+
+@pytest.mark.parametrize("what", ["call", "list", "delete"])
+async def test_a_session_of_another_principal_is_not_there(rig: Rig, script: Scripted, what: str):
+    bodies = {"call": add(), "list": message("tools/list", {}, 3), "delete": b""}
+    method = "DELETE" if what == "delete" else "POST"
+    async with session(rig) as (_, session_id), rig.connect() as wire:
+        await wire.send(legacy(bodies[what], session_id, more="x-principal: ann\r\n", method=method))
+        stolen = await wire.answer()
+        await wire.send(legacy(bodies[what], "0" * 32, more="x-principal: ann\r\n", method=method))
+        absent = await wire.answer()
+    assert (stolen[0], stolen[2]) == (absent[0], absent[2])
+    assert stolen[1].keys() == absent[1].keys()
+    assert stolen[0] == 404
+    assert script.told == []
+    assert rig.sessions.admitted(session_id) is not None
+
+
+async def test_a_session_keeps_what_its_first_request_was_admitted_to(rig: Rig):
+    async with session(rig) as (_, session_id):
+        admitted = rig.sessions.admitted(session_id)
+        kept = rig.sessions.get(session_id)
+    assert admitted is not None and kept is not None
+    assert admitted.principal.subject == "me"
+    assert kept.version == "2025-06-18"
+
+
+async def test_forgetting_a_sandbox_says_nothing_to_it(rig: Rig, script: Scripted):
+    async with session(rig) as (wire, session_id):
+        await wire.send(legacy(add(), session_id))
+        await wire.answer()
+        kept = rig.sessions.get(session_id)
+        assert kept is not None
+        ((sandbox_id, _),) = kept.upstreams
+        rig.relay.forget(sandbox_id)
+        assert kept.upstreams == {}
+    assert "DELETE" not in script.methods()
+
+
+async def test_without_a_session_the_hub_answers(rig: Rig, script: Scripted):
+    async with rig.connect() as wire:
+        await wire.send(legacy(add()))
+        _, headers, _ = await wire.answer()
+    assert headers["ash-origin"] == "hub"
+    assert script.told == []
+
+
+async def test_the_map_is_bounded_and_long_greetings_are_not_kept(rig: Rig):
+    async with session(rig) as (_, session_id):
+        admitted = rig.sessions.admitted(session_id)
+    assert admitted is not None
+    ended: list[Any] = []
+    sessions = LegacySessions(lambda name: None if name == "s0" else nullcontext(), max_sessions=3)
+    sessions.attach(ended.extend)
+    for number in range(5):
+        sessions.opened(f"s{number}", admitted, {"clientInfo": {"name": "x" * MAX_PARAMS_BYTES}})
+    assert len(sessions) == 3
+    assert sessions.get("s0") is None
+    last = sessions.get("s4")
+    assert last is not None
+    assert last.initialize_params() == {
+        "protocolVersion": "2025-11-25",
+        "capabilities": {},
+        "clientInfo": {"name": "ash", "version": "0"},
+    }
