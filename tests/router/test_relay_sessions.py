@@ -66,7 +66,7 @@ class Scripted:
 
     def answer(self, fields: dict[str, Any], known: str | None) -> bytes:
         if fields["method"] == "initialize" and not self.refuses:
-            result = {"protocolVersion": self.version, "capabilities": {}, "serverInfo": {}}
+            result: dict[str, Any] = {"protocolVersion": self.version, "capabilities": {}, "serverInfo": {}}
             event = b"event: message\r\ndata: " + json.dumps({"id": fields["id"], "result": result}).encode()
             session_id = self.session_ids.pop(0)
             return response(event + b"\r\n\r\n", kind="text/event-stream", more=f"mcp-session-id: {session_id}\r\n")

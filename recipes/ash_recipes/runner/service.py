@@ -77,6 +77,9 @@ async def _serve(config: RunnerConfig, listener: socket.socket) -> None:
         except StartProblem as exc:
             log.error("the recipe's server could not be started: %s", exc)
             server = str(exc)
+        except Exception as exc:  # a recipe's own start-up code may fail with anything
+            log.exception("the recipe's server could not be started")
+            server = f"{type(exc).__name__}: {exc}"
         from ash_recipes.runner.tokens import TokenCheck
 
         tokens = TokenCheck(config.public_key, sandbox_id=config.sandbox_id, generation=config.generation)

@@ -28,7 +28,7 @@ class LocalSettings(BaseModel):
     launcher: Literal["bubblewrap"] = "bubblewrap"
     unsafe: bool = False
     """Start sandboxes as plain processes, without any isolation."""
-    grace_seconds: Annotated[float, Field(ge=0)] = 0.0
+    grace_seconds: Annotated[float, Field(ge=0)] = 60.0
     """How long sandboxes live on when their hub is gone without leave; a new hub can adopt them meanwhile."""
     start_timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
     """Until the main process of a sandbox has been executed."""

@@ -7,27 +7,29 @@ import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import TextIO
+from urllib.parse import urlsplit
 
 import anyio
 from anyio.abc import TaskStatus
+from mcp.client._transport import Transport
 from mcp.client.client import Client
 from mcp.client.session import LoggingFnT
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.shared.exceptions import MCPError
-from mcp_types import Implementation
+from mcp_types import CONNECTION_CLOSED, Implementation
 
 from ash_recipes.runner.context import Context
-from ash_recipes.runner.processes import Process, Stream
+from ash_recipes.runner.jobs import stop
+from ash_recipes.runner.processes import READ_BYTES, Process, Stream
 from ash_recipes.runner.servers.base import StartProblem
 
-__all__ = ["Child", "Tail", "http_client", "stdio_connection"]
+__all__ = ["Child", "http_client_of", "stdio_client_of"]
 
 TAIL_BYTES = 4096
 PORT_POLL_SECONDS = 0.05
-START_SECONDS = 600.0
-"""The hive gives up on a start long before; this only bounds a child that nobody waits for."""
 
 log = logging.getLogger("ash_recipes.runner")
 
@@ -126,7 +128,7 @@ def _start_problem(exc: BaseException) -> StartProblem:
 
 
 @asynccontextmanager
-async def stdio_connection(
+async def stdio_client_of(
     command: Sequence[str], context: Context, cwd: Path, logged: LoggingFnT
 ) -> AsyncIterator[Client]:
     """Start a command that speaks MCP on its stdin and stdout, and connect to it."""
@@ -134,33 +136,89 @@ async def stdio_connection(
         command=command[0], args=list(command[1:]), env=context.environment.variables(), cwd=cwd
     )
     tail = Tail()
-    async with _pipe_into(tail) as errors:
-        async with _first_that_connects(lambda mode: Client(stdio_client(parameters, errors), **mode), logged, tail) as client:
-            yield client
+    async with _pipe_into(tail) as errors, AsyncExitStack() as stack:
+
+        def make(mode: str) -> Client:
+            return _client(stdio_client(parameters, errors), mode, logged)
+
+        yield await _connected(stack, make, tail)
 
 
 @asynccontextmanager
-async def http_client(
-    command: Sequence[str], port: int, path: str, context: Context, cwd: Path, logged: LoggingFnT
+async def http_client_of(
+    command: Sequence[str], url: str, context: Context, cwd: Path, logged: LoggingFnT
 ) -> AsyncIterator[Client]:
     """Start a command that serves streamable HTTP on loopback, and connect to it once it listens."""
     tail = Tail()
     process = Process(list(command), cwd=cwd, env=context.environment.variables(), on_data=tail.written)
     async with context.jobs.watched(process):
-        await _wait_for_port(process, port, tail)
-        url = f"http://127.0.0.1:{port}{path}"
-        async with _first_that_connects(lambda mode: Client(url, **mode), logged, tail) as client:
-            yield client
-    process.forget()
+        try:
+            await _wait_for_port(process, urlsplit(url).port or 80, tail)
+            async with AsyncExitStack() as stack:
+                yield await _connected(stack, lambda mode: _client(url, mode, logged), tail)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await stop(process)
+            process.forget()
+
+
+def _client(server: Transport | str, mode: str, logged: LoggingFnT) -> Client:
+    return Client(
+        server,
+        mode=mode,
+        logging_callback=logged,
+        # Whether a message reaches a caller is that caller's own choice; see the bridge.
+        log_level="debug",
+        client_info=Implementation(name="ash-runner", version="1"),
+        cache=None,
+    )
+
+
+async def _connected(stack: AsyncExitStack, make: Callable[[str], Client], tail: Tail) -> Client:
+    """Return a client that has shaken hands, by the handshake that nearly all servers know or without any."""
+    try:
+        try:
+            return await stack.enter_async_context(make("legacy"))
+        except MCPError as exc:
+            if exc.code == CONNECTION_CLOSED:
+                raise
+        return await stack.enter_async_context(make("auto"))
+    except MCPError as exc:
+        raise StartProblem(f"the command does not speak MCP: {exc}{tail.text()}") from exc
+    except OSError as exc:
+        raise StartProblem(f"the command cannot be started: {exc}{tail.text()}") from exc
+
+
+@asynccontextmanager
+async def _pipe_into(tail: Tail) -> AsyncIterator[TextIO]:
+    """Yield a file to which a child may write its errors; they go to `tail`."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+
+    async def read() -> None:
+        while True:
+            await anyio.wait_readable(reading)
+            data = os.read(reading, READ_BYTES)
+            if not data:
+                return
+            tail.written("stderr", data)
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read)
+            with os.fdopen(writing, "w") as errors:
+                yield errors
+            tasks.cancel_scope.cancel()
+    finally:
+        os.close(reading)
 
 
 async def _wait_for_port(process: Process, port: int, tail: Tail) -> None:
-    with anyio.move_on_after(START_SECONDS):
-        while not process.exited:
-            with contextlib.suppress(OSError):
-                stream = await anyio.connect_tcp("127.0.0.1", port)
-                await stream.aclose()
-                return
-            await anyio.sleep(PORT_POLL_SECONDS)
-        raise StartProblem(f"the command ended with exit code {await process.wait()} before it listened{tail.text()}")
-    raise StartProblem(f"the command did not listen on port {port} in time{tail.text()}")
+    while not process.exited:
+        with contextlib.suppress(OSError):
+            stream = await anyio.connect_tcp("127.0.0.1", port)
+            await stream.aclose()
+            return
+        await anyio.sleep(PORT_POLL_SECONDS)
+    code = await process.wait()
+    raise StartProblem(f"the command ended with exit code {code} before it listened on port {port}{tail.text()}")

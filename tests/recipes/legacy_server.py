@@ -1,0 +1,95 @@
+"""A stdio MCP server of the handshake era only, in the standard library: what an old server looks like from outside.
+
+Before `initialize` it answers nothing else, and it knows no version newer than 2024-11-05.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+TOOLS = [
+    {
+        "name": name,
+        "description": description,
+        "inputSchema": {"type": "object", "properties": {"text": {"type": "string"}}},
+    }
+    for name, description in (
+        ("echo", "Say it back"),
+        ("whoami", "The variable WHO"),
+        ("steps", "Report progress and a log message"),
+        ("wait", "Wait until the call is cancelled"),
+        ("die", "End the server during the call"),
+    )
+]
+CANCELLED: dict[Any, threading.Event] = {}
+WRITING = threading.Lock()
+
+
+def send(message: dict[str, Any]) -> None:
+    with WRITING:
+        sys.stdout.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
+        sys.stdout.flush()
+
+
+def text(said: str) -> dict[str, Any]:
+    return {"content": [{"type": "text", "text": said}]}
+
+
+def call(number: Any, params: dict[str, Any]) -> None:
+    name, arguments = params["name"], params.get("arguments") or {}
+    if name == "echo":
+        send({"id": number, "result": text(arguments["text"])})
+    elif name == "whoami":
+        send({"id": number, "result": text(os.environ.get("WHO", "nobody"))})
+    elif name == "steps":
+        log = {"level": "info", "data": "at it"}
+        send({"method": "notifications/message", "params": log})
+        token = params.get("_meta", {}).get("progressToken")
+        for step in (1, 2):
+            send({"method": "notifications/progress", "params": {"progressToken": token, "progress": step, "total": 2}})
+        send({"id": number, "result": text("done")})
+    elif name == "wait":
+        began = time.monotonic()
+        CANCELLED[number].wait(20)
+        with open(arguments["text"], "w", encoding="utf-8") as file:
+            file.write("cancelled" if time.monotonic() - began < 19 else "never")
+    elif name == "die":
+        os._exit(7)
+    else:
+        send({"id": number, "error": {"code": -32602, "message": f"no tool {name}"}})
+
+
+def main() -> None:
+    greeted = False
+    for line in sys.stdin:
+        message = json.loads(line)
+        method, number, params = message.get("method"), message.get("id"), message.get("params") or {}
+        if method == "initialize":
+            greeted = True
+            result = {
+                "protocolVersion": "2024-11-05",
+                "capabilities": {"tools": {}, "logging": {}},
+                "serverInfo": {"name": "old", "version": "1"},
+                "instructions": "An old server.",
+            }
+            send({"id": number, "result": result})
+        elif not greeted:
+            sys.exit("spoken to before initialize")
+        elif method == "tools/list":
+            send({"id": number, "result": {"tools": TOOLS}})
+        elif method == "tools/call":
+            CANCELLED[number] = threading.Event()
+            threading.Thread(target=call, args=(number, params), daemon=True).start()
+        elif method == "notifications/cancelled":
+            CANCELLED.setdefault(params.get("requestId"), threading.Event()).set()
+        elif number is not None:
+            send({"id": number, "error": {"code": -32601, "message": "Method not found"}})
+
+
+if __name__ == "__main__":
+    main()
