@@ -20,7 +20,7 @@ from ash_mcp.background import HiveFiles, UserHive
 __all__ = ["BRIDGE", "running_hive"]
 
 ASH: Final[tuple[str, ...]] = (sys.executable, "-m", "ash_mcp.cli")
-BRIDGE: Final[tuple[str, ...]] = (sys.executable, "-c", "import anyio; from ash_mcp.bridge import run_bridge; anyio.run(run_bridge)")
+BRIDGE: Final[tuple[str, ...]] = (*ASH, "up", "--stdio")
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 20.0
 

@@ -34,7 +34,7 @@ _HUB_COMMANDS: Final = {
     "doctor": "Say what isolation this machine gives and what it lacks.",
     "bench": "Measure spawns and calls in this hive.",
 }
-"""Ours, so that their help needs no search through all that is installed."""
+"""What help says of our own; a command of another package says where it is from."""
 
 _OUR_PACKAGES: Final = frozenset({"ash_mcp", "ash_hub", "ash_router"})
 
@@ -78,12 +78,12 @@ def new_app(words: Sequence[str]) -> typer.Typer:
         app.command(name)(hive_command(function))
     _add_hub_command(app, "doctor")
     app.command("config")(hive_command(hosts.config))
-    _add_hub_command(app, "bench")
     known = {command.name for command in app.registered_commands}
     if not known.intersection(words):
         for point in _installed():
             if point.name not in known:
-                _add_foreign(app, point.name, f"From {point.value.partition(':')[0]}.", point.load)
+                words_on_it = _HUB_COMMANDS.get(point.name, f"From {point.value.partition(':')[0]}.")
+                _add_foreign(app, point.name, words_on_it, point.load)
     return app
 
 

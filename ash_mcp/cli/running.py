@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Annotated, Any, Final
 
 import typer
@@ -73,9 +72,13 @@ def _code(exit_code: int | None) -> int:
 
 def _whole_stdin() -> bytes | None:
     """Return what is on standard input, unless a person sits there or it is closed."""
-    if not sys.stdin or os.isatty(0):
+    try:
+        if os.isatty(0):
+            return None
+        with open(0, "rb", closefd=False) as stdin:
+            return stdin.read()
+    except OSError:
         return None
-    return sys.stdin.buffer.read()
 
 
 def _shape(result: ExecResult) -> dict[str, Any]:

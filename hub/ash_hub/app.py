@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
 from pydantic import ValidationError
 
+from ash_hub.auth import open_auth
 from ash_hub.backends.base import Backend, BackendFactory, Places
 from ash_hub.doors import Doors
 from ash_hub.legacy import SdkSessions
@@ -39,7 +39,7 @@ from ash_hub.web import build_app
 from ash_mcp.errors import AshError, ConfigError, StreamBroken
 from ash_mcp.types import new_sandbox_id
 from ash_mcp.wire import MCP_PATH
-from ash_router.admission import ADMITTED_KEY, Admission, Admitted, LoopbackAdmission
+from ash_router.admission import ADMITTED_KEY, Admission, Admitted
 from ash_router.ledger import Ledger
 from ash_router.relay import Relay
 from ash_router.routes import Route, Routes
@@ -118,13 +118,13 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
     Raises:
         ConfigError: What is missing or wrong, and what to do.
     """
-    _require_loopback(settings.host)
     for directory in (settings.state_dir, settings.run_dir):
         _make_private(directory)
     catalog = Catalog.load(settings.recipe_dirs)
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(_listen(settings.host, settings.port))
         port = listener.getsockname()[1]
+        auth = open_auth(settings, port)
         backend = await stack.enter_async_context(_load_backend(settings))
         store = MemoryStore()
         routes, ledger = Routes(store), Ledger()
@@ -172,10 +172,9 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
         legacy = LegacySessions(sdk_sessions.hold)
         relay = Relay(routes=routes, tokens=tokens, ledger=ledger, sessions=legacy, explain=explain)
         stack.push_async_callback(relay.aclose)
-        admission = LoopbackAdmission(port=port, hosts=settings.allowed_hosts, origins=settings.allowed_origins)
         metrics = Metrics(sandboxes, ledger, routes)
-        app = build_app(legacy.middleware(manager.handle_request), metrics, sandboxes.unready)
-        hive = Hive(f"http://{_shown(settings.host)}:{port}{MCP_PATH}", settings, sandboxes, backend)
+        app = build_app(legacy.middleware(manager.handle_request), metrics, sandboxes.unready, auth.routes, auth.note)
+        hive = Hive(_url(settings, port), settings, sandboxes, backend)
         reconciler = Reconciler(backend, sandboxes)
 
         async with anyio.create_task_group() as group, manager.run():
@@ -183,7 +182,7 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
             group.start_soon(notices.run)
             group.start_soon(Reaper(sandboxes, ledger, store, holder=new_sandbox_id()).run)
             await reconciler.run_once()
-            server = _server(app, relay, admission)
+            server = _server(app, relay, auth.gate, settings)
             async with server.serving(listener):
                 with _announced(settings.run_dir, hive.url):
                     if settings.idle_exit_seconds is not None:
@@ -197,7 +196,7 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
             group.cancel_scope.cancel()
 
 
-def _server(app: Any, relay: Relay, admission: Admission) -> _Server:
+def _server(app: Any, relay: Relay, admission: Admission, settings: HubSettings) -> _Server:
     config = uvicorn.Config(
         app,
         http=cast("Any", relay.protocol(admission)),
@@ -208,21 +207,11 @@ def _server(app: Any, relay: Relay, admission: Admission) -> _Server:
         server_header=False,
         date_header=False,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
         timeout_graceful_shutdown=int(_DRAIN_SECONDS),
     )
     return _Server(config)
-
-
-def _require_loopback(host: str) -> None:
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise ConfigError(
-            f"the hive cannot listen on {host}: it has no authentication yet, so it serves loopback addresses only. "
-            "Listening elsewhere comes with API keys; until then use --host 127.0.0.1 and an SSH tunnel"
-        )
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -264,8 +253,10 @@ def _load_backend(settings: HubSettings) -> Backend:
         raise ConfigError(f"settings of the {kind} backend (ASH_HUB_BACKEND__…): {explain_invalid(exc)}") from exc
 
 
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _url(settings: HubSettings, port: int) -> str:
+    scheme = "http" if settings.tls_cert is None else "https"
+    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{scheme}://{shown}:{port}{MCP_PATH}"
 
 
 async def _stop_when_idle(hive: Hive, server: _Server, seconds: float) -> None:

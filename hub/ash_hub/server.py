@@ -72,6 +72,7 @@ class Face:
             instructions=INSTRUCTIONS,
             cache_hints={
                 "tools/list": CacheHint(ttl_ms=0),
+                "prompts/list": CacheHint(ttl_ms=0),
                 "resources/list": CacheHint(ttl_ms=0),
                 "resources/read": CacheHint(ttl_ms=0),
             },
@@ -80,6 +81,7 @@ class Face:
         add = self.server.add_request_handler
         add("tools/list", types.PaginatedRequestParams, self._list_tools)
         add("tools/call", types.CallToolRequestParams, self._call_tool)
+        add("prompts/list", types.PaginatedRequestParams, self._list_prompts)
         add("resources/list", types.PaginatedRequestParams, self._list_resources)
         add("resources/templates/list", types.PaginatedRequestParams, self._list_templates)
         add("resources/read", types.ReadResourceRequestParams, self._read_resource)
@@ -150,6 +152,10 @@ class Face:
         except AshError as error:
             return error
         return ToolNotFound(f"sandbox {sandbox.session} has no tool {split[1]!r}", tool=name)
+
+    async def _list_prompts(self, ctx: Context, params: types.PaginatedRequestParams) -> types.ListPromptsResult:
+        del ctx, params  # a sandbox's prompts are its own; the hive has none, and says so where hosts ask anyway
+        return types.ListPromptsResult(prompts=[])
 
     async def _list_resources(self, ctx: Context, params: types.PaginatedRequestParams) -> types.ListResourcesResult:
         del ctx, params

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ash_mcp.paths import default_run_dir, default_state_dir
 
-__all__ = ["HubSettings"]
+__all__ = ["AuthSettings", "HubSettings", "OidcSettings"]
 
 
 class Limits(BaseModel):
@@ -24,6 +25,44 @@ class Limits(BaseModel):
     """Sandboxes that start at once; more of them wait. Too many at once is what makes starts fail."""
     waiting: Annotated[int, Field(ge=0)] = 1000
     """Spawns that wait for a start; more are refused with a time to come back."""
+
+
+class OidcSettings(BaseModel):
+    """Whose tokens are taken: JWTs of an OpenID provider."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    issuer: str
+    """Exactly as tokens name it; https, unless on this machine."""
+    audience: Annotated[tuple[str, ...], Field(min_length=1)]
+    """What tokens for this hive name as theirs, one of these; most providers take the hive's URL, `/mcp` and all."""
+    jwks_url: str | None = None
+    """Where the provider's keys are; None asks its discovery document."""
+    required_scopes: tuple[str, ...] = ()
+    """What a token must grant."""
+    subject_claim: str = "sub"
+    """The claim that names the caller; its owner is `<issuer>#<value>`."""
+
+    @field_validator("issuer", "jwks_url")
+    @classmethod
+    def _safe(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "https://none")
+        near = parts.hostname in ("127.0.0.1", "::1", "localhost")
+        if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and near)):
+            raise ValueError("must be an https URL")
+        return url
+
+
+class AuthSettings(BaseModel):
+    """Who may come in. API keys need no setting: `ash key new` makes them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    peer_check: bool = True
+    """Whether a loopback hive serves only its own user and root where no token is sent; False lets every user in."""
+    open_paths: tuple[Literal["/readyz", "/metrics"], ...] = ()
+    """What answers without a credential, beside `/healthz`. A loopback hive opens `/readyz` anyway."""
+    oidc: OidcSettings | None = None
 
 
 class HubSettings(BaseSettings):
@@ -46,6 +85,13 @@ class HubSettings(BaseSettings):
     """Further host names by which the hive may be addressed."""
     allowed_origins: tuple[str, ...] = ()
     """Origins of web pages that may call the hive, exact."""
+    auth: AuthSettings = AuthSettings()
+    public_url: str | None = None
+    """The hive's URL for its callers, without `/mcp`, where a proxy stands before it."""
+    tls_cert: Path | None = None
+    """Certificate chain in PEM; with it the hive speaks https. A proxy before the hive can do that instead."""
+    tls_key: Path | None = None
+    """Its private key; None where the certificate's file holds it too."""
     recipe_dirs: tuple[Path, ...] = ()
     allow_inline_recipes: bool = False
     """Whether a spawn may bring a recipe of its own instead of a name."""

@@ -5,7 +5,7 @@ Whatever reaches it was admitted before, and the relay marks its answers as the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -21,12 +21,20 @@ from ash_router.admission import ADMITTED_KEY
 __all__ = ["build_app"]
 
 
-def build_app(mcp: ASGIApp, metrics: Metrics, unready: Callable[[], str | None]) -> ASGIApp:
+def build_app(
+    mcp: ASGIApp,
+    metrics: Metrics,
+    unready: Callable[[], str | None],
+    more: Sequence[Route] = (),
+    note: str | None = None,
+) -> ASGIApp:
     """Return the app.
 
     Args:
         mcp: Serves `/mcp`.
         unready: Why the hive cannot serve now, or None.
+        more: Further routes.
+        note: What a ready hive has to say as well.
     """
 
     async def home(request: Request) -> Response:
@@ -38,7 +46,8 @@ def build_app(mcp: ASGIApp, metrics: Metrics, unready: Callable[[], str | None])
 
     async def readyz(_: Request) -> Response:
         reason = unready()
-        return PlainTextResponse(reason or "ready", status_code=503 if reason else 200)
+        ready = "ready" if note is None else f"ready; note: {note}"
+        return PlainTextResponse(reason or ready, status_code=503 if reason else 200)
 
     async def show_metrics(_: Request) -> Response:
         return Response(metrics.exposition(), media_type=CONTENT_TYPE)
@@ -53,6 +62,7 @@ def build_app(mcp: ASGIApp, metrics: Metrics, unready: Callable[[], str | None])
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/metrics", show_metrics),
+            *more,
         ],
         exception_handlers={404: not_found},
     )

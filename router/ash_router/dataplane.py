@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
-from ash_mcp.errors import AshError
+from ash_mcp.errors import AshError, StreamBroken
 from ash_mcp.types import SandboxId
 from ash_router.calls import Calls, Cancellation, LevelChange
 from ash_router.exchange import Services
@@ -63,6 +63,8 @@ class DataPlane:
 
     async def aclose(self) -> None:
         """Abort what is in flight and close every connection to a sandbox."""
+        stopping = StreamBroken("the hive stopped during the call; whether the call did its work is unknown")
+        self.services.ledger.abort_all(stopping)
         self._upstreams.close()
         for task in list(self._tasks):
             task.cancel()

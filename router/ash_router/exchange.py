@@ -13,12 +13,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import orjson
+from typing import Any
 
 from ash_mcp.errors import (
     AshError,
@@ -29,17 +27,11 @@ from ash_mcp.errors import (
     SandboxError,
 )
 from ash_mcp.wire import (
-    HEADER_NONCE,
-    HEADER_ORIGIN,
     HEADER_TOKEN,
-    ORIGIN_HUB,
-    ORIGIN_SANDBOX,
-    failure_to_json,
-    http_status,
-    tool_failure,
 )
-from ash_router import _framing
+from ash_router import _framing, answers
 from ash_router._framing import Headers, ResponseHead
+from ash_router.answers import Caller
 from ash_router.bodies import RequestId
 from ash_router.handshakes import Handshakes
 from ash_router.ledger import Call, Ledger
@@ -49,37 +41,9 @@ from ash_router.sessions import LegacySession, UpstreamSession
 from ash_router.tokens import CallTokens
 from ash_router.upstream import Connection, Upstreams
 
-__all__ = ["Caller", "Exchange", "RelayedCall", "Services", "accepted", "refusal"]
+__all__ = ["Exchange", "RelayedCall", "Services"]
 
 log = logging.getLogger(__name__)
-
-ORIGIN: bytes = HEADER_ORIGIN.encode()
-NONCE: bytes = HEADER_NONCE.encode()
-
-
-class Caller(Protocol):
-    """The connection that a call came on, as far as its answer is concerned."""
-
-    @property
-    def takes_chunks(self) -> bool:
-        """False for HTTP/1.0, where a body of unknown length ends with the connection."""
-        ...
-
-    @property
-    def keeps_alive(self) -> bool: ...
-
-    @property
-    def default_headers(self) -> Headers: ...
-
-    def write(self, data: bytes) -> None: ...
-
-    def finished(self) -> None:
-        """The answer is complete."""
-        ...
-
-    def broken_off(self) -> None:
-        """The answer cannot be completed; only the end of the connection can say so."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +119,8 @@ class Exchange:
             return
         self._end()
         if not self._begun:
-            self._caller.write(self._failure_head_and_body(error))
+            failure = self._failure(error, None)
+            self._caller.write(answers.whole_failure(self._caller, failure, self._session_header()))
             self._caller.finished()
         elif self._is_stream and not self._fixed_length:
             event = _framing.sse_event(self._tail, self._failure(error, self._nonce))
@@ -211,10 +176,7 @@ class Exchange:
 
     def broken(self, error: AshError) -> None:
         self._connection = None
-        if isinstance(error, RemoteProtocolError):
-            self.fail(error)
-        else:
-            self._run(self._fail_explained(error))
+        self._run(self._fail_explained(error))
 
     # Reaching the sandbox.
 
@@ -235,8 +197,11 @@ class Exchange:
             if call.session is not None and self._upstream is None:
                 self._upstream = await services.handshakes.session_on(call.session, call.route)
             connection = services.upstreams.idle(call.route) or await services.upstreams.connect(call.route)
-        except AshError as error:
+        except (ConnectFailed, RemoteProtocolError) as error:
             await self._fail_explained(error)
+            return
+        except AshError:
+            await self._fail_explained(ConnectFailed("the sandbox opened no session for the call; nothing was sent"))
             return
         self._send(connection)
 
@@ -280,7 +245,7 @@ class Exchange:
             key == b"content-type" and value.lower().startswith(b"text/event-stream") for key, value in returned
         )
         length = whole_length if whole_length is not None else _framing.content_length(head.headers)
-        ours = [(ORIGIN, ORIGIN_SANDBOX.encode()), (NONCE, self._nonce.encode())]
+        ours = [answers.FROM_SANDBOX, (answers.NONCE, self._nonce.encode())]
         if head.status != 204:
             if length is not None:
                 self._fixed_length = True
@@ -288,38 +253,24 @@ class Exchange:
             elif self._caller.takes_chunks:
                 self._chunked = True
                 ours.append((b"transfer-encoding", b"chunked"))
-        return self._head(head.status, [*returned, *ours])
+        return answers.head(self._caller, head.status, returned, ours, self._session_header())
 
-    def _head(self, status: int, headers: Headers) -> bytes:
+    def _session_header(self) -> Headers:
         session = self._call.session
-        more: list[tuple[bytes, bytes]] = []
-        if session is not None:
-            more.append((b"mcp-session-id", session.id.encode()))
-        if not self._caller.keeps_alive:
-            more.append((b"connection", b"close"))
-        return _framing.response_head(status, self._caller.default_headers, headers, more)
-
-    def _failure_head_and_body(self, error: AshError) -> bytes:
-        body = self._failure(error, None)
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (ORIGIN, ORIGIN_HUB.encode()),
-            (NONCE, secrets.token_hex(16).encode()),
-        ]
-        return self._head(200, headers) + body
+        return [] if session is None else [(b"mcp-session-id", session.id.encode())]
 
     def _failure(self, error: AshError, nonce: str | None) -> bytes:
-        result = tool_failure(error, nonce=nonce)
-        if self._call.session is None:
-            result = {"resultType": "complete", **result}
-        return orjson.dumps({"jsonrpc": "2.0", "id": self._call.request_id, "result": result}, default=str)
+        is_modern = self._call.session is None
+        return answers.failure(self._call.request_id, error, nonce=nonce, is_modern=is_modern)
 
     # Failing and ending.
 
     async def _fail_explained(self, error: AshError) -> None:
         """Fail with why the sandbox is gone, where the hive knows it, otherwise with `error`."""
         said: AshError | None = None
+        if isinstance(error, RemoteProtocolError):
+            self.fail(error)
+            return
         try:
             async with asyncio.timeout(self._services.limits.explain_timeout_seconds):
                 said = await self._services.explain(self._call.route)
@@ -361,29 +312,6 @@ class Exchange:
             self._services.ledger.end(self._entry)
         if call.hold is not None:
             call.hold.__exit__(None, None, None)
-
-
-def accepted(caller: Caller) -> bytes:
-    """Return a whole response that says that a notification was taken."""
-    framing = [(b"content-length", b"0"), (ORIGIN, ORIGIN_HUB.encode())]
-    if not caller.keeps_alive:
-        framing.append((b"connection", b"close"))
-    return _framing.response_head(202, caller.default_headers, framing)
-
-
-def refusal(
-    error: AshError, status: int | None, default_headers: Headers, headers: Sequence[tuple[str, str]]
-) -> bytes:
-    """Return a whole response that says why a request is not even looked at; the connection ends with it."""
-    body = orjson.dumps({"error": failure_to_json(error)}, default=str)
-    said = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-    framing = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"connection", b"close"),
-        (ORIGIN, ORIGIN_HUB.encode()),
-    ]
-    return _framing.response_head(status or http_status(error), default_headers, said, framing) + body
 
 
 def _explains(said: AshError, error: AshError) -> bool:

@@ -17,7 +17,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Sequence
 from enum import Enum, auto
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 import httptools
@@ -25,21 +25,19 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, service_unavai
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ash_mcp.errors import AshError, AshTimeout, ConfigError, HiveFault
-from ash_mcp.wire import HEADER_ORIGIN, MCP_PATH, ORIGIN_HUB
-from ash_router import _framing, bodies
+from ash_mcp.wire import MCP_PATH
+from ash_router import _framing, answers, bodies
 from ash_router._framing import Headers
 from ash_router.admission import ADMITTED_KEY, Admission, Admitted, Head, Refusal
 from ash_router.calls import Cancellation, LevelChange
 from ash_router.dataplane import DataPlane
-from ash_router.exchange import Exchange, RelayedCall, accepted, refusal
+from ash_router.exchange import Exchange, RelayedCall
 from ash_router.limits import HeadMeter, RelayLimits
 from ash_router.sessions import INITIALIZE_KEY
 
 __all__ = ["Relay", "RelayLimits"]
 
 log = logging.getLogger(__name__)
-
-_FROM_HUB: Final = (HEADER_ORIGIN.encode(), ORIGIN_HUB.encode())
 
 
 class Relay(DataPlane):
@@ -76,7 +74,7 @@ class _RelayProtocol(HttpToolsProtocol):
     _received_all = False
     _skipped_upgrade = False
     _resuming = False
-    _verdict: Admitted | None = None
+    _verdict: Admitted
     _exchange: Exchange | None = None
     _timer: asyncio.TimerHandle | None = None
     _admitting: asyncio.Task[None] | None = None
@@ -180,7 +178,8 @@ class _RelayProtocol(HttpToolsProtocol):
         self.scope["method"] = method.decode("ascii")
         self.scope["http_version"] = self._version
         self.scope["query_string"] = self.url.partition(b"?")[2]
-        verdict = self.admission.admit(Head(self.scope["method"], self.url, self.headers, self.client))
+        head = Head(self.scope["method"], self.url, self.headers, self.client, self.server, self)
+        verdict = self.admission.admit(head)
         if isinstance(verdict, Admitted | Refusal):
             self._decided(verdict)
         else:
@@ -220,6 +219,7 @@ class _RelayProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.flow.resume_reading()
             self._decided(decided)
+            self._arm_for_rest()
 
     def _decided(self, verdict: Admitted | Refusal) -> None:
         self._admitting = None
@@ -252,7 +252,6 @@ class _RelayProtocol(HttpToolsProtocol):
 
     def _collected(self) -> None:
         self._disarm()
-        assert self._verdict is not None
         message = bodies.read_message(bytes(self._body))
         decision = self.relay.calls.decide(self._verdict, self.headers, message) if message is not None else None
         if isinstance(decision, RelayedCall):
@@ -262,7 +261,7 @@ class _RelayProtocol(HttpToolsProtocol):
             self._exchange.start()
         elif isinstance(decision, Cancellation):
             self.relay.cancelled(decision)
-            self.write(accepted(self))
+            self.write(answers.accepted(self))
             self.finished()
         else:
             if isinstance(decision, LevelChange):
@@ -285,7 +284,7 @@ class _RelayProtocol(HttpToolsProtocol):
             logger=self.logger,
             access_logger=self.access_logger,
             access_log=self.access_log,
-            default_headers=[*self.server_state.default_headers, _FROM_HUB],
+            default_headers=[*self.server_state.default_headers, answers.FROM_HUB],
             message_event=asyncio.Event(),
             expect_100_continue=self.expect_100_continue,
             keep_alive=self._keep_alive,
@@ -305,7 +304,7 @@ class _RelayProtocol(HttpToolsProtocol):
         self._disarm()
         if self.transport.is_closing():
             return
-        self.transport.write(refusal(error, status, self.default_headers, headers))
+        self.transport.write(answers.refusal(self, error, status, headers))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._timer = self.loop.call_later(self.relay.limits.linger_seconds, self.transport.close)
@@ -380,13 +379,11 @@ class _RelayProtocol(HttpToolsProtocol):
             self._arm_for_rest()
 
     def _arm_for_rest(self) -> None:
-        limits = self.relay.limits
-        if self._timer is not None or self.timeout_keep_alive_task is not None:
-            return
-        if self._phase is _Phase.HEAD:
-            self._arm(limits.head_timeout_seconds)
-        elif self._phase is _Phase.COLLECTING:
-            self._arm(limits.body_timeout_seconds)
+        if self._timer is None and self.timeout_keep_alive_task is None:
+            if self._phase is _Phase.HEAD:
+                self._arm(self.relay.limits.head_timeout_seconds)
+            elif self._phase is _Phase.COLLECTING:
+                self._arm(self.relay.limits.body_timeout_seconds)
 
     def _arm(self, seconds: float) -> None:
         self._timer = self.loop.call_later(seconds, self._timed_out)

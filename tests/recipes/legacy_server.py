@@ -41,7 +41,8 @@ def text(said: str) -> dict[str, Any]:
 
 
 def call(number: Any, params: dict[str, Any]) -> None:
-    name, arguments = params["name"], params.get("arguments") or {}
+    name: str = params["name"]
+    arguments: dict[str, Any] = params.get("arguments") or {}
     if name == "echo":
         send({"id": number, "result": text(arguments["text"])})
     elif name == "whoami":
@@ -51,7 +52,9 @@ def call(number: Any, params: dict[str, Any]) -> None:
         send({"method": "notifications/message", "params": log})
         token = params.get("_meta", {}).get("progressToken")
         for step in (1, 2):
-            send({"method": "notifications/progress", "params": {"progressToken": token, "progress": step, "total": 2}})
+            send(
+                {"method": "notifications/progress", "params": {"progressToken": token, "progress": step, "total": 2}}
+            )
         send({"id": number, "result": text("done")})
     elif name == "wait":
         began = time.monotonic()
@@ -67,11 +70,12 @@ def call(number: Any, params: dict[str, Any]) -> None:
 def main() -> None:
     greeted = False
     for line in sys.stdin:
-        message = json.loads(line)
-        method, number, params = message.get("method"), message.get("id"), message.get("params") or {}
+        message: dict[str, Any] = json.loads(line)
+        method, number = message.get("method"), message.get("id")
+        params: dict[str, Any] = message.get("params") or {}
         if method == "initialize":
             greeted = True
-            result = {
+            result: dict[str, Any] = {
                 "protocolVersion": "2024-11-05",
                 "capabilities": {"tools": {}, "logging": {}},
                 "serverInfo": {"name": "old", "version": "1"},

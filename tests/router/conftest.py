@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.router.relay_parts import Box, Rig, open_box, open_rig
+from tests.router.relay_parts import Rig, open_rig
+from tests.router.sandbox_parts import Box, open_box
 
 
 @pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ash_mcp.types import DEFAULT_SCOPE, EVERY_SCOPE
-from ash_router.admission import Admitted, Head, LoopbackAdmission, Refusal
-
-PORT = 8420
+from ash_router.admission import Admitted, Refusal
+from tests.router.gate_parts import admitted, gate, head, refused
 
 
 def admit(
     target: str = "/mcp", *, host: str | None = "127.0.0.1:8420", more: list[tuple[bytes, bytes]] | None = None
 ) -> Admitted | Refusal:
-    headers = ([(b"host", host.encode())] if host is not None else []) + (more or [])
-    head = Head("POST", target.encode(), headers, ("127.0.0.1", 1))
-    return LoopbackAdmission(port=PORT, hosts=["hive.test"], origins=["https://page.test"]).admit(head)
-
-
-def admitted(verdict: Admitted | Refusal) -> Admitted:
-    assert isinstance(verdict, Admitted), verdict
-    return verdict
-
-
-def refused(verdict: Admitted | Refusal) -> Refusal:
-    assert isinstance(verdict, Refusal), verdict
+    verdict = gate(Path("/nonexistent/keys.json")).admit(head(target, host=host, more=more or ()))
+    assert isinstance(verdict, Admitted | Refusal)
     return verdict
 
 
@@ -33,7 +24,9 @@ def test_a_loopback_or_listed_host_comes_in_as_local(host: str) -> None:
     assert admitted(admit(host=host)).principal.subject == "local"
 
 
-@pytest.mark.parametrize("host", ["evil.test", "evil.test:8420", "127.0.0.1.evil.test", "169.254.169.254", "", None])
+@pytest.mark.parametrize(
+    "host", ["evil.test", "evil.test:8420", "127.0.0.1.evil.test", "169.254.169.254", "127.0.0.1:8\u0664", "", None]
+)
 def test_another_host_is_refused(host: str | None) -> None:
     assert refused(admit(host=host)).status in (400, 421)
 

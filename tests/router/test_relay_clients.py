@@ -8,7 +8,8 @@ import anyio
 import pytest
 from fastmcp import Client
 
-from tests.router.relay_parts import Box, Rig
+from tests.router.relay_parts import Rig
+from tests.router.sandbox_parts import Box
 
 pytestmark = pytest.mark.anyio
 

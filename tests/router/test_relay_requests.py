@@ -12,7 +12,8 @@ import pytest
 
 from ash_mcp.errors import SandboxGone
 from ash_router.relay import RelayLimits
-from tests.router.relay_parts import Box, Rig, modern, open_rig, tool_call
+from tests.router.relay_parts import Rig, modern, open_rig, tool_call
+from tests.router.sandbox_parts import Box
 
 pytestmark = pytest.mark.anyio
 
@@ -134,6 +135,15 @@ async def test_a_request_that_does_not_arrive_in_time_is_refused(tight: Rig, sen
     answered, _, body = await refusal(tight, sent)
     assert answered == 408
     assert json.loads(body)["error"]["retryable"] is True
+
+
+async def test_a_body_that_does_not_arrive_after_a_late_verdict_is_refused(tight: Rig):
+    tight.admission.gate = asyncio.Event()
+    async with tight.connect() as wire:
+        await wire.send(modern("call", b"{", framing="content-length: 9\r\n"))
+        await asyncio.sleep(0.01)
+        tight.admission.gate.set()
+        assert (await wire.answer())[0] == 408
 
 
 @pytest.mark.parametrize("sent", [b"", b"\r\n\r\n"])

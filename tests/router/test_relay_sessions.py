@@ -12,7 +12,8 @@ import anyio
 import pytest
 
 from ash_router.sessions import MAX_PARAMS_BYTES, LegacySessions
-from tests.router.relay_parts import Box, Rig, Wire, failure, legacy, open_script, read_request, response
+from tests.router.relay_parts import Rig, Wire, failure, legacy
+from tests.router.sandbox_parts import Box, open_script, read_request, response
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -18,7 +18,7 @@ from mcp.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.client.subscriptions import ToolsListChanged
 
-from tests.hive_process import BRIDGE, running_hive
+from tests.hive_process import BRIDGE
 
 pytestmark = pytest.mark.anyio
 
@@ -29,12 +29,6 @@ WAYS = [(way, era) for way in ("http", "stdio") for era in ("legacy", MODERN)]
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def hive_url() -> Iterator[str]:
-    with running_hive() as url:
-        yield url
 
 
 @dataclass
@@ -118,7 +112,7 @@ async def test_every_tool_of_the_hive_is_fit_for_a_host(seat: Seat) -> None:
         assert (tool.output_schema is None) == (tool.name == "call"), tool.name
 
 
-async def test_spawn_reports_progress_and_what_it_made(seat: Seat) -> None:
+async def test_a_sandbox_comes_with_progress_and_goes_with_an_explanation(seat: Seat) -> None:
     reported: list[float] = []
 
     async def note(progress: float, total: float | None, message: str | None) -> None:
@@ -127,12 +121,26 @@ async def test_spawn_reports_progress_and_what_it_made(seat: Seat) -> None:
 
     result = await seat.client.call_tool("spawn", {"recipe": "echo"}, progress_callback=note)
     spawned: dict[str, Any] = result.structured_content or {}
+    session = spawned["session"]
     assert spawned["status"] == "ready"
-    assert f"{spawned['session']}_echo" in {tool["name"] for tool in spawned["tools"]}
-    assert f"{spawned['session']}_echo" in await seat.names()
+    assert f"{session}_echo" in {tool["name"] for tool in spawned["tools"]}
+    assert f"{session}_echo" in await seat.names()
     assert len(reported) >= 2 and reported == sorted(reported)
-    assert (await seat.call("destroy", session=spawned["session"]))["destroyed"]
-    assert f"{spawned['session']}_echo" not in await seat.names()
+
+    assert (await seat.call("destroy", session=session))["destroyed"]
+    assert f"{session}_echo" not in await seat.names()
+    await _check_explained(seat, session, f"{session}_echo", {"text": "x"})
+    await _check_explained(seat, session, "call", {"session": session, "tool": "echo", "arguments": {"text": "x"}})
+
+
+async def _check_explained(seat: Seat, session: str, name: str, arguments: dict[str, Any]) -> None:
+    result = await seat.client.call_tool(name, arguments)
+    assert result.is_error
+    (content,) = result.content
+    assert isinstance(content, types.TextContent)
+    assert session in content.text and "destroy" in content.text and "spawn" in content.text
+    failure = (result.meta or {})["ash/failure"]
+    assert (failure["kind"], failure["data"]["reason"]) == ("sandbox_gone", "destroyed")
 
 
 async def test_a_client_hears_that_its_tools_changed(seat: Seat) -> None:
@@ -198,22 +206,6 @@ async def test_files_are_read_as_resources(seat: Seat, box: str) -> None:
     assert isinstance(content, types.TextResourceContents) and content.text == "from inside"
     by_tool = await seat.call("read_resource", session=box, uri=uri)
     assert by_tool["contents"][0]["text"] == "from inside"
-
-
-async def test_a_tool_of_a_sandbox_that_ended_says_why_and_what_to_do(seat: Seat) -> None:
-    session = (await seat.call("spawn", recipe="echo"))["session"]
-    await seat.call("destroy", session=session)
-    for name, arguments in (
-        (f"{session}_echo", {"text": "x"}),
-        ("call", {"session": session, "tool": "echo", "arguments": {"text": "x"}}),
-    ):
-        result = await seat.client.call_tool(name, cast("dict[str, Any]", arguments))
-        assert result.is_error
-        (content,) = result.content
-        assert isinstance(content, types.TextContent)
-        assert session in content.text and "destroy" in content.text and "spawn" in content.text
-        failure = (result.meta or {})["ash/failure"]
-        assert (failure["kind"], failure["data"]["reason"]) == ("sandbox_gone", "destroyed")
 
 
 @pytest.mark.parametrize(("way", "era"), WAYS)

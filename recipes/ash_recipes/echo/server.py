@@ -14,9 +14,7 @@ __all__ = ["server"]
 
 server: FastMCP[None] = FastMCP("echo", instructions="Says back what it is told.")
 
-READS_ONLY = ToolAnnotations(
-    read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
-)
+READS_ONLY = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 
 
 class Echoed(BaseModel):

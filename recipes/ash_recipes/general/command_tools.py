@@ -57,7 +57,7 @@ def add(server: FastMCP[Any], terminal: Terminal) -> None:
     )
     async def execute_command(
         command: Annotated[str, Field(description="What bash runs; several lines and here-documents are fine")],
-        timeout: Annotated[
+        timeout: Annotated[  # noqa: ASYNC109 (a name that callers know)
             float, Field(gt=0, le=86_400, description="Seconds after which it and all that it started is ended")
         ] = 30,
     ) -> ToolResult:
@@ -135,7 +135,9 @@ def _told(done: Execution, timeout: float) -> str:
     duration = datetime.timedelta(seconds=done.duration_seconds)
     stdout, stderr = done.stdout.text(), done.stderr.text()
     if done.timed_out:
-        stderr += f"{'' if stderr.endswith(chr(10)) or not stderr else chr(10)}Command timed out after {timeout:g} seconds"
+        stderr += (
+            f"{'' if stderr.endswith(chr(10)) or not stderr else chr(10)}Command timed out after {timeout:g} seconds"
+        )
     if done.exit_code == 0 and not done.timed_out:
         told = f"Command executed successfully (duration: {duration})\n\n"
         told += f"Output:\n{stdout}\n" if stdout else "Command had no output.\n"
@@ -147,6 +149,8 @@ def _told(done: Execution, timeout: float) -> str:
         told += f"\nReturn code: {done.exit_code}"
     if done.truncated:
         total = done.stdout.left_out + done.stderr.left_out
-        where = f"the whole output is in {done.output_file}" if done.output_file else "the disk could not hold the rest"
+        where = (
+            f"the whole output is in {done.output_file}" if done.output_file else "the disk could not hold the rest"
+        )
         told += f"\n\n[{total} bytes were left out; {where}]"
     return told

@@ -78,7 +78,9 @@ def add(server: FastMCP[Any], terminal: Terminal) -> None:
     async def read_file(
         path: FilePath,
         start_row: Annotated[int | None, Field(ge=0, description="First row, counted from 0")] = None,
-        end_row: Annotated[int | None, Field(ge=0, description="Last row, included; start_row alone reads one")] = None,
+        end_row: Annotated[
+            int | None, Field(ge=0, description="Last row, included; start_row alone reads one")
+        ] = None,
         as_json: Annotated[bool, Field(description="Check that it is JSON and indent it")] = False,
     ) -> ToolResult:
         """Read a text file, whole or some of its rows. Rows that are asked for come with their numbers."""
@@ -102,11 +104,20 @@ def add(server: FastMCP[Any], terminal: Terminal) -> None:
             text += f"\n[More follows; read on with start_row={shape.next_row} and an end_row.]"
         return answer(text, shape)
 
-    @tool(server, "terminal-controller_write_file", title="Write a file", output=WrittenFile, destructive=True, idempotent=True)
+    @tool(
+        server,
+        "terminal-controller_write_file",
+        title="Write a file",
+        output=WrittenFile,
+        destructive=True,
+        idempotent=True,
+    )
     async def write_file(
         path: FilePath,
         content: Content,
-        mode: Annotated[Literal["overwrite", "append"], Field(description="Replace the file or add to its end")] = "overwrite",
+        mode: Annotated[
+            Literal["overwrite", "append"], Field(description="Replace the file or add to its end")
+        ] = "overwrite",
     ) -> ToolResult:
         """Write a text file; missing directories are made, and a newline at the end is added where it is missing."""
         found, text = terminal.resolve(path), terminated(as_text(content))

@@ -51,11 +51,20 @@ class Written(BaseModel):
 def add(server: FastMCP[Any], terminal: Terminal) -> None:
     """Add the tools for background jobs."""
 
-    @tool(server, "terminal-controller_start_job", title="Start a background job", output=JobState, destructive=True, open_world=True)
+    @tool(
+        server,
+        "terminal-controller_start_job",
+        title="Start a background job",
+        output=JobState,
+        destructive=True,
+        open_world=True,
+    )
     async def start_job(
         command: Annotated[str, Field(description="What bash runs")],
         stdin: Annotated[bool, Field(description="Keep its standard input open for write_job")] = False,
-        timeout: Annotated[float | None, Field(gt=0, description="Seconds after which it is ended; null for never")] = None,
+        timeout: Annotated[  # noqa: ASYNC109 (as in execute_command)
+            float | None, Field(gt=0, description="Seconds after which it is ended; null for never")
+        ] = None,
     ) -> ToolResult:
         """Start a command that goes on running, such as a server or a long build, and return its job name.
 
@@ -102,7 +111,14 @@ def add(server: FastMCP[Any], terminal: Terminal) -> None:
             await found.process.close_stdin()
         return answer(f"Wrote {written} bytes to {job}.", Written(job=job, written_bytes=written))
 
-    @tool(server, "terminal-controller_stop_job", title="Stop a background job", output=JobState, destructive=True, idempotent=True)
+    @tool(
+        server,
+        "terminal-controller_stop_job",
+        title="Stop a background job",
+        output=JobState,
+        destructive=True,
+        idempotent=True,
+    )
     async def stop_job(job: JobName) -> ToolResult:
         """End a job and everything that it started; its output can still be read."""
         found = current().jobs.get(job)

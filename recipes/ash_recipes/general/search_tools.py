@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, Any, Literal
 
 import anyio
@@ -40,12 +39,13 @@ class SearchResults(BaseModel):
 
 def add(server: FastMCP[Any]) -> None:
     """Add the four tools."""
-    for name, title, kind, what in (
+    offered: tuple[tuple[str, str, Kind, str], ...] = (
         ("ddgs_search_mcp_search", "Search the web", "text", "pages (title, href, body)"),
         ("ddgs_search_mcp_search_images", "Search images", "images", "images (title, image, url, source)"),
         ("ddgs_search_mcp_search_videos", "Search videos", "videos", "videos (title, content, duration, publisher)"),
         ("ddgs_search_mcp_search_news", "Search news", "news", "news (date, title, url, source, body)"),
-    ):
+    )
+    for name, title, kind, what in offered:
         _add_one(server, name, title, kind, what)
 
 
@@ -77,15 +77,16 @@ def _add_one(server: FastMCP[Any], name: str, title: str, kind: Kind, what: str)
 
 
 async def _search(kind: Kind, asked: dict[str, Any]) -> list[dict[str, Any]]:
-    from ddgs import DDGS
+    import ddgs
     from ddgs.exceptions import DDGSException
 
     def search() -> list[dict[str, Any]]:
-        return getattr(DDGS(proxy=proxy(), timeout=15), kind)(**asked)
+        engine: Any = ddgs.DDGS(proxy=proxy(), timeout=15)  # pyright: ignore[reportUnknownMemberType]
+        return getattr(engine, kind)(**asked)
 
     try:
         with anyio.fail_after(TIMEOUT_SECONDS):
-            found = await anyio.to_thread.run_sync(partial(search), abandon_on_cancel=True)
+            found = await anyio.to_thread.run_sync(search, abandon_on_cancel=True)
     except TimeoutError as exc:
         raise Problem("search_failed", "the search engines did not answer in time; try again") from exc
     except DDGSException as exc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastmcp import FastMCP
 
 from ash_recipes.general import command_tools, edit_tools, fetch_tools, file_tools, job_tools, search_tools
+from ash_recipes.general.answers import PlainRefusals
 from ash_recipes.general.terminal import Terminal
 from ash_recipes.runner.context import current
 
@@ -19,7 +20,7 @@ INSTRUCTIONS = (
 
 def build() -> FastMCP[None]:
     """Return the server, with a terminal of its own in the runner's sandbox."""
-    server: FastMCP[None] = FastMCP("general", instructions=INSTRUCTIONS)
+    server: FastMCP[None] = FastMCP("general", instructions=INSTRUCTIONS, middleware=[PlainRefusals()])
     terminal = Terminal(current())
     for tools in (command_tools, job_tools, file_tools, edit_tools):
         tools.add(server, terminal)

@@ -12,7 +12,7 @@ import datetime
 import fcntl
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,24 +35,25 @@ _LOW_DESCRIPTOR = 210
 """Scripts number their own descriptors from 3 on and bash its own from 10."""
 
 # Only builtins, so that no PATH of the user's matters. $1, $2 and $3 are the descriptors of the command, of the last
-# state and of the place for the next one; the output of `set -x` in a command stays free of these lines.
+# state and of the place for the next one. The output of `set -x` in a command stays free of these lines, and they
+# become one line, so that bash counts the lines of the command from 1.
 _SHELL = f"""
-IFS= builtin read -r -d '' -u "$1" __ash_command
-IFS= builtin read -r -d '' -u "$2" __ash_state
-builtin eval "exec $1<&- $2<&-"
-__ash_next=$3
-builtin set --
-builtin eval "$__ash_state" 2>/dev/null
-SHLVL=1
-builtin unset __ash_state
+IFS= builtin read -r -d '' -u "$1" __ash_command;
+IFS= builtin read -r -d '' -u "$2" __ash_state;
+builtin eval "exec $1<&- $2<&-";
+__ash_next=$3;
+builtin set --;
+builtin eval "$__ash_state" 2>/dev/null;
+SHLVL=1;
+builtin unset __ash_state;
 __ash_save() {{
-  {{ builtin pwd; builtin printf '\\0'; builtin export -p; builtin printf '{END}\\0'; }} >&"$__ash_next"
-  builtin return "$1"
-}}
-builtin trap '{{ __ash_save $?; }} 2>/dev/null' EXIT
-builtin eval "$__ash_command"
+  {{ builtin pwd; builtin printf '\\0'; builtin export -p; builtin printf '{END}\\0'; }} >&"$__ash_next";
+  builtin return "$1";
+}};
+builtin trap '{{ __ash_save $?; }} 2>/dev/null' EXIT;
+builtin eval "$__ash_command";
 {{ __ash_save $?; }} 2>/dev/null
-"""
+""".replace("\n", " ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,15 +150,16 @@ class Terminal:
             )
 
     @contextlib.contextmanager
-    def _prepared(self, command: str) -> Iterator[tuple[list[str], list[int], dict[str, str]]]:
+    def _prepared(self, command: str) -> Generator[tuple[list[str], list[int], dict[str, str]]]:
         """Yield the words of a shell that runs `command`, the descriptors that it inherits, and its environment."""
         if "\0" in command:
             raise Problem("bad_request", "a command cannot hold a NUL character")
         raw = command.encode("utf-8", "surrogateescape")
         descriptors: list[int] = []
         try:
-            for content in (raw, (self._variables or "").encode("utf-8", "surrogateescape"), b""):
-                descriptors.append(_memory_file(content))
+            state = (self._variables or "").encode("utf-8", "surrogateescape")
+            for content in (raw, state, b""):  # one by one, so that a failure leaves none open
+                descriptors.append(_memory_file(content))  # noqa: PERF401
             words = ["bash", "-c", _SHELL, "bash", *map(str, descriptors)]
             # Once there is a state it holds all variables; what was unset since must not come back.
             env = self._context.environment.variables() if self._variables is None else {}

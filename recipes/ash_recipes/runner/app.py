@@ -34,9 +34,7 @@ class RunnerApp:
         server: The recipe's server, or why there is none.
     """
 
-    def __init__(
-        self, config: RunnerConfig, context: Context, tokens: Tokens, server: RecipeServer | str
-    ) -> None:
+    def __init__(self, config: RunnerConfig, context: Context, tokens: Tokens, server: RecipeServer | str) -> None:
         self._config = config
         self._context = context
         self._tokens = tokens

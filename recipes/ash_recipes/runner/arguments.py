@@ -26,8 +26,7 @@ def _bytes(value: Any) -> bytes:
 Base64 = Annotated[bytes, PlainValidator(_bytes)]
 Text = Annotated[str, Field(strict=True)]
 Command = (
-    Annotated[str, Field(strict=True, min_length=1)]
-    | Annotated[list[Text], Field(min_length=1, max_length=100_000)]
+    Annotated[str, Field(strict=True, min_length=1)] | Annotated[list[Text], Field(min_length=1, max_length=100_000)]
 )
 Seconds = Annotated[float, Field(gt=0, le=31_536_000, allow_inf_nan=False)]
 Offset = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
@@ -134,9 +133,9 @@ def explain(error: ValidationError, accepted: list[str]) -> str:
     found: dict[str, str] = {}
     for problem in error.errors(include_url=False, include_input=False, include_context=False)[:6]:
         where = str(problem["loc"][0]) if problem["loc"] else "the arguments"
-        if problem["type"] == "missing":
+        if problem["type"] in ("missing", "missing_argument"):
             found.setdefault(where, f"{where!r} is missing")
-        elif problem["type"] == "extra_forbidden":
+        elif problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             found.setdefault(where, f"{where!r} is not known (known are: {', '.join(accepted)})")
         else:
             found.setdefault(where, f"{where!r}: {problem['msg'].removeprefix('Value error, ')}")

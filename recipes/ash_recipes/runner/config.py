@@ -93,7 +93,7 @@ def _config(text: str) -> Mapping[str, Any]:
 
 
 def _mapping(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = raw.get(name) or {}
+    value: Any = raw.get(name) or {}
     if not isinstance(value, dict):
         raise ConfigProblem(f"ASH_RUNNER_CONFIG: {name} is not an object")
     return cast("dict[str, Any]", value)

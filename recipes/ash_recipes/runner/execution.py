@@ -121,9 +121,7 @@ async def execute(
     """
     output = _Output(context.spool, output_limit)
     began = time.monotonic()
-    process = Process(
-        command, cwd=cwd, env=env, stdin=stdin is not None, on_data=output.written, pass_fds=pass_fds
-    )
+    process = Process(command, cwd=cwd, env=env, stdin=stdin is not None, on_data=output.written, pass_fds=pass_fds)
     timed_out, code = False, 0
     async with context.jobs.watched(process):
         with anyio.move_on_after(timeout_seconds) as limit:
@@ -134,10 +132,7 @@ async def execute(
                 feeding.cancel_scope.cancel()
         if limit.cancelled_caught:
             timed_out, code = True, await stop(process)
-    process.forget()
-    return output.finish(
-        budget, exit_code=code, duration_seconds=time.monotonic() - began, timed_out=timed_out
-    )
+    return output.finish(budget, exit_code=code, duration_seconds=time.monotonic() - began, timed_out=timed_out)
 
 
 async def _feed(process: Process, data: bytes) -> None:

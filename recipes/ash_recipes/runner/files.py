@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -81,7 +81,7 @@ class Files:
         """
         found = self.resolve(path)
         with _translated(path):
-            found.parent.mkdir(parents=True, exist_ok=True)
+            _make_parents(found)
             flags = os.O_WRONLY | (0 if offset else os.O_CREAT | os.O_TRUNC)
             with os.fdopen(_open_regular(path, found, flags), "wb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
@@ -99,7 +99,7 @@ class Files:
         """Add `data` to the end of a file, made if there is none, and return its new size."""
         found = self.resolve(path)
         with _translated(path):
-            found.parent.mkdir(parents=True, exist_ok=True)
+            _make_parents(found)
             descriptor = _open_regular(path, found, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             with os.fdopen(descriptor, "ab", buffering=0) as file:
                 _write_all(file, data)
@@ -131,7 +131,9 @@ class Files:
     def mkdir(self, path: str, *, parents: bool) -> Path:
         found = self.resolve(path)
         with _translated(path):
-            found.mkdir(parents=parents, exist_ok=parents)
+            if parents:
+                _make_parents(found)
+            found.mkdir(exist_ok=parents)
         return found
 
     def move(self, source: str, destination: str) -> Path:
@@ -141,14 +143,16 @@ class Files:
         with _translated(source):
             os.lstat(start)
         with _translated(destination):
-            end.parent.mkdir(parents=True, exist_ok=True)
+            _make_parents(end)
             try:
                 os.rename(start, end)
             except OSError as exc:
                 if exc.errno != errno.EXDEV:
                     raise
                 if os.path.lexists(end):
-                    raise Problem("file_exists", f"{destination}: exists, on another file system; remove it first") from exc
+                    raise Problem(
+                        "file_exists", f"{destination}: exists, on another file system; remove it first"
+                    ) from exc
                 shutil.move(start, end)
         return end
 
@@ -162,7 +166,9 @@ class Files:
             elif recursive:
                 shutil.rmtree(found)
             elif os.listdir(found):
-                raise Problem("is_a_directory", f"{path}: is a directory with entries; pass recursive to remove them too")
+                raise Problem(
+                    "is_a_directory", f"{path}: is a directory with entries; pass recursive to remove them too"
+                )
             else:
                 found.rmdir()
 
@@ -174,7 +180,9 @@ class Files:
         real = os.path.realpath(found) if not found.is_symlink() else str(found)
         for kept in (Path("/"), *self.kept):
             if Path(real) == kept or kept.is_relative_to(real):
-                raise Problem("not_permitted", f"{path}: the sandbox needs this directory; remove what is in it instead")
+                raise Problem(
+                    "not_permitted", f"{path}: the sandbox needs this directory; remove what is in it instead"
+                )
 
 
 class Upload:
@@ -189,7 +197,7 @@ class Upload:
                 raise Problem("is_a_directory", f"{path}: is a directory")
             if self._target.exists() and not self._target.is_file():
                 raise Problem("bad_request", f"{path}: is not a regular file")
-            self._target.parent.mkdir(parents=True, exist_ok=True)
+            _make_parents(self._target)
             self.existed = self._target.exists()
             self._mode = stat.S_IMODE(self._target.stat().st_mode) if self.existed else 0o666 & ~_umask()
             descriptor, self._draft = tempfile.mkstemp(prefix=".ash-", dir=self._target.parent)
@@ -225,13 +233,20 @@ def _umask() -> int:
 
 
 @contextlib.contextmanager
-def _translated(path: str) -> Iterator[None]:
+def _translated(path: str) -> Generator[None]:
     try:
         yield
     except OSError as exc:
         raise from_os_error(exc, path) from exc
     except ValueError as exc:
         raise Problem("bad_request", f"{path}: {exc}") from exc
+
+
+def _make_parents(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as exc:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from exc
 
 
 def _open_regular(path: str, found: Path, flags: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +21,8 @@ __all__ = ["Job", "JobPage", "Jobs", "signal_number"]
 
 TERM_SECONDS = 0.5
 """How long a command that is to end may take to do so by itself."""
+LAST_SECONDS = 1.0
+"""How long a killed command may take to be gone when all of them end."""
 MAX_RUNNING = 64
 MAX_KEPT = 64
 MAX_KEPT_BYTES = 64 * 1024 * 1024
@@ -87,6 +89,7 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
         self._by_key: dict[str, tuple[Any, Job]] = {}
         self._running: set[Process] = set()
+        self._fewer = anyio.Event()
         self._count = 0
         self._max_running = max_running
         self._tasks: TaskGroup | None = None
@@ -98,10 +101,12 @@ class Jobs:
 
     async def __aexit__(self, *error: Any) -> None:
         self.end_all()
-        tasks, self._tasks = self._tasks, None
-        if tasks is not None:
-            tasks.cancel_scope.cancel()
-            await tasks.__aexit__(*error)
+        with anyio.move_on_after(LAST_SECONDS, shield=True):
+            while self._running:
+                await self._fewer.wait()
+        self.tasks.cancel_scope.cancel()
+        await self.tasks.__aexit__(*error)
+        self._tasks = None
 
     @property
     def tasks(self) -> TaskGroup:
@@ -148,24 +153,23 @@ class Jobs:
         self._jobs[job.id] = job
         if key is not None:
             self._by_key[key] = (asked, job)
+        self._running.add(process)  # now, not when its task first runs: all may end before
         self.tasks.start_soon(self._watch, job, timeout_seconds)
         return job
 
     async def _watch(self, job: Job, timeout_seconds: float | None) -> None:
+        code: int | None = None
         async with self.watched(job.process):
-            with anyio.move_on_after(timeout_seconds) as limit:
+            with anyio.move_on_after(timeout_seconds):
                 code = await job.process.wait()
-            if limit.cancelled_caught:
-                job.timed_out = True
-                code = await stop(job.process)
-            job.exit_code = code
-        job.process.forget()
+            job.timed_out = code is None
+            job.exit_code = await stop(job.process) if code is None else code
         job.ended.set()
         job.notify()
         self._let_go()
 
     @contextlib.asynccontextmanager
-    async def watched(self, process: Process) -> AsyncIterator[None]:
+    async def watched(self, process: Process) -> AsyncGenerator[None]:
         """Read the process's output while its owner waits for it; it ends with this runner at the latest."""
         self._running.add(process)
         self.tasks.start_soon(process.read, "stdout")
@@ -173,9 +177,21 @@ class Jobs:
         try:
             yield
         finally:
-            self._running.discard(process)
-            if not process.exited:
+            if process.exited:
+                self._forget(process)
+            else:
                 process.kill()
+                self.tasks.start_soon(self._reap, process)
+
+    async def _reap(self, process: Process) -> None:
+        await process.wait()
+        self._forget(process)
+
+    def _forget(self, process: Process) -> None:
+        process.forget()
+        self._running.discard(process)
+        fewer, self._fewer = self._fewer, anyio.Event()
+        fewer.set()
 
     def get(self, job_id: str) -> Job:
         """Return a job.

@@ -15,7 +15,7 @@ import anyio.to_thread
 
 from ash_recipes.runner.problems import Problem
 
-__all__ = ["Command", "Process", "Stream", "end_session", "session_members"]
+__all__ = ["Command", "Process", "Stream", "end_children", "end_session", "session_members"]
 
 Stream = Literal["stdout", "stderr"]
 Command = str | Sequence[str]
@@ -166,7 +166,7 @@ class Process:
 
 def _why_not_started(exc: Exception, words: Sequence[str], cwd: Path) -> str:
     name = words[0] if words else ""
-    if isinstance(exc, FileNotFoundError | NotADirectoryError | PermissionError) and exc.filename == str(cwd):
+    if isinstance(exc, FileNotFoundError | NotADirectoryError | PermissionError) and str(exc.filename) == str(cwd):
         return f"cannot start in {cwd}: {(exc.strerror or '').lower()}"
     if isinstance(exc, OSError):
         return f"cannot start {name!r}: {(exc.strerror or str(exc)).lower()}"
@@ -189,9 +189,24 @@ def end_session(leader: int) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
+def end_children() -> None:
+    """Kill what this process has started and not ended, with all of its sessions."""
+    me = os.getpid()
+    for pid, parent, _ in _living():
+        if parent == me:
+            end_session(pid)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
+
 def session_members(leader: int) -> list[int]:
     """Return the living processes whose session `leader` began, itself included."""
-    found: list[int] = []
+    return [pid for pid, _, session in _living() if session == leader]
+
+
+def _living() -> list[tuple[int, int, int]]:
+    """Return the number, the parent and the session of every process that has not ended."""
+    found: list[tuple[int, int, int]] = []
     for name in os.listdir("/proc"):
         if not name.isdecimal():
             continue
@@ -201,6 +216,6 @@ def session_members(leader: int) -> list[int]:
                 fields = file.read().rpartition(b")")[2].split()
         except OSError:  # it has just ended
             continue
-        if int(fields[3]) == leader and fields[0] not in (b"Z", b"X"):
-            found.append(int(name))
+        if fields[0] not in (b"Z", b"X"):
+            found.append((int(name), int(fields[1]), int(fields[3])))
     return found

@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import FrameType
@@ -22,6 +22,7 @@ from ash_recipes.runner import context as contexts
 from ash_recipes.runner.app import RunnerApp
 from ash_recipes.runner.config import Listen, RunnerConfig
 from ash_recipes.runner.context import Context, Environment
+from ash_recipes.runner.processes import end_children
 from ash_recipes.runner.servers.base import RecipeServer, StartProblem
 from ash_recipes.runner.tools import RunnerTools
 
@@ -39,13 +40,16 @@ log = logging.getLogger("ash_recipes.runner")
 def run(config: RunnerConfig) -> int:
     """Serve one sandbox and return the exit code."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    for noisy in ("mcp", "httpx2", "httpx", "FastMCP"):
+    for noisy in ("mcp", "httpx2", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # What goes wrong on the way to a bridged server is the answer of the call that it happened to.
+    logging.getLogger("mcp.client").setLevel(logging.CRITICAL)
     listener = _listener(config.listen)
     # The SDK warns at every log message of a tool; callers that understand them are still there.
     warnings.filterwarnings("ignore", message=".*deprecated as of 2026-07-28")
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(config, listener))
+    end_children()
     return 0
 
 
@@ -97,24 +101,21 @@ def _context(config: RunnerConfig) -> Context:
 
 
 @asynccontextmanager
-async def _open_server(config: RunnerConfig, context: Context) -> AsyncIterator[RecipeServer]:
+async def _open_server(config: RunnerConfig, context: Context) -> AsyncGenerator[RecipeServer]:
     tools = RunnerTools(context)
     folder = RECIPE_FOLDER if RECIPE_FOLDER.is_dir() else None
-    match dict(config.server):
-        case {"python": str(target)}:
-            from ash_recipes.runner.servers.python import open_python
+    ways = [way for way in ("python", "http", "stdio") if config.server.get(way)]
+    if len(ways) != 1:
+        raise StartProblem("server says none or several of python, http and stdio; say one")
+    asked: Any = config.server[ways[0]]
+    if ways == ["python"]:
+        from ash_recipes.runner.servers.python import open_python
 
-            opening = open_python(target, tools, folder)
-        case {"http": dict() as asked}:
-            from ash_recipes.runner.servers.command import open_http
+        opening = open_python(str(asked), tools, folder)
+    else:
+        from ash_recipes.runner.servers.command import open_http, open_stdio
 
-            opening = open_http(asked, context, tools, folder)
-        case {"stdio": dict() as asked}:
-            from ash_recipes.runner.servers.command import open_stdio
-
-            opening = open_stdio(asked, context, tools, folder)
-        case other:
-            raise StartProblem(f"server is {other!r}; say one of python, http and stdio")
+        opening = (open_http if ways == ["http"] else open_stdio)(asked, context, tools, folder)
     async with opening as server:
         yield server
 
@@ -142,8 +143,8 @@ class _Http(uvicorn.Server):
         )
         self._context = context
         # Called when uvicorn has shut down and raises the signal again; by then all is done.
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        signal.signal(signal.SIGINT, lambda *_: None)
+        signal.signal(signal.SIGTERM, _nothing)
+        signal.signal(signal.SIGINT, _nothing)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._context.jobs.end_all()
@@ -152,7 +153,12 @@ class _Http(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def _end_now(*_: Any) -> None:
+def _nothing(number: int, frame: FrameType | None) -> None:
+    pass
+
+
+def _end_now(number: int, frame: FrameType | None) -> None:
+    end_children()
     os._exit(0)
 
 

@@ -63,7 +63,11 @@ class RunnerTools:
             shape = await handler(args.check(model, given))
         except Problem as exc:
             return exc.to_tool_result()
-        return {"content": [{"type": "text", "text": _twin(name, shape)}], "structuredContent": shape, "isError": False}
+        return {
+            "content": [{"type": "text", "text": _twin(name, shape)}],
+            "structuredContent": shape,
+            "isError": False,
+        }
 
     def _start(self, asked: args.Start) -> tuple[Command, Path, dict[str, str]]:
         check_variables(asked.env)

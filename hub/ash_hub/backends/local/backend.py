@@ -23,7 +23,7 @@ from ash_hub.backends.local.launchers.unsafe import UnsafeLauncher
 from ash_hub.backends.local.limits import Enforcement, limits_of
 from ash_hub.backends.local.link import KeeperEnding, KeeperGone, KeeperLink, KeeperRefusal
 from ash_hub.backends.local.paths import HivePaths, hive_paths
-from ash_hub.backends.local.runtime import Runtime, find_runtime
+from ash_hub.backends.local.runtime import Runtime, compile_runner, find_runtime
 from ash_hub.backends.local.settings import LocalSettings
 from ash_hub.backends.local.starter import start_keeper
 from ash_mcp.errors import CapacityExceeded, ConfigError, Conflict, StartFailed, Unsupported
@@ -62,6 +62,7 @@ class LocalBackend:
     async def __aenter__(self) -> Self:
         self._paths: HivePaths = hive_paths(self._settings)
         self._runtime = self._given_runtime or find_runtime()
+        await anyio.to_thread.run_sync(compile_runner, self._runtime)
         self._facts = await anyio.to_thread.run_sync(host.host_facts)
         if not self._settings.unsafe:
             await self._require_isolation()
@@ -171,6 +172,8 @@ class LocalBackend:
             "launcher": "none" if self._settings.unsafe else self._settings.launcher,
             "keeper": None if self._link is None else self._link.hello["pid"],
             "control_groups": self._enforcement.version,
+            # A sandbox can read in its own mount table where on the host these lie.
+            "visible_paths": [] if self._settings.unsafe else sorted(self._runtime.binds.values()),
             "warnings": list(self._launcher.warnings),
         }
 

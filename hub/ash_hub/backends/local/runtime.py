@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import functools
 import importlib.util
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from ash_mcp.errors import ConfigError
 
-__all__ = ["PYTHON_DIRECTORY", "RUNNER_MODULE", "Runtime", "find_runtime"]
+__all__ = ["PYTHON_DIRECTORY", "RUNNER_MODULE", "Runtime", "compile_runner", "find_runtime"]
 
 RUNNER_MODULE = "ash_recipes.runner"
 PYTHON_DIRECTORY = "/opt/ash/python"
@@ -88,9 +89,18 @@ def find_runtime() -> Runtime:
     )
 
 
+def compile_runner(runtime: Runtime) -> None:
+    """Write the byte code of the runner's package where it is missing: a sandbox, which cannot, would compile it anew.
+
+    Where this process cannot write either, starts are slower and nothing else.
+    """
+    for inside, outside in runtime.binds.items():
+        if inside.startswith(_LIBRARY_DIRECTORY):
+            compileall.compile_dir(outside, ddir=inside, quiet=2)
+
+
 def _interpreter() -> Path:
-    named = Path(os.path.realpath(getattr(sys, "_base_executable", sys.executable)))
-    return named
+    return Path(os.path.realpath(getattr(sys, "_base_executable", sys.executable)))
 
 
 def _package_directory(name: str) -> Path:

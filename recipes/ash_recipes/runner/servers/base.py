@@ -37,7 +37,7 @@ def intercept(tools: RunnerTools) -> Any:
         if ctx.method != "tools/call" or ctx.request_id is None or not isinstance(ctx.params, Mapping):
             return await call_next(ctx)
         name = ctx.params.get("name")
-        if name not in tools:
+        if not isinstance(name, str) or name not in tools:
             return await call_next(ctx)
         result = await tools.call(name, ctx.params.get("arguments"))
         if ctx.protocol_version in MODERN_PROTOCOL_VERSIONS:

@@ -7,7 +7,7 @@ to every call that is open.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -92,7 +92,7 @@ class _Bridge:
 
 
 @asynccontextmanager
-async def open_bridge(child: Child, calls: Calls, tools: RunnerTools) -> AsyncIterator[RecipeServer]:
+async def open_bridge(child: Child, calls: Calls, tools: RunnerTools) -> AsyncGenerator[RecipeServer]:
     """Start the recipe's server and serve it until the context is left.
 
     Raises:
@@ -125,21 +125,21 @@ def _mirror(client: Client, child: Child, calls: Calls) -> Server[Any]:
     for request, params, result, capability in _FORWARDED:
         if getattr(client.server_capabilities, capability, None) is not None or capability == "tools":
             method: str = request.model_fields["method"].default
-            server.add_request_handler(method, params, _forward(child, calls, request, result))
+            server.add_request_handler(method, params, _forward(child, calls, request, method, result))
     return server
 
 
 def _forward(
-    child: Child, calls: Calls, request: type[types.Request[Any, Any]], result: type[BaseModel]
+    child: Child, calls: Calls, request: type[types.Request[Any, Any]], method: str, result: type[BaseModel]
 ) -> Callable[[Ctx, Any], Awaitable[BaseModel]]:
     async def forward(ctx: Ctx, params: Any) -> BaseModel:
         try:
             client = await child.client()
         except StartProblem as exc:
             raise MCPError(INTERNAL_ERROR, f"the recipe's server has ended and does not start again: {exc}") from exc
-        if request is types.SetLevelRequest and client.protocol_version in MODERN_PROTOCOL_VERSIONS:
+        if method == "logging/setLevel" and client.protocol_version in MODERN_PROTOCOL_VERSIONS:
             return types.EmptyResult()
-        asked = request(params=params.model_copy(update={"meta": _own_meta(params.meta)}))
+        asked = _made(request, params.model_copy(update={"meta": _own_meta(params.meta)}))
         call = _Call(ctx)
         calls.add(call)
         try:
@@ -154,6 +154,10 @@ def _forward(
             calls.discard(call)
 
     return forward
+
+
+def _made(request: Callable[..., types.Request[Any, Any]], params: BaseModel) -> types.Request[Any, Any]:
+    return request(params=params)
 
 
 def _own_meta(meta: Mapping[str, Any] | None) -> Any:

@@ -6,10 +6,10 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 from urllib.parse import urlsplit
 
 import anyio
@@ -76,10 +76,12 @@ class Child:
             StartProblem: It does not start.
         """
         async with self._lock:
-            if self._client is None:
+            client = self._client
+            if client is None:
                 # Connections have scopes of their own, which a task must leave in the order it entered them.
-                self._client = await self._context.jobs.tasks.start(self._hold)
-            return self._client
+                client = await self._context.jobs.tasks.start(self._hold)
+                self._client = client
+            return client
 
     def lost(self, client: Client) -> None:
         """Take note that the connection of `client` is of no use any more."""
@@ -115,22 +117,17 @@ class Child:
                 await leave.wait()
         except Exception as exc:
             if not started:
-                raise _start_problem(exc) from exc
+                cause = _cause(exc)
+                raise cause if isinstance(cause, StartProblem) else StartProblem(repr(cause)) from exc
             log.warning("the recipe's server ended badly: %s", exc)
         finally:
             left.set()
 
 
-def _start_problem(exc: BaseException) -> StartProblem:
-    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
-        exc = exc.exceptions[0]
-    return exc if isinstance(exc, StartProblem) else StartProblem(str(exc) or type(exc).__name__)
-
-
 @asynccontextmanager
 async def stdio_client_of(
     command: Sequence[str], context: Context, cwd: Path, logged: LoggingFnT
-) -> AsyncIterator[Client]:
+) -> AsyncGenerator[Client]:
     """Start a command that speaks MCP on its stdin and stdout, and connect to it."""
     parameters = StdioServerParameters(
         command=command[0], args=list(command[1:]), env=context.environment.variables(), cwd=cwd
@@ -147,7 +144,7 @@ async def stdio_client_of(
 @asynccontextmanager
 async def http_client_of(
     command: Sequence[str], url: str, context: Context, cwd: Path, logged: LoggingFnT
-) -> AsyncIterator[Client]:
+) -> AsyncGenerator[Client]:
     """Start a command that serves streamable HTTP on loopback, and connect to it once it listens."""
     tail = Tail()
     process = Process(list(command), cwd=cwd, env=context.environment.variables(), on_data=tail.written)
@@ -159,7 +156,6 @@ async def http_client_of(
         finally:
             with anyio.CancelScope(shield=True):
                 await stop(process)
-            process.forget()
 
 
 def _client(server: Transport | str, mode: str, logged: LoggingFnT) -> Client:
@@ -176,21 +172,31 @@ def _client(server: Transport | str, mode: str, logged: LoggingFnT) -> Client:
 
 async def _connected(stack: AsyncExitStack, make: Callable[[str], Client], tail: Tail) -> Client:
     """Return a client that has shaken hands, by the handshake that nearly all servers know or without any."""
-    try:
+    for mode in ("legacy", "auto"):
         try:
-            return await stack.enter_async_context(make("legacy"))
-        except MCPError as exc:
-            if exc.code == CONNECTION_CLOSED:
+            return await stack.enter_async_context(make(mode))
+        except Exception as exc:
+            cause = _cause(exc)
+            if isinstance(cause, OSError):
+                raise StartProblem(f"the command cannot be started: {cause.strerror or cause}{tail.text()}") from exc
+            if not isinstance(cause, MCPError):
                 raise
-        return await stack.enter_async_context(make("auto"))
-    except MCPError as exc:
-        raise StartProblem(f"the command does not speak MCP: {exc}{tail.text()}") from exc
-    except OSError as exc:
-        raise StartProblem(f"the command cannot be started: {exc}{tail.text()}") from exc
+            if cause.code == CONNECTION_CLOSED:
+                raise StartProblem(f"the command ended, or closed its output, at once{tail.text()}") from exc
+            refused = cause
+    raise StartProblem(f"the command does not speak MCP: {refused}{tail.text()}") from refused
+
+
+def _cause(exc: BaseException) -> BaseException:
+    """Return what task groups on the way have wrapped."""
+    if not isinstance(exc, BaseExceptionGroup):
+        return exc
+    group = cast("BaseExceptionGroup[BaseException]", exc)
+    return _cause(group.exceptions[0]) if len(group.exceptions) == 1 else group
 
 
 @asynccontextmanager
-async def _pipe_into(tail: Tail) -> AsyncIterator[TextIO]:
+async def _pipe_into(tail: Tail) -> AsyncGenerator[TextIO]:
     """Yield a file to which a child may write its errors; they go to `tail`."""
     reading, writing = os.pipe()
     os.set_blocking(reading, False)

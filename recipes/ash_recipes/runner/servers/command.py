@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ __all__ = ["open_http", "open_stdio"]
 @asynccontextmanager
 async def open_stdio(
     asked: Mapping[str, Any], context: Context, tools: RunnerTools, folder: Path | None
-) -> AsyncIterator[RecipeServer]:
+) -> AsyncGenerator[RecipeServer]:
     """Serve a command that speaks MCP on its stdin and stdout.
 
     Raises:
@@ -34,7 +34,7 @@ async def open_stdio(
 @asynccontextmanager
 async def open_http(
     asked: Mapping[str, Any], context: Context, tools: RunnerTools, folder: Path | None
-) -> AsyncIterator[RecipeServer]:
+) -> AsyncGenerator[RecipeServer]:
     """Serve a command that serves streamable HTTP on a port of loopback.
 
     Raises:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -35,7 +35,7 @@ class PythonServer:
 
 
 @asynccontextmanager
-async def open_python(target: str, tools: RunnerTools, folder: Path | None) -> AsyncIterator[RecipeServer]:
+async def open_python(target: str, tools: RunnerTools, folder: Path | None) -> AsyncGenerator[RecipeServer]:
     """Load `module:object` and serve it until the context is left.
 
     Raises:
@@ -58,10 +58,10 @@ def _load(target: str) -> FastMCP[Any]:
         found: Any = getattr(importlib.import_module(module_name), attribute)
         from fastmcp import FastMCP
 
-        server = found if isinstance(found, FastMCP) else found()
+        server = found if isinstance(found, FastMCP) else found()  # pyright: ignore[reportUnknownVariableType]
     except Exception as exc:
         traceback.print_exc()
         raise StartProblem(f"{target} could not be loaded: {type(exc).__name__}: {exc}") from exc
     if not isinstance(server, FastMCP):
         raise StartProblem(f"{target} is a {type(server).__name__}, not a FastMCP server")
-    return server
+    return cast("FastMCP[Any]", server)

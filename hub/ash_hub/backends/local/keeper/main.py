@@ -24,22 +24,24 @@ from .control import Keeper
 __all__ = ["main"]
 
 _LEFTOVER_SECONDS = 5.0
+_LOCK_FILE_BYTES = 65_536
 
 
 def main() -> None:
     """Run as the keeper of the configuration on stdin."""
-    config = json.loads(sys.stdin.buffer.read())
-    if os.fork():
+    given = sys.stdin.buffer.read()
+    if os.fork() or not given:  # nothing is given by a hub that died meanwhile
         os._exit(0)
+    config = json.loads(given)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.umask(0o077)
-    lock = _locked(config["lock_file"], config["directory"])
-    if lock is None:
-        _say({"error": "locked", "message": f"another keeper holds {config['lock_file']}"})
-        return
     try:
-        hierarchy = _prepared(config)
+        lock = _locked(config["lock_file"])
+        if lock is None:
+            _say({"error": "locked", "message": f"another keeper holds {config['lock_file']}"})
+            return
+        hierarchy = _prepared(config, lock)
     except OSError as error:
         _say({"error": "failed", "message": f"the keeper could not start: {error}"})
         return
@@ -47,7 +49,7 @@ def main() -> None:
     os.close(lock)
 
 
-def _locked(path: str, directory: str) -> int | None:
+def _locked(path: str) -> int | None:
     """Lock the state directory for as long as this process lives; None if another keeper has it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -55,18 +57,27 @@ def _locked(path: str, directory: str) -> int | None:
     except BlockingIOError:
         os.close(descriptor)
         return None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, json.dumps({"pid": os.getpid(), "directory": directory}).encode() + b"\n")
     return descriptor
 
 
-def _prepared(config: Mapping[str, Any]) -> Hierarchy:
-    """Remove what an earlier keeper left, and make the directories anew."""
+def _prepared(config: Mapping[str, Any], lock: int) -> Hierarchy:
+    """Remove what an earlier keeper left, and make the directories anew.
+
+    The lock file tells where the earlier one had its groups: it may have been started from another group.
+    """
     directory = config["directory"]
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        before = json.loads(os.pread(lock, _LOCK_FILE_BYTES, 0))["groups"]
+        earlier = Hierarchy(before["version"], before["directories"])
+        _clear(earlier, directory)
+        earlier.remove()
     hierarchy = open_hierarchy(config["name"], (os.getpid(), config["hub_pid"]))
     _clear(hierarchy, directory)
     os.makedirs(os.path.join(directory, "s"), mode=0o700)
     os.chdir(directory)
+    groups = {"version": hierarchy.version, "directories": dict(hierarchy.directories)}
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, json.dumps({"pid": os.getpid(), "directory": directory, "groups": groups}).encode() + b"\n", 0)
     return hierarchy
 
 
@@ -100,4 +111,6 @@ def _ready() -> None:
 
 
 def _say(message: Mapping[str, Any]) -> None:
-    os.write(1, json.dumps(message).encode() + b"\n")
+    # A hub that is gone by now need not be told; the first one to come will be.
+    with contextlib.suppress(BrokenPipeError):
+        os.write(1, json.dumps(message).encode() + b"\n")

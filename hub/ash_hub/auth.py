@@ -1,0 +1,143 @@
+"""Who may come in to this hive, by its settings: the admission, and what it tells of itself to clients that log in."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ash_hub.settings import HubSettings, OidcSettings
+from ash_mcp.errors import ConfigError
+from ash_mcp.wire import MCP_PATH
+from ash_router.admission import Head
+from ash_router.credentials import RESOURCE_METADATA_PATH, Credentials
+from ash_router.gate import Gate
+from ash_router.jwks import ProviderKeys
+from ash_router.keys import KeyFile, KeyRing
+from ash_router.names import NameRules
+from ash_router.oidc import Oidc, OidcRules
+from ash_router.peers import Peers
+
+__all__ = ["Auth", "is_loopback", "key_file", "open_auth", "peer_problem"]
+
+log = logging.getLogger("ash.hub")
+
+_NOT_LOOKED_UP: Final = (
+    "every user of this machine may use this hive, because it cannot find out who connects ({}); "
+    "give the hive keys and other users no access to the machine, or run it on one of your own"
+)
+_SWITCHED_OFF: Final = "every user of this machine may use this hive (ASH_HUB_AUTH__PEER_CHECK=false)"
+
+
+@dataclass(frozen=True, slots=True)
+class Auth:
+    """What guards a hive."""
+
+    gate: Gate
+    routes: Sequence[Route]
+    """Of the hive's description as a protected resource (RFC 9728), by which MCP hosts find where to log in."""
+    note: str | None
+    """What is weaker here than it should be; None where nothing is."""
+
+
+def key_file(state_dir: Path) -> KeyFile:
+    """Return the file of API keys of the hive with that state directory."""
+    return KeyFile(state_dir / "keys.json")
+
+
+def open_auth(settings: HubSettings, port: int) -> Auth:
+    """Build the guard of a hive that listens on `port`.
+
+    Raises:
+        ConfigError: The hive would serve strangers without asking who they are; the message says what to set.
+    """
+    local = is_loopback(settings.host)
+    keys = KeyRing(key_file(settings.state_dir))
+    if not local and not keys.usable() and settings.auth.oidc is None:
+        raise ConfigError(
+            f"the hive does not listen on {settings.host} without authentication: make an API key first "
+            "(ash key new), or set ASH_HUB_AUTH__OIDC__ISSUER and ASH_HUB_AUTH__OIDC__AUDIENCE; "
+            "--host 127.0.0.1 needs neither"
+        )
+    if not local and settings.tls_cert is None:
+        log.warning("tokens travel unencrypted unless a proxy before this hive speaks https; see ASH_HUB_TLS_CERT")
+    peers, note = _peers(settings) if local else (None, None)
+    if note is not None:
+        log.warning(note)
+    public = urlsplit(settings.public_url).hostname if settings.public_url is not None else None
+    names = NameRules(
+        port=port,
+        hosts=(*settings.allowed_hosts, *((public,) if public else ())),
+        origins=settings.allowed_origins,
+        any_address=not local,
+        tls=settings.tls_cert is not None,
+    )
+    oidc = settings.auth.oidc
+    gate = Gate(
+        names,
+        Credentials(keys=keys, tokens=_oidc(oidc) if oidc is not None else None),
+        local=local,
+        peers=peers,
+        open_paths=settings.auth.open_paths,
+        public_url=settings.public_url,
+    )
+    return Auth(gate, _routes(gate.base_url, oidc), note)
+
+
+def peer_problem() -> str | None:
+    """Say why this host does not tell who connects to a loopback address, or None."""
+    return Peers(_own_users()).problem()
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine can reach a hive that listens on `host`."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _own_users() -> frozenset[int]:
+    return frozenset({os.geteuid(), 0})
+
+
+def _peers(settings: HubSettings) -> tuple[Peers | None, str | None]:
+    if not settings.auth.peer_check:
+        return None, _SWITCHED_OFF
+    peers = Peers(_own_users())
+    problem = peers.problem()
+    return (peers, None) if problem is None else (None, _NOT_LOOKED_UP.format(problem))
+
+
+def _oidc(oidc: OidcSettings) -> Oidc:
+    rules = OidcRules(
+        issuer=oidc.issuer,
+        audience=oidc.audience,
+        required_scopes=oidc.required_scopes,
+        subject_claim=oidc.subject_claim,
+    )
+    return Oidc(rules, ProviderKeys(oidc.issuer, oidc.jwks_url))
+
+
+def _routes(base_url: Callable[[Head], str], oidc: OidcSettings | None) -> Sequence[Route]:
+    async def resource(request: Request) -> Response:
+        head = Head(request.method, b"/", [*request.headers.raw], None)
+        shape = {
+            "resource": base_url(head) + MCP_PATH,
+            "resource_name": "Ash, the Agent Sandbox Hive",
+            "bearer_methods_supported": ["header"],
+        }
+        if oidc is not None:
+            shape |= {"authorization_servers": [oidc.issuer], "scopes_supported": list(oidc.required_scopes)}
+        return JSONResponse(shape, headers={"cache-control": "no-store"})
+
+    return [Route(RESOURCE_METADATA_PATH, resource), Route(RESOURCE_METADATA_PATH + MCP_PATH, resource)]

@@ -1,0 +1,66 @@
+"""What a request asks for: path, scope, expansion; read from its head, then narrowed to what its principal may."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import parse_qs, unquote
+
+from ash_mcp import errors
+from ash_mcp.types import DEFAULT_SCOPE, EVERY_SCOPE, Scope, valid_scope
+from ash_mcp.wire import HEADER_SCOPE, MCP_PATH
+from ash_router.admission import Admitted, Head, Refusal
+from ash_router.verdicts import Known
+
+__all__ = ["Asked", "read_asked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one request asks for, whoever makes it."""
+
+    path: str
+    """Decoded, with `/mcp/in/<scope>` reduced to `/mcp`."""
+    scope: Scope | None
+    """None where the request names none."""
+    expand: bool | None
+
+    def granted(self, known: Known, client: tuple[str, int] | None) -> Admitted | Refusal:
+        """Return the verdict for a principal: admitted, unless its key is not for that scope."""
+        bound = known.principal.bound_scopes
+        scope = DEFAULT_SCOPE if self.scope is None else self.scope
+        if bound is not None and scope not in bound:
+            if self.scope is not None:
+                return Refusal(errors.PermissionDenied(f"your key is not for scope {scope!r}"))
+            if len(bound) != 1:
+                words = f"name one of the scopes that your key is for: {', '.join(sorted(bound)) or 'it has none'}"
+                return Refusal(errors.PermissionDenied(words))
+            (only,) = bound
+            scope = Scope(only)
+        where = f"{client[0]}:{client[1]}" if client is not None else ""
+        return Admitted(known.principal, scope, self.path, self.expand, known.by, where)
+
+
+def read_asked(head: Head) -> Asked | Refusal:
+    """Read what a request asks for from its path, its query and its headers."""
+    raw_path, _, raw_query = head.target.partition(b"?")
+    path = unquote(raw_path.decode("latin-1"))
+    try:
+        query = parse_qs(raw_query.decode("latin-1"), keep_blank_values=True, max_num_fields=64)
+    except ValueError:
+        return Refusal(errors.ConfigError("the query has more than 64 fields; it knows scope and expand"))
+    asked = [*query.get("scope", ()), *head.all(HEADER_SCOPE.encode())]
+    inside = f"{MCP_PATH}/in/"
+    if path.startswith(inside):
+        asked.append(path.removeprefix(inside).rstrip("/"))
+        path = MCP_PATH
+    if len(set(asked)) > 1:
+        return Refusal(errors.ConfigError(f"the request names several scopes: {sorted(set(asked))}; name one"))
+    scope = Scope(asked[0]) if asked else None
+    if scope is not None and scope not in (DEFAULT_SCOPE, EVERY_SCOPE) and not valid_scope(scope):
+        return Refusal(errors.ConfigError(f"{scope!r} cannot be a scope: letters, digits and ._- only, at most 64"))
+    expand = query.get("expand", [None])[-1]
+    if expand not in (None, "none", "all"):
+        return Refusal(errors.ConfigError(f"expand={expand!r} is unknown; use expand=none or expand=all"))
+    if path == f"{MCP_PATH}/":
+        path = MCP_PATH
+    return Asked(path, scope, None if expand is None else expand == "all")

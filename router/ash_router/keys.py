@@ -1,0 +1,258 @@
+"""API keys: made once, shown once, kept as hashes in one file that a running hive reads again when it changes."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import hmac
+import json
+import logging
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, cast
+
+from ash_mcp.errors import ConfigError, NotFound
+from ash_mcp.types import Principal, valid_scope
+from ash_router.verdicts import Known, Rejected
+
+__all__ = ["KEY_PATTERN", "KEY_PREFIX", "ApiKey", "KeyFile", "KeyRing"]
+
+log = logging.getLogger("ash.router")
+
+KEY_PREFIX: Final = "ash_"
+KEY_PATTERN: Final = re.compile(r"ash_(?P<id>[a-z2-7]{10})_(?P<secret>[a-z2-7]{52})")
+"""`ash_<id>_<secret>`: a form of its own, so that scanners find keys that have leaked."""
+
+_VERSION: Final = 1
+_LOOK_EVERY_SECONDS: Final = 1.0
+_BASE32: Final = "abcdefghijklmnopqrstuvwxyz234567"
+_REJECTED: Final = Rejected("the API key is unknown, revoked or expired; ask for a new one (ash key new)")
+_NOBODY: Final = "0" * 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """What is kept of a key. Times are seconds since the epoch."""
+
+    id: str
+    """Its public part, which names it in lists and in the audit."""
+    sha256: str
+    """Of the whole key. A plain hash is right here: the secret has 256 random bits, so there is nothing to guess that
+    a slow hash would make slower, and every request has to check it."""
+    subject: str
+    """Who its bearer is: keys of one subject share their sandboxes."""
+    name: str = ""
+    scopes: tuple[str, ...] | None = None
+    """The only scopes it may use; None means all."""
+    created_at: float
+    expires_at: float | None = None
+
+    @property
+    def principal(self) -> Principal:
+        return Principal(self.subject, None if self.scopes is None else frozenset(self.scopes))
+
+    def expired(self, now: float) -> bool:
+        return self.expires_at is not None and now >= self.expires_at
+
+
+class KeyFile:
+    """The file of a hive's keys. Any process of its user may change it; each change is whole or not at all."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self.path = path
+        self._clock = clock
+
+    def read(self) -> list[ApiKey]:
+        """Return all keys, the expired ones too.
+
+        Raises:
+            ConfigError: The file is not a list of keys, or others can read it.
+        """
+        try:
+            with self.path.open("rb") as file:
+                if os.fstat(file.fileno()).st_mode & 0o077:
+                    raise ConfigError(f"others can read the hive's API keys; run: chmod 600 {self.path}")
+                return _parse(file.read())
+        except FileNotFoundError:
+            return []
+        except OSError as exc:
+            raise ConfigError(f"the API keys in {self.path} cannot be read: {exc.strerror}") from exc
+        except (ValueError, KeyError, TypeError) as exc:
+            raise ConfigError(
+                f"{self.path} is not a file of API keys of this version; move it away and make new keys"
+            ) from exc
+
+    def add(
+        self,
+        *,
+        name: str = "",
+        subject: str | None = None,
+        scopes: Iterable[str] = (),
+        ttl_seconds: float | None = None,
+    ) -> tuple[ApiKey, str]:
+        """Make a key and return it with its secret form, which cannot be shown again.
+
+        Args:
+            subject: Who its bearer is; None makes an owner of its own.
+            scopes: Binds the key to these; none leaves it free.
+
+        Raises:
+            ConfigError: A value cannot be used.
+        """
+        bound = tuple(dict.fromkeys(scopes))
+        _check(name, subject, bound)
+        key_id = "".join(secrets.choice(_BASE32) for _ in range(10))
+        text = f"{KEY_PREFIX}{key_id}_{_random_256_bits()}"
+        now = self._clock()
+        key = ApiKey(
+            id=key_id,
+            sha256=_digest(text),
+            subject=subject or f"key:{key_id}",
+            name=name,
+            scopes=bound or None,
+            created_at=now,
+            expires_at=None if ttl_seconds is None else now + ttl_seconds,
+        )
+        with self._alone():
+            self._write([*self.read(), key])
+        return key, text
+
+    def revoke(self, named: Iterable[str]) -> list[ApiKey]:
+        """Remove keys by id or by a name that only one key has; all of them or none.
+
+        Raises:
+            NotFound: There is no such key.
+            ConfigError: Several keys have that name.
+        """
+        with self._alone():
+            keys = self.read()
+            gone = {key.id: key for key in (_find(keys, name) for name in named)}
+            self._write([key for key in keys if key.id not in gone])
+        return list(gone.values())
+
+    @contextmanager
+    def _alone(self) -> Generator[None]:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise ConfigError(f"the API keys in {self.path} cannot be changed: {exc.strerror}") from exc
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def _write(self, keys: Iterable[ApiKey]) -> None:
+        body = {"version": _VERSION, "keys": [asdict(key) for key in keys]}
+        fresh = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        try:
+            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump(body, file, indent=1)
+                file.flush()
+                os.fsync(descriptor)
+            fresh.replace(self.path)
+        except OSError as exc:
+            fresh.unlink(missing_ok=True)
+            raise ConfigError(f"the API keys in {self.path} cannot be changed: {exc.strerror}") from exc
+
+
+class KeyRing:
+    """The keys of a running hive: a `Verifier` that follows its file within about a second.
+
+    A file that has become unreadable leaves the keys as they were, with a line in the log: a slip of the pen must not
+    lock every caller out. A file that has gone revokes all of them.
+    """
+
+    def __init__(
+        self,
+        file: KeyFile,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._file = file
+        self._clock = clock
+        self._monotonic = monotonic
+        self._seen: tuple[int, int, int] | None = _signature(file.path)
+        self._looked_at = monotonic()
+        self._keys = {key.id: key for key in file.read()}
+
+    def verify(self, token: str) -> Known | Rejected:
+        self._follow()
+        match = KEY_PATTERN.fullmatch(token)
+        key = self._keys.get(match["id"]) if match is not None else None
+        # an unknown key costs what a known one does
+        good = hmac.compare_digest(_digest(token), _NOBODY if key is None else key.sha256)
+        if key is None or not good or key.expired(self._clock()):
+            return _REJECTED
+        return Known(key.principal, f"key:{key.id}")
+
+    def usable(self) -> int:
+        """Return how many keys are not expired."""
+        self._follow()
+        now = self._clock()
+        return sum(not key.expired(now) for key in self._keys.values())
+
+    def _follow(self) -> None:
+        now = self._monotonic()
+        if now - self._looked_at < _LOOK_EVERY_SECONDS:
+            return
+        self._looked_at = now
+        seen = _signature(self._file.path)
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            self._keys = {key.id: key for key in self._file.read()}
+        except ConfigError as error:
+            log.error("the API keys are as they were before: %s", error.message)
+
+
+def _signature(path: Path) -> tuple[int, int, int] | None:
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_mtime_ns, about.st_ino, about.st_size
+
+
+def _parse(raw: bytes) -> list[ApiKey]:
+    body = json.loads(raw)
+    if body["version"] != _VERSION:
+        raise ValueError("another version")
+    keys = [ApiKey(**cast("dict[str, Any]", fields)) for fields in body["keys"]]
+    return [key if key.scopes is None else replace(key, scopes=tuple(key.scopes)) for key in keys]
+
+
+def _check(name: str, subject: str | None, scopes: Iterable[str]) -> None:
+    for what, value in (("name", name), ("subject", subject or "")):
+        if len(value) > 200 or not value.isprintable():
+            raise ConfigError(f"a key's {what} is at most 200 printable characters")
+    for scope in scopes:
+        if not valid_scope(scope):
+            raise ConfigError(f"{scope!r} cannot be a scope: letters, digits and ._- only, at most 64")
+
+
+def _find(keys: Iterable[ApiKey], name: str) -> ApiKey:
+    found = [key for key in keys if name in (key.id, key.name)]
+    if not found:
+        raise NotFound(f"there is no key {name!r}; `ash key list` shows those that there are")
+    if len(found) > 1:
+        raise ConfigError(f"{len(found)} keys are named {name!r}; say which by id: {', '.join(k.id for k in found)}")
+    return found[0]
+
+
+def _random_256_bits() -> str:
+    number = secrets.randbits(256)
+    return "".join(_BASE32[(number >> shift) & 31] for shift in range(0, 260, 5))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,149 @@
+"""Who is at the other end of a loopback connection: the user that owns the client's socket, as the kernel knows it.
+
+Asked of the kernel by netlink (`sock_diag`), or read from `/proc/net/tcp` where that is not allowed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+from weakref import WeakKeyDictionary
+
+__all__ = ["Address", "Peers", "peer_user"]
+
+Address = tuple[str, int]
+
+_SOCK_DIAG: Final = 4
+_BY_FAMILY: Final = 20
+_REQUEST: Final = 1
+_ERROR: Final = 2
+_ALL_STATES: Final = 0xFFFFFFFF
+_NO_COOKIE: Final = b"\xff" * 8
+_ENOENT: Final = 2
+_BOUND_SECONDS: Final = 1.0
+
+
+def peer_user(client: Address, server: Address) -> int | None:
+    """Return the user id that owns the client's end of a connection to `server`.
+
+    None when nobody owns it any more: the kernel shows a socket that its process has closed as root's, so a socket
+    without an inode proves nothing.
+
+    Raises:
+        OSError: This host does not let us look.
+    """
+    near, far = _plain(client[0]), _plain(server[0])
+    try:
+        return _ask_kernel(near, client[1], far, server[1])
+    except OSError:
+        return _read_proc(near, client[1], far, server[1])
+
+
+class Peers:
+    """Remembers for each connection whether its peer is one of the users that may come in.
+
+    What is remembered goes with the connection: an address may be another process's a moment later.
+    """
+
+    def __init__(self, users: Iterable[int], look_up: Callable[[Address, Address], int | None] = peer_user) -> None:
+        self._users = frozenset(users)
+        self._look_up = look_up
+        self._known: WeakKeyDictionary[object, bool] = WeakKeyDictionary()
+
+    def welcome(self, connection: object | None, client: Address | None, server: Address | None) -> bool:
+        """Say whether the peer may come in; one that cannot be found out may not."""
+        known = self._known.get(connection) if connection is not None else None
+        if known is None:
+            known = self._ask(client, server)
+            if connection is not None:
+                self._known[connection] = known
+        return known
+
+    def problem(self) -> str | None:
+        """Say why peers cannot be looked up on this host, or None: tried on a connection of our own."""
+        try:
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                with socket.create_connection(listener.getsockname(), timeout=_BOUND_SECONDS) as probe:
+                    found = self._look_up(probe.getsockname(), listener.getsockname())
+        except OSError as exc:
+            return exc.strerror or str(exc)
+        return None if found == os.geteuid() else f"this host says that our own socket belongs to user {found}"
+
+    def _ask(self, client: Address | None, server: Address | None) -> bool:
+        if client is None or server is None:
+            return False
+        with suppress(OSError, ValueError):
+            return self._look_up(client, server) in self._users
+        return False
+
+
+def _plain(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    address = ipaddress.ip_address(host.partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _ask_kernel(
+    near: ipaddress.IPv4Address | ipaddress.IPv6Address,
+    near_port: int,
+    far: ipaddress.IPv4Address | ipaddress.IPv6Address,
+    far_port: int,
+) -> int | None:
+    family = socket.AF_INET if near.version == 4 else socket.AF_INET6
+    ports = struct.pack("!HH", near_port, far_port)
+    identity = ports + near.packed.ljust(16, b"\0") + far.packed.ljust(16, b"\0") + struct.pack("=I", 0) + _NO_COOKIE
+    body = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 0, _ALL_STATES) + identity
+    head = struct.pack("=IHHII", 16 + len(body), _BY_FAMILY, _REQUEST, 1, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as link:
+        link.settimeout(_BOUND_SECONDS)
+        link.send(head + body)
+        answer = link.recv(4096)
+    (kind,) = struct.unpack_from("=H", answer, 4)
+    if kind == _ERROR:
+        (code,) = struct.unpack_from("=i", answer, 16)
+        if code == -_ENOENT:
+            return None
+        raise OSError(-code, os.strerror(-code))
+    if kind != _BY_FAMILY or answer[20:24] != ports:
+        return None  # a listener is what the kernel finds where there is no such connection
+    user, inode = struct.unpack_from("=II", answer, 80)
+    return user if inode else None
+
+
+def _read_proc(
+    near: ipaddress.IPv4Address | ipaddress.IPv6Address,
+    near_port: int,
+    far: ipaddress.IPv4Address | ipaddress.IPv6Address,
+    far_port: int,
+    folder: Path = Path("/proc/self/net"),
+) -> int | None:
+    """Look in both tables: a client may reach an IPv4 address through an IPv6 socket."""
+    seen = 0
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = (folder / table).read_text(encoding="ascii").splitlines()[1:]
+        except FileNotFoundError:
+            continue
+        seen += 1
+        wanted = [f"{_hex(address, table)}:{port:04X}" for address, port in ((near, near_port), (far, far_port))]
+        for line in lines:
+            fields = line.split()
+            if fields[1:3] == wanted:
+                return int(fields[7]) if int(fields[9]) else None
+    if not seen:
+        raise FileNotFoundError(_ENOENT, "neither sock_diag nor /proc/net/tcp can be used here")
+    return None
+
+
+def _hex(address: ipaddress.IPv4Address | ipaddress.IPv6Address, table: str) -> str:
+    """Write an address as `/proc/net` does: words of 32 bits in the machine's own order."""
+    raw = address.packed
+    if table == "tcp6" and address.version == 4:
+        raw = bytes(10) + b"\xff\xff" + raw
+    words = struct.unpack(f"={len(raw) // 4}I", raw)
+    return "".join(f"{word:08X}" for word in words)

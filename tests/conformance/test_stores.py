@@ -1,0 +1,54 @@
+"""One suite, every store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from ash_router.store.base import Store
+from ash_router.store.memory import MemoryStore
+from ash_router.testing import STORE_CHECKS, check_store
+
+pytestmark = pytest.mark.anyio
+
+Make = Callable[[], AbstractAsyncContextManager[Store]]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@asynccontextmanager
+async def memory() -> AsyncGenerator[Store]:
+    yield MemoryStore()
+
+
+STORES: dict[str, Make] = {"memory": memory}
+
+
+@pytest.mark.parametrize("make", STORES.values(), ids=STORES.keys())
+@pytest.mark.parametrize("check", STORE_CHECKS, ids=lambda check: check.__name__)
+async def test_a_store_keeps_its_promises(make: Make, check: Any):
+    async with make() as store:
+        await check(store)
+
+
+async def test_a_store_that_forgets_is_found_out():
+    class Forgetful(MemoryStore):
+        async def drop_route(self, sandbox_id: Any) -> None:
+            return None
+
+    @asynccontextmanager
+    async def forgetful() -> AsyncGenerator[Store]:
+        yield Forgetful()
+
+    with pytest.raises(AssertionError):
+        await check_store(forgetful)
+
+
+async def test_the_whole_suite_can_be_called_at_once():
+    await check_store(memory)

@@ -1,0 +1,80 @@
+"""What `ash doctor` finds on hosts that lack something."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ash_hub.backends.local import host
+from ash_hub.backends.local.host import Check
+from tests.hub.local_parts import needs_isolation
+
+BROKEN = """\
+#!/bin/sh
+case "$1" in
+  --help) echo "    --size BYTES"; exit 0 ;;
+  --version) echo "bubblewrap 0.6.1"; exit 0 ;;
+esac
+echo "bwrap: setting up uid map: Permission denied" >&2
+exit 1
+"""
+
+
+def found(checks: list[Check]) -> dict[str, Check]:
+    return {check.name: check for check in checks}
+
+
+@pytest.fixture
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a bubblewrap first that may not make namespaces."""
+    program = tmp_path / "bwrap"
+    program.write_text(BROKEN)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+@needs_isolation
+def test_this_host_isolates() -> None:
+    checks = found(host.probe())
+    assert checks["bubblewrap"].ok and checks["namespaces"].ok
+    assert all(check.ok for check in checks.values() if check.required)
+    assert all(check.ok or check.fix for check in checks.values() if check.name != "system call filter")
+
+
+def test_a_host_without_bubblewrap_is_told_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check = found(host.probe())["bubblewrap"]
+    assert not check.ok and check.required and check.fix is not None and "apt-get install bubblewrap" in check.fix
+
+
+@pytest.mark.usefixtures("broken")
+@pytest.mark.parametrize(
+    ("sysctl", "value", "advice"),
+    [
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", "/etc/apparmor.d/bwrap"),
+        ("kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
+        ("user/max_user_namespaces", "0", "sysctl user.max_user_namespaces"),
+        ("none/of/them", "", "--security-opt"),
+    ],
+)
+def test_a_host_that_forbids_namespaces_is_told_which_switch_it_is(
+    monkeypatch: pytest.MonkeyPatch, sysctl: str, value: str, advice: str
+) -> None:
+    def read(name: str) -> str:
+        return value if name == sysctl else ""
+
+    monkeypatch.setattr(host, "_sysctl", read)
+    check = found(host.probe())["namespaces"]
+    assert not check.ok and check.required
+    assert "setting up uid map: Permission denied" in check.detail
+    assert check.fix is not None and advice in check.fix
+
+
+@pytest.mark.usefixtures("broken")
+def test_an_old_bubblewrap_is_said_to_lack_what_it_lacks() -> None:
+    checks = found(host.probe())
+    assert "0.6.1" in checks["bubblewrap"].detail
+    assert checks["disk limits"].ok
+    assert "filter only" in checks["nested namespaces"].detail and checks["nested namespaces"].fix

@@ -1,0 +1,117 @@
+"""A real runner as a process of its own on a Unix socket, and clients of it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import httpx2
+import jwt
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from mcp.client.client import Client
+from mcp.client.streamable_http import streamable_http_client
+
+__all__ = ["ECHO", "GENERAL", "LEGACY", "Runner", "running"]
+
+SANDBOX: Final = "sbx-test"
+ECHO: Final[Mapping[str, Any]] = {"python": "ash_recipes.echo.server:server"}
+GENERAL: Final[Mapping[str, Any]] = {"python": "ash_recipes.general.server:build"}
+HERE: Final = Path(__file__).parent
+LEGACY: Final[Mapping[str, Any]] = {"stdio": {"command": [sys.executable, str(HERE / "legacy_server.py")]}}
+START_SECONDS: Final = 30.0
+
+
+@dataclass
+class Runner:
+    process: subprocess.Popen[bytes]
+    path: str
+    key: Ed25519PrivateKey
+    workspace: Path
+    home: Path
+    log: Path
+
+    def token(self, **claims: Any) -> str:
+        """Return a good call token, but for the claims that are given."""
+        good = {"iss": "ash", "aud": SANDBOX, "gen": 1, "exp": int(time.time()) + 300}
+        return jwt.encode({**good, **claims}, self.key, algorithm="EdDSA")
+
+    def http(self, token: str | None = None) -> httpx.Client:
+        return httpx.Client(
+            base_url="http://runner",
+            transport=httpx.HTTPTransport(uds=self.path),
+            headers={"ash-token": self.token() if token is None else token},
+            timeout=START_SECONDS,
+        )
+
+    @asynccontextmanager
+    async def client(self, mode: str, **more: Any) -> AsyncGenerator[Client]:
+        """Connect the SDK's own client, by handshake (`legacy`) or without (`2026-07-28`)."""
+        async with httpx2.AsyncClient(
+            transport=httpx2.AsyncHTTPTransport(uds=self.path), headers={"ash-token": self.token()}, timeout=30
+        ) as http:
+            transport = streamable_http_client("http://runner/mcp", http_client=http)
+            async with Client(transport, mode=mode, cache=None, **more) as client:
+                yield client
+
+    def stop(self) -> tuple[int, float]:
+        """End it as a keeper does, and return its exit code and how long that took."""
+        began = time.monotonic()
+        self.process.terminate()
+        return self.process.wait(10), time.monotonic() - began
+
+
+@contextmanager
+def running(server: Mapping[str, Any], env: Mapping[str, str] | None = None) -> Generator[Runner]:
+    """Start a runner that serves a recipe's server; it is ready as soon as it answers."""
+    with tempfile.TemporaryDirectory(prefix="ash-", dir="/tmp") as folder:  # a socket's path must be short
+        here = Path(folder)
+        workspace, home, log = here / "workspace", here / "home", here / "log"
+        workspace.mkdir()
+        home.mkdir()
+        key = Ed25519PrivateKey.generate()
+        raw = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+        config = {
+            "sandbox_id": SANDBOX,
+            "generation": 1,
+            "recipe": "tested",
+            "public_key": base64.b64encode(raw).decode(),
+            "server": server,
+            "env": dict(env or {}),
+            "workspace": str(workspace),
+            "home": str(home),
+        }
+        with socket.socket(socket.AF_UNIX) as listener, log.open("wb") as output:
+            listener.bind(str(here / "socket"))
+            listener.listen(64)
+            environ = {
+                **os.environ,
+                "PYTHONPATH": str(HERE),
+                "ASH_LISTEN_FD": str(listener.fileno()),
+                "ASH_RUNNER_CONFIG": json.dumps(config),
+            }
+            process = subprocess.Popen(
+                [sys.executable, "-m", "ash_recipes.runner"],
+                env=environ,
+                pass_fds=[listener.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        with process:
+            try:
+                yield Runner(process, str(here / "socket"), key, workspace, home, log)
+            finally:
+                process.kill()

@@ -1,0 +1,148 @@
+"""Bodies rewritten: the name changes, and nothing else does."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ash_router import bodies
+from ash_router.bodies import ToolCall
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**80), 2**80)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "a", "params"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+def body(name: str, arguments: Any = None, **more: Any) -> dict[str, Any]:
+    return {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "tools/call",
+        "params": {"name": name, "arguments": arguments, **more},
+    }
+
+
+def call(raw: bytes) -> ToolCall:
+    message = bodies.read_message(raw)
+    assert message is not None
+    found = bodies.as_tool_call(message)
+    assert found is not None
+    return found
+
+
+def renamed(raw: bytes, name: str = "tool") -> bytes:
+    new = bodies.rename(call(raw), name)
+    assert new is not None
+    return new
+
+
+@given(st.dictionaries(st.sampled_from(["name", "x"]), JSON, max_size=2), st.booleans(), st.text(max_size=5))
+def test_renaming_changes_the_name_and_nothing_else(arguments: dict[str, Any], ascii_only: bool, tail: str):
+    name = f"sb1_{tail}".encode("utf-8", "ignore").decode()
+    before = body(name, arguments, _meta={"name": name})
+    raw = json.dumps(before, ensure_ascii=ascii_only).encode()
+    assert json.loads(renamed(raw, "other")) == body("other", arguments, _meta={"name": name})
+
+
+@given(st.dictionaries(st.sampled_from(["name", "x"]), JSON, max_size=2))
+def test_retargeting_keeps_the_inner_arguments(arguments: dict[str, Any]):
+    outer = {"session": "sb1", "tool": "add", "arguments": arguments}
+    raw = json.dumps(body("call", outer, _meta={"progressToken": 7})).encode()
+    new = bodies.retarget(call(raw), "add")
+    assert new is not None
+    assert json.loads(new) == body("add", arguments, _meta={"progressToken": 7})
+
+
+def test_a_name_that_stands_once_is_spliced_and_every_other_byte_is_kept():
+    raw = b'{ "id":1.0e0, "method" :"tools/call","jsonrpc":"2.0","params":{"name" : "sb1_x" ,"arguments":{"n":1.50}}}'
+    raw = raw.replace(b"1.0e0", b"1")
+    assert renamed(raw) == raw.replace(b'"sb1_x"', b'"tool"')
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        b'{"n\\u0061me":"sb1_x","arguments":{"name":"sb1_x"}}',
+        b'{"name":"sb1_\\u0078","arguments":{"a":"sb1_x"}}',
+        b'{"arguments":{"name":"sb1_x"},"name":"sb1_x"}',
+        b'{"arguments":{"a":"\\"name\\": \\"sb1_x\\""},"name":"sb1_x"}',
+    ],
+)
+def test_a_decoy_is_not_taken_for_the_name(params: bytes):
+    raw = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":%b}' % params
+    new, old = json.loads(renamed(raw)), json.loads(raw)
+    assert new["params"] == {**old["params"], "name": "tool"}
+
+
+@pytest.mark.parametrize(
+    "number", ["18446744073709551616", "-99999999999999999999999", "1" * 300, "0.1000000000000000000001"]
+)
+def test_a_number_stays_as_it_stood(number: str):
+    outer = {"session": "sb1", "tool": "add", "arguments": {"n": "NUMBER"}}
+    raw = json.dumps(body("call", outer)).replace('"NUMBER"', number).encode()
+    new = bodies.retarget(call(raw), "add")
+    assert new is not None
+    assert f'"n":{number}'.encode() in new
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"[]",
+        b'"x"',
+        b"null",
+        b"{",
+        b'{"a":NaN}',
+        b'{"a":1e999}',
+        b'{"a":' + b"1" * 5000 + b"}",
+        b'{"a":"\xff"}',
+        b'{"a":"\\ud800"}',
+        b"[" * 9999,
+    ],
+)
+def test_what_is_not_one_strict_json_object_is_none(raw: bytes):
+    assert bodies.read_message(raw) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"jsonrpc": "1.0"},
+        {"method": "tools/list"},
+        {"id": None},
+        {"id": True},
+        {"id": 1.5},
+        {"id": []},
+        {"params": None},
+        {"params": []},
+        {"params": {}},
+        {"params": {"name": 1}},
+        {"params": {"name": ""}},
+        {"params": {"name": "sb1_x", "arguments": []}},
+    ],
+)
+def test_what_is_not_a_well_formed_tool_call_is_none(change: dict[str, Any]):
+    message = bodies.read_message(json.dumps({**body("sb1_x"), **change}).encode())
+    assert message is not None
+    assert bodies.as_tool_call(message) is None
+
+
+def test_arguments_too_deep_to_write_anew_are_left_alone():
+    deep: Any = {}
+    for _ in range(300):
+        deep = {"a": deep}
+    raw = json.dumps(body("call", {"session": "sb1", "tool": "add", "arguments": deep})).encode()
+    assert bodies.retarget(call(raw), "add") is None

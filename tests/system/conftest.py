@@ -1,0 +1,16 @@
+"""A real hive for all system tests that need no settings of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.hive_process import running_hive
+
+
+@pytest.fixture(scope="session")
+def hive_url() -> Iterator[str]:
+    """The URL of a hive that `ash up` serves in a process of its own, with directories of its own."""
+    with running_hive() as url:
+        yield url
