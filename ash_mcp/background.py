@@ -64,11 +64,13 @@ class UserHive:
 
     Args:
         command: Starts a hive in the foreground; it announces itself in the run directory.
+        environ: What it finds in its environment beside this process's own.
         start_seconds: How long a start may take.
     """
 
     files: HiveFiles = field(default_factory=HiveFiles.from_environment)
     command: Sequence[str] = field(default_factory=_up_command)
+    environ: Mapping[str, str] = field(default_factory=dict[str, str])
     start_seconds: float = START_SECONDS
 
     async def find(self) -> str | None:
@@ -115,7 +117,7 @@ class UserHive:
         raise ConnectFailed(f"the hive could not start. {self._log_hint()}")
 
     async def _detached(self) -> int:
-        environ = {"ASH_HUB_IDLE_EXIT_SECONDS": str(DEFAULT_IDLE_EXIT_SECONDS), **os.environ}
+        environ = {"ASH_HUB_IDLE_EXIT_SECONDS": str(DEFAULT_IDLE_EXIT_SECONDS), **os.environ, **self.environ}
         environ["ASH_HUB_RUN_DIR"] = str(self.files.run_dir)
         words = ["/bin/sh", "-c", _DETACH, str(self.files.start_log), *self.command]
         done = await anyio.run_process(words, env=environ, cwd="/", start_new_session=True)

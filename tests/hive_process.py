@@ -17,7 +17,7 @@ import anyio
 
 from ash_mcp.background import HiveFiles, UserHive
 
-__all__ = ["BRIDGE", "running_hive"]
+__all__ = ["ASH", "BRIDGE", "running_hive"]
 
 ASH: Final[tuple[str, ...]] = (sys.executable, "-m", "ash_mcp.cli")
 BRIDGE: Final[tuple[str, ...]] = (*ASH, "up", "--stdio")

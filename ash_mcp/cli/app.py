@@ -18,7 +18,7 @@ from ash_mcp.cli.output import complain, say
 __all__ = ["new_app", "run"]
 
 COMMANDS_GROUP: Final = "ash.commands"
-"""Entry points of commands that need more than this package: functions that typer understands."""
+"""Entry points of commands that need more than this package: functions that typer understands, or typer apps."""
 
 _CONTEXT: Final[dict[str, Any]] = {"help_option_names": ["-h", "--help"]}
 _HANDED_ON: Final[dict[str, Any]] = {
@@ -32,6 +32,7 @@ _HANDED_ON: Final[dict[str, Any]] = {
 _HUB_COMMANDS: Final = {
     "up": "Run a hive here; --stdio speaks MCP on stdin and stdout.",
     "doctor": "Say what isolation this machine gives and what it lacks.",
+    "key": "Make, list and revoke API keys of the hive here.",
     "bench": "Measure spawns and calls in this hive.",
 }
 """What help says of our own; a command of another package says where it is from."""
@@ -77,6 +78,7 @@ def new_app(words: Sequence[str]) -> typer.Typer:
     ):
         app.command(name)(hive_command(function))
     _add_hub_command(app, "doctor")
+    _add_hub_command(app, "key")
     app.command("config")(hive_command(hosts.config))
     known = {command.name for command in app.registered_commands}
     if not known.intersection(words):
@@ -118,10 +120,8 @@ def _add_hub_command(app: typer.Typer, name: str) -> None:
 def _add_foreign(app: typer.Typer, name: str, words: str, load: Callable[[], Callable[..., Any]]) -> None:
     def command(context: typer.Context) -> None:
         try:
-            inner = typer.Typer(
-                context_settings=_CONTEXT, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
-            )
-            inner.command()(load())
+            loaded = load()
+            inner = loaded if isinstance(loaded, typer.Typer) else _single(loaded)
             inner(args=context.args, prog_name=f"ash {name}")
         except ModuleNotFoundError as exc:
             if (exc.name or "").partition(".")[0] in _OUR_PACKAGES and exc.name != "ash_hub":
@@ -130,3 +130,11 @@ def _add_foreign(app: typer.Typer, name: str, words: str, load: Callable[[], Cal
             raise typer.Exit(1) from exc
 
     app.command(name, help=words, context_settings=_HANDED_ON)(command)
+
+
+def _single(function: Callable[..., Any]) -> typer.Typer:
+    app = typer.Typer(
+        context_settings=_CONTEXT, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
+    )
+    app.command()(function)
+    return app

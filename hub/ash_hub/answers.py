@@ -9,7 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ash_hub.tools import PinnedTool, mapping
 
-__all__ = ["Contents", "Destroyed", "SandboxList", "SandboxShape", "Spawned", "shown_tools", "text_of_tools"]
+__all__ = [
+    "Contents",
+    "Destroyed",
+    "SandboxList",
+    "SandboxShape",
+    "Spawned",
+    "shown_tools",
+    "text_of_tools",
+    "tool_shape",
+]
 
 
 class _Answer(BaseModel):
@@ -73,6 +82,18 @@ def shown_tools(session: str, listed: Iterable[tuple[str, PinnedTool]]) -> list[
         }
         for name, tool in listed
     ]
+
+
+def tool_shape(tool: PinnedTool) -> dict[str, Any]:
+    """Return all that is known of one tool, for the SDK."""
+    return {
+        "name": tool.name,
+        "title": tool.title,
+        "description": tool.description,
+        "input_schema": dict(tool.input_schema),
+        "output_schema": dict(tool.output_schema) if tool.output_schema is not None else None,
+        "annotations": dict(tool.annotations),
+    }
 
 
 def text_of_tools(tools: Sequence[Mapping[str, Any]]) -> str:

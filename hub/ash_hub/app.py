@@ -19,7 +19,8 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
 from pydantic import ValidationError
 
-from ash_hub.auth import open_auth
+from ash_hub.audit import Audit, AuditedAdmission
+from ash_hub.auth import open_auth, require_auth
 from ash_hub.backends.base import Backend, BackendFactory, Places
 from ash_hub.doors import Doors
 from ash_hub.legacy import SdkSessions
@@ -60,8 +61,11 @@ HIVE_FILE: Final = "hive.json"
 class Hive:
     """A hive that serves. `url` is where; `stop()` ends it gracefully from any task of the same loop."""
 
-    def __init__(self, url: str, settings: HubSettings, sandboxes: Sandboxes, backend: Backend) -> None:
+    def __init__(
+        self, url: str, settings: HubSettings, sandboxes: Sandboxes, backend: Backend, ledger: Ledger
+    ) -> None:
         self.url = url
+        self.in_flight = ledger.busy
         self.settings = settings
         self.sandboxes = sandboxes
         self.backend = backend
@@ -118,13 +122,14 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
     Raises:
         ConfigError: What is missing or wrong, and what to do.
     """
+    require_auth(settings)
     for directory in (settings.state_dir, settings.run_dir):
         _make_private(directory)
     catalog = Catalog.load(settings.recipe_dirs)
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(_listen(settings.host, settings.port))
         port = listener.getsockname()[1]
-        auth = open_auth(settings, port)
+        auth, audit = open_auth(settings, port), Audit()
         backend = await stack.enter_async_context(_load_backend(settings))
         store = MemoryStore()
         routes, ledger = Routes(store), Ledger()
@@ -158,10 +163,11 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
                 settings=settings,
                 on_changed=lambda owner, scope: notices.announce(owner, scope),
                 on_gone=lambda sandbox_id: relay.forget(sandbox_id),
+                audit=audit,
             )
         )
         notices = Notices(store, lambda session_id: sdk_sessions.alive(session_id))
-        doors = Doors(sandboxes, backend, tokens, settings)
+        doors = Doors(sandboxes, backend, tokens, settings, audit)
         face = Face(doors, sandboxes, notices, catalog, ledger, settings, caller, version("ash-mcp"))
         manager = StreamableHTTPSessionManager(
             face.server,
@@ -174,7 +180,7 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
         stack.push_async_callback(relay.aclose)
         metrics = Metrics(sandboxes, ledger, routes)
         app = build_app(legacy.middleware(manager.handle_request), metrics, sandboxes.unready, auth.routes, auth.note)
-        hive = Hive(_url(settings, port), settings, sandboxes, backend)
+        hive = Hive(_url(settings, port), settings, sandboxes, backend, ledger)
         reconciler = Reconciler(backend, sandboxes)
 
         async with anyio.create_task_group() as group, manager.run():
@@ -182,7 +188,7 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
             group.start_soon(notices.run)
             group.start_soon(Reaper(sandboxes, ledger, store, holder=new_sandbox_id()).run)
             await reconciler.run_once()
-            server = _server(app, relay, auth.gate, settings)
+            server = _server(app, relay, AuditedAdmission(auth.gate, audit), settings)
             async with server.serving(listener):
                 with _announced(settings.run_dir, hive.url):
                     if settings.idle_exit_seconds is not None:

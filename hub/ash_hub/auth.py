@@ -27,7 +27,7 @@ from ash_router.names import NameRules
 from ash_router.oidc import Oidc, OidcRules
 from ash_router.peers import Peers
 
-__all__ = ["Auth", "is_loopback", "key_file", "open_auth", "peer_problem"]
+__all__ = ["Auth", "is_loopback", "key_file", "open_auth", "peer_problem", "require_auth"]
 
 log = logging.getLogger("ash.hub")
 
@@ -54,20 +54,30 @@ def key_file(state_dir: Path) -> KeyFile:
     return KeyFile(state_dir / "keys.json")
 
 
+def require_auth(settings: HubSettings) -> None:
+    """Refuse settings by which the hive would serve strangers without asking who they are.
+
+    Raises:
+        ConfigError: What is missing, and what to set.
+    """
+    if is_loopback(settings.host) or settings.auth.oidc is not None:
+        return
+    if not KeyRing(key_file(settings.state_dir)).usable():
+        raise ConfigError(
+            f"the hive does not listen on {settings.host} without authentication: make an API key first "
+            "(ash key new), or set ASH_HUB_AUTH__OIDC__ISSUER and ASH_HUB_AUTH__OIDC__AUDIENCE. "
+            "A loopback address (--host 127.0.0.1) needs neither"
+        )
+
+
 def open_auth(settings: HubSettings, port: int) -> Auth:
     """Build the guard of a hive that listens on `port`.
 
     Raises:
-        ConfigError: The hive would serve strangers without asking who they are; the message says what to set.
+        ConfigError: The API keys cannot be read.
     """
     local = is_loopback(settings.host)
     keys = KeyRing(key_file(settings.state_dir))
-    if not local and not keys.usable() and settings.auth.oidc is None:
-        raise ConfigError(
-            f"the hive does not listen on {settings.host} without authentication: make an API key first "
-            "(ash key new), or set ASH_HUB_AUTH__OIDC__ISSUER and ASH_HUB_AUTH__OIDC__AUDIENCE; "
-            "--host 127.0.0.1 needs neither"
-        )
     if not local and settings.tls_cert is None:
         log.warning("tokens travel unencrypted unless a proxy before this hive speaks https; see ASH_HUB_TLS_CERT")
     peers, note = _peers(settings) if local else (None, None)

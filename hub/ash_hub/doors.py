@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote
 
-from ash_hub.answers import shown_tools, text_of_tools
+from ash_hub.answers import shown_tools, text_of_tools, tool_shape
 from ash_hub.asks import CallAsk, DestroyAsk, ExtendAsk, ListAsk, LogsAsk, ReadAsk, SpawnAsk, ToolsAsk
+from ash_hub.audit import Audit
 from ash_hub.backends.base import Backend
 from ash_hub.runner_client import RunnerClient
 from ash_hub.sandbox import Sandbox
 from ash_hub.sandboxes import Sandboxes
 from ash_hub.settings import HubSettings
 from ash_hub.starting import Progress
-from ash_mcp.errors import ConfigError, SandboxNotFound
+from ash_mcp.errors import AshError, ConfigError, RequestRefused, SandboxNotFound
 from ash_mcp.wire import info_to_json
 from ash_router.admission import Admitted
 from ash_router.tokens import CallTokens
@@ -51,12 +52,14 @@ class Doors:
         backend: Backend,
         tokens: CallTokens,
         settings: HubSettings,
+        audit: Audit,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._sandboxes = sandboxes
         self._backend = backend
         self._tokens = tokens
         self._settings = settings
+        self._audit = audit
         self._clock = clock
         self._by_ask: Mapping[type[Any], Callable[[Admitted, Any, Progress], Awaitable[Answer]]] = {
             SpawnAsk: self._spawn,
@@ -77,8 +80,18 @@ class Doors:
         """
         return await self._by_ask[type(ask)](caller, ask, progress)
 
+    def refused(self, caller: Admitted, what: str, error: AshError) -> None:
+        """Write down that a caller got `error` for `what`, if the hive said no to it."""
+        if isinstance(error, RequestRefused) and what != "spawn":  # a spawn has its line already
+            self._audit.refused(caller, what, error)
+
     async def _spawn(self, caller: Admitted, ask: SpawnAsk, progress: Progress) -> Answer:
-        sandbox = await self._sandboxes.spawn(caller.principal, caller.scope, ask, progress)
+        try:
+            sandbox = await self._sandboxes.spawn(caller.principal, caller.scope, ask, progress)
+        except AshError as error:
+            self._audit.spawn_failed(caller, error)
+            raise
+        self._audit.spawned(caller, sandbox, variables=len(ask.env), secrets=len(ask.secrets))
         tools = self._shown(sandbox)
         shape = {**self._shape(sandbox), "tools": tools}
         words = f"Sandbox {sandbox.session} is ready ({sandbox.recipe}, {sandbox.id}), until {shape['expires_at']}."
@@ -89,6 +102,10 @@ class Doors:
         del progress
         living, ended, unknown = self._targets(caller, ask)
         await self._sandboxes.destroy(living)
+        for sandbox in living:
+            self._audit.destroyed(caller, sandbox)
+        if unknown:
+            self._audit.refused(caller, "destroy", SandboxNotFound(f"no sandbox {', '.join(unknown)}"))
         shape = {
             "destroyed": [self._shape(sandbox) for sandbox in living],
             "already_ended": [self._shape(sandbox) for sandbox in ended],
@@ -175,7 +192,7 @@ class Doors:
         del progress
         sandbox = self._sandboxes.ready(caller.principal, caller.scope, ask.session)
         assert sandbox.toolset is not None, "a ready sandbox has its tools pinned"
-        tools = sandbox.toolset.to_json()
+        tools = [tool_shape(tool) for tool in sandbox.toolset.tools]
         return Answer({"tools": tools}, text_of_tools(self._shown(sandbox)))
 
     async def _logs(self, caller: Admitted, ask: LogsAsk, progress: Progress) -> Answer:

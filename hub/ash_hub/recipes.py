@@ -167,7 +167,8 @@ def explain_invalid(error: ValidationError) -> str:
     found: list[str] = []
     for problem in error.errors(include_url=False, include_input=True)[:5]:
         where = ".".join(str(part) for part in problem["loc"]) or "the whole"
-        given = "" if problem["type"] == "missing" else f" (given: {_brief(problem['input'])})"
+        hidden = problem["type"] == "missing" or "secrets" in problem["loc"]
+        given = "" if hidden else f" (given: {_brief(problem['input'])})"
         found.append(f"{where}: {problem['msg']}{given}")
     return "; ".join(found)
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anyio
 
 from ash_hub import _state
 from ash_hub._state import Step
 from ash_hub.asks import SpawnAsk
+from ash_hub.audit import Audit
 from ash_hub.backends.base import Backend, Instance
 from ash_hub.pool import Blank, Pool
 from ash_hub.recipes import Catalog, Recipe
@@ -70,6 +71,7 @@ class Parts:
     """Told whose tools changed: owner and scope."""
     on_gone: Callable[[SandboxId], None]
     """Told that a sandbox has no route any more, so that connections to it can be dropped."""
+    audit: Audit = field(default_factory=Audit)
 
 
 class Sandboxes:
@@ -289,6 +291,7 @@ class Sandboxes:
         message = instance.exit_message or "no reason is known"
         sandbox.step(Step.FAIL, self._clock(), EndReason.PROCESS_DIED, message)
         log.warning("died", extra={"sandbox": sandbox.id, "session": sandbox.session, "why": message})
+        self._parts.audit.ended(sandbox, EndReason.PROCESS_DIED, message)
         await self._withdraw(sandbox)
         await self._parts.backend.delete(sandbox.id, grace_seconds=0.0)
         await self._let_go(sandbox)
@@ -316,6 +319,7 @@ class Sandboxes:
         """Record that the backend no longer has a sandbox."""
         if sandbox.life.state is State.READY:
             sandbox.step(Step.FAIL, self._clock(), EndReason.LOST)
+            self._parts.audit.ended(sandbox, EndReason.LOST)
             await self._withdraw(sandbox)
             await self._let_go(sandbox)
 
@@ -354,6 +358,8 @@ class Sandboxes:
             await self._let_go(sandbox)
             sandbox.step(Step.END, self._clock())
         log.info("ended", extra={"sandbox": sandbox.id, "session": sandbox.session, "why": reason.value})
+        if reason is not EndReason.DESTROYED:  # that has a line with who did it
+            self._parts.audit.ended(sandbox, reason)
 
     async def _withdraw(self, sandbox: Sandbox) -> None:
         """Take a sandbox's tools away from callers and end the calls in flight with its reason."""

@@ -123,6 +123,7 @@ class Face:
             ask = self._parse(caller, params.name, params.arguments or {})
             answer = await self._doors.answer(caller, ask, progress)
         except AshError as error:
+            self._doors.refused(caller, params.name, error)
             return _complete(tool_failure(error))
         except Exception:
             log.exception("a tool of the hive failed", extra={"tool": params.name})
@@ -176,9 +177,11 @@ class Face:
     async def _read_resource(self, ctx: Context, params: types.ReadResourceRequestParams) -> dict[str, Any]:
         uri = str(params.uri)
         session = uri.partition("://")[2].partition("/")[0]
+        caller = self._caller(ctx.request)
         try:
-            contents = await self._doors.read(self._caller(ctx.request), session, uri)
+            contents = await self._doors.read(caller, session, uri)
         except AshError as error:
+            self._doors.refused(caller, "resources/read", error)
             raise MCPError(jsonrpc_code(error), error.message, failure_to_json(error)) from error
         return _complete({"contents": contents})
 

@@ -85,6 +85,12 @@ class HubSettings(BaseSettings):
     """Further host names by which the hive may be addressed."""
     allowed_origins: tuple[str, ...] = ()
     """Origins of web pages that may call the hive, exact."""
+
+    @field_validator("backend")
+    @classmethod
+    def _with_kind(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {"kind": "local", **given}  # an option alone does not unsay the default
+
     auth: AuthSettings = AuthSettings()
     public_url: str | None = None
     """The hive's URL for its callers, without `/mcp`, where a proxy stands before it."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from ash_hub.answers import tool_shape
 from ash_hub.tools import PinnedTool, Toolset
 
 __all__ = ["ToolsetShelf"]
@@ -26,7 +25,7 @@ class ToolsetShelf:
         file = self._file(toolset.digest)
         if not file.exists():
             self._directory.mkdir(parents=True, exist_ok=True)
-            body = {"tools": [_to_json(tool) for tool in toolset.tools], "notes": list(toolset.notes)}
+            body = {"tools": [tool_shape(tool) for tool in toolset.tools], "notes": list(toolset.notes)}
             fresh = file.with_suffix(f".{os.getpid()}")
             fresh.write_text(json.dumps(body), encoding="utf-8")
             fresh.replace(file)
@@ -46,14 +45,3 @@ class ToolsetShelf:
 
     def _file(self, digest: str) -> Path:
         return self._directory / f"{digest}.json"
-
-
-def _to_json(tool: PinnedTool) -> Mapping[str, Any]:
-    return {
-        "name": tool.name,
-        "title": tool.title,
-        "description": tool.description,
-        "input_schema": dict(tool.input_schema),
-        "output_schema": dict(tool.output_schema) if tool.output_schema is not None else None,
-        "annotations": dict(tool.annotations),
-    }

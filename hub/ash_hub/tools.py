@@ -87,9 +87,6 @@ class Toolset:
             known = self._listings[room] = _fit(self.tools, room)
         return known
 
-    def to_json(self) -> list[dict[str, Any]]:
-        return [tool.to_json() for tool in self.tools]
-
 
 def pin(listed: Iterable[object], annotations: Mapping[str, Mapping[str, Any]]) -> Toolset:
     """Clean what a sandbox's server listed.

@@ -78,9 +78,13 @@ class Services:
 
 
 class Exchange:
-    """A `Sink` between one sandbox and one caller."""
+    """A `Sink` between one sandbox and one caller.
 
-    def __init__(self, caller: Caller, call: RelayedCall, services: Services) -> None:
+    Args:
+        paused: Whether the caller is slow already, with answers before this one that it has not read yet.
+    """
+
+    def __init__(self, caller: Caller, call: RelayedCall, services: Services, *, paused: bool = False) -> None:
         self._caller = caller
         self._call = call
         self._services = services
@@ -92,7 +96,7 @@ class Exchange:
         self._last_byte_at = 0.0
         self._upstream: UpstreamSession | None = None
         self._renewed = False
-        self._paused = False
+        self._paused = paused
         self._begun = False
         self._done = False
         self._chunked = False

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 from weakref import WeakKeyDictionary
 
-__all__ = ["Address", "Peers", "peer_user"]
+__all__ = ["Address", "Peers", "ask_kernel", "peer_user", "read_proc"]
 
 Address = tuple[str, int]
 
@@ -27,6 +27,7 @@ _ALL_STATES: Final = 0xFFFFFFFF
 _NO_COOKIE: Final = b"\xff" * 8
 _ENOENT: Final = 2
 _BOUND_SECONDS: Final = 1.0
+_TABLES: Final = Path("/proc/self/net")
 
 
 def peer_user(client: Address, server: Address) -> int | None:
@@ -38,11 +39,10 @@ def peer_user(client: Address, server: Address) -> int | None:
     Raises:
         OSError: This host does not let us look.
     """
-    near, far = _plain(client[0]), _plain(server[0])
     try:
-        return _ask_kernel(near, client[1], far, server[1])
+        return ask_kernel(client, server)
     except OSError:
-        return _read_proc(near, client[1], far, server[1])
+        return read_proc(client, server)
 
 
 class Peers:
@@ -88,14 +88,11 @@ def _plain(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def _ask_kernel(
-    near: ipaddress.IPv4Address | ipaddress.IPv6Address,
-    near_port: int,
-    far: ipaddress.IPv4Address | ipaddress.IPv6Address,
-    far_port: int,
-) -> int | None:
+def ask_kernel(client: Address, server: Address) -> int | None:
+    """Do as `peer_user`, by netlink."""
+    near, far = _plain(client[0]), _plain(server[0])
     family = socket.AF_INET if near.version == 4 else socket.AF_INET6
-    ports = struct.pack("!HH", near_port, far_port)
+    ports = struct.pack("!HH", client[1], server[1])
     identity = ports + near.packed.ljust(16, b"\0") + far.packed.ljust(16, b"\0") + struct.pack("=I", 0) + _NO_COOKIE
     body = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 0, _ALL_STATES) + identity
     head = struct.pack("=IHHII", 16 + len(body), _BY_FAMILY, _REQUEST, 1, 0)
@@ -115,22 +112,16 @@ def _ask_kernel(
     return user if inode else None
 
 
-def _read_proc(
-    near: ipaddress.IPv4Address | ipaddress.IPv6Address,
-    near_port: int,
-    far: ipaddress.IPv4Address | ipaddress.IPv6Address,
-    far_port: int,
-    folder: Path = Path("/proc/self/net"),
-) -> int | None:
-    """Look in both tables: a client may reach an IPv4 address through an IPv6 socket."""
+def read_proc(client: Address, server: Address) -> int | None:
+    """Do as `peer_user`, by reading both tables: a client may reach an IPv4 address through an IPv6 socket."""
     seen = 0
     for table in ("tcp", "tcp6"):
         try:
-            lines = (folder / table).read_text(encoding="ascii").splitlines()[1:]
+            lines = (_TABLES / table).read_text(encoding="ascii").splitlines()[1:]
         except FileNotFoundError:
             continue
         seen += 1
-        wanted = [f"{_hex(address, table)}:{port:04X}" for address, port in ((near, near_port), (far, far_port))]
+        wanted = [f"{_hex(_plain(host), table)}:{port:04X}" for host, port in (client[:2], server[:2])]
         for line in lines:
             fields = line.split()
             if fields[1:3] == wanted:

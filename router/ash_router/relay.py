@@ -178,7 +178,9 @@ class _RelayProtocol(HttpToolsProtocol):
         self.scope["method"] = method.decode("ascii")
         self.scope["http_version"] = self._version
         self.scope["query_string"] = self.url.partition(b"?")[2]
-        head = Head(self.scope["method"], self.url, self.headers, self.client, self.server, self)
+        host, port = self.server or ("", None)
+        server = None if port is None else (host, port)
+        head = Head(self.scope["method"], self.url, self.headers, self.client, server, self)
         verdict = self.admission.admit(head)
         if isinstance(verdict, Admitted | Refusal):
             self._decided(verdict)
@@ -257,7 +259,7 @@ class _RelayProtocol(HttpToolsProtocol):
         if isinstance(decision, RelayedCall):
             self._phase = _Phase.RELAYING
             self._body = bytearray()
-            self._exchange = Exchange(self, decision, self.relay.services)
+            self._exchange = Exchange(self, decision, self.relay.services, paused=self.flow.write_paused)
             self._exchange.start()
         elif isinstance(decision, Cancellation):
             self.relay.cancelled(decision)
@@ -275,8 +277,7 @@ class _RelayProtocol(HttpToolsProtocol):
     def _start_asgi(self) -> None:
         """Hand the request, with what has been read of its body, to the ASGI app."""
         self._phase = _Phase.ASGI
-        limit = self.limit_concurrency
-        over = limit is not None and (len(self.connections) >= limit or len(self.tasks) >= limit)
+        busiest, limit = max(len(self.connections), len(self.tasks)), self.limit_concurrency
         self.cycle = RequestResponseCycle(
             scope=self.scope,
             transport=self.transport,
@@ -294,7 +295,7 @@ class _RelayProtocol(HttpToolsProtocol):
         self.cycle.more_body = not self._received_all
         if self._received_all or self.cycle.body:
             self.cycle.message_event.set()
-        self._start_asgi_task(self.cycle, service_unavailable if over else self.app)
+        self._start_asgi_task(self.cycle, self.app if limit is None or busiest < limit else service_unavailable)
 
     def _refuse(self, error: AshError, status: int | None = None, headers: Sequence[tuple[str, str]] = ()) -> None:
         """Answer with a typed error, and drop whatever the client goes on sending until it has had time to read it."""
@@ -336,8 +337,8 @@ class _RelayProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def broken_off(self) -> None:
-        self._keep_alive = False
-        self.finished()
+        self._exchange = None
+        self.transport.close()
 
     # Oddities of the input.
 
@@ -369,10 +370,8 @@ class _RelayProtocol(HttpToolsProtocol):
             self._skipped_upgrade = False
             self.parser = httptools.HttpRequestParser(self)
             self._resuming = True
-            try:
-                self.parser.feed_data(_framing.body_head(self.headers))
-            finally:
-                self._resuming = False
+            self.parser.feed_data(_framing.body_head(self.headers))
+            self._resuming = False
         if rest:
             self.data_received(rest)
         else:

@@ -53,6 +53,7 @@ class SmallServer:
         self.hanging = threading.Event()
         self.let_go = threading.Event()
         """Set when a call of `hang` was cancelled."""
+        self.methods: list[str] = []
         self.headers: list[dict[str, str]] = []
         self._up = threading.Event()
         self.port = 0
@@ -83,6 +84,7 @@ class SmallServer:
         return types.CallToolResult(content=[types.TextContent(text=json.dumps(params.arguments))])
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        self.methods.append(scope["method"])
         self.headers.append({key.decode(): value.decode() for key, value in scope["headers"]})
         await self._manager.handle_request(scope, receive, send)
 

@@ -1,4 +1,4 @@
-"""A plain FastMCP server, the peer of the hive's endpoint: like it, it has none of the conformance suite's own tools."""
+"""A plain FastMCP server, the peer of the hive's endpoint: like it, without the suite's own fixture tools."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,9 @@ START_SECONDS: Final = 30.0
 @dataclass
 class Runner:
     process: subprocess.Popen[bytes]
-    path: str
+    path: str | None
+    """Its socket; None when it listens on a port of loopback."""
+    url: str
     key: Ed25519PrivateKey
     workspace: Path
     home: Path
@@ -50,20 +52,26 @@ class Runner:
 
     def http(self, token: str | None = None) -> httpx.Client:
         return httpx.Client(
-            base_url="http://runner",
-            transport=httpx.HTTPTransport(uds=self.path),
+            base_url=self.url,
+            transport=httpx.HTTPTransport(uds=self.path, retries=20),
             headers={"ash-token": self.token() if token is None else token},
             timeout=START_SECONDS,
         )
 
     @asynccontextmanager
     async def client(self, mode: str, **more: Any) -> AsyncGenerator[Client]:
-        """Connect the SDK's own client, by handshake (`legacy`) or without (`2026-07-28`)."""
+        """Connect the SDK's own client, by handshake (`legacy`) or without (`2026-07-28`).
+
+        Only over a port: a request on a Unix socket that is cancelled as it is answered fails in anyio 4.16, with an
+        `InvalidStateError` of the loop.
+        """
+        assert self.path is None
+        transport = httpx2.AsyncHTTPTransport(retries=20)
         async with httpx2.AsyncClient(
-            transport=httpx2.AsyncHTTPTransport(uds=self.path), headers={"ash-token": self.token()}, timeout=30
+            transport=transport, headers={"ash-token": self.token()}, timeout=START_SECONDS
         ) as http:
-            transport = streamable_http_client("http://runner/mcp", http_client=http)
-            async with Client(transport, mode=mode, cache=None, **more) as client:
+            streams = streamable_http_client(f"{self.url}/mcp", http_client=http)
+            async with Client(streams, mode=mode, cache=None, **more) as client:
                 yield client
 
     def stop(self) -> tuple[int, float]:
@@ -74,8 +82,18 @@ class Runner:
 
 
 @contextmanager
-def running(server: Mapping[str, Any], env: Mapping[str, str] | None = None) -> Generator[Runner]:
-    """Start a runner that serves a recipe's server; it is ready as soon as it answers."""
+def running(
+    server: Mapping[str, Any],
+    env: Mapping[str, str] | None = None,
+    *,
+    launcher: Sequence[str] = (sys.executable, "-m", "ash_recipes.runner"),
+    port: bool = False,
+) -> Generator[Runner]:
+    """Start a runner that serves a recipe's server; it is ready as soon as it answers.
+
+    Args:
+        port: Listen on a port of loopback instead of an inherited socket.
+    """
     with tempfile.TemporaryDirectory(prefix="ash-", dir="/tmp") as folder:  # a socket's path must be short
         here = Path(folder)
         workspace, home, log = here / "workspace", here / "home", here / "log"
@@ -93,25 +111,27 @@ def running(server: Mapping[str, Any], env: Mapping[str, str] | None = None) -> 
             "workspace": str(workspace),
             "home": str(home),
         }
-        with socket.socket(socket.AF_UNIX) as listener, log.open("wb") as output:
-            listener.bind(str(here / "socket"))
-            listener.listen(64)
-            environ = {
-                **os.environ,
-                "PYTHONPATH": str(HERE),
-                "ASH_LISTEN_FD": str(listener.fileno()),
-                "ASH_RUNNER_CONFIG": json.dumps(config),
-            }
+        with socket.socket(socket.AF_INET if port else socket.AF_UNIX) as listener, log.open("wb") as output:
+            listener.bind(("127.0.0.1", 0) if port else str(here / "socket"))
+            path, url, inherited = str(here / "socket"), "http://runner", [listener.fileno()]
+            listen = {"ASH_LISTEN_FD": str(listener.fileno())}
+            if port:
+                address = f"127.0.0.1:{listener.getsockname()[1]}"
+                path, url, inherited, listen = None, f"http://{address}", [], {"ASH_LISTEN": address}
+                listener.close()
+            else:
+                listener.listen(64)
+            environ = {**os.environ, "PYTHONPATH": str(HERE), "ASH_RUNNER_CONFIG": json.dumps(config), **listen}
             process = subprocess.Popen(
-                [sys.executable, "-m", "ash_recipes.runner"],
+                list(launcher),
                 env=environ,
-                pass_fds=[listener.fileno()],
+                pass_fds=inherited,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
             )
         with process:
             try:
-                yield Runner(process, str(here / "socket"), key, workspace, home, log)
+                yield Runner(process, path, url, key, workspace, home, log)
             finally:
                 process.kill()

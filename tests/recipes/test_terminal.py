@@ -27,7 +27,11 @@ async def run(terminal: Terminal, command: str, timeout_seconds: float = 10) -> 
 
 
 async def test_directory_and_exported_variables_last(terminal: Terminal, context: Context) -> None:
-    assert await run(terminal, "mkdir -p 'a b' && cd 'a b' && export X='1 \"2\" $3' Y=\"new\nline\"; Z=3") == (0, "", "")
+    assert await run(terminal, "mkdir -p 'a b' && cd 'a b' && export X='1 \"2\" $3' Y=\"new\nline\"; Z=3") == (
+        0,
+        "",
+        "",
+    )
     assert terminal.cwd == context.workspace / "a b"
     assert await run(terminal, 'pwd; echo "$X|$Y|$Z"') == (0, f'{context.workspace}/a b\n1 "2" $3|new\nline|\n', "")
 
@@ -85,8 +89,8 @@ async def test_errors_count_the_lines_of_the_command(terminal: Terminal) -> None
 
 
 async def test_here_documents_and_quotes_survive(terminal: Terminal) -> None:
-    command = "python3 - <<'PY'\nprint(\"it's\", '\\\\', \"$HOME `x`\")\nPY\ncat <<EOF\n$((1 + 1)) \"q\"\nEOF"
-    assert (await run(terminal, command))[1] == "it's \\ $HOME `x`\n2 \"q\"\n"
+    command = 'python3 - <<\'PY\'\nprint("it\'s", \'\\\\\', "$HOME `x`")\nPY\ncat <<EOF\n$((1 + 1)) "q"\nEOF'
+    assert (await run(terminal, command))[1] == 'it\'s \\ $HOME `x`\n2 "q"\n'
 
 
 async def test_a_command_of_any_length_runs(terminal: Terminal) -> None:
@@ -116,7 +120,9 @@ async def test_a_vanished_directory_falls_back_to_the_workspace(terminal: Termin
 
 
 async def test_background_processes_outlive_their_command(terminal: Terminal, context: Context) -> None:
-    assert (await run(terminal, "(until test -e go; do sleep 0.05; done; echo yes > seen) & echo started"))[1] == "started\n"
+    assert (await run(terminal, "(until test -e go; do sleep 0.05; done; echo yes > seen) & echo started"))[
+        1
+    ] == "started\n"
     (context.workspace / "go").touch()
     with anyio.fail_after(5):
         while not (context.workspace / "seen").exists():
@@ -162,7 +168,11 @@ async def test_changing_the_directory_is_checked(terminal: Terminal, context: Co
     (context.workspace / "link").symlink_to("/usr")
     assert terminal.change_directory("link") == Path("/usr")
     assert terminal.change_directory("~") == context.home
-    for path, kind in (("nowhere", "file_not_found"), (f"{context.workspace}/file", "not_a_directory"), ("", "bad_request")):
+    for path, kind in (
+        ("nowhere", "file_not_found"),
+        (f"{context.workspace}/file", "not_a_directory"),
+        ("", "bad_request"),
+    ):
         with pytest.raises(Problem) as raised:
             terminal.change_directory(path)
         assert raised.value.kind == kind

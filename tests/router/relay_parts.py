@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -97,6 +97,20 @@ async def _plain(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+def route_to(
+    socket: Path, session: str = "sb1", *, owner: str = "me", names: Mapping[str, str] | None = None
+) -> Route:
+    return Route(
+        sandbox_id=new_sandbox_id(),
+        generation=1,
+        owner=owner,
+        scope=DEFAULT_SCOPE,
+        session=SessionName(session),
+        endpoint=Endpoint(unix=str(socket)),
+        tool_names=names or {},
+    )
+
+
 @dataclass
 class Rig:
     """A running hub and what a test may want to look at."""
@@ -111,6 +125,7 @@ class Rig:
     server: Server
     gone_sessions: set[str] = field(default_factory=set[str])
     held: list[str] = field(default_factory=list[str])
+    let_go: list[str] = field(default_factory=list[str])
     explanation: AshError | None = None
     silent: bool = False
     """Whether asking why a sandbox went away is left without an answer."""
@@ -120,15 +135,7 @@ class Rig:
         return f"http://127.0.0.1:{self.port}/mcp"
 
     async def bind(self, session: str, socket: Path, *, owner: str = "me", **names: str) -> Route:
-        route = Route(
-            sandbox_id=new_sandbox_id(),
-            generation=1,
-            owner=owner,
-            scope=DEFAULT_SCOPE,
-            session=SessionName(session),
-            endpoint=Endpoint(unix=str(socket)),
-            tool_names=names,
-        )
+        route = route_to(socket, session, owner=owner, names=names)
         await self.routes.bind(route)
         return route
 
@@ -153,8 +160,13 @@ async def open_rig(directory: Path, *, limits: RelayLimits | None = None, app: A
     def hold(session_id: str) -> AbstractContextManager[None] | None:
         if session_id in rig.gone_sessions:
             return None
+        return held(session_id)
+
+    @contextmanager
+    def held(session_id: str) -> Generator[None]:
         rig.held.append(session_id)
-        return nullcontext()
+        yield
+        rig.let_go.append(session_id)
 
     sessions = LegacySessions(hold)
     relay = Relay(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import tracemalloc
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import anyio
 import pytest
 
-from tests.router.relay_parts import CALL, Rig, answer_to, failure, modern, tool_call
+from ash_router.upstream import Upstreams
+from tests.router.relay_parts import CALL, Rig, answer_to, failure, modern, route_to, tool_call
 from tests.router.sandbox_parts import EVENT, STREAM_HEAD, Script, chunk, open_script, read_request, response, says
 
 pytestmark = pytest.mark.anyio
@@ -273,3 +276,51 @@ async def test_a_slow_reader_does_not_grow_memory(rig: Rig, flood: list[int]):
         writer.close()
     assert total > BIG
     assert peak < 8 * 1024 * 1024
+
+
+async def test_a_caller_who_asks_on_without_reading_is_stopped(rig: Rig):
+    answered: list[int] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_request(reader)
+            writer.write(response(b"x" * 50_000))
+            await writer.drain()
+            answered.append(1)
+
+    async with open_script(rig.directory, script) as socket:
+        await rig.bind("sb1", socket)
+        _, writer = await asyncio.open_connection("127.0.0.1", rig.port, limit=1000)
+        for _ in range(800):
+            writer.write(CALL)
+            with anyio.move_on_after(0.3) as patience:
+                before = len(answered)
+                while len(answered) == before or len(rig.ledger):
+                    await asyncio.sleep(0.001)
+            if patience.cancelled_caught:
+                break
+        writer.close()
+    assert len(answered) < 600
+
+
+def test_an_idle_connection_is_known_to_be_over_before_the_loop_says_so(tmp_path: Path):
+    async def check(speaks: bool) -> bool:
+        path = tmp_path / f"{speaks}.sock"
+        upstreams = Upstreams(
+            connect_timeout_seconds=1, max_idle=1, idle_seconds=1, max_head_bytes=1000, max_headers=10
+        )
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            connection = await upstreams.connect(route_to(path))
+            far_end, _ = listener.accept()
+            was_alive = connection.alive
+            if speaks:
+                far_end.send(b"x")
+            far_end.close()
+            is_alive = connection.alive
+            upstreams.close()
+        return was_alive and not is_alive
+
+    assert asyncio.run(check(False))
+    assert asyncio.run(check(True))

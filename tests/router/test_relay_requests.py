@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -38,7 +39,7 @@ def kind(body: bytes) -> str:
     return json.loads(body)["error"]["kind"]
 
 
-def structured(body: bytes) -> dict[str, int]:
+def structured(body: bytes) -> dict[str, Any]:
     data = body.partition(b"data: ")[2] if body.startswith(b"event:") else body
     return json.loads(data)["result"]["structuredContent"]
 
@@ -187,12 +188,26 @@ async def test_a_verdict_that_takes_time_loses_nothing_of_the_body(rig: Rig, siz
 
 async def test_a_verdict_that_takes_time_still_lets_a_call_be_relayed(rig: Rig, box: Box):
     rig.admission.gate = asyncio.Event()
+    value = "x" * 300_000
     async with rig.connect() as wire:
-        await wire.send(modern("sb1_add", ADD))
+        wire.writer.write(modern("sb1_echo", tool_call("sb1_echo", {"value": value})))
+        await asyncio.sleep(0.02)
         rig.admission.gate.set()
         _, headers, body = await wire.answer()
     assert headers["ash-origin"] == "sandbox"
-    assert structured(body) == {"result": 3}
+    assert structured(body) == {"value": value}
+
+
+async def test_what_is_pipelined_before_the_verdict_is_dropped_too(rig: Rig, box: Box):
+    rig.admission.gate = asyncio.Event()
+    async with rig.connect() as wire:
+        await wire.send(modern("sb1_add", ADD) * 2)
+        await asyncio.sleep(0.02)
+        rig.admission.gate.set()
+        status, headers, body = await wire.answer()
+        assert (status, headers["connection"]) == (200, "close")
+        assert structured(body) == {"result": 3}
+        assert await wire.ended()
 
 
 async def test_a_chunked_body_is_relayed_with_a_length(rig: Rig, box: Box):

@@ -105,7 +105,7 @@ async def test_the_first_call_opens_a_session_and_the_next_uses_it(rig: Rig, scr
             assert headers["mcp-session-id"] == session_id
             assert headers["ash-origin"] == "sandbox"
     assert script.methods() == ["initialize", "notifications/initialized", "tools/call", "tools/call"]
-    assert rig.held == [session_id, session_id]
+    assert rig.held == rig.let_go == [session_id, session_id]
 
 
 async def test_the_sandbox_is_told_of_the_client_but_not_of_what_it_cannot_ask_it(rig: Rig, script: Scripted):
@@ -193,6 +193,8 @@ async def test_a_cancellation_goes_where_the_call_went(rig: Rig, box: Box):
         with anyio.fail_after(10):
             await box.cancelled.wait()
         assert (await wire.answer())[0] == 200
+        kept = rig.sessions.get(session_id)
+        assert kept is not None and kept.calls == {}
         # What is not a relayed call's is the hub's own business.
         await other.send(legacy(message("notifications/cancelled", {"requestId": "w"}), session_id))
         assert (await other.answer())[1]["content-type"] == "application/json"

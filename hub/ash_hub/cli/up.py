@@ -12,7 +12,7 @@ __all__ = ["up"]
 
 
 def up(
-    host: Annotated[str | None, typer.Option(help="Address to listen on; loopback only.  [127.0.0.1]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.  [127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 takes a free one.  [8420]")] = None,
     backend: Annotated[str | None, typer.Option(help="Where sandboxes are made.  [local]")] = None,
     stdio: Annotated[

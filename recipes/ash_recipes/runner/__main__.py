@@ -11,8 +11,7 @@ from ash_recipes.runner import init
 def main() -> int:
     """Return the exit code: 0 after SIGTERM, 2 when the environment is wrong."""
     init.become_if_needed()
-    # Only what runs the sandbox imports all of it; the process that reaps stays small.
-    from ash_recipes.runner import service
+    # Only what runs the sandbox imports more; the process that reaps stays small.
     from ash_recipes.runner.config import ConfigProblem, take_from
 
     try:
@@ -20,6 +19,8 @@ def main() -> int:
     except ConfigProblem as exc:
         sys.stderr.write(f"runner: {exc}\n")
         return 2
+    from ash_recipes.runner import service
+
     return service.run(config)
 
 

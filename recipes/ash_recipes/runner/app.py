@@ -180,7 +180,7 @@ def _claimed_variables(body: bytes) -> dict[str, str]:
         raise Problem("bad_request", "the body of a claim is a JSON object")
     more: dict[str, str] = {}
     for part in ("env", "secrets"):
-        given: Any = cast("dict[str, Any]", shape).get(part) or {}
+        given: Any = cast("dict[str, Any]", shape).get(part, {})
         if not isinstance(given, dict):
             raise Problem("bad_request", f"{part} is an object of strings")
         for name, value in cast("dict[str, Any]", given).items():

@@ -49,7 +49,7 @@ class Files:
         if not path or "\0" in path:
             raise Problem("bad_request", "give a path that is not empty and holds no NUL character")
         try:
-            path.encode()
+            os.fsencode(path)
         except UnicodeEncodeError:
             raise Problem("bad_request", "the path holds lone surrogates, which no file name can") from None
         return self.workspace / path

@@ -90,6 +90,7 @@ class Jobs:
         self._by_key: dict[str, tuple[Any, Job]] = {}
         self._running: set[Process] = set()
         self._fewer = anyio.Event()
+        self._ending = False
         self._count = 0
         self._max_running = max_running
         self._tasks: TaskGroup | None = None
@@ -153,7 +154,7 @@ class Jobs:
         self._jobs[job.id] = job
         if key is not None:
             self._by_key[key] = (asked, job)
-        self._running.add(process)  # now, not when its task first runs: all may end before
+        self._adopt(process)  # now, not when its task first runs: all may end before
         self.tasks.start_soon(self._watch, job, timeout_seconds)
         return job
 
@@ -171,7 +172,7 @@ class Jobs:
     @contextlib.asynccontextmanager
     async def watched(self, process: Process) -> AsyncGenerator[None]:
         """Read the process's output while its owner waits for it; it ends with this runner at the latest."""
-        self._running.add(process)
+        self._adopt(process)
         self.tasks.start_soon(process.read, "stdout")
         self.tasks.start_soon(process.read, "stderr")
         try:
@@ -182,6 +183,11 @@ class Jobs:
             else:
                 process.kill()
                 self.tasks.start_soon(self._reap, process)
+
+    def _adopt(self, process: Process) -> None:
+        self._running.add(process)
+        if self._ending:
+            process.kill()
 
     async def _reap(self, process: Process) -> None:
         await process.wait()
@@ -208,7 +214,8 @@ class Jobs:
         return list(self._jobs.values())
 
     def end_all(self) -> None:
-        """Kill every command that runs here, at once."""
+        """Kill every command that runs here, at once, and every one that is started from now on."""
+        self._ending = True
         for process in list(self._running):
             process.kill()
 

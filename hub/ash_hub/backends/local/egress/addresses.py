@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 
 from .names import Address
 
-__all__ = ["NAMEABLE", "Surroundings", "kind_of", "local_networks4", "local_networks6"]
+__all__ = ["NAMEABLE", "Network", "Surroundings", "kind_of", "local_networks4", "local_networks6"]
 
 Network = IPv4Network | IPv6Network
 

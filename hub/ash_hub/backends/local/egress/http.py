@@ -28,6 +28,7 @@ _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\r\n\0]*)?\r\n")
 _ABSOLUTE = re.compile(r"(?i:http)://([^/?#]*)([/?][^#]*)?")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _MOST_HEADERS = 200
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 _HOP_BY_HOP = frozenset(
     {
         *(b"connection", b"proxy-connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
@@ -81,7 +82,7 @@ def read_request(head: bytes) -> Request:
     if method == "CONNECT":
         target = parse_authority(place)
         _check_host(headers, target, default_port=target.port, required=False)
-        if any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in headers):
+        if any(name.lower() in _FRAMING for name, _ in headers):
             raise _bad("a CONNECT request has no body")
         return Request(method=method, target=target)
     target, path = _absolute(place)
@@ -146,6 +147,8 @@ class Answer:
     status: int
     head: bytes
     """As the client gets it."""
+    length: int | None
+    """Of the body, whatever the method was; None is until the connection ends."""
 
     @property
     def interim(self) -> bool:
@@ -170,7 +173,16 @@ def read_answer(head: bytes) -> Answer:
     kept += [name + b": " + value for name, value in headers if name.lower() == b"transfer-encoding"]
     status = int(line[1])
     closing = [] if status < 200 else [b"Connection: close"]
-    return Answer(status, b"\r\n".join([first, *kept, *closing, b"", b""]))
+    return Answer(status, b"\r\n".join([first, *kept, *closing, b"", b""]), _answer_length(status, headers))
+
+
+def _answer_length(status: int, headers: Headers) -> int | None:
+    if status in (204, 304):
+        return 0
+    framing = [(name.lower(), value) for name, value in headers if name.lower() in _FRAMING]
+    if len(framing) == 1 and framing[0][0] == b"content-length" and _LENGTH.fullmatch(framing[0][1]):
+        return int(framing[0][1])
+    return None
 
 
 def _split(head: bytes) -> tuple[bytes, Headers]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-__all__ = ["Limits", "LimitReached", "Meter"]
+__all__ = ["LimitReached", "Limits", "Meter"]
 
 _GIB = 1024**3
 

@@ -64,7 +64,7 @@ def _addresses(name: bytes) -> list[Address]:
 
 
 async def dial(address: Address, port: int) -> socket.socket:
-    """Connect to `address`, and not if it turns out to be this host's own although nothing said so."""
+    """Connect to `address` as it is."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:

@@ -7,7 +7,7 @@ import contextlib
 import socket
 from dataclasses import dataclass
 
-from .limits import LimitReached, Limits, Meter
+from .limits import Limits, Meter
 from .refusal import Refusal
 
 __all__ = ["Clock", "End", "copy", "open_end", "read_head", "read_line"]
@@ -38,9 +38,11 @@ class End:
                 while left > 0 and (data := await self.reader.read(_CHUNK)):
                     left -= len(data)
 
-    def close(self) -> None:
-        # What was written still goes out, unless the peer stops reading: then the loop gives up with the process.
+    async def close(self) -> None:
+        """Return when everything written has gone out and the connection is closed."""
         self.writer.close()
+        with contextlib.suppress(OSError):
+            await self.writer.wait_closed()
 
     def abort(self) -> None:
         self.writer.transport.abort()
@@ -98,11 +100,12 @@ class Clock:
     def moved(self, count: int) -> None:
         """Count bytes that have come."""
         self._meter.add(count)
-        self.scope.reschedule(self._next())
+        if not self.scope.expired():
+            self.scope.reschedule(self._next())
 
-    def spent(self) -> LimitReached:
-        """Return which of the two times is over."""
-        return LimitReached("total_seconds" if self._now() >= self._last else "idle_seconds")
+    def spent(self) -> str:
+        """Name which of the two times is over."""
+        return "total_seconds" if self._now() >= self._last else "idle_seconds"
 
 
 async def copy(source: End, sink: End, clock: Clock, count: int | None = None) -> None:

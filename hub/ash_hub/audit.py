@@ -1,0 +1,122 @@
+"""The audit: one line of JSON for each spawn, claim, end and refused request. Who, what, from where, outcome.
+
+It goes to the logger `ash.audit`, which `logs.py` sends to a file of its own. No environment, secret, token or
+argument of a call is ever in it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from ash_hub.redaction import redacted
+from ash_hub.sandbox import Sandbox
+from ash_mcp.errors import AshError
+from ash_mcp.types import EndReason
+from ash_router.admission import Admission, Admitted, Head, Refusal
+
+__all__ = ["AUDIT_LOGGER", "Audit", "AuditedAdmission"]
+
+AUDIT_LOGGER: Final = "ash.audit"
+HIVE: Final = "hive"
+"""Who acts where no caller does: the reaper, a stop, the watch over the backend."""
+
+_REFUSALS_A_SECOND: Final = 20
+_LONGEST: Final = 300
+
+
+class Audit:
+    """Writes the lines. Refused requests are counted instead of written beyond 20 a second, so that a flood of them
+    cannot push everything else out of the file.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._log = logging.getLogger(AUDIT_LOGGER)
+        self._clock = clock
+        self._second = 0
+        self._written = 0
+        self._left_out = 0
+
+    def spawned(self, caller: Admitted, sandbox: Sandbox, *, variables: int, secrets: int) -> None:
+        """A sandbox was made for a caller, and got its environment and secrets."""
+        what = _of(sandbox)
+        self._write("spawn", "done", **_who(caller), **what, recipe=sandbox.recipe)
+        self._write("claim", "done", **_who(caller), **what, variables=variables, secrets=secrets)
+
+    def spawn_failed(self, caller: Admitted, error: AshError) -> None:
+        self._write("spawn", error.kind, **_who(caller), why=error.message)
+
+    def destroyed(self, caller: Admitted, sandbox: Sandbox) -> None:
+        self._write("destroy", "done", **_who(caller), **_of(sandbox))
+
+    def ended(self, sandbox: Sandbox, reason: EndReason, why: str | None = None) -> None:
+        """A sandbox ended without its owner's asking."""
+        self._write("destroy", reason.value, who=HIVE, owner=sandbox.owner, **_of(sandbox), why=why)
+
+    def refused(self, caller: Admitted, what: str, error: AshError) -> None:
+        """The hive said no to an admitted caller."""
+        self._refusal("request", error, **_who(caller), what=what)
+
+    def kept_out(self, head: Head, refusal: Refusal) -> None:
+        """A request was not admitted."""
+        path = head.target.partition(b"?")[0].decode("latin-1")
+        where = f"{head.client[0]}:{head.client[1]}" if head.client is not None else ""
+        self._refusal("admission", refusal.error, who=None, **{"from": where}, what=f"{head.method} {path}")
+
+    def _refusal(self, event: str, error: AshError, **fields: Any) -> None:
+        second = int(self._clock())
+        if second != self._second:
+            self._second, self._written = second, 0
+        if self._written >= _REFUSALS_A_SECOND:
+            self._left_out += 1
+            return
+        self._written += 1
+        left_out, self._left_out = self._left_out, 0
+        self._write(event, error.kind, **fields, why=error.message, left_out_before=left_out or None)
+
+    def _write(self, event: str, outcome: str, **fields: Any) -> None:
+        at = datetime.datetime.fromtimestamp(self._clock(), datetime.UTC).isoformat(timespec="milliseconds")
+        line: dict[str, Any] = {"at": at.replace("+00:00", "Z"), "event": event, "outcome": outcome}
+        line |= {key: _short(value) for key, value in fields.items() if value is not None}
+        self._log.info(json.dumps(line))
+
+
+class AuditedAdmission:
+    """An `Admission` whose refusals are written down."""
+
+    def __init__(self, admission: Admission, audit: Audit) -> None:
+        self._admission = admission
+        self._audit = audit
+
+    def admit(self, head: Head) -> Admitted | Refusal | Awaitable[Admitted | Refusal]:
+        verdict = self._admission.admit(head)
+        if isinstance(verdict, Refusal):
+            self._audit.kept_out(head, verdict)
+        elif not isinstance(verdict, Admitted):
+            return self._later(head, verdict)
+        return verdict
+
+    async def _later(self, head: Head, pending: Awaitable[Admitted | Refusal]) -> Admitted | Refusal:
+        verdict = await pending
+        if isinstance(verdict, Refusal):
+            self._audit.kept_out(head, verdict)
+        return verdict
+
+
+def _who(caller: Admitted) -> dict[str, Any]:
+    return {"who": caller.principal.subject, "by": caller.by or None, "from": caller.client, "scope": caller.scope}
+
+
+def _of(sandbox: Sandbox) -> dict[str, Any]:
+    return {"sandbox": sandbox.id, "session": sandbox.session}
+
+
+def _short(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    shown = redacted(value)
+    return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"

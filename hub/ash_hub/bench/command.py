@@ -1,0 +1,80 @@
+"""The command `ash bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from ash_hub.bench.rows import Row
+
+__all__ = ["bench"]
+
+SPAWNS: Final = 10
+CALLS: Final = 1600
+SHORT_SPAWNS: Final = 2
+SHORT_CALLS: Final = 160
+
+
+def bench(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    short: Annotated[bool, typer.Option("--short", help="Fewer samples: seconds instead of half a minute.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Measure a hive of its own, also if one of yours runs.")
+    ] = False,
+) -> None:
+    """Measure spawns and calls, beside the same sandbox's server called directly.
+
+    The hive of yours that runs is measured, or one that is started for it. Compare ratios, not times: both sides of
+    a ratio saw the same machine under the same load.
+    """
+    from ash_mcp.cli.context import run_async
+    from ash_mcp.cli.output import emit_json, new_console
+
+    found: list[Row] = []
+
+    async def run() -> None:
+        with _steps(quiet=as_json) as step:
+            found.extend(await measure(short=short, private=private, step=step))
+
+    run_async(run, as_json=as_json)
+    from ash_hub.bench.rows import row_to_json, table_of
+
+    if as_json:
+        emit_json({"rows": [row_to_json(row) for row in found]})
+    else:
+        new_console().print(table_of(found))
+
+
+async def measure(*, short: bool, private: bool, step: Callable[[str], None]) -> Sequence[Row]:
+    """Run every measurement and return their rows.
+
+    Raises:
+        AshError: There is no hive to measure and none can be started, or it failed.
+    """
+    from ash_hub.bench.measurements import MEASUREMENTS, RECIPE, Bench
+    from ash_hub.bench.target import open_target
+    from ash_mcp.client import Hive
+
+    spawns, calls = (SHORT_SPAWNS, SHORT_CALLS) if short else (SPAWNS, CALLS)
+    step("looking for a hive")
+    rows: list[Row] = []
+    async with open_target(private=private) as target, Hive(target.url) as hive, hive.spawn(RECIPE) as box:
+        for measurement in MEASUREMENTS:
+            rows += await measurement(Bench(target, hive, box, spawns, calls, step))
+    return rows
+
+
+@contextmanager
+def _steps(*, quiet: bool) -> Generator[Callable[[str], None]]:
+    """Show on standard error what is going on, where a person sees it."""
+    if quiet:
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield status.update

@@ -1,0 +1,73 @@
+"""What a measurement returns, and how it is shown. Pure but for the table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Row", "median", "row_to_json", "table_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    unit: str
+    hive: float
+    direct: float | None = None
+    """The same without the hive; None where that makes no sense."""
+    samples: int
+    """How many were measured on each side."""
+
+    @property
+    def ratio(self) -> float | None:
+        if self.direct is None or self.direct <= 0:
+            return None
+        return self.hive / self.direct
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the middle one; of nothing, not a number."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    if not ordered:
+        return math.nan
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+def row_to_json(row: Row) -> dict[str, Any]:
+    return {
+        "what": row.what,
+        "unit": row.unit,
+        "hive": round(row.hive, 4),
+        "direct": round(row.direct, 4) if row.direct is not None else None,
+        "ratio": round(row.ratio, 4) if row.ratio is not None else None,
+        "samples": row.samples,
+    }
+
+
+def table_of(rows: Iterable[Row]) -> Table:
+    """Return the rows for a person."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for header in ("hive", "direct", "ratio"):
+        table.add_column(header, justify="right")
+    table.add_column("unit")
+    table.add_column("samples", justify="right")
+    for row in rows:
+        direct = _shown(row.direct) if row.direct is not None else "-"
+        ratio = f"{row.ratio:.2f}x" if row.ratio is not None else "-"
+        table.add_row(row.what, _shown(row.hive), direct, ratio, row.unit, str(row.samples))
+    return table
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,113 @@
+"""The egress proxy as a process of its own, started as the keeper starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ash_hub.backends.local
+from ash_hub.backends.local.egress.resolver import HostWatch
+from tests.hub.egress_parts import WAIT_SECONDS, error_of, get
+
+BOOT = "import sys; sys.path.append(sys.argv[1]); from egress.main import main; main()"
+CODE = Path(ash_hub.backends.local.__file__).parent
+
+
+@dataclass
+class Process:
+    control: socket.socket
+    child: subprocess.Popen[bytes]
+
+    def tell(self, message: dict[str, Any], *listeners: socket.socket) -> None:
+        data = json.dumps(message).encode()
+        socket.send_fds(self.control, [data], [listener.fileno() for listener in listeners])
+
+    def told(self) -> dict[str, Any]:
+        return json.loads(self.control.recv(1 << 18) or b"{}")
+
+
+@contextmanager
+def process() -> Generator[Process]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        ours.settimeout(WAIT_SECONDS)
+        with theirs:
+            command = [sys.executable, "-I", "-S", "-c", BOOT, str(CODE)]
+            child = subprocess.Popen(command, stdin=theirs, env={"LANG": "C.UTF-8"}, cwd="/")
+        try:
+            yield Process(ours, child)
+        finally:
+            ours.close()
+            assert child.wait(WAIT_SECONDS) == 0
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Generator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as found:
+        found.bind(str(tmp_path / "p"))
+        found.listen()
+        yield found
+
+
+def asked(listener: socket.socket, request: bytes) -> bytes:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(WAIT_SECONDS)
+        client.connect(listener.getsockname())
+        client.sendall(request)
+        client.shutdown(socket.SHUT_WR)
+        with client.makefile("rb") as file:
+            return file.read()
+
+
+def test_it_serves_what_it_is_given_reports_and_ends_with_its_keeper(listener: socket.socket) -> None:
+    with process() as it, socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert it.told()["ready"] is True
+        policy = [f"127.0.0.1:{port}", "example.com"]
+        it.tell({"op": "configure", "own_ports": [port]})
+        it.tell({"op": "add", "id": "sbx-1", "policy": policy, "limits": {"connections": 3}}, listener)
+        assert error_of(asked(listener, get(f"http://127.0.0.1:{port}/")))["reason"] == "hive"
+        told = it.told()
+        assert told["event"] == "egress" and told["sandbox"] == "sbx-1" and told["reason"] == "hive"
+        assert told["address"] == "127.0.0.1" and told["policy"] == ", ".join(policy)
+        it.tell({"op": "stats", "n": 7})
+        stats = it.told()
+        assert stats["n"] == 7 and stats["stats"]["sbx-1"]["accepted"] == 1
+        it.tell({"op": "remove", "id": "sbx-1"})
+        it.tell({"op": "remove", "id": "sbx-1"})
+        it.tell({"op": "stats", "n": 8})
+        assert it.told() == {"n": 8, "stats": {}}
+
+
+def test_it_has_no_privileges_and_no_way_back() -> None:
+    with process() as it:
+        ready = it.told()
+        status = dict(
+            line.split(":\t", 1)
+            for line in Path(f"/proc/{it.child.pid}/status").read_text().splitlines()
+            if "\t" in line
+        )
+        assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
+        assert status["NoNewPrivs"] == "1"
+        if os.geteuid() == 0:
+            assert ready["user"] != 0 and status["Uid"].split() == [str(ready["user"])] * 4
+            assert status["Groups"].strip() == ""
+
+
+def test_the_addresses_of_this_host_are_found() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        networks = HostWatch(frozenset)().networks
+    assert "127.0.0.0/8" in [str(network) for network in networks]
+    bound = [line.split()[0] for line in Path("/proc/net/if_inet6").read_text().splitlines()]
+    assert sum(network.version == 6 for network in networks) == len(set(bound))

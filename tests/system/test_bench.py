@@ -1,0 +1,42 @@
+"""`ash bench` measures a real hive of its own and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ash_hub.bench.rows import Row, median, row_to_json
+from tests.hive_process import ASH
+
+
+@pytest.mark.heavy
+def test_a_short_run_shows_both_sides_of_every_ratio() -> None:
+    before = set(Path("/tmp").glob("ash-bench-*"))
+    done = subprocess.run(
+        [*ASH, "bench", "--private", "--short", "--json"], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row["what"]: row for row in json.loads(done.stdout)["rows"]}
+    compared = [row for row in rows.values() if row["ratio"] is not None]
+    assert {"call, 2026-07-28, p50", "call, 2025-11-25, p50", "first call, p50"} <= {row["what"] for row in compared}
+    for row in compared:
+        assert row["ratio"] == pytest.approx(row["hive"] / row["direct"], rel=0.1)
+    assert rows["spawn echo, p50"]["hive"] > 0
+    assert "the hive's processor time a call" in rows
+    assert set(Path("/tmp").glob("ash-bench-*")) == before
+
+
+def test_a_ratio_needs_both_sides() -> None:
+    assert row_to_json(Row(what="x", unit="ms", hive=3.0, direct=2.0, samples=1))["ratio"] == 1.5
+    assert row_to_json(Row(what="x", unit="ms", hive=3.0, samples=1))["ratio"] is None
+    assert row_to_json(Row(what="x", unit="ms", hive=3.0, direct=0.0, samples=1))["ratio"] is None
+
+
+def test_the_median_is_the_middle() -> None:
+    assert median([5, 1, 3]) == 3
+    assert median([4, 1, 3, 2]) == 2.5
+    assert math.isnan(median([]))

@@ -1,0 +1,97 @@
+"""How things end: a graceful stop, a sandbox that dies under a call, and what is left."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from ash_hub.app import Hive, open_hive
+from ash_hub.settings import HubSettings
+from ash_mcp import Hive as Client
+from ash_mcp.errors import AshError, SandboxGone
+from ash_mcp.sandbox import Sandbox
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    made = Path(tempfile.mkdtemp(prefix="ash-", dir="/tmp"))  # a socket's path must be short
+    yield made
+    shutil.rmtree(made)
+
+
+def settings(folder: Path, **given: Any) -> HubSettings:
+    return HubSettings(port=0, state_dir=folder / "state", run_dir=folder / "run", **given)
+
+
+async def until_called(hive: Hive, box: Sandbox) -> None:
+    """Return when a call to a sandbox is in flight."""
+    with anyio.fail_after(10):
+        while not hive.in_flight(box.id):
+            await anyio.sleep(0.01)
+
+
+async def failing_call(box: Sandbox, failures: list[AshError], **arguments: Any) -> None:
+    try:
+        await box.call("slow", **arguments)
+    except AshError as error:
+        failures.append(error)
+
+
+async def test_a_graceful_stop_ends_calls_in_flight_with_a_typed_failure(folder: Path) -> None:
+    failures: list[AshError] = []
+    async with anyio.create_task_group() as group:
+        async with open_hive(settings(folder)) as hive:
+            client = await Client(hive.url).__aenter__()
+            box = await client.spawn("echo")
+            group.start_soon(lambda: failing_call(box, failures, steps=1, seconds=60))
+            await until_called(hive, box)
+        with anyio.fail_after(5):
+            while not failures:
+                await anyio.sleep(0.01)
+        await client.__aexit__(None, None, None)
+    (failure,) = failures
+    assert isinstance(failure, SandboxGone) and not failure.trainable
+    assert failure.data["reason"] == "hive_stopped"
+    assert not list((folder / "run").rglob("*.sock"))
+
+
+async def test_kept_sandboxes_wait_for_the_next_hive(folder: Path) -> None:
+    async with open_hive(settings(folder, keep=True)) as hive, Client(hive.url) as client:
+        box = await client.spawn("echo", session="kept")
+        await box.files.write("note", "still here")
+    async with open_hive(settings(folder)) as hive, Client(hive.url) as client:
+        again = await client.attach("kept")
+        assert again.id == box.id
+        assert await again.files.read("note") == "still here"
+
+
+async def test_a_sandbox_that_dies_ends_its_calls_within_a_second_with_its_reason(folder: Path) -> None:
+    failures: list[AshError] = []
+    async with open_hive(settings(folder)) as hive, Client(hive.url) as client:
+        box = await client.spawn("echo")
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: failing_call(box, failures, steps=1, seconds=60))
+            await until_called(hive, box)
+            await hive.backend.delete(box.id, grace_seconds=0)
+            with anyio.fail_after(2):
+                while not failures:
+                    await anyio.sleep(0.01)
+        (info,) = await client.list(include_ended=True)
+        assert info.state == "failed" and info.reason == "process_died"
+        with pytest.raises(SandboxGone, match="its main process died"):
+            await box.call("echo", text="x")
+    (failure,) = failures
+    assert not failure.trainable and not failure.retryable
