@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-__all__ = ["HIVE_FILE", "default_run_dir", "default_state_dir"]
+__all__ = ["HIVE_FILE", "announced_url", "default_run_dir", "default_state_dir"]
 
 HIVE_FILE: Final = "hive.json"
 """In the run directory: `{"url", "pid", "started_at"}` of the hive that serves."""
@@ -34,3 +35,17 @@ def default_run_dir(environ: Mapping[str, str] | None = None, *, runtime_parent:
     if own.is_dir() and own.stat().st_uid == os.geteuid():
         return own / "ash"
     return Path("/run/ash") if os.geteuid() == 0 else Path(f"/tmp/ash-{os.geteuid()}")
+
+
+def announced_url(environ: Mapping[str, str] | None = None) -> str | None:
+    """Return where this user's hive says that it serves, or None if none runs that said so."""
+    env = os.environ if environ is None else environ
+    file = Path(env.get("ASH_HUB_RUN_DIR") or default_run_dir(env)) / HIVE_FILE
+    try:
+        if file.stat().st_uid != os.geteuid():  # somebody else's word, in a directory that many may write
+            return None
+        said = json.loads(file.read_text(encoding="utf-8"))
+        os.kill(int(said["pid"]), 0)
+        return str(said["url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -9,6 +9,7 @@ from typing import Self
 from urllib.parse import SplitResult, urlsplit
 
 from ash_mcp.errors import ConfigError
+from ash_mcp.paths import announced_url
 from ash_mcp.types import EVERY_SCOPE, valid_scope
 from ash_mcp.wire import MCP_PATH
 
@@ -74,12 +75,14 @@ class ClientSettings:
     ) -> Self:
         """Take what is given, else `ASH_URL`, `ASH_TOKEN`, `ASH_SCOPE`, `ASH_TIMEOUT_SECONDS`, else the defaults.
 
+        Without a URL it is this user's running hive, wherever that serves.
+
         Raises:
             ConfigError: As for the class.
         """
         env = os.environ if environ is None else environ
         return cls(
-            url=url or env.get("ASH_URL") or DEFAULT_URL,
+            url=url or env.get("ASH_URL") or announced_url(env) or DEFAULT_URL,
             token=token or env.get("ASH_TOKEN") or None,
             scope=scope if scope is not None else env.get("ASH_SCOPE") or None,
             timeout_seconds=timeout_seconds if timeout_seconds is not None else _seconds(env, "ASH_TIMEOUT_SECONDS"),

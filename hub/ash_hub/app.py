@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncGenerator, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any, Final, cast
@@ -38,6 +38,7 @@ from ash_hub.starting import Starter
 from ash_hub.watching import InstanceWatch
 from ash_hub.web import build_app
 from ash_mcp.errors import AshError, ConfigError, StreamBroken
+from ash_mcp.paths import HIVE_FILE
 from ash_mcp.types import new_sandbox_id
 from ash_mcp.wire import MCP_PATH
 from ash_router.admission import ADMITTED_KEY, Admission, Admitted
@@ -54,8 +55,6 @@ log = logging.getLogger("ash.hub")
 
 _DRAIN_SECONDS: Final = 5.0
 _KEEP_ALIVE_SECONDS: Final = 75
-HIVE_FILE: Final = "hive.json"
-"""In the run directory: `{"url", "pid", "started_at"}` of the hive that serves."""
 
 
 class Hive:
@@ -112,7 +111,9 @@ def _announced(run_dir: Path, url: str) -> Generator[None]:
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)
+        with suppress(OSError, ValueError):
+            if json.loads(file.read_text(encoding="utf-8"))["pid"] == os.getpid():
+                file.unlink()
 
 
 @asynccontextmanager

@@ -26,7 +26,7 @@ from ash_hub.notices import Notices
 from ash_hub.recipes import Catalog, explain_invalid
 from ash_hub.sandboxes import Sandboxes
 from ash_hub.settings import HubSettings
-from ash_mcp.errors import AshError, ConfigError, HiveFault, ToolNotFound
+from ash_mcp.errors import AshError, ConfigError, HiveFault, NotFound, ToolNotFound
 from ash_mcp.wire import failure_to_json, jsonrpc_code, tool_failure
 from ash_router.admission import Admitted
 from ash_router.ledger import Ledger
@@ -182,7 +182,9 @@ class Face:
             contents = await self._doors.read(caller, session, uri)
         except AshError as error:
             self._doors.refused(caller, "resources/read", error)
-            raise MCPError(jsonrpc_code(error), error.message, failure_to_json(error)) from error
+            # the stateless era has one code for a resource that is not there
+            code = types.INVALID_PARAMS if isinstance(error, NotFound) else jsonrpc_code(error)
+            raise MCPError(code, error.message, {"uri": uri, **failure_to_json(error)}) from error
         return _complete({"contents": contents})
 
     async def _listen(

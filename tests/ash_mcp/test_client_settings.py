@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ash_mcp import ClientSettings, ConfigError
+from ash_mcp.settings import DEFAULT_URL
 
 
 def test_without_anything_it_is_the_hive_of_this_machine():
@@ -59,3 +63,18 @@ def test_what_cannot_be_used_is_named(bad: dict[str, Any], named: str):
 def test_bound_in_the_environment_must_be_a_number():
     with pytest.raises(ConfigError, match="ASH_TIMEOUT_SECONDS"):
         ClientSettings.from_environment(environ={"ASH_TIMEOUT_SECONDS": "soon"})
+
+
+def test_without_a_url_it_is_the_hive_that_this_user_runs(tmp_path: Path) -> None:
+    environ = {"ASH_HUB_RUN_DIR": str(tmp_path)}
+    assert ClientSettings.from_environment(environ=environ).url == DEFAULT_URL
+    said = {"url": "http://127.0.0.1:7777/mcp", "pid": os.getpid()}
+    (tmp_path / "hive.json").write_text(json.dumps(said))
+    assert ClientSettings.from_environment(environ=environ).url == said["url"]
+    assert ClientSettings.from_environment(url=DEFAULT_URL, environ=environ).url == DEFAULT_URL
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"url": "http://127.0.0.1:7777/mcp", "pid": 999999999}', '{"pid": 1}'])
+def test_what_a_hive_left_behind_is_not_believed(tmp_path: Path, text: str) -> None:
+    (tmp_path / "hive.json").write_text(text)
+    assert ClientSettings.from_environment(environ={"ASH_HUB_RUN_DIR": str(tmp_path)}).url == DEFAULT_URL

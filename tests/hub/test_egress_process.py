@@ -43,7 +43,7 @@ def process() -> Generator[Process]:
         ours.settimeout(WAIT_SECONDS)
         with theirs:
             command = [sys.executable, "-I", "-S", "-c", BOOT, str(CODE)]
-            child = subprocess.Popen(command, stdin=theirs, env={"LANG": "C.UTF-8"}, cwd="/")
+            child = subprocess.Popen(command, stdin=theirs.fileno(), env={"LANG": "C.UTF-8"}, cwd="/")
         try:
             yield Process(ours, child)
         finally:

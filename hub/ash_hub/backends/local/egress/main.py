@@ -17,9 +17,9 @@ It ends when the other end of descriptor 0 is closed.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import ctypes
-import encodings.idna  # pyright: ignore[reportUnusedImport] - not from disk later on, without privileges # noqa: F401
 import json
 import os
 import resource
@@ -63,6 +63,8 @@ def _give_up_privileges() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(0o077)
+    for encoding in ("ascii", "idna", "latin-1"):
+        codecs.lookup(encoding)  # loads it, while this process may still read Python's own files
     if os.geteuid() == 0:
         # Where no other user is mapped, in a container, capabilities are all that can be dropped.
         with contextlib.suppress(OSError):

@@ -1,0 +1,133 @@
+"""Two owners of one real hive, one with an API key and one with a token of an OpenID provider, as raw as HTTP is."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from ash_hub.app import Hive, open_hive
+from ash_hub.auth import key_file
+from ash_hub.settings import HubSettings
+from tests.router.issuer import AUDIENCE, running_issuer
+
+MODERN: Final = "2026-07-28"
+LEGACY: Final = "2025-11-25"
+_ACCEPT: Final = "application/json, text/event-stream"
+_NEVER_SAME: Final = ("ash-nonce", "mcp-session-id")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back, as far as a caller can see it."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: str
+
+    def without(self, *names: str) -> Answer:
+        """Return it with each of `names` written as NAME; their length is left, which the answers may be told by."""
+        body = self.body
+        for name in names:
+            body = body.replace(name, "NAME".ljust(len(name), "_"))
+        return Answer(self.status, self.headers, body)
+
+    @property
+    def result(self) -> Any:
+        text = self.body
+        if "data: " in text:
+            text = text.split("data: ")[-1].split("\n")[0]
+        return json.loads(text)["result"]
+
+
+@dataclass
+class Owner:
+    """One caller of a hive."""
+
+    hive: Hive
+    token: str
+    client: httpx.AsyncClient
+    session: str = ""
+    """The transport session of the handshake era."""
+    _ids: itertools.count[int] = field(default_factory=itertools.count)
+
+    async def http(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: Any = None
+    ) -> Answer:
+        url = self.hive.url.removesuffix("/mcp") + path
+        sent = {"authorization": f"Bearer {self.token}", "accept": _ACCEPT, **(headers or {})}
+        response = await self.client.request(method, url, headers=sent, json=body, timeout=30)
+        seen = tuple(sorted((k, v) for k, v in response.headers.items() if k not in _NEVER_SAME))
+        return Answer(response.status_code, seen, response.text)
+
+    async def ask(self, era: str, method: str, params: Mapping[str, Any], path: str = "/mcp") -> Answer:
+        """Send one request of an era; its id is always the same, so that answers can be compared."""
+        message: dict[str, Any] = {"jsonrpc": "2.0", "id": 7, "method": method, "params": dict(params)}
+        headers = {"mcp-protocol-version": era}
+        if era == MODERN:
+            headers["mcp-method"] = method
+            named = params.get("name") or params.get("uri")
+            if named is not None:
+                headers["mcp-name"] = str(named)
+            message["params"]["_meta"] = {
+                "io.modelcontextprotocol/protocolVersion": MODERN,
+                "io.modelcontextprotocol/clientCapabilities": {},
+                "io.modelcontextprotocol/clientInfo": {"name": "owner", "version": "1"},
+            }
+        else:
+            headers["mcp-session-id"] = self.session
+        return await self.http("POST", path, headers=headers, body=message)
+
+    async def call(self, tool: str, arguments: Mapping[str, Any], era: str = MODERN, path: str = "/mcp") -> Answer:
+        return await self.ask(era, "tools/call", {"name": tool, "arguments": dict(arguments)}, path)
+
+    async def open_session(self) -> None:
+        """Begin a session of the handshake era."""
+        hello = {"protocolVersion": LEGACY, "capabilities": {}, "clientInfo": {"name": "owner", "version": "1"}}
+        message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
+        sent = {"authorization": f"Bearer {self.token}", "accept": _ACCEPT}
+        response = await self.client.post(self.hive.url, headers=sent, json=message)
+        self.session = response.headers["mcp-session-id"]
+        ready = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+        headers = {"mcp-session-id": self.session, "mcp-protocol-version": LEGACY}
+        await self.http("POST", "/mcp", headers=headers, body=ready)
+
+
+@dataclass(frozen=True, slots=True)
+class Two:
+    """The owners: ann has an API key, bob a token of a provider."""
+
+    hive: Hive
+    ann: Owner
+    bob: Owner
+
+
+@asynccontextmanager
+async def open_two(**more: Any) -> AsyncGenerator[Two]:
+    """Serve a hive for both; each has sandboxes `prey` (alive) and `dead` (ended), and a session of its own."""
+    with tempfile.TemporaryDirectory(prefix="ash-", dir="/tmp") as name, running_issuer() as issuer:
+        folder = Path(name)
+        _, key = key_file(folder / "state").add(name="ann", subject="ann")
+        settings = HubSettings(
+            port=0,
+            state_dir=folder / "state",
+            run_dir=folder / "run",
+            auth={"oidc": {"issuer": issuer.url, "audience": [AUDIENCE]}},  # type: ignore[arg-type]
+            **more,
+        )
+        async with open_hive(settings) as hive, httpx.AsyncClient() as first, httpx.AsyncClient() as second:
+            ann, bob = Owner(hive, key, first), Owner(hive, issuer.token("bob"), second)
+            for owner, session in ((ann, "anns"), (bob, "bobs")):
+                await owner.open_session()
+                for prey in (f"{session}prey", f"{session}dead"):
+                    made = await owner.call("spawn", {"recipe": "echo", "session": prey, "idempotency_key": prey})
+                    assert made.result["structuredContent"]["session"] == prey
+                await owner.call("destroy", {"session": f"{session}dead"})
+            yield Two(hive, ann, bob)
