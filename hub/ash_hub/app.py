@@ -213,6 +213,7 @@ def _server(app: Any, relay: Relay, admission: Admission, settings: HubSettings)
         access_log=False,
         server_header=False,
         date_header=False,
+        proxy_headers=False,  # who calls is the socket's word, not a header's
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,

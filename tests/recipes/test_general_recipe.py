@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Generator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from mcp.client.client import Client
@@ -216,7 +216,7 @@ def test_without_network_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> N
 class Proxy(BaseHTTPRequestHandler):
     """Plays the egress proxy and all of the web behind it."""
 
-    pages: dict[str, tuple[int, str, str]] = {
+    pages: ClassVar[dict[str, tuple[int, str, str]]] = {
         "http://a.test/robots.txt": (200, "text/plain", "User-agent: *\nDisallow: /private"),
         "http://a.test/": (
             200,

@@ -106,8 +106,8 @@ async def test_a_cancelled_call_stops_its_work(python: Runner, era: str) -> None
         async with anyio.create_task_group() as group:
             group.start_soon(lambda: client.call_tool("ash_exec", {"command": command}))
             await _until(lambda: started.exists() and bool(started.read_text()))
-            pid = int(started.read_text())
             group.cancel_scope.cancel()
+        pid = int(started.read_text())
         await _until(lambda: not Path(f"/proc/{pid}").exists())
         assert (await client.call_tool("echo", {"text": "on"})).structured_content == {"text": "on"}
 

@@ -26,7 +26,7 @@ from ash_recipes.runner.processes import end_children
 from ash_recipes.runner.servers.base import RecipeServer, StartProblem
 from ash_recipes.runner.tools import RunnerTools
 
-__all__ = ["run"]
+__all__ = ["open_server", "run"]
 
 RECIPE_FOLDER: Final = Path("/opt/recipe")
 """Where a recipe's own directory stands in a sandbox."""
@@ -77,7 +77,7 @@ async def _serve(config: RunnerConfig, listener: socket.socket) -> None:
         await stack.enter_async_context(context.jobs)
         server: RecipeServer | str
         try:
-            server = await stack.enter_async_context(_open_server(config, context))
+            server = await stack.enter_async_context(open_server(config, context))
         except StartProblem as exc:
             log.error("the recipe's server could not be started: %s", exc)
             server = str(exc)
@@ -101,7 +101,12 @@ def _context(config: RunnerConfig) -> Context:
 
 
 @asynccontextmanager
-async def _open_server(config: RunnerConfig, context: Context) -> AsyncGenerator[RecipeServer]:
+async def open_server(config: RunnerConfig, context: Context) -> AsyncGenerator[RecipeServer]:
+    """Start the recipe's server in the way that the configuration says.
+
+    Raises:
+        StartProblem: It does not start.
+    """
     tools = RunnerTools(context)
     folder = RECIPE_FOLDER if RECIPE_FOLDER.is_dir() else None
     ways = [way for way in ("python", "http", "stdio") if config.server.get(way)]
