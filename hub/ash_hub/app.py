@@ -131,7 +131,7 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
         listener = stack.enter_context(_listen(settings.host, settings.port))
         port = listener.getsockname()[1]
         auth, audit = open_auth(settings, port), Audit()
-        backend = await stack.enter_async_context(_load_backend(settings))
+        backend = await stack.enter_async_context(_load_backend(settings, port))
         store = MemoryStore()
         routes, ledger = Routes(store), Ledger()
         tokens = CallTokens(load_hive_key(settings.state_dir / "hive.key"))
@@ -249,14 +249,14 @@ def _make_private(directory: Path) -> None:
         ) from exc
 
 
-def _load_backend(settings: HubSettings) -> Backend:
+def _load_backend(settings: HubSettings, port: int) -> Backend:
     known = {point.name: point for point in entry_points(group="ash.backends")}
     kind = settings.backend.get("kind")
     if kind not in known:
         raise ConfigError(f"there is no backend {kind!r}; there are: {', '.join(sorted(known))}")
     factory: BackendFactory = known[kind].load()
     try:
-        return factory(settings.backend, Places(settings.state_dir, settings.run_dir, settings.logs))
+        return factory(settings.backend, Places(settings.state_dir, settings.run_dir, settings.logs, (port,)))
     except ValidationError as exc:
         raise ConfigError(f"settings of the {kind} backend (ASH_HUB_BACKEND__…): {explain_invalid(exc)}") from exc
 

@@ -64,7 +64,12 @@ class Server(_Data):
         return self
 
 
-Network = Literal["none", "internet"] | tuple[Annotated[str, Field(pattern=r"^(\*\.)?[A-Za-z0-9.-]+$")], ...]
+Network = (
+    Literal["none", "internet"]
+    | tuple[Annotated[str, Field(max_length=320, pattern=r"^(\*\.)?[A-Za-z0-9._=:\[\]-]+$")], ...]
+)
+"""`none`, `internet`, or a list of `example.com`, `*.example.com`, either with `:port`; and, where a backend can do
+that, `address:port` and `name=address:port` for servers that are not public."""
 
 
 class Recipe(_Data):

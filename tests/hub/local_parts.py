@@ -128,7 +128,7 @@ async def under_test(**more: Any) -> AsyncGenerator[BackendUnderTest]:
 def leftovers(settings: LocalSettings) -> list[str]:
     """Name the sockets, directories and control groups of sandboxes."""
     paths = hive_paths(settings)
-    found = [str(path) for name in ("s", "w") for path in sorted((paths.directory / name).glob("*"))]
+    found = [str(path) for name in ("s", "w", "e") for path in sorted((paths.directory / name).glob("*"))]
     return found + [str(path) for group in hive_groups(settings) for path in group.glob("sbx-*")]
 
 

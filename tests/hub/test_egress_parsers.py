@@ -253,7 +253,14 @@ def test_a_chunk_size_is_read_past_its_extensions() -> None:
 
 def test_an_answer_says_that_the_connection_ends_and_keeps_its_coding() -> None:
     found = read_answer(
-        head("HTTP/1.1 200 Fine", "Connection: keep-alive, X-Hop", "X-Hop: 1", "Transfer-Encoding: chunked", "X: y")
+        head(
+            "HTTP/1.1 200 Fine",
+            "Connection: keep-alive, X-Hop",
+            "X-Hop: 1",
+            "Transfer-Encoding: chunked",
+            "X: y",
+            "Ash-Egress: refused",
+        )
     )
     assert found.head == head("HTTP/1.1 200 Fine", "X: y", "Transfer-Encoding: chunked", "Connection: close")
     assert found.length is None

@@ -62,8 +62,8 @@ def limited(**amounts: str) -> Resources:
     ("change", "error", "message"),
     [
         ({"image": "python:3.12"}, ConfigError, "has no images, so .*'python:3.12'"),
-        ({"network": "internet"}, Unsupported, "no network yet"),
-        ({"network": ("pypi.org",)}, Unsupported, "no network yet"),
+        ({"network": "everything"}, ConfigError, "'everything' is no network policy"),
+        ({"network": ("pypi.org", "127.0.0.1")}, ConfigError, "'127.0.0.1': .* name the one port"),
         ({"runtime_class": "gvisor"}, Unsupported, "runtime class 'gvisor'"),
         ({"node_selector": {"zone": "a"}}, Unsupported, "node_selector"),
         ({"mounts": {"/recipe": "/no/such/folder"}}, ConfigError, "/no/such/folder"),

@@ -45,7 +45,7 @@ FULL = Enforcement(version=2, controllers=frozenset({"memory", "pids", "cpu"}), 
 
 
 def plan(host: HostFacts = HOST, runtime: Runtime = HOME_RUNTIME, enforcement: Enforcement = FULL) -> Plan:
-    return BubblewrapLauncher(host, enforcement).plan(SPEC, runtime, limits_of(SPEC, SETTINGS))
+    return BubblewrapLauncher(host, enforcement, Path("/run/ash/x")).plan(SPEC, runtime, limits_of(SPEC, SETTINGS))
 
 
 def pairs(plan: Plan, option: str, width: int = 2) -> list[tuple[str, ...]]:
@@ -95,14 +95,14 @@ def test_every_writable_place_has_a_size() -> None:
 def test_an_old_bubblewrap_gets_no_option_that_it_does_not_know_and_a_warning() -> None:
     old = replace(HOST, options=frozenset[str]())
     assert not {"--size", "--disable-userns"} & set(plan(old).args)
-    assert any("disk space" in sentence for sentence in BubblewrapLauncher(old, FULL).warnings)
-    assert list(BubblewrapLauncher(HOST, FULL).warnings) == []
+    assert any("disk space" in sentence for sentence in BubblewrapLauncher(old, FULL, Path("/r")).warnings)
+    assert list(BubblewrapLauncher(HOST, FULL, Path("/r")).warnings) == []
 
 
 def test_a_machine_without_a_filter_is_warned_of() -> None:
     unfiltered = replace(HOST, seccomp=None)
     assert "--seccomp" not in plan(unfiltered).args
-    assert any("not filtered" in sentence for sentence in BubblewrapLauncher(unfiltered, FULL).warnings)
+    assert any("not filtered" in sentence for sentence in BubblewrapLauncher(unfiltered, FULL, Path("/r")).warnings)
 
 
 def test_the_runner_is_told_what_its_contract_says_and_a_recipe_cannot_forge_a_descriptor() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import tempfile
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,10 +32,10 @@ class Answer:
     body: str
 
     def without(self, *names: str) -> Answer:
-        """Return it with each of `names` written as NAME; their length is left, which the answers may be told by."""
+        """Return it with each of `names` written as NAME."""
         body = self.body
         for name in names:
-            body = body.replace(name, "NAME".ljust(len(name), "_"))
+            body = body.replace(name, "NAME")
         return Answer(self.status, self.headers, body)
 
     @property
@@ -56,7 +55,6 @@ class Owner:
     client: httpx.AsyncClient
     session: str = ""
     """The transport session of the handshake era."""
-    _ids: itertools.count[int] = field(default_factory=itertools.count)
 
     async def http(
         self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: Any = None

@@ -70,7 +70,7 @@ async def test_every_tool_of_the_hive_is_described_for_host_and_model(hive: Hive
     assert "general" in (tools["spawn"].description or "") and "echo" in (tools["spawn"].description or "")
 
 
-BAD = [
+BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("spawn", {"recipe": "nope"}, "recipe_not_found", "there are: echo, general"),
     ("spawn", {"recipe": 7}, "bad_request", "recipe"),
     ("spawn", {"recipe": {"name": "x"}}, "bad_request", "recipe"),
@@ -251,6 +251,7 @@ async def test_another_address_is_refused_at_the_start(tmp_path: Path, host: str
 
 async def test_a_port_in_use_is_refused_with_words(hive: Hive, tmp_path: Path) -> None:
     port = httpx.URL(hive.url).port
+    assert port is not None
     taken = HubSettings(port=port, state_dir=tmp_path / "s", run_dir=tmp_path / "r")
     with pytest.raises(ConfigError, match="--port"):
         async with open_hive(taken):

@@ -112,9 +112,16 @@ async def test_no_resource_does(two: Two, intruder: Owner, era: str) -> None:
 
 
 ROUTES = [
-    ("GET", "/s/{}/mcp"), ("POST", "/s/{}/mcp"), ("GET", "/mcp/in/{}"), ("POST", "/mcp/in/{}"), ("GET", "/mcp?scope={}"),
-    ("GET", "/sandboxes/{}"), ("DELETE", "/sandboxes/{}"), ("GET", "/{}"), ("GET", "/_ash/{}"),
-]  # fmt: skip
+    ("GET", "/s/{}/mcp"),
+    ("POST", "/s/{}/mcp"),
+    ("GET", "/mcp/in/{}"),
+    ("POST", "/mcp/in/{}"),
+    ("GET", "/mcp?scope={}"),
+    ("GET", "/sandboxes/{}"),
+    ("DELETE", "/sandboxes/{}"),
+    ("GET", "/{}"),
+    ("GET", "/_ash/{}"),
+]
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -134,7 +141,7 @@ async def test_no_header_does(two: Two, intruder: Owner, header: str) -> None:
 @pytest.mark.parametrize("era", ERAS)
 async def test_anothers_transport_session_is_as_good_as_none(two: Two, intruder: Owner, method: str, era: str) -> None:
     victim = two.bob if intruder is two.ann else two.ann
-    message = {"jsonrpc": "2.0", "id": 7, "method": "tools/list", "params": {}} if method == "POST" else None
+    message: Any = {"jsonrpc": "2.0", "id": 7, "method": "tools/list", "params": {}} if method == "POST" else None
 
     async def ask(session: str) -> Answer:
         headers = {"mcp-session-id": session, "mcp-protocol-version": era}

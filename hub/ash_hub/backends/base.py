@@ -67,6 +67,8 @@ class Places:
     state_dir: Path
     run_dir: Path
     log_dir: Path
+    ports: tuple[int, ...] = ()
+    """Where on this host the hive itself listens; no sandbox may reach that."""
 
 
 class BackendFactory(Protocol):

@@ -46,7 +46,11 @@ class Directory(BaseModel):
 
 def add(server: FastMCP[Any], terminal: Terminal) -> None:
     """Add the tools that run commands in `terminal`."""
+    _add_commands(server, terminal)
+    _add_places(server, terminal)
 
+
+def _add_commands(server: FastMCP[Any], terminal: Terminal) -> None:
     @tool(
         server,
         "terminal-controller_execute_command",
@@ -71,6 +75,8 @@ def add(server: FastMCP[Any], terminal: Terminal) -> None:
         shape = CommandResult(**_facts(done), cwd=str(terminal.cwd))
         return answer(_told(done, timeout), shape)
 
+
+def _add_places(server: FastMCP[Any], terminal: Terminal) -> None:
     @tool(
         server,
         "terminal-controller_get_command_history",

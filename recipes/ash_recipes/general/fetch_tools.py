@@ -120,6 +120,7 @@ async def _follow(client: httpx.AsyncClient, url: str) -> _Page:
     for _ in range(MAX_REDIRECTS):
         await _respect_robots(client, url)
         async with client.stream("GET", url) as response:
+            _check_let_out(response)
             if response.next_request is None:
                 if response.status_code >= 400:
                     raise Problem("fetch_failed", f"{url} answered with status {response.status_code}")
@@ -129,6 +130,12 @@ async def _follow(client: httpx.AsyncClient, url: str) -> _Page:
             url = str(response.next_request.url)
             _check_address(url)
     raise Problem("fetch_failed", f"{url}: too many redirects")
+
+
+def _check_let_out(response: httpx.Response) -> None:
+    """Tell the hive's egress proxy, which answers for a server that the sandbox may not reach, from the server."""
+    if "ash-egress" in response.headers:
+        raise Problem("fetch_failed", f"{response.url} was not let out: {response.reason_phrase}")
 
 
 async def _read(response: httpx.Response, limit: int) -> bytes:
@@ -146,6 +153,7 @@ async def _respect_robots(client: httpx.AsyncClient, url: str) -> None:
     parts = urlsplit(url)
     address = urlunsplit((parts.scheme, parts.netloc, "/robots.txt", "", ""))
     response = await client.get(address, follow_redirects=True)
+    _check_let_out(response)
     if response.status_code in (401, 403):
         raise Problem("fetch_failed", f"{address} answered {response.status_code}: fetching by programs is not wanted")
     if response.status_code >= 400:

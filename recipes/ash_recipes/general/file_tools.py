@@ -63,7 +63,11 @@ class WrittenFile(BaseModel):
 
 def add(server: FastMCP[Any], terminal: Terminal) -> None:
     """Add the tools; their relative paths start at the terminal's working directory."""
+    _add_reading(server, terminal)
+    _add_writing(server, terminal)
 
+
+def _add_reading(server: FastMCP[Any], terminal: Terminal) -> None:
     @tool(server, "terminal-controller_list_directory", title="List a directory", output=Listing, reads_only=True)
     async def list_directory(
         path: Annotated[str | None, Field(description="Which one; null for the working directory")] = None,
@@ -104,6 +108,8 @@ def add(server: FastMCP[Any], terminal: Terminal) -> None:
             text += f"\n[More follows; read on with start_row={shape.next_row} and an end_row.]"
         return answer(text, shape)
 
+
+def _add_writing(server: FastMCP[Any], terminal: Terminal) -> None:
     @tool(
         server,
         "terminal-controller_write_file",

@@ -50,7 +50,11 @@ class Written(BaseModel):
 
 def add(server: FastMCP[Any], terminal: Terminal) -> None:
     """Add the tools for background jobs."""
+    _add_start_and_read(server, terminal)
+    _add_write_and_stop(server)
 
+
+def _add_start_and_read(server: FastMCP[Any], terminal: Terminal) -> None:
     @tool(
         server,
         "terminal-controller_start_job",
@@ -96,6 +100,8 @@ def add(server: FastMCP[Any], terminal: Terminal) -> None:
         )
         return answer(f"{_told(shape)} Read on from offset {shape.next_offset}.\n\n{text}", shape)
 
+
+def _add_write_and_stop(server: FastMCP[Any]) -> None:
     @tool(server, "terminal-controller_write_job", title="Write to a background job", output=Written, destructive=True)
     async def write_job(
         job: JobName,

@@ -40,6 +40,8 @@ class RunnerConfig:
     env: Mapping[str, str] = field(default_factory=dict[str, str])
     workspace: Path = Path("/workspace")
     home: Path = Path("/home/sandbox")
+    egress: str = ""
+    """The Unix socket of the hive's egress proxy; empty where there is none."""
 
 
 def take_from(environ: MutableMapping[str, str]) -> RunnerConfig:
@@ -62,6 +64,7 @@ def take_from(environ: MutableMapping[str, str]) -> RunnerConfig:
             server=_mapping(raw, "server"),
             env={str(name): str(value) for name, value in _mapping(raw, "env").items()},
             workspace=Path(str(raw.get("workspace") or os.getcwd())),
+            egress=str(raw.get("egress", "")),
             home=Path(str(raw.get("home") or environ.get("HOME") or os.getcwd())),
         )
     except (TypeError, ValueError) as exc:

@@ -22,6 +22,7 @@ from ash_recipes.runner import context as contexts
 from ash_recipes.runner.app import RunnerApp
 from ash_recipes.runner.config import Listen, RunnerConfig
 from ash_recipes.runner.context import Context, Environment
+from ash_recipes.runner.forwarder import forwarding, proxy_variables
 from ash_recipes.runner.processes import end_children
 from ash_recipes.runner.servers.base import RecipeServer, StartProblem
 from ash_recipes.runner.tools import RunnerTools
@@ -75,6 +76,8 @@ async def _serve(config: RunnerConfig, listener: socket.socket) -> None:
     contexts.install(context)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(context.jobs)
+        if config.egress:
+            await stack.enter_async_context(forwarding(config.egress))
         server: RecipeServer | str
         try:
             server = await stack.enter_async_context(open_server(config, context))
@@ -94,6 +97,8 @@ async def _serve(config: RunnerConfig, listener: socket.socket) -> None:
 
 def _context(config: RunnerConfig) -> Context:
     os.environ["HOME"] = str(config.home)
+    if config.egress:
+        os.environ.update(proxy_variables())
     os.environ.update(config.env)
     context = Context(workspace=config.workspace, home=config.home, environment=Environment(os.environ))
     os.chdir(config.workspace)

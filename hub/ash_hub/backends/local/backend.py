@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import datetime
+import json
+import logging
 import os
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +20,7 @@ import anyio.to_thread
 from ash_hub.backends._broadcast import Broadcast
 from ash_hub.backends.base import BackendEvent, Instance, Phase
 from ash_hub.backends.local import host
+from ash_hub.backends.local.egress.policy import Policy, PolicyError
 from ash_hub.backends.local.launchers.base import Launcher
 from ash_hub.backends.local.launchers.bubblewrap import BubblewrapLauncher
 from ash_hub.backends.local.launchers.unsafe import UnsafeLauncher
@@ -36,6 +40,7 @@ _CONNECT_SECONDS = 20.0
 _RETRY_SECONDS = 0.02
 _CLEAN_UP_SECONDS = 10.0
 _LOG_LINES = 20
+_AUDIT = logging.getLogger("ash.audit")
 
 
 class LocalBackend:
@@ -43,14 +48,18 @@ class LocalBackend:
 
     kind = "local"
 
-    def __init__(self, settings: LocalSettings, *, runtime: Runtime | None = None) -> None:
+    def __init__(
+        self, settings: LocalSettings, *, runtime: Runtime | None = None, hive_ports: Sequence[int] = ()
+    ) -> None:
         """Make the backend; nothing is started before it is entered.
 
         Args:
             settings: Its directories and limits.
             runtime: What sandboxes run; None is the runner that is installed beside the hub.
+            hive_ports: Where the hive listens, which no network policy lets a sandbox reach.
         """
         self._settings = settings
+        self._hive_ports = hive_ports
         self._given_runtime = runtime
         self._events = Broadcast()
         self._instances: dict[SandboxId, Instance] = {}
@@ -116,6 +125,7 @@ class LocalBackend:
                 warnings=warnings,
                 plan=plan.to_json(),
                 limits=self._enforcement.for_keeper(limits),
+                network=self._network(spec),
                 timeout=self._settings.start_timeout_seconds,
             )
         except KeeperRefusal as refusal:
@@ -191,7 +201,7 @@ class LocalBackend:
             deadline = anyio.current_time() + _CONNECT_SECONDS
             while True:
                 with contextlib.suppress(OSError, KeeperEnding, KeeperGone):
-                    return self._led(await KeeperLink.open(self._paths.control))
+                    return self._led(await KeeperLink.open(self._paths.control, self._hive_ports))
                 started = await anyio.to_thread.run_sync(start_keeper, self._settings, self._paths)
                 if not started and anyio.current_time() > deadline:
                     raise ConfigError(_locked_elsewhere(self._paths))
@@ -207,7 +217,7 @@ class LocalBackend:
         self._launcher: Launcher = (
             UnsafeLauncher(replace(self._enforcement, namespaced_processes=False), self._paths.directory)
             if self._settings.unsafe
-            else BubblewrapLauncher(self._facts, self._enforcement)
+            else BubblewrapLauncher(self._facts, self._enforcement, self._paths.directory)
         )
         for view in link.hello["sandboxes"]:
             instance = self._instance(view)
@@ -226,7 +236,16 @@ class LocalBackend:
             if instance.phase is not Phase.ENDED:
                 self._noted(replace(instance, phase=Phase.ENDED, exit_message=KEEPER_DIED))
 
+    def _network(self, spec: SandboxSpec) -> Mapping[str, Any] | None:
+        """Return what the egress proxy is to let out; without isolation there is nothing that it could hold back."""
+        if spec.network == "none" or self._settings.unsafe:
+            return None
+        return {"policy": spec.network, "limits": asdict(self._settings.egress)}
+
     def _told(self, message: Mapping[str, Any]) -> None:
+        if message["event"] == "egress":
+            _audit(message)
+            return
         instance = self._instance(message["sandbox"])
         if instance.id in self._instances:
             self._noted(instance)
@@ -259,8 +278,10 @@ def _require_supported(spec: SandboxSpec) -> None:
             f"the local backend has no images, so it cannot start {spec.image!r}: leave `image` out and choose a "
             "recipe, or use a backend that runs containers"
         )
-    if spec.network != "none":
-        raise Unsupported("local sandboxes have no network yet: leave `network` out or set it to 'none'")
+    try:
+        Policy.parse(spec.network)
+    except PolicyError as error:
+        raise ConfigError(f"network: {error}") from error
     if spec.runtime_class is not None:
         raise Unsupported(f"the local backend has no runtime class {spec.runtime_class!r}: leave it out")
     if spec.node_selector:
@@ -268,6 +289,14 @@ def _require_supported(spec: SandboxSpec) -> None:
     for inside, outside in spec.mounts.items():
         if not Path(inside).is_absolute() or ".." in Path(inside).parts or not os.path.exists(outside):
             raise ConfigError(f"the recipe's folder {outside} cannot be mounted at {inside}")
+
+
+def _audit(decision: Mapping[str, Any]) -> None:
+    """Write a decision of the egress proxy as the audit writes its lines."""
+    at = datetime.datetime.fromtimestamp(decision["time"], datetime.UTC).isoformat(timespec="milliseconds")
+    line = {"at": at.replace("+00:00", "Z"), "event": "egress", "outcome": decision["decision"]}
+    told = {key: value for key, value in decision.items() if key not in ("time", "event", "decision")}
+    _AUDIT.info(json.dumps(line | {key: value for key, value in told.items() if value is not None}))
 
 
 def _ignored(spec: SandboxSpec) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,11 @@ class KeeperLink:
         """The keeper's answer to our first word: its pid, its sandboxes, its control groups."""
 
     @classmethod
-    async def open(cls, path: Path) -> KeeperLink:
+    async def open(cls, path: Path, ports: Sequence[int] = ()) -> KeeperLink:
         """Connect and become the leader.
+
+        Args:
+            ports: Where the hive itself listens, which no sandbox may reach.
 
         Raises:
             OSError: Nobody listens there.
@@ -71,7 +74,7 @@ class KeeperLink:
         link = cls(await anyio.connect_unix(path))
         try:
             with anyio.fail_after(_HELLO_SECONDS):
-                await link._send({"op": "hello", "n": 0, "pid": os.getpid()})
+                await link._send({"op": "hello", "n": 0, "pid": os.getpid(), "ports": list(ports)})
                 answer = await link._receive()
         except (KeeperGone, TimeoutError) as error:
             await link.aclose()

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ash_hub.backends.local.egress.limits import Limits as EgressLimits
+
 __all__ = ["LocalSettings"]
 
 _MIB = 1024 * 1024
@@ -44,5 +46,7 @@ class LocalSettings(BaseModel):
     home_bytes: Size = 256 * _MIB
     tmp_bytes: Size = 512 * _MIB
     shm_bytes: Size = 64 * _MIB
+    egress: EgressLimits = EgressLimits()
+    """What each sandbox that may go out may use of the egress proxy."""
     log_bytes: Annotated[int, Field(ge=1024)] = 256 * 1024
     """Of what a sandbox's main process writes, the last so many are kept."""

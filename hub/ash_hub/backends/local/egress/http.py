@@ -33,6 +33,7 @@ _HOP_BY_HOP = frozenset(
     {
         *(b"connection", b"proxy-connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
         *(b"proxy-authorization", b"proxy-authenticate", b"proxy-authentication-info", b"http2-settings"),
+        b"ash-egress",  # only the proxy itself says that
     }
 )
 

@@ -9,8 +9,9 @@
         [fd00::7]:8080         likewise
         api.test=10.0.0.7:443  that name, which is not resolved but always stands for that address
 
-A target's port is 80 or 443 unless an entry ends in `:port`; then it is exactly that one. Names that no entry covers
-are not resolved, since a question to a name server already carries data out.
+A target's port is 80 or 443 unless an entry ends in `:port`; then it is exactly that one. Programs in a sandbox keep
+requests to loopback addresses to themselves, so a server of this host is best given a name, as in the last line. Names
+that no entry covers are not resolved, since a question to a name server already carries data out.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ started it ends. One keeper holds the lock of a state directory; one hub at a ti
     control.py   the socket: newline-delimited JSON, one leader, the grace timer
     sandbox.py   one sandbox from launch to its last process
     launch.py    a launch plan turned into descriptors and a child process
+    egress.py    the egress proxy, a process of its own that the keeper owns like a sandbox
     cgroups.py   control groups, version 2 or 1
     tail.py      the bounded log of a sandbox
 """

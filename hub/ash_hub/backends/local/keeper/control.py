@@ -1,7 +1,8 @@
 """The keeper's socket: one JSON object a line, one hub at a time, and the grace after a hub is gone.
 
 Requests are `{"op", "n", …}`; each has one answer `{"n", "ok": {…}}` or `{"n", "error": {"kind", "message", …}}`.
-Beside them the keeper sends `{"event": "ended", "sandbox": {…}}`. The first request is `hello`. `leave` says that a
+Beside them the keeper sends `{"event": "ended", "sandbox": {…}}`, and `{"event": "egress", "sandbox": id, …}` for each
+decision of the egress proxy. The first request is `hello`. `leave` says that a
 hub goes on purpose: its sandboxes stay, without a time limit, and the keeper ends if there are none. A hub that is
 gone without `leave` has the grace to come back.
 """
@@ -19,11 +20,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from .cgroups import Hierarchy
+from .egress import Egress
 from .sandbox import LaunchError, Sandbox
 
 __all__ = ["PROTOCOL", "SOCKET_NAME", "Keeper"]
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised when a hub and a keeper of different versions would not understand each other."""
 SOCKET_NAME = "keeper.sock"
 _LINE_LIMIT = 16 * 1024 * 1024
@@ -49,6 +51,7 @@ class Keeper:
         self._log_bytes: int = config["log_bytes"]
         self._most: int = config["max_sandboxes"]
         self._hierarchy = hierarchy
+        self._egress = Egress(self._decided)
         self._sandboxes: dict[str, Sandbox] = {}
         self._starts: dict[str, asyncio.Task[Exception | None]] = {}
         self._leader: asyncio.StreamWriter | None = None
@@ -85,6 +88,7 @@ class Keeper:
             async with asyncio.TaskGroup() as ends:
                 for sandbox in self._sandboxes.values():
                     ends.create_task(sandbox.end(0.0))
+            self._egress.end()
 
     def _wait_for_hub(self, seconds: float) -> None:
         self._timer = asyncio.get_running_loop().call_later(seconds, self.finish)
@@ -121,6 +125,7 @@ class Keeper:
         self._leader, self._leader_pid, self._left = writer, request["pid"], False
         if self._timer is not None:
             self._timer.cancel()
+        self._egress.hive_listens_on(request["ports"])
         known = [sandbox.view() for sandbox in self._sandboxes.values() if sandbox.phase != "starting"]
         groups = {"version": self._hierarchy.version, "controllers": sorted(self._hierarchy.directories)}
         hello = {"protocol": PROTOCOL, "pid": os.getpid(), "sandboxes": known, "cgroups": groups}
@@ -162,7 +167,7 @@ class Keeper:
         if living >= self._most:
             raise Refused("full", f"{living} sandboxes run, which is the limit of this hive")
         group = self._hierarchy.group(name) if self._hierarchy.version else None
-        sandbox = Sandbox(request, group, self._log_bytes, self._tasks, self._ended)
+        sandbox = Sandbox(request, group, self._log_bytes, self._tasks, self._ended, self._egress)
         self._sandboxes[name] = sandbox
         start = self._starts[name] = self._tasks.create_task(_outcome(sandbox.start()))
         try:
@@ -187,6 +192,12 @@ class Keeper:
         self._tell({"event": "ended", "sandbox": sandbox.view()})
         if self._left and self._leader is None and not self._running():
             self.finish()
+
+    def _decided(self, record: Mapping[str, Any]) -> None:
+        """Write what the egress proxy decided into the sandbox's log, and tell the hub."""
+        if sandbox := self._sandboxes.get(record["sandbox"]):
+            sandbox.log.add(json.dumps(record, separators=(",", ":")).encode() + b"\n")
+            self._tell(record)
 
     def _running(self) -> bool:
         return any(sandbox.phase != "ended" for sandbox in self._sandboxes.values())

@@ -13,11 +13,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .cgroups import Group
+from .egress import Egress
 from .launch import Child, LaunchError, bind_listener, launch
 from .tail import Tail
 
-__all__ = ["LaunchError", "Sandbox"]
+__all__ = ["OUTLET_NAME", "LaunchError", "Sandbox"]
 
+OUTLET_NAME = "proxy.sock"
+"""The egress proxy's socket, in a directory that the sandbox sees."""
 _CHUNK = 65_536
 _BREATH_SECONDS = 0.005
 """Pause after a full chunk of output: a sandbox that floods its log must not keep the keeper busy."""
@@ -35,6 +38,7 @@ class Sandbox:
         log_bytes: int,
         tasks: asyncio.TaskGroup,
         on_end: Callable[[Sandbox], None],
+        egress: Egress,
     ) -> None:
         self.id: str = request["id"]
         self._generation: int = request["generation"]
@@ -48,6 +52,9 @@ class Sandbox:
         self.phase = "starting"
         self.exit_message: str | None = None
         self._path = os.path.join("s", self.id)
+        self._network: Mapping[str, Any] | None = request["network"]
+        self._outlet = os.path.join("e", self.id)
+        self._egress = egress
         self._group = group
         self._child: Child | None = None
         self._main: int | None = None
@@ -95,6 +102,9 @@ class Sandbox:
             entrances = self._group.entrances()
         for path in self._plan["directories"]:
             os.makedirs(path, mode=0o700)
+        if self._network is not None:
+            os.makedirs(self._outlet, mode=0o700)
+            self._egress.add(self.id, bind_listener(os.path.join(self._outlet, OUTLET_NAME)), self._network)
         listener = bind_listener(self._path)
         try:
             self._child = launch(self._plan, listener, entrances)
@@ -200,6 +210,8 @@ class Sandbox:
     async def _clean_up(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
+        self._egress.remove(self.id)
+        shutil.rmtree(self._outlet, ignore_errors=True)
         if self._group is not None:
             for _ in range(int(_REMOVAL_SECONDS / 0.01)):
                 self._group.kill()

@@ -12,10 +12,13 @@ from ash_hub.backends.local.limits import Limits
 from ash_hub.backends.local.runtime import Runtime
 from ash_mcp.types import SandboxSpec
 
-__all__ = ["INIT", "HostFacts", "Launcher", "Plan", "runner_config"]
+__all__ = ["INIT", "OUTLET", "HostFacts", "Launcher", "Plan", "runner_config"]
 
 INIT = Path(__file__).with_name("init.py")
 """The first process of every sandbox."""
+
+OUTLET = "/run/ash-egress"
+"""Where a sandbox that may go out has the directory of its egress proxy's socket."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +77,9 @@ class Launcher(Protocol):
         ...
 
 
-def runner_config(spec: SandboxSpec, *, workspace: str, home: str) -> dict[str, Any]:
-    """Return the content of `ASH_RUNNER_CONFIG`."""
-    return {
+def runner_config(spec: SandboxSpec, *, workspace: str, home: str, egress: str | None = None) -> dict[str, Any]:
+    """Return the content of `ASH_RUNNER_CONFIG`; `egress` is the path of the proxy's socket, if there is one."""
+    return ({} if egress is None else {"egress": egress}) | {
         "sandbox_id": spec.id,
         "generation": spec.generation,
         "recipe": spec.recipe,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from ash_hub.backends.local.launchers.base import INIT, HostFacts, Plan, runner_config
+from ash_hub.backends.local.keeper.sandbox import OUTLET_NAME
+from ash_hub.backends.local.launchers.base import INIT, OUTLET, HostFacts, Plan, runner_config
 from ash_hub.backends.local.limits import Enforcement, Limits
 from ash_hub.backends.local.runtime import PYTHON_DIRECTORY, Runtime
 from ash_mcp.types import SandboxSpec
@@ -47,8 +49,9 @@ _ETC_FROM_HOST = (
 class BubblewrapLauncher:
     """Starts every sandbox in namespaces of its own."""
 
-    def __init__(self, host: HostFacts, enforcement: Enforcement) -> None:
+    def __init__(self, host: HostFacts, enforcement: Enforcement, directory: Path) -> None:
         self._host = host
+        self._directory = directory
         self._enforcement = enforcement
 
     @property
@@ -74,6 +77,7 @@ class BubblewrapLauncher:
             *_etc(),
             *_runtime(runtime, spec),
             *self._own(limits),
+            *self._outlet(spec),
             *_environment(spec, runtime),
             *("--remount-ro", "/proc", "--remount-ro", "/dev", "--remount-ro", "/"),
             *("--chdir", WORKSPACE),
@@ -118,6 +122,10 @@ class BubblewrapLauncher:
         yield from self._writable(HOME, limits.home_bytes, "0700")
         yield from self._writable(WORKSPACE, limits.workspace_bytes, "0755")
 
+    def _outlet(self, spec: SandboxSpec) -> Iterator[str]:
+        if spec.network != "none":
+            yield from ("--ro-bind", str(self._directory / "e" / spec.id), OUTLET)
+
     def _writable(self, path: str, size: int, mode: str) -> Iterator[str]:
         if "--size" in self._host.options:
             yield from ("--size", str(size))
@@ -142,7 +150,8 @@ def _runtime(runtime: Runtime, spec: SandboxSpec) -> Iterator[str]:
 
 
 def _environment(spec: SandboxSpec, runtime: Runtime) -> Iterator[str]:
-    config = runner_config(spec, workspace=WORKSPACE, home=HOME)
+    egress = f"{OUTLET}/{OUTLET_NAME}" if spec.network != "none" else None
+    config = runner_config(spec, workspace=WORKSPACE, home=HOME, egress=egress)
     variables = {
         "PATH": f"{_PATH}:{PYTHON_DIRECTORY}/bin" if PYTHON_DIRECTORY in runtime.binds else _PATH,
         "HOME": HOME,
