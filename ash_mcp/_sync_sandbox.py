@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
@@ -91,13 +92,11 @@ class Sandbox:
         timeout_seconds: float | None = None,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
+        paced: bool = False,
     ) -> Job:
         """Start a command and return at once."""
-        start = self._box.background
-        return Job(
-            self._run,
-            self._run(lambda: start(command, stdin=stdin, timeout_seconds=timeout_seconds, cwd=cwd, env=env)),
-        )
+        start = partial(self._box.background, command, stdin=stdin, cwd=cwd, env=env, paced=paced)
+        return Job(self._run, self._run(partial(start, timeout_seconds=timeout_seconds)))
 
     def job(self, job_id: str) -> Job:
         """Return the handle of a job that was started before, by its id."""

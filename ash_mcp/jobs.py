@@ -171,7 +171,8 @@ class OutputStream:
 
     async def _started(self) -> Job:
         if self._job is None:
-            asked = {**(self._start or {}), "stdin": self._stdin is not None, "key": uuid.uuid4().hex}
+            own = {"stdin": self._stdin is not None, "paced": True, "key": uuid.uuid4().hex}
+            asked = {**(self._start or {}), **own}
             fields = await self._call("ash_job_start", asked, repeatable=True)
             self._job = Job(self._call, fields.text("job"))
             if self._stdin is not None:

@@ -120,6 +120,7 @@ class Sandbox:
         timeout_seconds: float | None = None,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
+        paced: bool = False,
     ) -> Job:
         """Start a command and return at once.
 
@@ -129,12 +130,15 @@ class Sandbox:
             timeout_seconds: After that it is killed; None lets it run as long as the sandbox.
             cwd: Where to run it; the workspace if None.
             env: Further environment variables.
+            paced: Whether the command waits while 8 MiB of its output lie unread, instead of the oldest being let
+                go. Only for output that somebody reads to its end.
 
         Raises:
             CommandNotStarted: There is no such program or directory.
         """
         asked = _command(command, cwd=cwd, env=env, timeout_seconds=timeout_seconds)
-        fields = await self._run("ash_job_start", {**asked, "stdin": stdin, "key": uuid.uuid4().hex}, repeatable=True)
+        own = {"stdin": stdin, "paced": paced, "key": uuid.uuid4().hex}
+        fields = await self._run("ash_job_start", {**asked, **own}, repeatable=True)
         return Job(self._run, fields.text("job"))
 
     def job(self, job_id: str) -> Job:

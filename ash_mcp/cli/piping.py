@@ -69,7 +69,9 @@ async def run_piped(
             finished = anyio.Event()
             group.start_soon(obey)
             with starting:
-                job = await box.background(command, stdin=has_stdin, timeout_seconds=timeout_seconds, cwd=cwd, env=env)
+                job = await box.background(
+                    command, stdin=has_stdin, timeout_seconds=timeout_seconds, cwd=cwd, env=env, paced=True
+                )
             if job is not None:
                 await _pass_all(job, has_stdin, ended)
                 finished.set()

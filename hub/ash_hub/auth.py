@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +56,12 @@ def key_file(state_dir: Path) -> KeyFile:
 
 
 def require_auth(settings: HubSettings) -> None:
-    """Refuse settings by which the hive would serve strangers without asking who they are.
+    """Refuse settings by which the hive would serve strangers without asking who they are, or not as it should.
 
     Raises:
-        ConfigError: What is missing, and what to set.
+        ConfigError: What is missing or cannot be used, and what to set.
     """
+    _check_tls(settings)
     if is_loopback(settings.host) or settings.auth.oidc is not None:
         return
     if not KeyRing(key_file(settings.state_dir)).usable():
@@ -101,6 +103,20 @@ def open_auth(settings: HubSettings, port: int) -> Auth:
         public_url=settings.public_url,
     )
     return Auth(gate, _routes(gate.base_url, oidc), note)
+
+
+def _check_tls(settings: HubSettings) -> None:
+    if settings.tls_cert is None:
+        if settings.tls_key is not None:
+            raise ConfigError("ASH_HUB_TLS_KEY is of no use without ASH_HUB_TLS_CERT")
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key)
+    except OSError as exc:
+        raise ConfigError(
+            f"{settings.tls_cert} cannot be used as a certificate with its key ({exc.strerror or exc}); "
+            "ASH_HUB_TLS_CERT and ASH_HUB_TLS_KEY name PEM files"
+        ) from exc
 
 
 def peer_problem() -> str | None:

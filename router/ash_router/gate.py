@@ -99,7 +99,11 @@ class Gate:
 
     def _without_credential(self, head: Head, asked: Asked) -> Admitted | Refusal:
         if not self._local:
-            return self._unauthenticated(head, None, "this hive wants a bearer token: an API key (ash key new)")
+            return self._unauthenticated(
+                head,
+                None,
+                "this hive wants a bearer token: an API key (ash key new), or one of its login provider if it has any",
+            )
         if self._peers is None or self._peers.welcome(head.connection, head.client, head.server):
             return asked.granted(Known(LOCAL, "peer" if self._peers is not None else ""), head.client)
         return self._unauthenticated(

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,10 +92,10 @@ def settings_in(root: Path, **more: Any) -> LocalSettings:
 
 
 @asynccontextmanager
-async def local_backend(root: Path, **more: Any) -> AsyncGenerator[LocalBackend]:
+async def local_backend(root: Path, *, hive_ports: Sequence[int] = (), **more: Any) -> AsyncGenerator[LocalBackend]:
     """Enter a backend, and end its sandboxes at the end: nothing may be left of it."""
     settings = settings_in(root, **more)
-    async with LocalBackend(settings, runtime=stand_in()) as backend:
+    async with LocalBackend(settings, runtime=stand_in(), hive_ports=hive_ports) as backend:
         try:
             yield backend
         finally:

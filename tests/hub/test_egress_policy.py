@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ash_hub.backends.local.egress.addresses import Surroundings, kind_of, local_networks4, local_networks6
 from ash_hub.backends.local.egress.names import Target, parse_authority, parse_host
-from ash_hub.backends.local.egress.policy import Policy, PolicyError, check_address
+from ash_hub.backends.local.egress.policy import Grant, Policy, PolicyError, check_address
 from ash_hub.backends.local.egress.refusal import Refusal
 
 PUBLIC = ("1.1.1.1", "93.184.216.34", "172.15.255.255", "172.32.0.1", "2606:4700::1111", "2a00:1450::1")
@@ -188,6 +188,13 @@ def test_a_named_private_address_is_let_out_and_an_unnamed_one_of_the_same_list_
     rebound = policy.grant(Target("example.com", 443))
     with pytest.raises(Refusal):
         check_address(rebound, IPv4Address("127.0.0.1"), Surroundings())
+
+
+@pytest.mark.parametrize("text", ["169.254.169.254", "::ffff:127.0.0.1", "224.0.0.1", "0.0.0.0", "fe80::1"])
+def test_some_addresses_are_refused_even_where_they_are_named(text: str) -> None:
+    grant = Grant(Target("web.test", 80), "web.test=…", address=ip_address(text), named=True)
+    with pytest.raises(Refusal):
+        check_address(grant, ip_address(text), Surroundings())
 
 
 def test_a_public_address_that_is_bound_here_is_refused_unless_it_is_named() -> None:

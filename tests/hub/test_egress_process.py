@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 import ash_hub.backends.local
-from ash_hub.backends.local.egress.resolver import HostWatch
+from ash_hub.backends.local.egress.resolver import HostWatch, SystemResolver
 from tests.hub.egress_parts import WAIT_SECONDS, error_of, get
+
+pytestmark = pytest.mark.anyio
 
 BOOT = "import sys; sys.path.append(sys.argv[1]); from egress.main import main; main()"
 CODE = Path(ash_hub.backends.local.__file__).parent
@@ -102,6 +104,20 @@ def test_it_has_no_privileges_and_no_way_back() -> None:
         if os.geteuid() == 0:
             assert ready["user"] != 0 and status["Uid"].split() == [str(ready["user"])] * 4
             assert status["Groups"].strip() == ""
+
+
+async def test_a_name_is_looked_up_without_the_search_domains_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+
+    def look_up(name: bytes, _: None, type: int) -> list[Any]:
+        asked.append(name)
+        return [(2, type, 6, "", ("1.2.3.4", 0)), (10, type, 6, "", ("fe80::1%eth0", 0, 0, 2))] * 2
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    resolver = SystemResolver()
+    assert [str(address) for address in await resolver("example.com", as_host_does=False)] == ["1.2.3.4"]
+    await resolver("example.com", as_host_does=True)
+    assert asked == [b"example.com.", b"example.com"]
 
 
 def test_the_addresses_of_this_host_are_found() -> None:

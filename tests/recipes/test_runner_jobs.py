@@ -159,3 +159,35 @@ def test_small_writes_of_one_stream_become_one_chunk() -> None:
         log.append("stdout", b"ab")
     chunks, after = log.read(1, 100)
     assert [(chunk.offset, len(chunk.data)) for chunk in chunks] == [(1, 100)] and after == 101
+
+
+async def test_a_paced_job_waits_for_its_reader_and_loses_nothing(tools: RunnerTools) -> None:
+    size = 30_000_000
+    command = f"head -c {size} /dev/zero; echo end >&2"
+    job = (await call(tools, "job_start", command=command, paced=True))["job"]
+    offset = got = 0
+    await anyio.sleep(0.5)
+    with anyio.fail_after(60):
+        while True:
+            page = await call(tools, "job_read", job=job, offset=offset, limit=524_288, wait_seconds=5)
+            for chunk in page["chunks"]:
+                assert chunk["offset"] == offset
+                offset += len(base64.b64decode(chunk["data_base64"]))
+                got += 1
+            if page["state"] == "exited" and offset == page["total_bytes"]:
+                break
+    assert offset == size + len("end\n") and got > 50
+
+
+async def test_a_paced_job_that_nobody_reads_holds_still_and_can_be_ended(tools: RunnerTools) -> None:
+    job = (await call(tools, "job_start", command="yes", paced=True))["job"]
+    before = -1
+    with anyio.fail_after(20):
+        while (now := (await call(tools, "job_read", job=job, limit=1))["total_bytes"]) != before:
+            before = now
+            await anyio.sleep(0.2)
+    assert 4_000_000 < before <= 8 * 1024 * 1024
+    assert (await call(tools, "job_signal", job=job, signal="KILL"))["signalled"]
+    with anyio.fail_after(10):
+        while (await call(tools, "job_read", job=job, offset=before, limit=1))["state"] != "exited":
+            await anyio.sleep(0.05)

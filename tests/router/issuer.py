@@ -1,4 +1,7 @@
-"""A small OpenID provider for tests: a real HTTP server with a discovery document, keys, and tokens signed by them."""
+"""A small OpenID provider for tests: a real HTTP server with a discovery document, keys, and tokens signed by them.
+
+Everybody who asks it to log in is logged in, as `ann`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -50,10 +54,26 @@ class Issuer:
         if self.away:
             return None
         if path == "/.well-known/openid-configuration":
-            return {"issuer": self.claims_to_be or self.url, "jwks_uri": f"{self.url}/keys"}
+            return {
+                "issuer": self.claims_to_be or self.url,
+                "jwks_uri": f"{self.url}/keys",
+                "authorization_endpoint": f"{self.url}/authorize",
+                "token_endpoint": f"{self.url}/token",
+                "registration_endpoint": f"{self.url}/register",
+                "response_types_supported": ["code"],
+                "code_challenge_methods_supported": ["S256"],
+            }
         if path == "/keys":
             return {"keys": [_public(kid, key) for kid, key in self.keys.items()]}
         return None
+
+    def take(self, path: str, body: str) -> Any:
+        """Answer what is posted: a client that registers, or a code that becomes a token."""
+        self.asked[path] += 1
+        if path == "/register":
+            return {**json.loads(body), "client_id": "host", "token_endpoint_auth_method": "none"}
+        (resource,) = parse_qs(body)["resource"]
+        return {"access_token": self.token("ann", aud=resource), "token_type": "Bearer", "expires_in": 300}
 
 
 def _public(kid: str, key: Any) -> dict[str, Any]:
@@ -67,9 +87,21 @@ def running_issuer() -> Generator[Issuer]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            said = issuer.answer(self.path)
+            path, _, query = self.path.partition("?")
+            if path == "/authorize":
+                asked = parse_qs(query)
+                self.send_response(302)
+                self.send_header("location", f"{asked['redirect_uri'][0]}?code=c0de&state={asked['state'][0]}")
+                self.end_headers()
+            else:
+                self.say(issuer.answer(path))
+
+        def do_POST(self) -> None:
+            self.say(issuer.take(self.path, self.rfile.read(int(self.headers["content-length"])).decode()))
+
+        def say(self, said: Any) -> None:
             body = json.dumps(said).encode()
-            self.send_response(503 if said is None else 200)
+            self.send_response(200 if said is not None else 503 if issuer.away else 404)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

@@ -144,6 +144,16 @@ async def test_tools_appear_and_vanish_with_their_sandbox_and_can_be_turned_off(
     assert not mine & set(await names(hive, "?scope=expansion"))
 
 
+async def test_the_recipes_own_hints_reach_the_host(hive: Hive) -> None:
+    session = (await spawn(hive, "?scope=hints", recipe="general"))["session"]
+    async with Client(hive.url + "?scope=hints") as client:
+        shown = {tool.name.partition("_")[2]: tool for tool in (await client.list_tools()).tools}
+    read, run = shown["terminal-controller_read_file"], shown["terminal-controller_execute_command"]
+    assert read.annotations and read.annotations.read_only_hint is True and read.title
+    assert run.annotations and run.annotations.destructive_hint is True and run.output_schema
+    await call(hive, "destroy", {"session": session}, "?scope=hints")
+
+
 async def test_over_the_count_whole_sandboxes_are_hidden_but_not_the_newest(hive: Hive) -> None:
     sessions = [(await spawn(hive, "?scope=many"))["session"] for _ in range(3)]
     shown = {name.partition("_")[0] for name in await names(hive, "?scope=many") if name.startswith("sb")}

@@ -61,7 +61,24 @@ def _surroundings(settings: HubSettings) -> list[Check]:
     detail = f"{settings.host}:{settings.port} is {'free' if free else 'taken'}"
     ours = url is not None and f":{settings.port}/" in url
     port = Check("port", free or ours, detail, "use `ash up --port 0` or ASH_HUB_PORT")
-    return [hive, port, *(_directory(name, path) for name, path in _directories(settings))]
+    return [hive, port, _other_users(settings), *(_directory(name, path) for name, path in _directories(settings))]
+
+
+def _other_users(settings: HubSettings) -> Check:
+    from ash_hub.auth import is_loopback, peer_problem
+    from ash_hub.backends.local.host import Check
+
+    name = "other users"
+    if not is_loopback(settings.host):
+        return Check(name, True, "need an API key or a token, as everybody does")
+    if not settings.auth.peer_check:
+        return Check(name, False, "may use the hive", "leave ASH_HUB_AUTH__PEER_CHECK out")
+    problem = peer_problem()
+    if problem is None:
+        return Check(name, True, "of this machine are kept out of the hive")
+    return Check(
+        name, False, f"cannot be told from you ({problem}) and may use the hive", "keep them off this machine"
+    )
 
 
 def _running_hive() -> str | None:

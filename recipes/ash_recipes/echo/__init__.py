@@ -12,4 +12,5 @@ RECIPE: Final[dict[str, Any]] = {
     "description": "A tiny sandbox that says back what it is told. For trying out the hive and as a pattern to copy.",
     "server": {"python": "ash_recipes.echo.server:server"},
     "network": "none",
+    "tools": {name: {"readOnlyHint": True, "openWorldHint": False} for name in ("echo", "whoami", "slow")},
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from ash_recipes.general.hints import HINTS
+
 __all__ = ["RECIPE"]
 
 RECIPE: Final[dict[str, Any]] = {
@@ -18,4 +20,5 @@ RECIPE: Final[dict[str, Any]] = {
     "network": "none",
     "env": {"LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1"},
     "start_timeout_seconds": 60,
+    "tools": HINTS,
 }

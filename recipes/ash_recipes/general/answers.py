@@ -14,6 +14,7 @@ from mcp_types import CallToolRequestParams, ToolAnnotations
 from pydantic import BaseModel
 from pydantic import ValidationError as PydanticValidationError
 
+from ash_recipes.general.hints import HINTS
 from ash_recipes.runner.arguments import explain
 from ash_recipes.runner.output import json_size
 from ash_recipes.runner.problems import Problem
@@ -37,10 +38,6 @@ def tool(
     *,
     title: str,
     output: type[BaseModel],
-    reads_only: bool = False,
-    destructive: bool = False,
-    idempotent: bool = False,
-    open_world: bool = False,
 ) -> Callable[[Callable[P, Awaitable[ToolResult]]], Callable[P, Awaitable[ToolResult]]]:
     """Add a function as a tool; a `Problem` that it raises becomes a failed result with its kind."""
 
@@ -56,13 +53,7 @@ def tool(
             name=name,
             title=title,
             output_schema=output.model_json_schema(),
-            annotations=ToolAnnotations(
-                title=title,
-                read_only_hint=reads_only,
-                destructive_hint=destructive,
-                idempotent_hint=idempotent or reads_only,
-                open_world_hint=open_world,
-            ),
+            annotations=ToolAnnotations.model_validate({"title": title, **HINTS[name]}),
         )(answered)
         return answered
 

@@ -56,8 +56,6 @@ def _add_commands(server: FastMCP[Any], terminal: Terminal) -> None:
         "terminal-controller_execute_command",
         title="Run a command",
         output=CommandResult,
-        destructive=True,
-        open_world=True,
     )
     async def execute_command(
         command: Annotated[str, Field(description="What bash runs; several lines and here-documents are fine")],
@@ -82,7 +80,6 @@ def _add_places(server: FastMCP[Any], terminal: Terminal) -> None:
         "terminal-controller_get_command_history",
         title="Command history",
         output=History,
-        reads_only=True,
     )
     async def get_command_history(
         count: Annotated[int, Field(ge=1, le=50, description="How many of the last commands")] = 10,
@@ -103,7 +100,6 @@ def _add_places(server: FastMCP[Any], terminal: Terminal) -> None:
         "terminal-controller_get_current_directory",
         title="Working directory",
         output=Directory,
-        reads_only=True,
     )
     async def get_current_directory() -> ToolResult:
         """Return the terminal's working directory."""
@@ -114,7 +110,6 @@ def _add_places(server: FastMCP[Any], terminal: Terminal) -> None:
         "terminal-controller_change_directory",
         title="Change directory",
         output=Directory,
-        idempotent=True,
     )
     async def change_directory(
         path: Annotated[str, Field(description="Absolute, relative to the working directory, or from ~")],

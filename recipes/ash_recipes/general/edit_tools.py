@@ -41,9 +41,7 @@ def add(server: FastMCP[Any], terminal: Terminal) -> None:
         found = terminal.resolve(path)
         return await anyio.to_thread.run_sync(_edit, terminal.files, found, change, create)
 
-    @tool(
-        server, "terminal-controller_insert_file_content", title="Insert into a file", output=Edited, destructive=True
-    )
+    @tool(server, "terminal-controller_insert_file_content", title="Insert into a file", output=Edited)
     async def insert_file_content(path: FilePath, content: Content, row: Row = None, rows: Rows = None) -> ToolResult:
         """Insert text before a row, or before several; without row and rows it goes to the end.
 
@@ -55,9 +53,7 @@ def add(server: FastMCP[Any], terminal: Terminal) -> None:
             return answer(f"Successfully appended content to '{path}'.", shape)
         return answer(f"Successfully inserted content at {_named(row, at)} in '{path}'.", shape)
 
-    @tool(
-        server, "terminal-controller_delete_file_content", title="Delete from a file", output=Edited, destructive=True
-    )
+    @tool(server, "terminal-controller_delete_file_content", title="Delete from a file", output=Edited)
     async def delete_file_content(
         path: FilePath, row: Row = None, rows: Rows = None, substring: Substring = None
     ) -> ToolResult:
@@ -75,8 +71,6 @@ def add(server: FastMCP[Any], terminal: Terminal) -> None:
         "terminal-controller_update_file_content",
         title="Change a file",
         output=Edited,
-        destructive=True,
-        idempotent=True,
     )
     async def update_file_content(
         path: FilePath, content: Content, row: Row = None, rows: Rows = None, substring: Substring = None

@@ -51,7 +51,7 @@ class _Page:
 def add(server: FastMCP[Any]) -> None:
     """Add the tool."""
 
-    @tool(server, "fetch_fetch", title="Fetch a web page", output=FetchedPage, reads_only=True, open_world=True)
+    @tool(server, "fetch_fetch", title="Fetch a web page", output=FetchedPage)
     async def fetch(
         url: Annotated[str, Field(min_length=1, max_length=8000, description="http or https")],
         max_length: Annotated[int, Field(ge=1, le=999_999, description="The most characters to return")] = 5000,

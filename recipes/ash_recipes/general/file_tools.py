@@ -68,7 +68,7 @@ def add(server: FastMCP[Any], terminal: Terminal) -> None:
 
 
 def _add_reading(server: FastMCP[Any], terminal: Terminal) -> None:
-    @tool(server, "terminal-controller_list_directory", title="List a directory", output=Listing, reads_only=True)
+    @tool(server, "terminal-controller_list_directory", title="List a directory", output=Listing)
     async def list_directory(
         path: Annotated[str | None, Field(description="Which one; null for the working directory")] = None,
     ) -> ToolResult:
@@ -78,7 +78,7 @@ def _add_reading(server: FastMCP[Any], terminal: Terminal) -> None:
         shape = Listing(path=str(found), **listing)
         return answer(_told(shape), shape)
 
-    @tool(server, "terminal-controller_read_file", title="Read a file", output=FileText, reads_only=True)
+    @tool(server, "terminal-controller_read_file", title="Read a file", output=FileText)
     async def read_file(
         path: FilePath,
         start_row: Annotated[int | None, Field(ge=0, description="First row, counted from 0")] = None,
@@ -115,8 +115,6 @@ def _add_writing(server: FastMCP[Any], terminal: Terminal) -> None:
         "terminal-controller_write_file",
         title="Write a file",
         output=WrittenFile,
-        destructive=True,
-        idempotent=True,
     )
     async def write_file(
         path: FilePath,

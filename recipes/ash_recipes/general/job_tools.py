@@ -60,8 +60,6 @@ def _add_start_and_read(server: FastMCP[Any], terminal: Terminal) -> None:
         "terminal-controller_start_job",
         title="Start a background job",
         output=JobState,
-        destructive=True,
-        open_world=True,
     )
     async def start_job(
         command: Annotated[str, Field(description="What bash runs")],
@@ -77,7 +75,7 @@ def _add_start_and_read(server: FastMCP[Any], terminal: Terminal) -> None:
         job = terminal.start_job(command, stdin=stdin, timeout_seconds=timeout)
         return answer(f"Started {job.id}. Read its output with read_job.", _state(job))
 
-    @tool(server, "terminal-controller_read_job", title="Read a background job", output=JobOutput, reads_only=True)
+    @tool(server, "terminal-controller_read_job", title="Read a background job", output=JobOutput)
     async def read_job(
         job: JobName,
         offset: Annotated[int, Field(ge=0, description="The next_offset of the last answer; 0 for the start")] = 0,
@@ -102,7 +100,7 @@ def _add_start_and_read(server: FastMCP[Any], terminal: Terminal) -> None:
 
 
 def _add_write_and_stop(server: FastMCP[Any]) -> None:
-    @tool(server, "terminal-controller_write_job", title="Write to a background job", output=Written, destructive=True)
+    @tool(server, "terminal-controller_write_job", title="Write to a background job", output=Written)
     async def write_job(
         job: JobName,
         text: Annotated[str, Field(description="What to write; end a line with a newline")] = "",
@@ -122,8 +120,6 @@ def _add_write_and_stop(server: FastMCP[Any]) -> None:
         "terminal-controller_stop_job",
         title="Stop a background job",
         output=JobState,
-        destructive=True,
-        idempotent=True,
     )
     async def stop_job(job: JobName) -> ToolResult:
         """End a job and everything that it started; its output can still be read."""
@@ -136,7 +132,7 @@ def _add_write_and_stop(server: FastMCP[Any]) -> None:
             await found.ended.wait()
         return answer(_told(_state(found)), _state(found))
 
-    @tool(server, "terminal-controller_list_jobs", title="List background jobs", output=JobStates, reads_only=True)
+    @tool(server, "terminal-controller_list_jobs", title="List background jobs", output=JobStates)
     async def list_jobs() -> ToolResult:
         """Return the jobs of this sandbox, oldest first."""
         shape = JobStates(jobs=[_state(job) for job in current().jobs.list()])

@@ -73,7 +73,7 @@ def _add_one(server: FastMCP[Any], name: str, title: str, kind: Kind, what: str)
         return answer(_told(shape), shape)
 
     search.__doc__ = f"Search the web for {what} and return the best results first. Needs a sandbox with network."
-    tool(server, name, title=title, output=SearchResults, reads_only=True, open_world=True)(search)
+    tool(server, name, title=title, output=SearchResults)(search)
 
 
 async def _search(kind: Kind, asked: dict[str, Any]) -> list[dict[str, Any]]:

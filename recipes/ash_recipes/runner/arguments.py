@@ -53,6 +53,7 @@ class Exec(Start):
 class JobStart(Start):
     stdin: Annotated[bool, Field(strict=True)] = False
     timeout_seconds: Seconds | None = None
+    paced: Annotated[bool, Field(strict=True)] = False
 
 
 class JobRead(Arguments):

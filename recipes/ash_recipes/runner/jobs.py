@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup
 
 from ash_recipes.runner.output import Chunk, Log
 from ash_recipes.runner.problems import Problem
-from ash_recipes.runner.processes import Command, Process, Stream
+from ash_recipes.runner.processes import READ_BYTES, Command, Process, Stream
 
 __all__ = ["Job", "JobPage", "Jobs", "signal_number"]
 
@@ -23,6 +23,8 @@ TERM_SECONDS = 0.5
 """How long a command that is to end may take to do so by itself."""
 LAST_SECONDS = 1.0
 """How long a killed command may take to be gone when all of them end."""
+LOOK_SECONDS = 0.05
+"""How often a command that waits for its reader is looked at, since its end wakes nobody."""
 MAX_RUNNING = 64
 MAX_KEPT = 64
 MAX_KEPT_BYTES = 64 * 1024 * 1024
@@ -44,6 +46,10 @@ class Job:
     process: Process
     started_at: float
     log: Log = field(default_factory=Log)
+    paced: bool = False
+    """Whether the command waits for its reader instead of its oldest output being let go."""
+    read_to: int = 0
+    """What lies before this offset has reached a reader, who asked for what comes after."""
     exit_code: int | None = None
     """None while it runs."""
     timed_out: bool = False
@@ -74,8 +80,17 @@ class Job:
             return True
         return self.process.signal(number)
 
+    async def has_room(self) -> None:
+        """Wait while one more piece of output could push out what nobody has read; not after the command's end."""
+        while self.paced and self.log.would_lose(self.read_to, READ_BYTES) and not self.process.exited:
+            with anyio.move_on_after(LOOK_SECONDS):
+                await self.changed.wait()
+
     async def read(self, offset: int, limit: int, wait_seconds: float) -> JobPage:
         """Return what stands in the log from `offset` on, waiting for it if the job still runs."""
+        if offset > self.read_to:
+            self.read_to = offset
+            self.notify()
         with anyio.move_on_after(wait_seconds):
             while self.running and self.log.total <= offset:
                 await self.changed.wait()
@@ -124,6 +139,7 @@ class Jobs:
         env: Mapping[str, str],
         stdin: bool = False,
         timeout_seconds: float | None = None,
+        paced: bool = False,
         key: str | None = None,
         shown: str | None = None,
         pass_fds: Sequence[int] = (),
@@ -131,6 +147,7 @@ class Jobs:
         """Start a job, or return the one that the same key has started.
 
         Args:
+            paced: Whether the command waits for whoever reads its output, so that none is let go.
             shown: What stands for the command in lists; None for the command itself.
 
         Raises:
@@ -148,9 +165,14 @@ class Jobs:
         def written(stream: Stream, data: bytes) -> None:
             job.written(stream, data)  # nothing is read before the tasks below run
 
-        process = Process(command, cwd=cwd, env=env, stdin=stdin, on_data=written, pass_fds=pass_fds)
+        async def has_room() -> None:
+            await job.has_room()
+
+        process = Process(
+            command, cwd=cwd, env=env, stdin=stdin, on_data=written, has_room=has_room, pass_fds=pass_fds
+        )
         self._count += 1
-        job = Job(f"job-{self._count}", shown or command, process, started_at=time.time())
+        job = Job(f"job-{self._count}", shown or command, process, started_at=time.time(), paced=paced)
         self._jobs[job.id] = job
         if key is not None:
             self._by_key[key] = (asked, job)

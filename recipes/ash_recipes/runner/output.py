@@ -49,6 +49,16 @@ class Log:
     def held(self) -> int:
         return self.total - self.dropped
 
+    def would_lose(self, offset: int, size: int) -> bool:
+        """Say whether taking in `size` more bytes could let go of what stands from `offset` on."""
+        if not self._chunks:
+            return False
+        _, start, oldest = self._chunks[0]
+        if len(self._chunks) >= LOG_CHUNKS and start + len(oldest) > offset:
+            return True
+        excess = self.held + size - self._limit
+        return excess > 0 and self.dropped + excess + _CHUNK_BYTES > offset
+
     def append(self, stream: Stream, data: bytes) -> None:
         last = self._chunks[-1] if self._chunks else None
         if last is not None and last[0] == stream and len(last[2]) + len(data) <= _CHUNK_BYTES:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +30,7 @@ class Process:
 
     Args:
         command: A string for `bash -c`, or a list of words.
+        has_room: Awaited before each read; while it waits the command waits too, when its pipe is full.
         stdin: Whether `write` will be used; otherwise the command reads end of file.
         pass_fds: Descriptors that the command inherits under the same numbers.
 
@@ -44,6 +45,7 @@ class Process:
         cwd: Path,
         env: Mapping[str, str],
         on_data: Callable[[Stream, bytes], None],
+        has_room: Callable[[], Awaitable[None]] | None = None,
         stdin: bool = False,
         pass_fds: Sequence[int] = (),
     ) -> None:
@@ -64,6 +66,7 @@ class Process:
             raise Problem("spawn_failed", _why_not_started(exc, words, cwd)) from exc
         self.pid = self._popen.pid
         self._on_data = on_data
+        self._has_room = has_room
         self._drained = anyio.Event()
         self._open_streams = 2
         self._stdin_lock = anyio.Lock()
@@ -78,6 +81,8 @@ class Process:
         try:
             while True:
                 await anyio.wait_readable(pipe.fileno())
+                if self._has_room is not None:
+                    await self._has_room()
                 try:
                     data = os.read(pipe.fileno(), READ_BYTES)
                 except BlockingIOError:

@@ -98,7 +98,13 @@ class RunnerTools:
     async def _job_start(self, asked: args.JobStart) -> Json:
         command, cwd, env = self._start(asked)
         job = self._context.jobs.start(
-            command, cwd=cwd, env=env, stdin=asked.stdin, timeout_seconds=asked.timeout_seconds, key=asked.key
+            command,
+            cwd=cwd,
+            env=env,
+            stdin=asked.stdin,
+            timeout_seconds=asked.timeout_seconds,
+            paced=asked.paced,
+            key=asked.key,
         )
         return {"job": job.id, "started": True}
 

@@ -3,18 +3,29 @@
 It is *not* the truth about which sandboxes exist; that is the backend's. Every step that two replicas could take at
 once is one atomic call here, so that no caller reads first and writes later. `memory.py` is the in-process twin for
 one hive; `ash_router.testing.check_store` is the suite that every implementation passes.
+
+Every step may be taken again after a failure, whether or not it was done the first time. A store that others share
+can be away. What takes or asks for something then raises `ConnectFailed` after a bounded wait, retryable. What only
+gives back or tells (`drop_route`, `release…`, `touch`, `publish`) does not fail: it is done when the store is back,
+so that no end of a sandbox has to wait for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from ash_mcp.types import SandboxId, Scope, SessionName
 
-__all__ = ["Lease", "Store"]
+__all__ = ["LOST", "ROUTE_NEWS", "Lease", "RouteChanges", "Store"]
+
+LOST: Final = ""
+"""What a subscription yields in place of messages that it may have missed: look at everything again."""
+
+ROUTE_NEWS: Final = "routes"
+"""The channel on which `put_route` and `drop_route` name the sandbox whose route changed, in the same step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +38,20 @@ class Lease:
     """Fencing token: larger than that of any earlier grant of the same name."""
     expires_at: float
     """Seconds on the store's own clock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteChanges:
+    """What happened to the routes since a version that the asker knows."""
+
+    version: str
+    """Opaque; to be handed in the next time."""
+    bound: Sequence[Mapping[str, Any]]
+    unbound: Sequence[SandboxId] = ()
+    complete: bool = False
+    """Whether `bound` is all that there is, so that any other route is gone."""
+    refilling: bool = False
+    """With `complete`: the store has lost what it held, so that a route which it lacks may be as good as ever."""
 
 
 class Store(Protocol):
@@ -44,6 +69,10 @@ class Store(Protocol):
         """Return every stored route, in the order in which they were first put."""
         ...
 
+    async def route_changes(self, since: str | None) -> RouteChanges:
+        """Return how the routes differ from what they were at version `since`; all of them for None."""
+        ...
+
     async def reserve_session(
         self, owner: str, scope: Scope, wanted: SessionName | None, sandbox_id: SandboxId
     ) -> SessionName:
@@ -52,6 +81,7 @@ class Store(Protocol):
         Args:
             wanted: The caller's choice; None takes the next of `sb1`, `sb2`, … that nobody holds. A number is not
                 given again while the hive lives, so that a name in a model's memory never means another sandbox.
+                A sandbox that holds a name already gets that one again.
 
         Raises:
             SessionTaken: `wanted` belongs to another sandbox of this owner and scope.
@@ -105,7 +135,23 @@ class Store(Protocol):
     def subscribe(self, channel: str) -> AbstractAsyncContextManager[AsyncIterator[str]]:
         """Receive what is published from the moment the context is entered.
 
-        A reader that falls 1,000 messages behind loses the oldest; every message must therefore be a hint to look
-        again and never the only carrier of a fact.
+        A reader that falls 1,000 messages behind loses the oldest, and a connection can break; every message must
+        therefore be a hint to look again and never the only carrier of a fact. Where some may be missing the reader
+        gets `LOST`, before those that came after.
+        """
+        ...
+
+    def unready(self) -> str | None:
+        """Say why the store cannot be used now, or None."""
+        ...
+
+    def warnings(self) -> Sequence[str]:
+        """Return what an operator must know of how the store is set up, a sentence each."""
+        ...
+
+    def on_flushed(self, restore: Callable[[], Awaitable[None]]) -> None:
+        """Have `restore` called whenever the store lost what it held, or may have, until it returns without `AshError`.
+
+        It puts back what is true and drops what is not; several replicas do so at once.
         """
         ...

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -14,12 +12,13 @@ from typing import Any, Final
 from ash_mcp.errors import SessionTaken
 from ash_mcp.types import SandboxId, Scope, SessionName
 from ash_router import _lease
-from ash_router.store.base import Lease
+from ash_router.store._reader import Reader
+from ash_router.store.base import ROUTE_NEWS, Lease, RouteChanges
 
 __all__ = ["MemoryStore"]
 
-MAX_BEHIND: Final = 1000
-"""Messages that a slow reader may fall behind before it loses the oldest."""
+CHANGES_REMEMBERED: Final = 1000
+"""Routes that changed last; who knows only an older version is told all routes."""
 
 _NUMBERED: Final = re.compile(r"sb([1-9][0-9]*)")
 
@@ -31,6 +30,7 @@ class _Names:
     """The session names of one owner and scope."""
 
     held: dict[SessionName, SandboxId] = field(default_factory=dict[SessionName, SandboxId])
+    of: dict[SandboxId, SessionName] = field(default_factory=dict[SandboxId, SessionName])
     last_number: int = 0
     chosen_numbers: set[int] = field(default_factory=set[int])
     """Beyond `last_number`, names of the numbered form that callers chose themselves."""
@@ -42,41 +42,68 @@ class MemoryStore:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._routes: dict[SandboxId, Mapping[str, Any]] = {}
+        self._version = 0
+        self._changed: dict[SandboxId, int] = {}
         self._names: dict[Owned, _Names] = {}
         self._keys: dict[tuple[str, Scope, str], SandboxId] = {}
         self._leases: dict[str, Lease] = {}
         self._calls: dict[SandboxId, float] = {}
-        self._readers: dict[str, set[_Reader]] = {}
+        self._readers: dict[str, set[Reader]] = {}
 
     async def put_route(self, record: Mapping[str, Any]) -> None:
         sandbox_id = SandboxId(record["sandbox_id"])
         known = self._routes.get(sandbox_id)
-        if known is None or known["generation"] <= record["generation"]:
+        if known is None or (known["generation"] <= record["generation"] and known != record):
             self._routes[sandbox_id] = dict(record)
+            await self._note_change(sandbox_id)
 
     async def drop_route(self, sandbox_id: SandboxId) -> None:
-        self._routes.pop(sandbox_id, None)
         self._calls.pop(sandbox_id, None)
+        if self._routes.pop(sandbox_id, None) is not None:
+            await self._note_change(sandbox_id)
 
     async def routes(self) -> list[Mapping[str, Any]]:
         return list(self._routes.values())
+
+    async def route_changes(self, since: str | None) -> RouteChanges:
+        version, known = str(self._version), int(since or 0)
+        oldest = next(iter(self._changed.values()), 0)
+        if since is None or known < oldest - 1:
+            return RouteChanges(version=version, bound=await self.routes(), complete=True)
+        changed = [sandbox_id for sandbox_id in self._changed if self._changed[sandbox_id] > known]
+        return RouteChanges(
+            version=version,
+            bound=[self._routes[sandbox_id] for sandbox_id in changed if sandbox_id in self._routes],
+            unbound=[sandbox_id for sandbox_id in changed if sandbox_id not in self._routes],
+        )
+
+    async def _note_change(self, sandbox_id: SandboxId) -> None:
+        self._version += 1
+        self._changed.pop(sandbox_id, None)
+        self._changed[sandbox_id] = self._version
+        if len(self._changed) > CHANGES_REMEMBERED:
+            del self._changed[next(iter(self._changed))]
+        await self.publish(ROUTE_NEWS, sandbox_id)
 
     async def reserve_session(
         self, owner: str, scope: Scope, wanted: SessionName | None, sandbox_id: SandboxId
     ) -> SessionName:
         names = self._names.setdefault((owner, scope), _Names())
-        session = wanted if wanted is not None else _next_name(names)
+        session = wanted or names.of.get(sandbox_id) or _next_name(names)
         if names.held.setdefault(session, sandbox_id) != sandbox_id:
             raise SessionTaken(f"session {session} is in use; choose another name, or none to be given one")
         numbered = _NUMBERED.fullmatch(session)
         if numbered is not None and int(numbered[1]) > names.last_number:
             names.chosen_numbers.add(int(numbered[1]))
+        names.of[sandbox_id] = session
         return session
 
     async def release_session(self, owner: str, scope: Scope, session: SessionName, sandbox_id: SandboxId) -> None:
         names = self._names.get((owner, scope))
         if names is not None and names.held.get(session) == sandbox_id:
             del names.held[session]
+            if names.of.get(sandbox_id) == session:
+                del names.of[sandbox_id]
 
     async def claim_key(self, owner: str, scope: Scope, key: str, sandbox_id: SandboxId) -> SandboxId:
         return self._keys.setdefault((owner, scope, key), sandbox_id)
@@ -115,7 +142,7 @@ class MemoryStore:
 
     @asynccontextmanager
     async def subscribe(self, channel: str) -> AsyncGenerator[AsyncIterator[str]]:
-        reader = _Reader()
+        reader = Reader()
         readers = self._readers.setdefault(channel, set())
         readers.add(reader)
         try:
@@ -125,6 +152,15 @@ class MemoryStore:
             if not readers:
                 self._readers.pop(channel, None)
 
+    def unready(self) -> str | None:
+        return None
+
+    def warnings(self) -> Sequence[str]:
+        return ()
+
+    def on_flushed(self, restore: Callable[[], Awaitable[None]]) -> None:
+        """Never calls `restore`: what this process forgets, it forgets with everything else."""
+
 
 def _next_name(names: _Names) -> SessionName:
     names.last_number += 1
@@ -132,24 +168,3 @@ def _next_name(names: _Names) -> SessionName:
         names.chosen_numbers.discard(names.last_number)
         names.last_number += 1
     return SessionName(f"sb{names.last_number}")
-
-
-class _Reader:
-    """One subscription: an endless iterator over a bounded queue."""
-
-    def __init__(self) -> None:
-        self._queue: deque[str] = deque(maxlen=MAX_BEHIND)
-        self._more = asyncio.Event()
-
-    def put(self, message: str) -> None:
-        self._queue.append(message)
-        self._more.set()
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        return self
-
-    async def __anext__(self) -> str:
-        while not self._queue:
-            self._more.clear()
-            await self._more.wait()
-        return self._queue.popleft()

@@ -110,6 +110,7 @@ class LocalBackend:
     async def create(self, spec: SandboxSpec) -> Instance:
         """Start a sandbox and return it once its main process runs."""
         _require_supported(spec)
+        _require_network(spec, private=self._settings.private_egress)
         limits = limits_of(spec, self._settings)
         link = await self._link_or_fail()
         plan = self._launcher.plan(spec, self._runtime, limits)
@@ -182,8 +183,10 @@ class LocalBackend:
             "launcher": "none" if self._settings.unsafe else self._settings.launcher,
             "keeper": None if self._link is None else self._link.hello["pid"],
             "control_groups": self._enforcement.version,
-            # A sandbox can read in its own mount table where on the host these lie.
-            "visible_paths": [] if self._settings.unsafe else sorted(self._runtime.binds.values()),
+            # A sandbox can read in its own mount table where on the host these lie; the last, if it may go out.
+            "visible_paths": []
+            if self._settings.unsafe
+            else [*sorted(self._runtime.binds.values()), str(self._paths.directory)],
             "warnings": list(self._launcher.warnings),
         }
 
@@ -278,10 +281,6 @@ def _require_supported(spec: SandboxSpec) -> None:
             f"the local backend has no images, so it cannot start {spec.image!r}: leave `image` out and choose a "
             "recipe, or use a backend that runs containers"
         )
-    try:
-        Policy.parse(spec.network)
-    except PolicyError as error:
-        raise ConfigError(f"network: {error}") from error
     if spec.runtime_class is not None:
         raise Unsupported(f"the local backend has no runtime class {spec.runtime_class!r}: leave it out")
     if spec.node_selector:
@@ -289,6 +288,15 @@ def _require_supported(spec: SandboxSpec) -> None:
     for inside, outside in spec.mounts.items():
         if not Path(inside).is_absolute() or ".." in Path(inside).parts or not os.path.exists(outside):
             raise ConfigError(f"the recipe's folder {outside} cannot be mounted at {inside}")
+
+
+def _require_network(spec: SandboxSpec, *, private: bool) -> None:
+    try:
+        policy = Policy.parse(spec.network)
+    except PolicyError as error:
+        raise ConfigError(f"network: {error}") from error
+    if policy.private and not private:
+        raise ConfigError(f"network: this hive lets nobody name private addresses, such as {policy.private[0]}")
 
 
 def _audit(decision: Mapping[str, Any]) -> None:

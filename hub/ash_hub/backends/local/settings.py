@@ -46,6 +46,9 @@ class LocalSettings(BaseModel):
     home_bytes: Size = 256 * _MIB
     tmp_bytes: Size = 512 * _MIB
     shm_bytes: Size = 64 * _MIB
+    private_egress: bool = True
+    """Whether a network policy may name an address that is not public, such as a server of this host. Turn it off
+    where those who spawn are not to be trusted with this host's own services and networks."""
     egress: EgressLimits = EgressLimits()
     """What each sandbox that may go out may use of the egress proxy."""
     log_bytes: Annotated[int, Field(ge=1024)] = 256 * 1024

@@ -91,6 +91,12 @@ class Policy:
         text = ", ".join(value)
         return cls(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…", tuple(_entry(part) for part in value))
 
+    @property
+    def private(self) -> tuple[str, ...]:
+        """The addresses in it that are not public."""
+        named = [entry.address or entry.host for entry in self.entries or ()]
+        return tuple(str(address) for address in named if not isinstance(address, str) and kind_of(address))
+
     def grant(self, target: Target) -> Grant:
         """Say whether `target` may be looked up.
 

@@ -1,0 +1,174 @@
+"""Opening the store in Redis, and keeping it going: is it the right server, does it answer, has it forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import anyio
+from redis.asyncio import Redis
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+
+from ash_mcp.errors import AshError, ConfigError, ConnectFailed
+from ash_router.store.redis.address import Address
+from ash_router.store.redis.feed import Feed
+from ash_router.store.redis.link import Link, why
+from ash_router.store.redis.store import RedisStore
+
+__all__ = ["open_redis"]
+
+PATIENCE_SECONDS: Final = 2.0
+LOOK_SECONDS: Final = 1.0
+_OPENING_SECONDS: Final = 10.0
+_PREFIX: Final = re.compile(r"[A-Za-z0-9._{}-]{1,64}")
+_OLDEST: Final = (6, 2)
+log = logging.getLogger("ash.store")
+
+
+@asynccontextmanager
+async def open_redis(
+    url: str,
+    prefix: str,
+    *,
+    patience_seconds: float = PATIENCE_SECONDS,
+    look_seconds: float = LOOK_SECONDS,
+) -> AsyncGenerator[RedisStore]:
+    """Keep a store in the Redis at `url` going while the context is open.
+
+    Args:
+        prefix: Of all keys and channels.
+        patience_seconds: How long a step is tried where Redis does not answer.
+        look_seconds: How often it is looked whether Redis answers and still holds what it did.
+
+    Raises:
+        ConfigError: It cannot be reached, refuses us or is too old; the message says what to do.
+    """
+    if _PREFIX.fullmatch(prefix) is None:
+        raise ConfigError(f"the prefix of keys in Redis is 1 to 64 of A-Z a-z 0-9 . _ - {{ }}, not {prefix!r}")
+    address = Address.parse(url, patience_seconds / 2)
+    client, sentinel = address.client()
+    try:
+        info = await _greet(client, address)
+        link = Link(address.shown, patience_seconds)
+        database = client.connection_pool.connection_kwargs.get("db", 0)
+        # channels are not of one database, as keys are
+        feed = Feed(client, f"{prefix}@{database}:", patience_seconds)
+        store = RedisStore(client, link, feed, prefix)
+        store.warned = _warnings(info, address)
+        for warning in store.warned:
+            log.warning(warning)
+        keeper = _Keeper(client, link, store, look_seconds)
+        keeper.known = (await _first_epoch(store, address), info.get("run_id"))
+        async with anyio.create_task_group() as group:
+            group.start_soon(feed.run)
+            group.start_soon(keeper.run)
+            yield store
+            await _leave(store)
+            group.cancel_scope.cancel()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await client.aclose()
+            if sentinel is not None:
+                await sentinel.aclose()
+
+
+class _Keeper:
+    """Looks after one store."""
+
+    def __init__(self, client: Redis, link: Link, store: RedisStore, look_seconds: float) -> None:
+        self._client: Any = client
+        self._link = link
+        self._store = store
+        self._pause = look_seconds
+        self.known: tuple[str, str | None] = ("", None)
+        """Epoch of the data and run of the server: another one of either may lack what we wrote."""
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await asyncio.sleep(self._pause)
+            try:
+                await self._look()
+            except ConnectFailed:
+                continue  # the link has said so
+            except AshError as exc:
+                log.warning("what Redis lost is not put back yet", extra={"why": exc.message})
+
+    async def _look(self) -> None:
+        found = (await self._store.epoch(), await self._run_id())
+        if found != self.known:
+            log.warning("Redis was emptied, restarted or replaced; what it held is put back")
+            self.known = found
+            self._store.refilling = True
+        if self._store.refilling:
+            await self._store.raise_numbers()
+            for restore in self._store.restorers:
+                await restore()
+            self._store.refilling = False
+        await self._store.settle()
+
+    async def _run_id(self) -> str | None:
+        try:
+            return (await self._link.do(lambda: _info(self._client, "server"))).get("run_id")
+        except NoPermissionError:
+            return None
+
+
+async def _greet(client: Any, address: Address) -> Mapping[str, Any]:
+    """Make sure that it is a server that we can use, and return what it says of itself."""
+    try:
+        async with asyncio.timeout(_OPENING_SECONDS):
+            await client.ping()
+            info = {**await _info(client, "server"), **await _info(client, "memory")}
+    except AuthenticationError as exc:
+        raise ConfigError(
+            f"Redis at {address.shown} refuses the user or the password ({why(exc)}); they stand in the URL: "
+            "redis://user:password@host"
+        ) from exc
+    except (ResponseError, TimeoutError, RedisError, OSError) as exc:
+        reason = why(exc) if str(exc) else f"no answer within {_OPENING_SECONDS:g} s"
+        raise ConfigError(
+            f"Redis at {address.shown} cannot be used: {reason}. Is it running and its address right, and does it "
+            "want TLS (rediss://) or a password?"
+        ) from exc
+    version = tuple(int(part) for part in str(info.get("redis_version", "6.2")).split(".")[:2])
+    if version < _OLDEST:
+        raise ConfigError(f"Redis at {address.shown} is {info['redis_version']}; Ash needs 6.2, or Valkey")
+    return info
+
+
+async def _info(client: Any, section: str) -> Mapping[str, Any]:
+    """Return one section of what the server says of itself; nothing where that is not for us."""
+    try:
+        return await client.info(section)
+    except NoPermissionError:
+        return {}
+
+
+async def _first_epoch(store: RedisStore, address: Address) -> str:
+    try:
+        return await store.epoch()
+    except AshError as exc:
+        raise ConfigError(f"Redis at {address.shown} cannot be used: {exc.message}") from exc
+
+
+def _warnings(info: Mapping[str, Any], address: Address) -> tuple[str, ...]:
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy == "noeviction":
+        return ()
+    return (
+        f"Redis at {address.shown} evicts (maxmemory-policy {policy}): when its memory is full, routes and leases will "
+        "vanish while their sandboxes live. Set maxmemory-policy noeviction",
+    )
+
+
+async def _leave(store: RedisStore) -> None:
+    """Do what still waits, if Redis answers."""
+    try:
+        await store.settle()
+    except AshError as exc:
+        log.warning("left without giving back what is held in Redis", extra={"why": exc.message})

@@ -1,0 +1,5 @@
+-- Unbind a key if this sandbox holds it. KEYS: key. ARGV: sandbox.
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+  redis.call('DEL', KEYS[1])
+end
+return 1
