@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.hive_process import running_hive
+from tests.redis_server import RedisServer, running_redis
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +17,13 @@ def hive_url() -> Iterator[str]:
     """A real hive in a process of its own, the same one for all tests that only need to be its users."""
     with running_hive() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One redis-server for all tests that only need keys of their own there."""
+    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

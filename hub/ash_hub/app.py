@@ -30,6 +30,7 @@ from ash_hub.pool import EmptyPool
 from ash_hub.reaper import Reaper
 from ash_hub.recipes import Catalog, explain_invalid
 from ash_hub.reconcile import Reconciler
+from ash_hub.restoring import Restorer
 from ash_hub.sandboxes import Parts, Sandboxes
 from ash_hub.server import Face
 from ash_hub.settings import HubSettings
@@ -46,7 +47,7 @@ from ash_router.ledger import Ledger
 from ash_router.relay import Relay
 from ash_router.routes import Route, Routes
 from ash_router.sessions import LegacySessions
-from ash_router.store.memory import MemoryStore
+from ash_router.store.select import open_store
 from ash_router.tokens import CallTokens, load_hive_key
 
 __all__ = ["Hive", "open_hive"]
@@ -132,8 +133,9 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
         port = listener.getsockname()[1]
         auth, audit = open_auth(settings, port), Audit()
         backend = await stack.enter_async_context(_load_backend(settings, port))
-        store = MemoryStore()
-        routes, ledger = Routes(store), Ledger()
+        redis_url = settings.redis_url.get_secret_value() if settings.redis_url is not None else None
+        store = await stack.enter_async_context(open_store(redis_url, settings.redis_prefix))
+        routes, ledger = Routes(store, forgotten=lambda sandbox_id: relay.forget(sandbox_id)), Ledger()
         tokens = CallTokens(load_hive_key(settings.state_dir / "hive.key"))
         watch = InstanceWatch(backend)
 
@@ -180,12 +182,21 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
         relay = Relay(routes=routes, tokens=tokens, ledger=ledger, sessions=legacy, explain=explain)
         stack.push_async_callback(relay.aclose)
         metrics = Metrics(sandboxes, ledger, routes)
-        app = build_app(legacy.middleware(manager.handle_request), metrics, sandboxes.unready, auth.routes, auth.note)
+        note = "; ".join(said for said in (auth.note, *store.warnings()) if said) or None
+        app = build_app(
+            legacy.middleware(manager.handle_request),
+            metrics,
+            lambda: sandboxes.unready() or store.unready(),
+            auth.routes,
+            note,
+        )
         hive = Hive(_url(settings, port), settings, sandboxes, backend, ledger)
         reconciler = Reconciler(backend, sandboxes)
+        store.on_flushed(Restorer(backend, sandboxes, store, routes).restore)
 
         async with anyio.create_task_group() as group, manager.run():
             group.start_soon(watch.run, sandboxes.died, reconciler.run_once)
+            group.start_soon(routes.run)
             group.start_soon(notices.run)
             group.start_soon(Reaper(sandboxes, ledger, store, holder=new_sandbox_id()).run)
             await reconciler.run_once()
@@ -224,7 +235,8 @@ def _server(app: Any, relay: Relay, admission: Admission, settings: HubSettings)
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # with the protocol named, asyncio turns Nagle off on what is accepted; else a small answer waits 40 ms
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))

@@ -15,7 +15,7 @@ from mcp.server.session import ServerSession
 from mcp.server.subscriptions import ListenHandler, ServerEvent, ToolsListChanged
 
 from ash_mcp.types import EVERY_SCOPE, Scope
-from ash_router.store.base import Store
+from ash_router.store.base import LOST, Store
 
 __all__ = ["Notices"]
 
@@ -83,8 +83,16 @@ class Notices:
         """Pass the news on until cancelled."""
         async with self._store.subscribe(CHANNEL) as messages:
             async for message in messages:
-                owner, scope = json.loads(message)
-                await self._tell(owner, Scope(scope))
+                if message == LOST:
+                    for owner, scope in self._audiences():
+                        await self._tell(owner, scope)
+                else:
+                    owner, scope = json.loads(message)
+                    await self._tell(owner, Scope(scope))
+
+    def _audiences(self) -> set[Audience]:
+        """Return whoever listens."""
+        return {*self._buses, *(audience for audience, _ in self._sessions.values())}
 
     def close(self) -> None:
         """End every open subscription as the protocol wants it ended."""

@@ -8,7 +8,7 @@ from typing import Final
 import anyio
 
 from ash_hub.sandboxes import Sandboxes
-from ash_mcp.errors import LeaseHeld, LeaseLost
+from ash_mcp.errors import ConnectFailed, LeaseHeld, LeaseLost
 from ash_router.ledger import Ledger
 from ash_router.store.base import Lease, Store
 
@@ -57,4 +57,6 @@ class Reaper:
                 self._lease = await self._store.renew(self._lease, LEASE_SECONDS)
         except (LeaseHeld, LeaseLost):
             self._lease = None
+        except ConnectFailed:
+            return False  # nobody can know who leads; time limits are kept again when the store is back
         return self._lease is not None

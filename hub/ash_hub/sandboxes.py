@@ -215,7 +215,7 @@ class Sandboxes:
             await self._parts.starter.claim(blank, ask.env, ask.secrets)
             sandbox.step(Step.READY, self._clock())
             await self._parts.backend.annotate(sandbox.id, sandbox.record())
-            await self._bind(sandbox)
+            await self.bind(sandbox)
             if sandbox.life.state is not State.READY:  # it died while it was being bound
                 await self._parts.routes.unbind(sandbox.id)
                 raise sandbox.gone(self._clock())
@@ -227,7 +227,8 @@ class Sandboxes:
         await self._parts.on_changed(sandbox.owner, sandbox.scope)
         return sandbox
 
-    async def _bind(self, sandbox: Sandbox) -> None:
+    async def bind(self, sandbox: Sandbox) -> None:
+        """Open the way to a ready sandbox, or open it again."""
         assert sandbox.endpoint is not None and sandbox.toolset is not None, "only a ready sandbox has a route"
         listing = sandbox.toolset.listing(sandbox.session, self._parts.settings.name_limit)
         await self._parts.routes.bind(
@@ -311,7 +312,7 @@ class Sandboxes:
         if sandbox.key is not None:
             await self._parts.store.claim_key(sandbox.owner, sandbox.scope, sandbox.key, sandbox.id)
         self.registry.add(sandbox)
-        await self._bind(sandbox)
+        await self.bind(sandbox)
         await self._parts.on_changed(sandbox.owner, sandbox.scope)
         return True
 

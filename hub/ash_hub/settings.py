@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ash_mcp.paths import default_run_dir, default_state_dir
@@ -115,6 +115,12 @@ class HubSettings(BaseSettings):
     """Over this many tools whole sandboxes are left out of `tools/list`, least recently called first."""
     name_limit: Annotated[int, Field(ge=30, le=64)] = 50
     """Characters of a listed tool name; hosts add a prefix and models stop at 64."""
+    redis_url: SecretStr | None = None
+    """Redis (6.2 or later) or Valkey that hives with the same backend share, so that they are one:
+    `redis://user:password@host:port/database`, `rediss://…` for TLS, `redis+sentinel://host:port,…/service`.
+    None: this process is the whole hive."""
+    redis_prefix: str = "ash"
+    """Of all keys and channels there; hives of their own in one database need different ones."""
     keep: bool = False
     """Whether a graceful stop leaves the sandboxes running for the next hive on the same state directory."""
     idle_exit_seconds: Annotated[float, Field(gt=0)] | None = None

@@ -24,7 +24,9 @@ __all__ = [
     "chunk",
     "content_length",
     "decode_name",
+    "direct_head",
     "encode_name",
+    "forwarded",
     "has_body",
     "one",
     "repeated",
@@ -58,6 +60,7 @@ _FORWARDED: Final = frozenset(
         b"tracestate",
     }
 )
+_FORWARDED_DIRECTLY: Final = _FORWARDED | {b"accept-language", b"mcp-session-id", b"user-agent"}
 _FORWARDED_PREFIX: Final = b"mcp-param-"
 
 # What a sandbox may say about its answer. Everything else is dropped: cookies, CORS, challenges, redirects and
@@ -194,6 +197,30 @@ def request_head(
     return b"".join(parts)
 
 
+def direct_head(method: bytes, headers: Headers, ours: Headers, length: int | None) -> bytes:
+    """Return the head of a request that a caller makes to a sandbox's own endpoint.
+
+    Args:
+        length: Of the body; None where it will come in chunks.
+    """
+    parts = [method, b" /mcp HTTP/1.1\r\nhost: sandbox\r\n"]
+    parts.append(b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length)
+    for key, value in headers:
+        if key in _FORWARDED_DIRECTLY or key.startswith(_FORWARDED_PREFIX):
+            parts += (key, b": ", value, b"\r\n")
+    for key, value in ours:
+        parts += (key, b": ", value, b"\r\n")
+    parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+def forwarded(headers: Headers, client: str, scheme: str) -> list[tuple[bytes, bytes]]:
+    """Return what tells a sandbox for whom its hive asks: the socket's word, never that of the caller's headers."""
+    told = [(b"x-forwarded-for", client.encode("ascii", "replace")), (b"x-forwarded-proto", scheme.encode())]
+    host = one(headers, b"host")
+    return [*told, (b"x-forwarded-host", host)] if host is not None else told
+
+
 def response_problem(head: ResponseHead) -> str | None:
     """Say why a sandbox's answer cannot be passed on, or None."""
     if not 200 <= head.status <= 599:
@@ -212,9 +239,13 @@ def response_problem(head: ResponseHead) -> str | None:
     return None
 
 
-def wanted_response_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """Keep of a sandbox's response headers what may reach the caller."""
-    return [(key, value) for key, value in headers if key in _RETURNED]
+def wanted_response_headers(headers: Headers, *, session: bool = False) -> list[tuple[bytes, bytes]]:
+    """Keep of a sandbox's response headers what may reach the caller.
+
+    Args:
+        session: Whether that includes the id of a session on the sandbox itself.
+    """
+    return [(key, value) for key, value in headers if key in _RETURNED or (session and key == b"mcp-session-id")]
 
 
 def _status_line(status: int) -> bytes:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
 from typing import Final, Protocol
 
 import orjson
 
-from ash_mcp.errors import AshError
+from ash_mcp.errors import AshError, CapacityExceeded
 from ash_mcp.wire import (
     HEADER_NONCE,
     HEADER_ORIGIN,
@@ -73,15 +74,22 @@ def failure(request_id: RequestId, error: AshError, *, nonce: str | None, is_mod
     return orjson.dumps({"jsonrpc": "2.0", "id": request_id, "result": result}, default=str)
 
 
-def whole_failure(caller: Caller, body: bytes, more: Headers) -> bytes:
-    """Return a failure as a whole answer of the hive's."""
+def retry_after(error: AshError) -> list[tuple[bytes, bytes]]:
+    """Return the header that says when to come back, if `error` does."""
+    if not isinstance(error, CapacityExceeded) or not error.retryable:
+        return []
+    return [(b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_seconds)))]
+
+
+def whole_failure(caller: Caller, body: bytes, error: AshError, more: Headers) -> bytes:
+    """Return a failure, as `failure` wrote it, as a whole answer of the hive's."""
     ours = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
         FROM_HUB,
         (NONCE, secrets.token_hex(16).encode()),
     ]
-    return head(caller, 200, ours, more) + body
+    return head(caller, 200, ours, retry_after(error), more) + body
 
 
 def refusal(caller: Caller, error: AshError, status: int | None, headers: Sequence[tuple[str, str]]) -> bytes:
@@ -89,4 +97,4 @@ def refusal(caller: Caller, error: AshError, status: int | None, headers: Sequen
     body = orjson.dumps({"error": failure_to_json(error)}, default=str)
     said = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
     ours = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), FROM_HUB]
-    return head(caller, status or http_status(error), said, ours) + body
+    return head(caller, status or http_status(error), said, retry_after(error), ours) + body

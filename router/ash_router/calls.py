@@ -15,12 +15,13 @@ from ash_mcp.wire import MODERN_VERSION
 from ash_router import bodies
 from ash_router._framing import Headers, decode_name, one, repeated
 from ash_router.admission import Admitted
+from ash_router.asking import answer_to
 from ash_router.bodies import HIVE_CALL, Message, ToolCall
 from ash_router.exchange import RelayedCall
 from ash_router.routes import Route, Routes, split_tool_name
 from ash_router.sessions import HANDSHAKE_VERSIONS, LegacySession, LegacySessions, UpstreamSession
 
-__all__ = ["Calls", "Cancellation", "LevelChange"]
+__all__ = ["Calls", "Cancellation", "ClientAnswer", "LevelChange", "RootsChange"]
 
 LOG_LEVELS: Final = frozenset({"debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"})
 
@@ -39,11 +40,31 @@ class Cancellation:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientAnswer:
+    """A client's answer to what a sandbox asked it."""
+
+    upstream: UpstreamSession
+    body: bytes
+    """As the sandbox will get it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RootsChange:
+    """A client's word that its roots are others now, which sandboxes must hear of too."""
+
+    session: LegacySession
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
 class LevelChange:
     """A client's wish for a log level, which sandboxes must hear of too."""
 
     session: LegacySession
     level: str
+
+
+Notice = Cancellation | ClientAnswer | LevelChange | RootsChange
 
 
 class Calls:
@@ -65,9 +86,7 @@ class Calls:
         name = _name(headers)
         return name == HIVE_CALL or (name is not None and self._named(admitted, name) is not None)
 
-    def decide(
-        self, admitted: Admitted, headers: Headers, message: Message
-    ) -> RelayedCall | Cancellation | LevelChange | None:
+    def decide(self, admitted: Admitted, headers: Headers, message: Message) -> RelayedCall | Notice | None:
         """Say what a message, whose head passed `needs_body`, means to sandboxes; None: nothing."""
         if one(headers, b"mcp-protocol-version") == _MODERN:
             call = bodies.as_tool_call(message)
@@ -140,7 +159,12 @@ def _name(headers: Headers) -> str | None:
     return None if value is None else decode_name(value)
 
 
-def _notice(session: LegacySession, message: Message) -> Cancellation | LevelChange | None:
+def _notice(session: LegacySession, message: Message) -> Notice | None:
+    if message.method is None:
+        answer = answer_to(session, message)
+        return None if answer is None else ClientAnswer(*answer)
+    if message.method == "notifications/roots/list_changed":
+        return RootsChange(session, message)
     if message.method == "notifications/cancelled" and "id" not in message.fields:
         request_id: Any = message.params.get("requestId")
         if isinstance(request_id, str | int) and not isinstance(request_id, bool):

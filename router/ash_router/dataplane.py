@@ -6,15 +6,20 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
-from ash_mcp.errors import AshError, StreamBroken
+from ash_mcp.errors import AshError, ConfigError, SandboxNotFound, StreamBroken
 from ash_mcp.types import SandboxId
-from ash_router.calls import Calls, Cancellation, LevelChange
+from ash_mcp.wire import MCP_PATH
+from ash_router._framing import Headers
+from ash_router.admission import Admitted, Refusal
+from ash_router.calls import Calls, Cancellation, ClientAnswer, LevelChange, RootsChange
+from ash_router.direct import METHODS, Door, door_of, read_name, resumption_of
 from ash_router.exchange import Services
 from ash_router.handshakes import Handshakes
 from ash_router.ledger import Ledger
 from ash_router.limits import RelayLimits
 from ash_router.routes import Route, Routes
 from ash_router.sessions import LegacySessions, UpstreamSession
+from ash_router.streams import OpenStreams
 from ash_router.tokens import CallTokens
 from ash_router.upstream import Upstreams
 
@@ -29,6 +34,7 @@ class DataPlane:
     Args:
         sessions: The handshake-era map; its middleware must stand before the hive's MCP endpoint.
         explain: Says why the sandbox of a route is gone, or that it is not.
+        missing: Says why a caller has no route to what it names, where it may know: because that has ended, say.
     """
 
     def __init__(
@@ -40,8 +46,11 @@ class DataPlane:
         sessions: LegacySessions,
         explain: Callable[[Route], Awaitable[AshError]],
         limits: RelayLimits = DEFAULT_LIMITS,
+        missing: Callable[[Admitted, str], AshError | None] = lambda _, __: None,
     ) -> None:
         self.limits = limits
+        self._routes = routes
+        self._missing = missing
         self.calls = Calls(routes, sessions)
         self._sessions = sessions
         self._upstreams = Upstreams(
@@ -51,9 +60,18 @@ class DataPlane:
             max_head_bytes=limits.max_head_bytes,
             max_headers=limits.max_headers,
         )
-        self._handshakes = Handshakes(self._upstreams, tokens, limits)
+        self._handshakes = Handshakes(self._upstreams, tokens, limits, self.spawn)
         self._tasks: set[asyncio.Task[None]] = set()
-        self.services = Services(self._upstreams, self._handshakes, tokens, ledger, limits, explain, self.spawn)
+        self.services = Services(
+            self._upstreams,
+            self._handshakes,
+            tokens,
+            ledger,
+            limits,
+            OpenStreams(limits.max_streams_per_owner),
+            explain,
+            self.spawn,
+        )
         sessions.attach(self._end_sessions)
 
     def forget(self, sandbox_id: SandboxId) -> None:
@@ -65,6 +83,7 @@ class DataPlane:
         """Abort what is in flight and close every connection to a sandbox."""
         stopping = StreamBroken("the hive stopped during the call; whether the call did its work is unknown")
         self.services.ledger.abort_all(stopping)
+        self.services.streams.fail_all(stopping)
         self._upstreams.close()
         for task in list(self._tasks):
             task.cancel()
@@ -77,9 +96,31 @@ class DataPlane:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def cancelled(self, cancellation: Cancellation) -> None:
-        """Tell a sandbox that its caller no longer waits."""
-        self.spawn(self._handshakes.notify(cancellation.upstream, cancellation.message.raw))
+    def door(self, admitted: Admitted, method: str, headers: Headers) -> Door | Refusal | None:
+        """Say to which sandbox's own endpoint a request goes, or why to none; None: it is not meant for one."""
+        name = read_name(admitted.path, headers)
+        if name is None:
+            is_resumption = method == "GET" and admitted.path == MCP_PATH
+            return resumption_of(self._sessions, admitted, headers) if is_resumption else None
+        if isinstance(name, AshError):
+            return Refusal(name)
+        found = door_of(self._routes, admitted, name, method)
+        if found is None:
+            return Refusal(self._missing(admitted, name) or SandboxNotFound("route not found"))
+        if method not in METHODS:
+            allowed = ", ".join(sorted(METHODS))
+            return Refusal(ConfigError(f"a sandbox's endpoint takes {allowed}"), 405, (("allow", allowed),))
+        return found
+
+    def tell(self, said: Cancellation | ClientAnswer) -> None:
+        """Tell a sandbox that its caller no longer waits, or what it answers."""
+        body = said.body if isinstance(said, ClientAnswer) else said.message.raw
+        self._handshakes.tell(said.upstream, body)
+
+    def roots_changed(self, change: RootsChange) -> None:
+        """Tell each sandbox that a session has called that its client's roots have changed."""
+        for upstream in change.session.upstreams.values():
+            self._handshakes.tell(upstream, change.message.raw)
 
     def level_changed(self, change: LevelChange) -> None:
         """Set the log level of a session on each sandbox that it has called, and on those that it will."""

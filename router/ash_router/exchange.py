@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -26,22 +25,23 @@ from ash_mcp.errors import (
     RemoteProtocolError,
     SandboxError,
 )
-from ash_mcp.wire import (
-    HEADER_TOKEN,
-)
+from ash_mcp.wire import HEADER_TOKEN
 from ash_router import _framing, answers
 from ash_router._framing import Headers, ResponseHead
 from ash_router.answers import Caller
+from ash_router.asking import SessionEvents
 from ash_router.bodies import RequestId
 from ash_router.handshakes import Handshakes
 from ash_router.ledger import Call, Ledger
 from ash_router.limits import RelayLimits
+from ash_router.reply import EventEditor, Reply
 from ash_router.routes import Route
 from ash_router.sessions import LegacySession, UpstreamSession
+from ash_router.streams import OpenStreams
 from ash_router.tokens import CallTokens
 from ash_router.upstream import Connection, Upstreams
 
-__all__ = ["Exchange", "RelayedCall", "Services"]
+__all__ = ["Exchange", "RelayedCall", "Services", "explained"]
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ class Services:
     tokens: CallTokens
     ledger: Ledger
     limits: RelayLimits
+    streams: OpenStreams
     explain: Callable[[Route], Awaitable[AshError]]
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
@@ -97,17 +98,15 @@ class Exchange:
         self._upstream: UpstreamSession | None = None
         self._renewed = False
         self._paused = paused
-        self._begun = False
         self._done = False
-        self._chunked = False
-        self._is_stream = False
-        self._fixed_length = False
-        self._tail = b""
-        self._nonce = ""
+        self._reply = Reply(caller, self._session_header(), editor=self._editor if call.session is not None else None)
 
     def start(self) -> None:
         """Send the call, at once where a connection is idle."""
         call, services = self._call, self._services
+        if services.ledger.of_owner(call.route.owner) >= services.limits.max_in_flight_per_owner:
+            self.fail(services.limits.in_flight_exceeded())
+            return
         self._entry = services.ledger.begin(call.route.sandbox_id, call.route.owner, self.fail)
         if call.hold is not None:
             call.hold.__enter__()
@@ -122,18 +121,17 @@ class Exchange:
         if self._done:
             return
         self._end()
-        if not self._begun:
+        if not self._reply.begun:
             failure = self._failure(error, None)
-            self._caller.write(answers.whole_failure(self._caller, failure, self._session_header()))
+            self._caller.write(answers.whole_failure(self._caller, failure, error, self._session_header()))
             self._caller.finished()
-        elif self._is_stream and not self._fixed_length:
-            event = _framing.sse_event(self._tail, self._failure(error, self._nonce))
-            if self._chunked:
-                event = _framing.chunk(event) + _framing.LAST_CHUNK
-            self._caller.write(event)
-            self._caller.finished()
-        else:
+            return
+        rest = self._reply.cut(self._failure(error, self._reply.nonce))
+        if rest is None:
             self._caller.broken_off()
+        else:
+            self._caller.write(rest)
+            self._caller.finished()
 
     def caller_left(self) -> None:
         """Stop: nobody waits any more. Closing the connection is how a stateless call is cancelled."""
@@ -159,18 +157,7 @@ class Exchange:
         self._last_byte_at = self._loop.time()
         if head is not None and head.status == 404 and self._renew_session():
             return
-        out = b""
-        if head is not None:
-            out = self._begin(head, len(data) if complete else None)
-        if self._is_stream:
-            self._tail = _framing.sse_tail(self._tail, data)
-        if self._chunked:
-            if data:
-                out += _framing.chunk(data)
-            if complete:
-                out += _framing.LAST_CHUNK
-        else:
-            out += data
+        out = self._reply.frame(head, data, complete)
         if complete:
             self._end()
         if out:
@@ -219,6 +206,7 @@ class Exchange:
             assert call.session is not None
             replaced |= self._upstream.headers()
             call.session.calls[call.request_id] = self._upstream
+            self._upstream.voices[self] = self.say
         self._connection = connection
         connection.send(_framing.request_head(call.headers, replaced, len(call.body)) + call.body, self)
         if self._paused:
@@ -235,29 +223,23 @@ class Exchange:
             self._connection = None
         key = (self._call.route.sandbox_id, self._call.route.generation)
         if session.upstreams.get(key) is lost:
-            del session.upstreams[key]
+            session.forget(key)
+        lost.voices.pop(self, None)
         self._reach()
         return True
 
     # Answering the caller.
 
-    def _begin(self, head: ResponseHead, whole_length: int | None) -> bytes:
-        self._begun = True
-        self._nonce = secrets.token_hex(16)
-        returned = _framing.wanted_response_headers(head.headers)
-        self._is_stream = any(
-            key == b"content-type" and value.lower().startswith(b"text/event-stream") for key, value in returned
-        )
-        length = whole_length if whole_length is not None else _framing.content_length(head.headers)
-        ours = [answers.FROM_SANDBOX, (answers.NONCE, self._nonce.encode())]
-        if head.status != 204:
-            if length is not None:
-                self._fixed_length = True
-                ours.append((b"content-length", b"%d" % length))
-            elif self._caller.takes_chunks:
-                self._chunked = True
-                ours.append((b"transfer-encoding", b"chunked"))
-        return answers.head(self._caller, head.status, returned, ours, self._session_header())
+    def say(self, event: bytes) -> None:
+        """Put an event that is of this call's session, though not of its own answer, into the answer's stream."""
+        out = self._reply.say(event)
+        if out:
+            self._caller.write(out)
+
+    def _editor(self) -> EventEditor:
+        call = self._call
+        assert call.session is not None and self._upstream is not None
+        return SessionEvents(call.session, self._upstream)
 
     def _session_header(self) -> Headers:
         session = self._call.session
@@ -271,16 +253,10 @@ class Exchange:
 
     async def _fail_explained(self, error: AshError) -> None:
         """Fail with why the sandbox is gone, where the hive knows it, otherwise with `error`."""
-        said: AshError | None = None
         if isinstance(error, RemoteProtocolError):
             self.fail(error)
-            return
-        try:
-            async with asyncio.timeout(self._services.limits.explain_timeout_seconds):
-                said = await self._services.explain(self._call.route)
-        except TimeoutError:
-            log.warning("nobody could say in time why sandbox %s went away", self._call.route.sandbox_id)
-        self.fail(said if said is not None and _explains(said, error) else error)
+        else:
+            self.fail(await explained(self._services, self._call.route, error))
 
     def _check_idle(self, idle: float) -> None:
         left = self._last_byte_at + idle - self._loop.time()
@@ -310,14 +286,25 @@ class Exchange:
             self._task.cancel()
         if self._idle_timer is not None:
             self._idle_timer.cancel()
+        if self._upstream is not None:
+            self._upstream.voices.pop(self, None)
         if call.session is not None and call.session.calls.get(call.request_id) is self._upstream:
             call.session.calls.pop(call.request_id, None)
-        if self._entry is not None:
-            self._services.ledger.end(self._entry)
+        if self._entry is None:
+            return  # it was never let in
+        self._services.ledger.end(self._entry)
         if call.hold is not None:
             call.hold.__exit__(None, None, None)
 
 
-def _explains(said: AshError, error: AshError) -> bool:
+async def explained(services: Services, route: Route, error: AshError) -> AshError:
+    """Return why a sandbox is gone, where the hive knows it in time, otherwise `error`."""
+    try:
+        async with asyncio.timeout(services.limits.explain_timeout_seconds):
+            said = await services.explain(route)
+    except TimeoutError:
+        log.warning("nobody could say in time why sandbox %s went away", route.sandbox_id)
+        return error
     # A call that was sent may have run; no explanation may tell the caller that it did not.
-    return isinstance(said, SandboxError) if isinstance(error, ConnectFailed) else not said.retryable
+    fits = isinstance(said, SandboxError) if isinstance(error, ConnectFailed) else not said.retryable
+    return said if fits else error

@@ -6,14 +6,16 @@ import asyncio
 import itertools
 import logging
 import re
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, cast
 
 import orjson
 
-from ash_mcp.errors import AshError, RemoteProtocolError
+from ash_mcp.errors import AshError, RemoteProtocolError, StreamBroken
 from ash_mcp.types import SandboxId
 from ash_mcp.wire import HEADER_TOKEN
 from ash_router import _framing
+from ash_router.backchannel import Backchannel
 from ash_router.limits import RelayLimits
 from ash_router.routes import Route
 from ash_router.sessions import HANDSHAKE_VERSIONS, LegacySession, UpstreamSession
@@ -31,15 +33,23 @@ _SESSION_ID: Final = re.compile(rb"[\x21-\x7e]{1,256}")
 _MAX_GOODBYES: Final = 32
 """Upstream sessions that are being ended at once."""
 _GOODBYE_SECONDS: Final = 2.0
+_LISTEN_SECONDS: Final = 5.0
 
 
 class Handshakes:
     """Sessions on sandboxes, opened once per hub session and sandbox, on first use."""
 
-    def __init__(self, upstreams: Upstreams, tokens: CallTokens, limits: RelayLimits) -> None:
+    def __init__(
+        self,
+        upstreams: Upstreams,
+        tokens: CallTokens,
+        limits: RelayLimits,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
         self._upstreams = upstreams
         self._tokens = tokens
         self._limits = limits
+        self._spawn = spawn
         self._opening: dict[tuple[str, SandboxId, int], asyncio.Lock] = {}
         self._goodbyes = asyncio.Semaphore(_MAX_GOODBYES)
         self._ids = itertools.count(1)
@@ -64,11 +74,24 @@ class Handshakes:
                 self._opening.pop((session.id, *key), None)
 
     async def notify(self, upstream: UpstreamSession, message: bytes) -> None:
-        """Pass a client's notification on; a sandbox that does not take it only leaves a line in the log."""
-        try:
-            await self._post(upstream.route, message, upstream.headers())
-        except AshError as error:
-            log.info("sandbox %s did not take a notification: %s", upstream.route.sandbox_id, error)
+        """Pass on what a client says that needs no answer; a sandbox that does not take it leaves a line in the log.
+
+        It may be said twice, where a connection broke under it: a sandbox ignores what it does not wait for.
+        """
+        for last in (False, True):
+            try:
+                await self._post(upstream.route, message, upstream.headers())
+                return
+            except StreamBroken:
+                if last:
+                    log.info("sandbox %s did not take a notification", upstream.route.sandbox_id)
+            except AshError as error:
+                log.info("sandbox %s did not take a notification: %s", upstream.route.sandbox_id, error)
+                return
+
+    def tell(self, upstream: UpstreamSession, message: bytes) -> None:
+        """`notify`, beside everything else."""
+        self._spawn(self.notify(upstream, message))
 
     async def set_level(self, upstream: UpstreamSession, level: str) -> None:
         """Set the log level of a session on a sandbox, as its client did on the hub."""
@@ -76,6 +99,7 @@ class Handshakes:
 
     async def end(self, upstream: UpstreamSession) -> None:
         """End a session on a sandbox, if it can be reached; bounded in time and in number."""
+        upstream.stop_listening()
         if upstream.id is None:
             return
         head = self._head(upstream.route, upstream.headers(), 0, method=b"DELETE")
@@ -96,7 +120,23 @@ class Handshakes:
         await self._post(route, _NOTHING_MORE, upstream.headers())
         if session.log_level is not None:
             await self.set_level(upstream, session.log_level)
+        if session.can_be_asked and upstream.id is not None:
+            await self._listen(session, upstream)
         return upstream
+
+    async def _listen(self, session: LegacySession, upstream: UpstreamSession) -> None:
+        """Hear what the sandbox asks outside of any call, if it has anything to be heard by."""
+        channel = Backchannel(session, upstream, self.tell)
+        route = upstream.route
+        try:
+            connection = self._upstreams.idle(route) or await self._upstreams.connect(route)
+            connection.send(self._head(route, upstream.headers(), 0, method=b"GET"), channel)
+            upstream.listening = connection.close
+            async with asyncio.timeout(_LISTEN_SECONDS):
+                await channel.answered.wait()
+        except (AshError, TimeoutError) as error:
+            upstream.stop_listening()
+            log.info("sandbox %s cannot be listened to: %s", route.sandbox_id, error)
 
     def _request(self, method: str, params: dict[str, Any]) -> bytes:
         return orjson.dumps({"jsonrpc": "2.0", "id": f"ash-{next(self._ids)}", "method": method, "params": params})

@@ -101,7 +101,7 @@ class Intake(HttpToolsProtocol):
             return
         if self._in_head and was_in_head and not self._meter.fed(len(data)):
             self._refuse(self.limits.head_exceeded(), 431)
-        self._arm_for_rest()
+        self._read_over()
 
     # What the parser calls.
 
@@ -159,19 +159,25 @@ class Intake(HttpToolsProtocol):
             self._admitting = self.spawn(self._await_verdict(verdict))
 
     def on_body(self, body: bytes) -> None:
-        if self._phase is Phase.ADMITTING:
+        if self._phase is Phase.ASGI:
+            super().on_body(body)
+        elif self._phase is Phase.ADMITTING:
             self._body += body
             if len(self._body) > HIGH_WATER_LIMIT:
                 self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
-        if not self._skipped_upgrade:  # the parser takes what follows for another protocol; see below
-            self._received_all = True
+        if self._skipped_upgrade:
+            return  # the parser takes what follows for another protocol; see _resume_after_upgrade
+        self._received_all = True
+        if self._phase is Phase.ASGI:
+            super().on_message_complete()
+        else:
             self._received_body()
 
     @abstractmethod
     def _received_body(self) -> None:
-        """Learn that the whole body has come."""
+        """Learn that the whole body of a request has come that is not the app's."""
 
     def _should_upgrade(self) -> bool:
         return False
@@ -187,7 +193,7 @@ class Intake(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.flow.resume_reading()
             self._decided(decided)
-            self._arm_for_rest()
+            self._read_over()
 
     def _decided(self, verdict: Admitted | Refusal) -> None:
         self._admitting = None
@@ -225,17 +231,21 @@ class Intake(HttpToolsProtocol):
         self._timer = self.loop.call_later(self.limits.linger_seconds, self.transport.close)
 
     def _parser_stopped(self, error: httptools.HttpParserError) -> None:
-        if self._phase is Phase.DEAF or self._pipelined:
+        if self._pipelined or self._phase is Phase.DEAF:
             return
-        if self._phase is Phase.ASGI and not self.cycle.response_complete:
-            # The app has the request already and is answering it; no second answer can follow.
+        if self._received_all and self._phase in (Phase.RELAYING, Phase.PASSING, Phase.ASGI):
+            self._stop_pipelining()  # garbage behind a whole request
+            return
+        if self._answer_begun():
             self.transport.close()
             return
-        if isinstance(error, httptools.HttpParserCallbackError):
-            log.exception("a callback of the parser failed")
-            self._refuse(HiveFault("the hive could not read the request; its log has the details"))
-            return
-        self._refuse(ConfigError(f"the request is not HTTP/1.1 as it should be: {error}"))
+        if self._admitting is not None:
+            self._admitting.cancel()
+        self._refuse(ConfigError(f"the request is not HTTP as it should be: {error}"), 400)
+
+    @abstractmethod
+    def _answer_begun(self) -> bool:
+        """Say whether an answer has begun to a request that turns out to be none, and stop making one."""
 
     def _stop_pipelining(self) -> None:
         self._pipelined = True
@@ -254,11 +264,12 @@ class Intake(HttpToolsProtocol):
         if rest:
             self.data_received(rest)
         else:
-            self._arm_for_rest()
+            self._read_over()
 
     # Time.
 
-    def _arm_for_rest(self) -> None:
+    def _read_over(self) -> None:
+        """Do what follows the last byte that is there now."""
         if self._timer is None and self.timeout_keep_alive_task is None:
             if self._phase is Phase.HEAD:
                 self._arm(self.limits.head_timeout_seconds)

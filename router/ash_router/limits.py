@@ -37,6 +37,10 @@ class RelayLimits:
     """How long one is kept: less than the 5 s of uvicorn in the sandbox, so that we are the one who closes."""
     high_water_bytes: int = 64 * 1024
     """Unsent bytes at which a caller counts as slow and its sandbox is no longer read."""
+    max_in_flight_per_owner: int = 256
+    """Calls of one principal at once; more are refused with a time to come back, so that nobody starves the others."""
+    max_streams_per_owner: int = 2048
+    """Open streams of one principal on its sandboxes' own endpoints, which are no calls."""
     linger_seconds: float = 1.0
     """How long a refused request's remaining bytes are read and dropped, so that the refusal itself arrives."""
 
@@ -46,6 +50,14 @@ class RelayLimits:
 
     def body_exceeded(self) -> AshError:
         return CapacityExceeded(f"a message may be at most {self.max_body_bytes} bytes long", retryable=False)
+
+    def in_flight_exceeded(self) -> AshError:
+        message = f"you have {self.max_in_flight_per_owner} calls in flight already; wait for one of them to end"
+        return CapacityExceeded(message, retry_after_seconds=1.0)
+
+    def streams_exceeded(self) -> AshError:
+        message = f"you have {self.max_streams_per_owner} streams open already; close one of them"
+        return CapacityExceeded(message, retry_after_seconds=1.0)
 
 
 class HeadMeter:

@@ -1,18 +1,33 @@
 """Routes: which sandbox answers to which session name, and where it listens.
 
 A route is bound when its sandbox is ready and unbound when it ends; between replicas the store carries it. Reads
-on the way of a call come from this process's memory and never wait.
+on the way of a call come from this process's memory and never wait; only a name that it does not know is looked up
+in the store. While the store is away calls on known routes go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, Final
 
+import anyio
+
+from ash_mcp.errors import ConnectFailed
 from ash_mcp.types import DEFAULT_SCOPE, EVERY_SCOPE, Endpoint, Principal, SandboxId, Scope, SessionName
-from ash_router.store.base import Store
+from ash_router.store.base import ROUTE_NEWS, RouteChanges, Store
 
 __all__ = ["Route", "Routes", "split_tool_name", "visible"]
+
+BACKSTOP_SECONDS: Final = 5.0
+"""How often the store is asked although it gave no news."""
+RETRY_SECONDS: Final = 0.5
+REFILL_SECONDS: Final = 15.0
+"""How long routes that a flushed store lacks are believed: so long may the hive take to put them back."""
+log = logging.getLogger("ash.routes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,23 +53,70 @@ def split_tool_name(name: str) -> tuple[str, str] | None:
 
 
 class Routes:
-    """The routes this process knows, over a store that all replicas share."""
+    """The routes this process knows, over a store that all replicas share.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        forgotten: Told of a sandbox whose route another replica unbound.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        forgotten: Callable[[SandboxId], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
+        self._forgotten = forgotten
+        self._clock = clock
+        self._version: str | None = None
+        self._refilled_at: float | None = None
+        """When a store that was flushed is believed again on what it lacks."""
+        self._looking = anyio.Lock()
+        self._looks = 0
+        self._own_steps: dict[SandboxId, int] = {}
+        """Routes that this process is binding or unbinding right now, and how many times at once."""
+        self._own_since_look: set[SandboxId] = set()
         self._by_id: dict[SandboxId, Route] = {}
         self._by_name: dict[tuple[str, Scope, str], Route] = {}
         self._by_owner: dict[str, dict[SandboxId, Route]] = {}
 
     async def bind(self, route: Route) -> None:
-        """Make `route` the way to its sandbox, here at once and in the store for every replica."""
-        self._remember(route)
-        await self._store.put_route(_to_record(route))
+        """Make `route` the way to its sandbox, here at once and in the store for every replica.
+
+        Raises:
+            ConnectFailed: The store is away, and no route was bound.
+        """
+        known = self._by_id.get(route.sandbox_id)
+        if known is None or known.generation <= route.generation:
+            self._remember(route)
+        with self._own(route.sandbox_id):
+            try:
+                await self._store.put_route(_to_record(route))
+            except BaseException:
+                if known is None:
+                    self._forget(route.sandbox_id)
+                    with anyio.CancelScope(shield=True):  # it may be there although nobody was told so
+                        await self._store.drop_route(route.sandbox_id)
+                raise
 
     async def unbind(self, sandbox_id: SandboxId) -> None:
         """Forget the route to a sandbox; idempotent."""
         self._forget(sandbox_id)
-        await self._store.drop_route(sandbox_id)
+        with self._own(sandbox_id):
+            await self._store.drop_route(sandbox_id)
+
+    @contextmanager
+    def _own(self, sandbox_id: SandboxId) -> Generator[None]:
+        """Guard a step of ours from what a look at the store found before it."""
+        self._own_steps[sandbox_id] = self._own_steps.get(sandbox_id, 0) + 1
+        try:
+            yield
+        finally:
+            self._own_since_look.add(sandbox_id)
+            self._own_steps[sandbox_id] -= 1
+            if not self._own_steps[sandbox_id]:
+                del self._own_steps[sandbox_id]
 
     def get(self, sandbox_id: SandboxId) -> Route | None:
         return self._by_id.get(sandbox_id)
@@ -75,6 +137,83 @@ class Routes:
         named = [r for r in self.of(principal, scope) if r.session == name]
         return named[0] if len(named) == 1 else None
 
+    async def find(self, principal: Principal, scope: Scope, name: str) -> Route | None:
+        """Like `resolve`, but ask the store before saying that there is none: another replica may just have bound it.
+
+        Raises:
+            ConnectFailed: It is not known here and the store is away; retryable.
+        """
+        route = self.resolve(principal, scope, name)
+        if route is None:
+            await self.catch_up()
+            route = self.resolve(principal, scope, name)
+        return route
+
+    async def run(self) -> None:
+        """Follow what other replicas bind and unbind, until cancelled."""
+        stale = anyio.Event()
+
+        async def listen() -> None:
+            async with self._store.subscribe(ROUTE_NEWS) as news:
+                stale.set()
+                async for _ in news:
+                    stale.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(listen)
+            while True:
+                stale = anyio.Event()
+                bound = BACKSTOP_SECONDS
+                try:
+                    await self.catch_up()
+                except ConnectFailed as exc:
+                    log.debug("going on with the routes known here", extra={"why": exc.message})
+                    bound = RETRY_SECONDS
+                with anyio.move_on_after(bound):
+                    await stale.wait()
+
+    async def catch_up(self) -> None:
+        """Take over what changed in the store until now; callers at the same time share one look.
+
+        Raises:
+            ConnectFailed: The store is away.
+        """
+        looks = self._looks
+        async with self._looking:
+            if self._looks > looks:  # one that began after this caller came
+                return
+            self._looks += 1
+            since = self._version
+            if self._refilled_at is not None and self._clock() >= self._refilled_at:
+                since = self._version = self._refilled_at = None
+            self._own_since_look = set(self._own_steps)
+            self._apply(await self._store.route_changes(since))
+
+    def _apply(self, changes: RouteChanges) -> None:
+        ours = self._own_since_look
+        seen: set[SandboxId] = set(changes.unbound)
+        for record in changes.bound:
+            route = _from_record(record)
+            seen.add(route.sandbox_id)
+            known = self._by_id.get(route.sandbox_id)
+            if route.sandbox_id not in ours and (known is None or known.generation <= route.generation):
+                self._remember(route)
+        gone = set(changes.unbound)
+        if changes.refilling:
+            self._refilled_at = self._clock() + REFILL_SECONDS
+        elif changes.complete and self._refilled_at is None:
+            gone |= self._by_id.keys() - seen
+        for sandbox_id in gone - ours:
+            self._leave(sandbox_id)
+        if not seen & ours:  # else it is looked at again: what was found of ours may not be ours
+            self._version = changes.version
+
+    def _leave(self, sandbox_id: SandboxId) -> None:
+        if sandbox_id in self._by_id:
+            self._forget(sandbox_id)
+            if self._forgotten is not None:
+                self._forgotten(sandbox_id)
+
     def of(self, principal: Principal, scope: Scope) -> Iterable[Route]:
         """Return the routes that a caller sees, oldest first."""
         owned = self._by_owner.get(principal.subject, {})
@@ -84,6 +223,8 @@ class Routes:
         return len(self._by_id)
 
     def _remember(self, route: Route) -> None:
+        if self._by_id.get(route.sandbox_id) == route:
+            return
         self._forget(route.sandbox_id)
         self._by_id[route.sandbox_id] = route
         self._by_name[route.owner, route.scope, route.session] = route
@@ -121,3 +262,15 @@ def _to_record(route: Route) -> dict[str, object]:
         "endpoint": {"unix": route.endpoint.unix, "host": route.endpoint.host, "port": route.endpoint.port},
         "tool_names": dict(route.tool_names),
     }
+
+
+def _from_record(record: Mapping[str, Any]) -> Route:
+    return Route(
+        sandbox_id=SandboxId(record["sandbox_id"]),
+        generation=record["generation"],
+        owner=record["owner"],
+        scope=Scope(record["scope"]),
+        session=SessionName(record["session"]),
+        endpoint=Endpoint(**record["endpoint"]),
+        tool_names=record["tool_names"],
+    )

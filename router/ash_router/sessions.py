@@ -20,7 +20,7 @@ from ash_mcp.types import SandboxId
 from ash_router.admission import ADMITTED_KEY, Admitted
 from ash_router.routes import Route
 
-__all__ = ["HANDSHAKE_VERSIONS", "INITIALIZE_KEY", "LegacySession", "LegacySessions", "UpstreamSession"]
+__all__ = ["HANDSHAKE_VERSIONS", "INITIALIZE_KEY", "Ask", "LegacySession", "LegacySessions", "UpstreamSession"]
 
 ASGIMessage = MutableMapping[str, Any]
 ASGIScope = MutableMapping[str, Any]
@@ -37,9 +37,11 @@ INITIALIZE_KEY: Final = "ash.initialize"
 MAX_PARAMS_BYTES: Final = 16 * 1024
 """Of a client's `initialize` that are kept; of a longer one only the version is."""
 
-# Requests from a sandbox to the client would need the client's answers to find their way back; until the relay
-# rewrites their ids, a sandbox is told that this client takes none, so that its tools fail at once and don't hang.
-_UNROUTED_CAPABILITIES: Final = frozenset({"elicitation", "sampling", "roots", "tasks"})
+# Tasks outlive the request that made them, under ids that the relay does not know; a sandbox is told that this
+# client has none, so that its tools fail at once and don't hang.
+_UNROUTED_CAPABILITIES: Final = frozenset({"tasks"})
+
+_ASKABLE: Final = frozenset({"elicitation", "sampling", "roots"})
 
 _NEGOTIATED: Final = re.compile(rb'"protocolVersion"\s*:\s*"(\d{4}-\d\d-\d\d)"')
 _SESSION_HEADER: Final = b"mcp-session-id"
@@ -54,6 +56,15 @@ class UpstreamSession:
     """None on a server that keeps no sessions."""
     version: bytes
     """What the sandbox negotiated; it may be older than what the hub did."""
+    voices: dict[object, Callable[[bytes], None]] = field(default_factory=dict[object, Callable[[bytes], None]])
+    """The open calls by which the client can be told an event of this session, latest last."""
+    listening: Callable[[], None] | None = None
+    """Ends the hearing of its standalone stream."""
+
+    def stop_listening(self) -> None:
+        stop, self.listening = self.listening, None
+        if stop is not None:
+            stop()
 
     def headers(self) -> dict[bytes, bytes | None]:
         """Return the headers that a request in this session carries instead of the client's own."""
@@ -63,6 +74,14 @@ class UpstreamSession:
             b"mcp-method": None,
             b"mcp-name": None,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A sandbox's request to a client, under the id that the sandbox gave it."""
+
+    upstream: UpstreamSession
+    request_id: str | int
 
 
 @dataclass(slots=True, eq=False)
@@ -82,6 +101,20 @@ class LegacySession:
     )
     calls: dict[str | int, UpstreamSession] = field(default_factory=dict[str | int, UpstreamSession])
     """Relayed requests in flight, by the client's id."""
+    asks: dict[str, Ask] = field(default_factory=dict[str, Ask])
+    """What sandboxes have asked the client and it has not answered, by the hive's id."""
+
+    @property
+    def can_be_asked(self) -> bool:
+        """Whether the client takes requests from servers."""
+        return not _ASKABLE.isdisjoint(self.initialize_params()["capabilities"])
+
+    def forget(self, key: tuple[SandboxId, int]) -> None:
+        """Drop the session on a sandbox, and what it has asked."""
+        upstream = self.upstreams.pop(key, None)
+        if upstream is not None:
+            upstream.stop_listening()
+            self.asks = {given: ask for given, ask in self.asks.items() if ask.upstream is not upstream}
 
     def initialize_params(self) -> dict[str, Any]:
         """Return what the relay says for this client when it opens a session on a sandbox."""
@@ -151,7 +184,7 @@ class LegacySessions:
         """Drop what sessions have on a sandbox that has ended; nothing is said to it."""
         for session in self._sessions.values():
             for key in [key for key in session.upstreams if key[0] == sandbox_id]:
-                del session.upstreams[key]
+                session.forget(key)
 
     def __len__(self) -> int:
         return len(self._sessions)

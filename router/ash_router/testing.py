@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ash_mcp.errors import LeaseHeld, LeaseLost, SessionTaken
 from ash_mcp.types import DEFAULT_SCOPE, SandboxId, Scope, SessionName
-from ash_router.store.base import Lease, Store
+from ash_router.store.base import LOST, ROUTE_NEWS, Lease, Store
 
 __all__ = ["STORE_CHECKS", "check_store"]
 
@@ -77,12 +77,49 @@ async def dropping_a_route_is_idempotent(store: Store) -> None:
     assert await store.routes() == []
 
 
+async def whoever_knows_a_version_is_told_what_changed_since(store: Store) -> None:
+    await store.put_route(_route(ONE))
+    await store.put_route(_route(TWO))
+    start = await store.route_changes(None)
+    assert start.complete and [dict(record) for record in start.bound] == [_route(ONE), _route(TWO)]
+    await store.put_route(_route(THREE))
+    await store.put_route(_route(TWO, 2))
+    await store.drop_route(ONE)
+    later = await store.route_changes(start.version)
+    assert not later.complete
+    assert [dict(record) for record in later.bound] == [_route(THREE), _route(TWO, 2)]
+    assert list(later.unbound) == [ONE]
+    end = await store.route_changes(later.version)
+    assert (end.version, end.bound, end.unbound, end.complete) == (later.version, [], [], False)
+
+
+async def a_changed_route_is_news_and_an_unchanged_one_is_not(store: Store) -> None:
+    async with store.subscribe(ROUTE_NEWS) as news:
+        await store.put_route(_route(ONE))
+        start = await store.route_changes(None)
+        await store.put_route(_route(ONE))
+        await store.put_route(_route(TWO, 2))
+        await store.put_route(_route(TWO, 1))
+        await store.drop_route(THREE)
+        await store.drop_route(ONE)
+        async with asyncio.timeout(_PATIENCE):
+            assert [await anext(news) for _ in range(3)] == [ONE, TWO, ONE]
+        assert [record["sandbox_id"] for record in (await store.route_changes(start.version)).bound] == [TWO]
+
+
 async def session_numbers_count_up_and_are_not_given_again(store: Store) -> None:
     assert await store.reserve_session("me", DEFAULT_SCOPE, None, ONE) == "sb1"
     assert await store.reserve_session("me", DEFAULT_SCOPE, None, TWO) == "sb2"
     await store.release_session("me", DEFAULT_SCOPE, SessionName("sb1"), ONE)
     await store.release_session("me", DEFAULT_SCOPE, SessionName("sb2"), TWO)
     assert await store.reserve_session("me", DEFAULT_SCOPE, None, THREE) == "sb3"
+
+
+async def a_sandbox_that_asks_again_gets_the_name_that_it_holds(store: Store) -> None:
+    assert await store.reserve_session("me", DEFAULT_SCOPE, None, ONE) == "sb1"
+    assert await store.reserve_session("me", DEFAULT_SCOPE, None, ONE) == "sb1"
+    await store.release_session("me", DEFAULT_SCOPE, SessionName("sb1"), ONE)
+    assert await store.reserve_session("me", DEFAULT_SCOPE, None, ONE) == "sb2"
 
 
 async def a_chosen_number_is_skipped_even_after_it_is_free(store: Store) -> None:
@@ -228,11 +265,16 @@ async def a_slow_subscriber_loses_the_oldest_and_nobody_waits_for_it(store: Stor
         async with asyncio.timeout(_PATIENCE):
             for number in range(1500):
                 await store.publish("news", f"{number}")
-            heard = int(await anext(reader))
+            heard, is_told, gaps = -1, False, 0
             while heard != 1499:
-                following = int(await anext(reader))
-                assert following > heard
-                heard = following
+                message = await anext(reader)
+                if message == LOST:
+                    is_told = True
+                    continue
+                is_gap = int(message) != heard + 1
+                assert int(message) > heard and (is_told or not is_gap)
+                heard, is_told, gaps = int(message), False, gaps + is_gap
+            assert gaps
 
 
 async def _granted_in_the_end(store: Store, name: str, holder: str) -> Lease:
@@ -248,7 +290,10 @@ STORE_CHECKS: Sequence[Check] = (
     a_route_keeps_its_whole_record,
     a_route_of_an_earlier_generation_does_not_replace_a_later_one,
     dropping_a_route_is_idempotent,
+    whoever_knows_a_version_is_told_what_changed_since,
+    a_changed_route_is_news_and_an_unchanged_one_is_not,
     session_numbers_count_up_and_are_not_given_again,
+    a_sandbox_that_asks_again_gets_the_name_that_it_holds,
     a_chosen_number_is_skipped_even_after_it_is_free,
     owners_and_scopes_have_names_of_their_own,
     a_taken_name_is_refused_until_its_holder_lets_it_go,

@@ -57,13 +57,30 @@ class Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._complete = False
         self._reusable = False
+        self._sending = False
+        self._on_pressure: Callable[[bool], None] | None = None
 
-    def send(self, data: bytes, sink: Sink) -> None:
-        """Send one request; its response goes to `sink`."""
+    def send(
+        self, data: bytes, sink: Sink, *, more: bool = False, on_pressure: Callable[[bool], None] | None = None
+    ) -> None:
+        """Send one request; its response goes to `sink`.
+
+        Args:
+            more: The rest of the request follows by `send_more`.
+            on_pressure: Learns when the sandbox reads too slowly (True) and when it has caught up.
+        """
         assert self._transport is not None and self._sink is None
         self._reset()
         self._sink = sink
+        self._sending = more
+        self._on_pressure = on_pressure
         self._transport.write(data)
+
+    def send_more(self, data: bytes, *, more: bool) -> None:
+        """Send the next part of the request; ignored once its response is complete."""
+        self._sending = more
+        if self._sink is not None and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
 
     def pause(self) -> None:
         """Stop reading the response until `resume`."""
@@ -112,6 +129,14 @@ class Connection(asyncio.Protocol):
                 self._refuse("the head of the sandbox's answer is too long")
             return
         self._pass_on()
+
+    def pause_writing(self) -> None:
+        if self._on_pressure is not None:
+            self._on_pressure(True)
+
+    def resume_writing(self) -> None:
+        if self._on_pressure is not None:
+            self._on_pressure(False)
 
     def eof_received(self) -> bool:
         return False
@@ -171,7 +196,8 @@ class Connection(asyncio.Protocol):
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         if complete:
             self._sink = None
-            self._release(self, self._reusable)
+            # the rest of a request that was answered early must not be taken for the next one
+            self._release(self, self._reusable and not self._sending)
         if is_new or data or complete:
             sink.received(head if is_new else None, data, complete)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 
 from ash_router.store.base import Store
 from ash_router.store.memory import MemoryStore
+from ash_router.store.select import open_store
 from ash_router.testing import STORE_CHECKS, check_store
+from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 
@@ -27,14 +30,25 @@ async def memory() -> AsyncGenerator[Store]:
     yield MemoryStore()
 
 
-STORES: dict[str, Make] = {"memory": memory}
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.redis)])
+def make(request: pytest.FixtureRequest) -> Make:
+    if request.param == "memory":
+        return memory
+    server: RedisServer = request.getfixturevalue("shared_redis")
+    return lambda: open_store(server.url, f"suite-{next(_NUMBERS)}")
 
 
-@pytest.mark.parametrize("make", STORES.values(), ids=STORES.keys())
+_NUMBERS = itertools.count()
+
+
 @pytest.mark.parametrize("check", STORE_CHECKS, ids=lambda check: check.__name__)
 async def test_a_store_keeps_its_promises(make: Make, check: Any):
     async with make() as store:
         await check(store)
+
+
+async def test_the_whole_suite_can_be_called_at_once(make: Make):
+    await check_store(make)
 
 
 async def test_a_store_that_forgets_is_found_out():
@@ -48,7 +62,3 @@ async def test_a_store_that_forgets_is_found_out():
 
     with pytest.raises(AssertionError):
         await check_store(forgetful)
-
-
-async def test_the_whole_suite_can_be_called_at_once():
-    await check_store(memory)

@@ -73,6 +73,21 @@ async def _run(server: Callable[[socket.socket], Awaitable[None]], connection: s
         await server(connection)
 
 
+async def echo(connection: socket.socket) -> None:
+    """Say back what comes."""
+    loop = asyncio.get_running_loop()
+    with suppress(OSError):
+        while data := await loop.sock_recv(connection, 65_536):
+            await loop.sock_sendall(connection, data)
+
+
+async def silent(connection: socket.socket) -> None:
+    """Read, and never answer."""
+    with suppress(OSError):
+        while await asyncio.get_running_loop().sock_recv(connection, 65_536):
+            pass
+
+
 @dataclass
 class Proxy:
     path: str

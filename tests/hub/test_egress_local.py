@@ -146,10 +146,11 @@ async def test_a_proxy_that_dies_is_started_again_for_the_same_sandboxes(root: P
 
 async def test_the_proxy_ends_with_a_keeper_that_is_killed(root: Path) -> None:
     async with local_backend(root) as backend:
-        await spawned(backend)
+        box = await spawned(backend)
+        await asked(box, "http://127.0.0.1/")
         keeper = keeper_pid(backend)
         (proxy,) = proxies(keeper)
-        os.kill(proxy, signal.SIGSTOP)  # so that it cannot do it itself
+        os.kill(proxy, signal.SIGSTOP)  # so that it is not by its own doing
         os.kill(keeper, signal.SIGKILL)
         with anyio.fail_after(2):
             await ended(keeper, proxy)

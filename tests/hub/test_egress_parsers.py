@@ -53,6 +53,17 @@ def test_a_second_hello_after_a_cipher_change_is_read() -> None:
     assert hello is not None and hello.server_name == "example.com"
 
 
+def test_an_encrypted_hello_passes_where_it_is_allowed_if_its_open_name_is_right() -> None:
+    for name, fits in ((b"example.com", True), (b"cloud.example", False)):
+        hello = read_hello(built_hello(server_name(name), (0xFE0D, b"\0" * 40)))
+        assert hello is not None
+        if fits:
+            check_hello(hello, "example.com", encrypted=True)
+        else:
+            with pytest.raises(Refusal):
+                check_hello(hello, "example.com", encrypted=True)
+
+
 def first_record(data: bytes) -> bytes:
     return data[: 5 + int.from_bytes(data[3:5])]
 

@@ -150,7 +150,7 @@ class Store(Protocol):
         ...
 
     def on_flushed(self, restore: Callable[[], Awaitable[None]]) -> None:
-        """Have `restore` called whenever the store lost what it held, or may have, until it returns without `AshError`.
+        """Have `restore` called when the store lost what it held, or may have; again while it raises `AshError`.
 
         It puts back what is true and drops what is not; several replicas do so at once.
         """

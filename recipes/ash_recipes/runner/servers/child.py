@@ -138,7 +138,7 @@ async def stdio_client_of(
         def make(mode: str) -> Client:
             return _client(stdio_client(parameters, errors), mode, logged)
 
-        yield await _connected(stack, make, tail)
+        yield await _connected(stack, make, command, tail)
 
 
 @asynccontextmanager
@@ -152,7 +152,7 @@ async def http_client_of(
         try:
             await _wait_for_port(process, urlsplit(url).port or 80, tail)
             async with AsyncExitStack() as stack:
-                yield await _connected(stack, lambda mode: _client(url, mode, logged), tail)
+                yield await _connected(stack, lambda mode: _client(url, mode, logged), command, tail)
         finally:
             with anyio.CancelScope(shield=True):
                 await stop(process)
@@ -170,7 +170,9 @@ def _client(server: Transport | str, mode: str, logged: LoggingFnT) -> Client:
     )
 
 
-async def _connected(stack: AsyncExitStack, make: Callable[[str], Client], tail: Tail) -> Client:
+async def _connected(
+    stack: AsyncExitStack, make: Callable[[str], Client], command: Sequence[str], tail: Tail
+) -> Client:
     """Return a client that has shaken hands, by the handshake that nearly all servers know or without any."""
     for mode in ("legacy", "auto"):
         try:
@@ -178,7 +180,7 @@ async def _connected(stack: AsyncExitStack, make: Callable[[str], Client], tail:
         except Exception as exc:
             cause = _cause(exc)
             if isinstance(cause, OSError):
-                raise StartProblem(f"the command cannot be started: {cause.strerror or cause}{tail.text()}") from exc
+                raise StartProblem(f"{command[0]} cannot be started: {cause.strerror or cause}{tail.text()}") from exc
             if not isinstance(cause, MCPError):
                 raise
             if cause.code == CONNECTION_CLOSED:

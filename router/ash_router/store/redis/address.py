@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from redis.asyncio import Redis
@@ -57,7 +57,7 @@ class Address:
         try:
             if self.parts.scheme.endswith("+sentinel"):
                 return self._by_sentinels()
-            return Redis.from_url(self.url, **self._bounds()), None
+            return cast("Any", Redis).from_url(self.url, **self._bounds()), None
         except (TypeError, ValueError) as exc:
             raise ConfigError(f"the URL of Redis cannot be used ({exc}); accepted are: {_FORMS}") from exc
 
@@ -94,7 +94,7 @@ class Address:
         if unknown:
             raise ValueError(f"unknown options: {', '.join(unknown)}")
         tls |= options
-        sentinel = Sentinel(hosts, sentinel_kwargs={**asking, **tls})
+        sentinel: Any = Sentinel(hosts, sentinel_kwargs={**asking, **tls})
         return sentinel.master_for(service, db=int(database or 0), **bounds, **tls), sentinel
 
 

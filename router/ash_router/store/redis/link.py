@@ -1,4 +1,4 @@
-"""Steps over a connection that can be lost: repeated for a bounded time, then a typed failure, and known to be away."""
+"""Steps over a connection that can be lost: repeated for a bounded time, then a typed failure."""
 
 from __future__ import annotations
 

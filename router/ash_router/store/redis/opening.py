@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import anyio
 from redis.asyncio import Redis
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from ash_mcp.errors import AshError, ConfigError, ConnectFailed
 from ash_router.store.redis.address import Address
@@ -69,6 +69,10 @@ async def open_redis(
             yield store
             await _leave(store)
             group.cancel_scope.cancel()
+    except BaseExceptionGroup as found:
+        if len(found.exceptions) == 1:  # the user's own; it must not come out otherwise than it went in
+            raise found.exceptions[0] from found.exceptions[0].__cause__
+        raise
     finally:
         with anyio.CancelScope(shield=True):
             await client.aclose()
@@ -112,10 +116,7 @@ class _Keeper:
         await self._store.settle()
 
     async def _run_id(self) -> str | None:
-        try:
-            return (await self._link.do(lambda: _info(self._client, "server"))).get("run_id")
-        except NoPermissionError:
-            return None
+        return (await self._link.do(lambda: _info(self._client, "server"))).get("run_id")
 
 
 async def _greet(client: Any, address: Address) -> Mapping[str, Any]:
@@ -129,7 +130,7 @@ async def _greet(client: Any, address: Address) -> Mapping[str, Any]:
             f"Redis at {address.shown} refuses the user or the password ({why(exc)}); they stand in the URL: "
             "redis://user:password@host"
         ) from exc
-    except (ResponseError, TimeoutError, RedisError, OSError) as exc:
+    except (RedisError, OSError, TimeoutError) as exc:
         reason = why(exc) if str(exc) else f"no answer within {_OPENING_SECONDS:g} s"
         raise ConfigError(
             f"Redis at {address.shown} cannot be used: {reason}. Is it running and its address right, and does it "
@@ -161,8 +162,8 @@ def _warnings(info: Mapping[str, Any], address: Address) -> tuple[str, ...]:
     if policy == "noeviction":
         return ()
     return (
-        f"Redis at {address.shown} evicts (maxmemory-policy {policy}): when its memory is full, routes and leases will "
-        "vanish while their sandboxes live. Set maxmemory-policy noeviction",
+        f"Redis at {address.shown} evicts (maxmemory-policy {policy}): when its memory is full, routes and leases "
+        "vanish while their sandboxes live. Set its maxmemory-policy to noeviction",
     )
 
 

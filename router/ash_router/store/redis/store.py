@@ -1,12 +1,13 @@
 """The store in Redis. Steps that must be atomic are the scripts beside this file; times are the server's.
 
 Keys, all below one prefix: `routes` (sandbox -> generation and record) with `order`, `changed` and `version`;
-`names:<owner and scope>`, `key:<owner, scope and key>`, `lease:<name>`, `calls`, and `epoch`, which vanishes with them.
+`names:<owner, scope>`, `key:<owner, scope, key>`, `lease:<name>`, `calls`, and `epoch`, which vanishes with them.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -29,6 +30,8 @@ CHANGES_REMEMBERED: Final = 10_000
 
 _MICROSECONDS: Final = 1_000_000
 _NUMBERS_AT_ONCE: Final = 500
+log = logging.getLogger("ash.store")
+
 Step = Callable[[], Awaitable[Any]]
 
 
@@ -154,12 +157,13 @@ class RedisStore:
     # -- events
 
     async def publish(self, channel: str, message: str) -> None:
+        # others may never have lost their connection, so that they must hear later that something was not said
+        later = partial(self._publish, channel, LOST)
+        await self._now_or_later(("news", channel), partial(self._publish, channel, message), later)
+
+    async def _publish(self, channel: str, message: str) -> None:
         name = self._feed.name(channel)
-        try:
-            await self._link.do(lambda: self._client.publish(name, message))
-        except ConnectFailed:
-            # others may never have lost their connection, so they must hear that something was not said
-            self._later["news", channel] = lambda: self._link.do(lambda: self._client.publish(name, LOST))
+        await self._link.do(lambda: self._client.publish(name, message))
 
     def subscribe(self, channel: str) -> AbstractAsyncContextManager[AsyncIterator[str]]:
         return self._feed.subscribe(channel)
@@ -203,11 +207,16 @@ class RedisStore:
             names, numbers = zip(*known[first : first + _NUMBERS_AT_ONCE], strict=True)
             await self._script("raise_numbers", names, *numbers)
 
-    async def _now_or_later(self, about: tuple[str, ...], step: Step) -> None:
-        try:
-            await step()
-        except ConnectFailed:
-            self._later[about] = step
+    async def _now_or_later(self, about: tuple[str, ...], step: Step, later: Step | None = None) -> None:
+        """Take a step, or keep it for `settle`: at once where Redis is known to be away."""
+        if self._link.away is None:
+            try:
+                await step()
+            except ConnectFailed as exc:
+                log.info("kept for later", extra={"about": about[0], "why": exc.message})
+            else:
+                return
+        self._later[about] = later or step
 
     async def _script(self, name: str, keys: Sequence[str], *args: str | int) -> Any:
         script = self._scripts[name]

@@ -184,7 +184,7 @@ class Exchange:
                     data += more
         except TimeoutError:
             raise Refusal("not_tls", "no ClientHello came in time") from None
-        check_hello(hello, name)
+        check_hello(hello, name, encrypted=self.limits.encrypted_hello)
         return data
 
     async def _forward(self, request: Request, server: End, clock: Clock) -> None:

@@ -33,6 +33,10 @@ class Limits:
     """Of one connection, both directions together."""
     sandbox_bytes: int = 256 * _GIB
     """Of all connections of a sandbox in its life."""
+    encrypted_hello: bool = False
+    """Whether a tunnel to a named domain may carry an Encrypted Client Hello. Browsers, and what imitates them, always
+    send one, mostly a decoy. A real one hides the name that counts: a large host of many sites, asked for one that is
+    listed, would serve any of its others."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Limits:

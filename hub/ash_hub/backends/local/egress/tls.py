@@ -39,14 +39,17 @@ class ClientHello:
     """Whether it carries another, encrypted hello."""
 
 
-def check_hello(hello: ClientHello, name: str) -> None:
-    """Require that `hello` asks for `name` and nothing else.
+def check_hello(hello: ClientHello, name: str, *, encrypted: bool = False) -> None:
+    """Require that `hello` asks for `name`, and for nothing that cannot be seen unless `encrypted` allows that.
 
     Raises:
         Refusal: It does not.
     """
-    if hello.encrypted:
-        raise Refusal("encrypted_hello", "the TLS client hides the name it asks for: turn off Encrypted Client Hello")
+    if hello.encrypted and not encrypted:
+        message = (
+            "the TLS client may hide the name it asks for: turn off Encrypted Client Hello, or let the hive allow it"
+        )
+        raise Refusal("encrypted_hello", message)
     if hello.server_name is None:
         raise Refusal("no_server_name", "the TLS client does not say which server it asks for")
     if hello.server_name.lower() != name:
