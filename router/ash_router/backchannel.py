@@ -51,7 +51,7 @@ class Backchannel:
         self.answered.set()
 
     def _heard(self, event: bytes) -> bytes:
-        """Pass a request on. All else is for a client that looks at the sandbox alone, and this one looks at a hive."""
+        """Pass a request on, and that one is withdrawn. All else is meant for who looks at this sandbox alone."""
         ours = asked(self._session, self._upstream, event) if b'"method"' in event else event
         if ours is event:
             return b""

@@ -16,7 +16,8 @@ _END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 
 # The start of an answer, as every server writes it. What begins so need not be read to its end.
 _ANSWER: Final = re.compile(
-    rb'(?:(?:event: ?message|id:[^\r\n]*)\r?\n)*data: ?\{"jsonrpc": ?"2\.0", ?"id": ?(?:\d{1,20}|"[^"\\]{0,256}"), ?"result":'
+    rb"(?:(?:event: ?message|id:[^\r\n]*)\r?\n)*data: ?"
+    rb'\{"jsonrpc": ?"2\.0", ?"id": ?(?:\d{1,20}|"[^"\\]{0,256}"), ?"result":'
 )
 
 

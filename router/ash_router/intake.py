@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Sequence
 from enum import Enum, auto
 from typing import Any, ClassVar
 
@@ -24,7 +24,8 @@ from ash_mcp.errors import AshError, AshTimeout, ConfigError, HiveFault
 from ash_router import _framing, answers
 from ash_router._framing import Headers
 from ash_router.admission import Admission, Admitted, Head, Refusal
-from ash_router.limits import HeadMeter, RelayLimits
+from ash_router.dataplane import DataPlane
+from ash_router.limits import HeadMeter
 
 __all__ = ["Intake", "Phase"]
 
@@ -53,8 +54,7 @@ class Intake(HttpToolsProtocol):
 
     app: Any  # uvicorn leaves its type open
     admission: ClassVar[Admission]
-    limits: ClassVar[RelayLimits]
-    spawn: ClassVar[Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]]
+    relay: ClassVar[DataPlane]
 
     _phase = Phase.HEAD
     _in_head = False
@@ -76,9 +76,9 @@ class Intake(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._body = bytearray()
-        self._meter = HeadMeter(self.limits)
-        transport.set_write_buffer_limits(high=self.limits.high_water_bytes)
-        self._arm(self.limits.head_timeout_seconds)
+        self._meter = HeadMeter(self.relay.limits)
+        transport.set_write_buffer_limits(high=self.relay.limits.high_water_bytes)
+        self._arm(self.relay.limits.head_timeout_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
@@ -100,7 +100,7 @@ class Intake(HttpToolsProtocol):
             self._parser_stopped(error)
             return
         if self._in_head and was_in_head and not self._meter.fed(len(data)):
-            self._refuse(self.limits.head_exceeded(), 431)
+            self._refuse(self.relay.limits.head_exceeded(), 431)
         self._read_over()
 
     # What the parser calls.
@@ -127,7 +127,7 @@ class Intake(HttpToolsProtocol):
         if self._in_head:  # and not a trailer, which would come after admission
             super().on_header(name, value)
             if not self._meter.line(len(name) + len(value)):
-                self._refuse(self.limits.head_exceeded(), 431)
+                self._refuse(self.relay.limits.head_exceeded(), 431)
 
     def on_headers_complete(self) -> None:
         if self._phase is not Phase.HEAD or self._resuming:
@@ -138,7 +138,7 @@ class Intake(HttpToolsProtocol):
         self._keep_alive = self._version != "1.0" and self.parser.should_keep_alive()
         method = self.parser.get_method()
         if not self._meter.line(len(self.url)):
-            self._refuse(self.limits.head_exceeded(), 431)
+            self._refuse(self.relay.limits.head_exceeded(), 431)
             return
         problem = _framing.check_head(self._version, method, self.url, self.headers)
         if problem is not None:
@@ -156,7 +156,7 @@ class Intake(HttpToolsProtocol):
             self._decided(verdict)
         else:
             self._phase = Phase.ADMITTING
-            self._admitting = self.spawn(self._await_verdict(verdict))
+            self._admitting = self.relay.spawn(self._await_verdict(verdict))
 
     def on_body(self, body: bytes) -> None:
         if self._phase is Phase.ASGI:
@@ -228,7 +228,7 @@ class Intake(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._timer = self.loop.call_later(self.limits.linger_seconds, self.transport.close)
+        self._timer = self.loop.call_later(self.relay.limits.linger_seconds, self.transport.close)
 
     def _parser_stopped(self, error: httptools.HttpParserError) -> None:
         if self._pipelined or self._phase is Phase.DEAF:
@@ -272,9 +272,9 @@ class Intake(HttpToolsProtocol):
         """Do what follows the last byte that is there now."""
         if self._timer is None and self.timeout_keep_alive_task is None:
             if self._phase is Phase.HEAD:
-                self._arm(self.limits.head_timeout_seconds)
+                self._arm(self.relay.limits.head_timeout_seconds)
             elif self._phase is Phase.COLLECTING:
-                self._arm(self.limits.body_timeout_seconds)
+                self._arm(self.relay.limits.body_timeout_seconds)
 
     def _arm(self, seconds: float) -> None:
         self._timer = self.loop.call_later(seconds, self._timed_out)
@@ -308,3 +308,9 @@ class Intake(HttpToolsProtocol):
     def write(self, data: bytes) -> None:
         if not self.transport.is_closing():
             self.transport.write(data)
+
+    @abstractmethod
+    def finished(self) -> None: ...
+
+    @abstractmethod
+    def broken_off(self) -> None: ...

@@ -116,6 +116,8 @@ class Passage:
 
     def body(self, data: bytes) -> None:
         """Take the next bytes of the request's body."""
+        if self._done:
+            return
         self._pending.append(data)
         self._pending_bytes += len(data)
         if self._kept is not None:

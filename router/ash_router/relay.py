@@ -39,14 +39,11 @@ class Relay(DataPlane):
 
     def protocol(self, admission: Admission) -> type[asyncio.Protocol]:
         """Return the class to give to `uvicorn.Config(http=...)`, with `admission` before everything."""
-        shared = {"relay": self, "admission": admission, "limits": self.limits, "spawn": self.spawn}
-        return type("RelayProtocol", (_RelayProtocol,), shared)
+        return type("RelayProtocol", (_RelayProtocol,), {"relay": self, "admission": admission})
 
 
 class _RelayProtocol(Intake):
     """One connection of a caller. It is also the `Caller` of its exchange and the `Sender` of its passage."""
-
-    relay: ClassVar[Relay]
 
     _verdict: Admitted
     _exchange: Exchange | Passage | None = None
@@ -89,8 +86,8 @@ class _RelayProtocol(Intake):
             self._passage.body(body)
         elif self._phase is Phase.COLLECTING:
             self._body += body
-            if len(self._body) > self.limits.max_body_bytes:
-                self._refuse(self.limits.body_exceeded(), 413)
+            if len(self._body) > self.relay.limits.max_body_bytes:
+                self._refuse(self.relay.limits.body_exceeded(), 413)
         else:
             super().on_body(body)
 
@@ -142,7 +139,7 @@ class _RelayProtocol(Intake):
         self._exchange = self._passage = passage
         passage.start()
         body, self._body = self._body, bytearray()
-        if body and self._passage is not None:
+        if body:
             passage.body(bytes(body))
         if self._received_all:  # before a verdict that took its time
             passage.body_ended()
@@ -177,8 +174,8 @@ class _RelayProtocol(Intake):
     def _collect(self) -> None:
         self._phase = Phase.COLLECTING
         announced = _framing.content_length(self.headers) or 0
-        if max(announced, len(self._body)) > self.limits.max_body_bytes:
-            self._refuse(self.limits.body_exceeded(), 413)
+        if max(announced, len(self._body)) > self.relay.limits.max_body_bytes:
+            self._refuse(self.relay.limits.body_exceeded(), 413)
             return
         self._continue()
         if self._received_all:

@@ -1,4 +1,4 @@
-"""Streams that callers hold open to their sandboxes only to listen. They are no calls and keep no sandbox from idling."""
+"""Streams that callers hold open to their sandboxes only to listen: no calls, and no sandbox lives on for them."""
 
 from __future__ import annotations
 

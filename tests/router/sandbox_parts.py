@@ -167,7 +167,7 @@ async def open_script(directory: Path, script: Script, name: str = "script") -> 
 async def read_request(reader: asyncio.StreamReader) -> tuple[dict[str, str], bytes]:
     """Read one request as a sandbox would: its headers and its body."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").rstrip().split("\r\n")
-    headers = dict(line.lower().split(": ", 1) for line in head[1:])
+    headers = {":method": head[0].split()[0], **dict(line.lower().split(": ", 1) for line in head[1:])}
     return headers, await reader.readexactly(int(headers["content-length"]))
 
 

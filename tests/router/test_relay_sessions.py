@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 HELLO: dict[str, Any] = {
     "protocolVersion": "2025-06-18",
-    "capabilities": {"elicitation": {}, "experimental": {"x": {}}},
+    "capabilities": {"elicitation": {}, "experimental": {"x": {}}, "tasks": {}},
     "clientInfo": {"name": "tester", "version": "7"},
 }
 
@@ -57,7 +57,7 @@ class Scripted:
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             headers, body = await read_request(reader)
-            fields = json.loads(body) if body else {"method": "DELETE"}
+            fields = json.loads(body) if body else {"method": headers[":method"]}
             known = headers.get("mcp-session-id")
             async with self.tells:
                 self.told.append((fields["method"], known, {"headers": headers, **fields}))
@@ -71,6 +71,8 @@ class Scripted:
             event = b"event: message\r\ndata: " + json.dumps({"id": fields["id"], "result": result}).encode()
             session_id = self.session_ids.pop(0)
             return response(event + b"\r\n\r\n", kind="text/event-stream", more=f"mcp-session-id: {session_id}\r\n")
+        if fields["method"] == "GET":
+            return response(b"", status="405 Method Not Allowed")
         if known in self.lost or self.refuses:
             return response(b"{}", status="404 Not Found")
         if "id" not in fields:
@@ -104,7 +106,7 @@ async def test_the_first_call_opens_a_session_and_the_next_uses_it(rig: Rig, scr
             assert json.loads(body)["result"] == {"by": "first"}
             assert headers["mcp-session-id"] == session_id
             assert headers["ash-origin"] == "sandbox"
-    assert script.methods() == ["initialize", "notifications/initialized", "tools/call", "tools/call"]
+    assert script.methods() == ["initialize", "notifications/initialized", "GET", "tools/call", "tools/call"]
     assert rig.held == rig.let_go == [session_id, session_id]
 
 
@@ -115,7 +117,7 @@ async def test_the_sandbox_is_told_of_the_client_but_not_of_what_it_cannot_ask_i
     hello = await script.heard("initialize")
     assert hello["params"]["protocolVersion"] == "2025-06-18"
     assert hello["params"]["clientInfo"] == {"name": "tester", "version": "7"}
-    assert hello["params"]["capabilities"] == {"experimental": {"x": {}}}
+    assert hello["params"]["capabilities"] == {"elicitation": {}, "experimental": {"x": {}}}
     call = await script.heard("tools/call")
     assert call["headers"]["mcp-protocol-version"] == "2025-03-26"
     assert call["params"]["name"] == "add"
@@ -166,7 +168,7 @@ async def test_a_log_level_reaches_sandboxes_called_before_and_after(rig: Rig, s
             await rig.bind("sb2", socket)
             await wire.send(legacy(add().replace(b"sb1", b"sb2"), session_id))
             await wire.answer()
-            assert later.methods()[2:] == ["logging/setLevel", "tools/call"]
+            assert later.methods()[2:] == ["logging/setLevel", "GET", "tools/call"]
 
 
 async def test_ending_a_session_ends_it_on_its_sandboxes(rig: Rig, script: Scripted):

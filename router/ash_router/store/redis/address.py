@@ -56,16 +56,19 @@ class Address:
         """
         try:
             if self.parts.scheme.endswith("+sentinel"):
-                return self._by_sentinels()
-            return cast("Any", Redis).from_url(self.url, **self._bounds()), None
+                client, sentinel = self._by_sentinels()
+            else:
+                client, sentinel = cast("Any", Redis).from_url(self.url, **self._bounds()), None
+            client.connection_pool.make_connection()  # which looks at the options, and doesn't connect
+            return client, sentinel
         except (TypeError, ValueError) as exc:
             raise ConfigError(f"the URL of Redis cannot be used ({exc}); accepted are: {_FORMS}") from exc
 
     def _bounds(self) -> dict[str, Any]:
-        return {
+        keepalive = {} if self.parts.scheme == "unix" else {"socket_keepalive": True}
+        return keepalive | {
             "socket_timeout": self.timeout_seconds,
             "socket_connect_timeout": self.timeout_seconds,
-            "socket_keepalive": True,
             "retry": Retry(NoBackoff(), 0),  # `Link` repeats, and knows for how long
             "protocol": 2,
             "decode_responses": True,
