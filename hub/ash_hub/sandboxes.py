@@ -21,12 +21,13 @@ from ash_hub.backends.base import Backend, Instance
 from ash_hub.pool import Blank, Pool
 from ash_hub.recipes import Catalog, Recipe
 from ash_hub.registry import Registry
+from ash_hub.rules import Rules
 from ash_hub.sandbox import Sandbox
 from ash_hub.settings import HubSettings
 from ash_hub.shelf import ToolsetShelf
 from ash_hub.specs import spec_for
 from ash_hub.starting import Progress, Starter
-from ash_mcp.errors import AshError, CapacityExceeded, ConfigError, SandboxGone, StartFailed
+from ash_mcp.errors import AshError, CapacityExceeded, SandboxGone, StartFailed
 from ash_mcp.types import (
     DEFAULT_SCOPE,
     EVERY_SCOPE,
@@ -38,7 +39,6 @@ from ash_mcp.types import (
     SessionName,
     State,
     new_sandbox_id,
-    valid_session_name,
 )
 from ash_router.ledger import Ledger
 from ash_router.routes import Route, Routes
@@ -81,6 +81,7 @@ class Sandboxes:
         self._parts = parts
         self._clock = clock
         self._stopping = False
+        self._rules = Rules(parts.settings, parts.catalog)
         self.registry = Registry()
 
     # -- asking
@@ -128,13 +129,8 @@ class Sandboxes:
             StartFailed: With the step and the log; nothing is left of it.
             SandboxGone: The sandbox of this idempotency key has ended.
         """
-        recipe = self._recipe(ask)
+        recipe = self._rules.recipe(ask)
         scope = DEFAULT_SCOPE if scope == EVERY_SCOPE else scope
-        if ask.session is not None and not valid_session_name(ask.session):
-            raise ConfigError(
-                f"{ask.session!r} cannot be a session name: a lower-case letter, then lower-case letters and digits, "
-                "at most 16, and none of the hive's own tool names"
-            )
         blank = await self._parts.pool.acquire(recipe.name)
         sandbox_id = blank.instance.id if blank is not None else new_sandbox_id()
         if ask.idempotency_key is not None:
@@ -148,17 +144,6 @@ class Sandboxes:
             return await self._make_ready(sandbox, recipe, ask, blank, progress)
         await sandbox.ended.wait()
         raise sandbox.gone(self._clock())
-
-    def _recipe(self, ask: SpawnAsk) -> Recipe:
-        if isinstance(ask.recipe, str):
-            return self._parts.catalog.get(ask.recipe)
-        if not self._parts.settings.allow_inline_recipes:
-            raise ConfigError(
-                "this hive takes recipes by name only; there are: "
-                + ", ".join(self._parts.catalog.names())
-                + ". Its operator can allow inline ones with ASH_HUB_ALLOW_INLINE_RECIPES=true"
-            )
-        return ask.recipe.model_copy(update={"folder": None})
 
     async def _same(self, sandbox_id: SandboxId) -> Sandbox:
         """Return the sandbox that an idempotency key belongs to, when it is ready."""
@@ -174,11 +159,10 @@ class Sandboxes:
         self, principal: Principal, scope: Scope, ask: SpawnAsk, recipe: Recipe, sandbox_id: SandboxId
     ) -> Sandbox:
         """Take a place, a session name and an entry in the registry for a sandbox to be."""
-        settings, store = self._parts.settings, self._parts.store
+        store = self._parts.store
         try:
             self._refuse_when_full()
-            ttl = ask.ttl_seconds or recipe.ttl_seconds or settings.ttl_seconds
-            self._check_ttl(ttl)
+            ttl, idle = self._rules.lifetimes(ask, recipe)
             wanted = SessionName(ask.session) if ask.session is not None else None
             session = await store.reserve_session(principal.subject, scope, wanted, sandbox_id)
         except BaseException:
@@ -186,7 +170,6 @@ class Sandboxes:
                 with anyio.CancelScope(shield=True):
                     await store.release_key(principal.subject, scope, ask.idempotency_key, sandbox_id)
             raise
-        idle = ask.idle_seconds or recipe.idle_seconds or settings.idle_seconds
         sandbox = Sandbox(
             id=sandbox_id,
             owner=principal.subject,
@@ -258,7 +241,7 @@ class Sandboxes:
     async def extend(self, principal: Principal, scope: Scope, name: str, ttl_seconds: float) -> Sandbox:
         """Give a sandbox `ttl_seconds` from now."""
         sandbox = self.ready(principal, scope, name)
-        self._check_ttl(ttl_seconds)
+        self._rules.check_ttl(ttl_seconds)
         sandbox.life = _state.extended(sandbox.life, self._clock(), ttl_seconds)
         await self._parts.backend.annotate(sandbox.id, sandbox.record())
         return sandbox
@@ -390,8 +373,3 @@ class Sandboxes:
                 f"the hive holds {limit} sandboxes, its limit; destroy one, or raise ASH_HUB_LIMITS__SANDBOXES",
                 retry_after_seconds=10.0,
             )
-
-    def _check_ttl(self, ttl_seconds: float) -> None:
-        most = self._parts.settings.max_ttl_seconds
-        if ttl_seconds > most:
-            raise ConfigError(f"ttl_seconds is at most {most:g} on this hive, not {ttl_seconds:g}")

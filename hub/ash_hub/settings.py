@@ -101,6 +101,9 @@ class HubSettings(BaseSettings):
     recipe_dirs: tuple[Path, ...] = ()
     allow_inline_recipes: bool = False
     """Whether a spawn may bring a recipe of its own instead of a name."""
+    allow_named_addresses: bool = False
+    """Whether a spawn's network list may name addresses (`db.test=10.0.0.7:5432`), by which a sandbox reaches this
+    host and private networks. A recipe's list always may: it is the operator's."""
     ttl_seconds: Annotated[float, Field(gt=0)] = 24 * 3600
     """Life of a sandbox from its spawn, where the spawn says nothing."""
     max_ttl_seconds: Annotated[float, Field(gt=0)] = 30 * 24 * 3600

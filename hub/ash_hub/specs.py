@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 from ash_hub.asks import SpawnAsk
 from ash_hub.recipes import Amounts, Recipe
 from ash_hub.sandbox import Sandbox
 from ash_mcp.types import ResourceAmounts, Resources, SandboxSpec
 
-__all__ = ["RECIPE_MOUNT", "spec_for"]
+__all__ = ["RECIPE_MOUNT", "addresses_named", "spec_for"]
 
 RECIPE_MOUNT = "/opt/recipe"
 """Where a recipe's own folder is readable inside a local sandbox."""
@@ -38,6 +40,21 @@ def spec_for(sandbox: Sandbox, recipe: Recipe, ask: SpawnAsk, public_key: str) -
         labels=dict(ask.labels),
         record=sandbox.record(),
     )
+
+
+def addresses_named(network: str | tuple[str, ...] | None) -> list[str]:
+    """Return the entries of a policy that name an address instead of leaving it to public DNS."""
+    entries = network if isinstance(network, tuple) else ()
+    return [entry for entry in entries if "=" in entry or _is_address(entry)]
+
+
+def _is_address(entry: str) -> bool:
+    host = entry[1:].partition("]")[0] if entry.startswith("[") else entry.rpartition(":")[0] or entry
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _merge(asked: Amounts, default: Amounts) -> ResourceAmounts:

@@ -12,7 +12,6 @@ Up to the verdict on a request it is `intake.py`'s.
 from __future__ import annotations
 
 import asyncio
-from typing import ClassVar
 from urllib.parse import quote
 
 from uvicorn.protocols.http.flow_control import service_unavailable

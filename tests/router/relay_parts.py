@@ -127,6 +127,8 @@ class Rig:
     held: list[str] = field(default_factory=list[str])
     let_go: list[str] = field(default_factory=list[str])
     explanation: AshError | None = None
+    ended: dict[str, AshError] = field(default_factory=dict[str, AshError])
+    """What is said of a name that has no route."""
     silent: bool = False
     """Whether asking why a sandbox went away is left without an answer."""
 
@@ -176,6 +178,7 @@ async def open_rig(directory: Path, *, limits: RelayLimits | None = None, app: A
         sessions=sessions,
         explain=explain,
         limits=limits or RelayLimits(),
+        missing=lambda _, name: rig.ended.get(name),
     )
     seam: Admission = admission
     server = Server(config(sessions.middleware(app or hub_app()), http=relay.protocol(seam), host="127.0.0.1", port=0))

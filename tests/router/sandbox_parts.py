@@ -85,6 +85,10 @@ def box_server() -> tuple[FastMCP, Box]:
     def echo(value: Any = None) -> dict[str, Any]:
         return {"value": value}
 
+    @server.prompt
+    def greet(name: str) -> str:
+        return f"hello {name}"
+
     @server.tool
     async def steps(ctx: Context) -> str:
         await ctx.report_progress(1, 2, "one")

@@ -176,6 +176,7 @@ def sentinel(tmp_path: Path) -> Iterator[tuple[str, RedisServer, RedisServer]]:
                 process.wait()
 
 
+@pytest.mark.heavy
 async def test_sentinels_say_where_redis_is_also_after_a_failover(sentinel: tuple[str, RedisServer, RedisServer]):
     url, primary, replica = sentinel
     await until(lambda: replica.ask("INFO", "replication")["master_link_status"] == "up", 10)

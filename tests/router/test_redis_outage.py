@@ -1,0 +1,300 @@
+"""Redis stopped, restarted, flushed, paused and full, also under load."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from ash_mcp.errors import ConnectFailed, LeaseHeld
+from ash_mcp.types import DEFAULT_SCOPE, SandboxId, SessionName
+from ash_router.store.base import LOST
+from ash_router.store.redis import RedisStore
+from tests.redis_server import RedisServer, running_redis
+from tests.router.redis_parts import PATIENCE, open_quick, record, until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.redis]
+
+ONE, TWO = SandboxId("sbx-1"), SandboxId("sbx-2")
+SB1 = SessionName("sb1")
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with running_redis(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+async def store(server: RedisServer) -> AsyncGenerator[RedisStore]:
+    async with open_quick(server, "ash") as store:
+        yield store
+
+
+class Restored:
+    """Counts the calls of a store that lost what it held."""
+
+    def __init__(self, store: RedisStore, fail: int = 0) -> None:
+        self.calls = 0
+        self._fail = fail
+        store.on_flushed(self._restore)
+
+    async def _restore(self) -> None:
+        self.calls += 1
+        if self.calls <= self._fail:
+            raise ConnectFailed("the backend is away")
+
+
+async def test_while_it_is_stopped_steps_fail_soon_and_typed_and_all_heals(server: RedisServer, store: RedisStore):
+    server.stop()
+    start = time.monotonic()
+    with pytest.raises(ConnectFailed, match="try again in a moment") as caught:
+        await store.reserve_session("me", DEFAULT_SCOPE, None, ONE)
+    assert time.monotonic() - start < PATIENCE + 0.3
+    assert caught.value.retryable and not caught.value.trainable
+    reason = store.unready()
+    assert reason is not None and f"127.0.0.1:{server.port}" in reason
+    for step in (
+        store.routes(),
+        store.put_route(record(1)),
+        store.claim_key("me", DEFAULT_SCOPE, "key", ONE),
+        store.grant("reaper", "me", 10),
+        store.last_calls(),
+    ):
+        with pytest.raises(ConnectFailed):
+            await step
+    server.start()
+    await until(lambda: store.unready() is None)
+    assert await store.reserve_session("me", DEFAULT_SCOPE, None, ONE) == "sb1"
+
+
+async def test_what_is_given_back_while_it_is_paused_is_given_back_later(server: RedisServer, store: RedisStore):
+    await store.put_route(record(1))
+    await store.reserve_session("me", DEFAULT_SCOPE, None, ONE)
+    await store.claim_key("me", DEFAULT_SCOPE, "key", ONE)
+    lease = await store.grant("reaper", "me", 30)
+    server.ask("CLIENT", "PAUSE", 1000, "ALL")
+    with pytest.raises(ConnectFailed):
+        await store.routes()
+    start = time.monotonic()
+    await store.drop_route(ONE)
+    await store.release_session("me", DEFAULT_SCOPE, SB1, ONE)
+    await store.release_key("me", DEFAULT_SCOPE, "key", ONE)
+    await store.release(lease)
+    await store.touch({TWO: 5.0})
+    await store.touch({TWO: 4.0})
+    assert time.monotonic() - start < 0.2
+    await until(lambda: store.unready() is None)
+    await store.settle()
+    assert await store.routes() == []
+    assert await store.reserve_session("me", DEFAULT_SCOPE, SB1, TWO) == "sb1"
+    assert await store.claim_key("me", DEFAULT_SCOPE, "key", TWO) == TWO
+    assert (await store.grant("reaper", "you", 30)).token > lease.token
+    assert dict(await store.last_calls()) == {TWO: 5.0}
+
+
+async def test_what_is_taken_again_is_not_given_back_later(server: RedisServer, store: RedisStore):
+    await store.reserve_session("me", DEFAULT_SCOPE, SB1, ONE)
+    await store.put_route(record(1))
+    server.ask("CLIENT", "PAUSE", 1000, "ALL")
+    with pytest.raises(ConnectFailed):
+        await store.routes()
+    await store.release_session("me", DEFAULT_SCOPE, SB1, ONE)
+    await store.drop_route(ONE)
+    with pytest.raises(ConnectFailed):
+        await store.reserve_session("me", DEFAULT_SCOPE, SB1, ONE)
+    with pytest.raises(ConnectFailed):
+        await store.put_route(record(1))
+    await until(lambda: store.unready() is None)
+    await store.settle()
+    assert [kept["sandbox_id"] for kept in await store.routes()] == [ONE]
+    assert await store.reserve_session("me", DEFAULT_SCOPE, None, ONE) == "sb1"
+
+
+async def test_a_publisher_that_was_cut_off_says_later_that_something_was_lost(
+    server: RedisServer, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+):
+    async with open_quick(server, "ash") as other, other.subscribe("news") as news:
+
+        async def cut_off(*_: Any) -> None:
+            raise ConnectFailed("only this replica cannot reach Redis")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "_publish", cut_off)
+            await store.publish("news", "unsaid")
+        await store.settle()
+        # what waits was made while cut off, and is made of the same step
+        await store.publish("news", "said")
+        with anyio.fail_after(5):
+            heard = [await anext(news)]
+        assert heard == ["said"]
+
+
+async def test_readers_learn_that_their_connection_was_lost(server: RedisServer, store: RedisStore):
+    async with open_quick(server, "ash") as other, store.subscribe("news") as news, store.subscribe("more") as more:
+        server.ask("CLIENT", "KILL", "TYPE", "pubsub")
+        with anyio.fail_after(5):
+            assert [await anext(news), await anext(more)] == [LOST, LOST]
+            await other.publish("news", "after")
+            assert await anext(news) == "after"
+
+
+async def test_a_subscription_made_while_it_is_away_begins_when_it_is_back(server: RedisServer, store: RedisStore):
+    server.stop()
+    with anyio.fail_after(10):
+        async with store.subscribe("news") as news:
+            server.start()
+            assert await anext(news) == LOST
+            await store.publish("news", "hello")
+            assert await anext(news) == "hello"
+
+
+async def test_one_channel_ends_without_harm_to_another(store: RedisStore):
+    with anyio.fail_after(5):
+        async with store.subscribe("a") as a:
+            for number in range(20):
+                async with store.subscribe("b") as b:
+                    await store.publish("b", f"{number}")
+                    assert await anext(b) == f"{number}"
+            with anyio.move_on_after(0.01):
+                async with store.subscribe("b") as b:
+                    await anext(b)
+            await store.publish("a", "still here")
+            assert await anext(a) == "still here"
+
+
+async def test_after_a_flush_it_asks_to_be_filled_again_until_that_is_done(server: RedisServer, store: RedisStore):
+    restored = Restored(store, fail=2)
+    server.ask("FLUSHALL")
+    await until(lambda: restored.calls)
+    assert "put back" in (store.unready() or "")
+    await until(lambda: store.unready() is None)
+    assert restored.calls == 3
+
+
+async def test_every_replica_is_asked_after_a_flush(server: RedisServer, store: RedisStore):
+    async with open_quick(server, "ash") as other:
+        both = [Restored(store), Restored(other)]
+        server.ask("FLUSHALL")
+        await until(lambda: all(restored.calls == 1 for restored in both))
+
+
+async def test_a_restart_asks_as_well_with_and_without_saved_data(tmp_path: Path, server: RedisServer):
+    async with open_quick(server, "ash") as store:
+        restored = Restored(store)
+        for number, saves in enumerate((False, True), 1):
+            await store.put_route(record(1))
+            if saves:
+                server.ask("SAVE")
+            server.kill()
+            server.start()
+            await until(lambda number=number: restored.calls == number)
+            await until(lambda: store.unready() is None)
+            assert len(await store.routes()) == int(saves)
+
+
+async def test_numbers_and_tokens_still_only_grow_after_a_flush(server: RedisServer, store: RedisStore):
+    restored = Restored(store)
+    async with open_quick(server, "ash") as other:
+        for sandbox_id in (ONE, TWO):
+            await store.reserve_session("me", DEFAULT_SCOPE, None, sandbox_id)
+        lease = await store.grant("reaper", "me", 30)
+        server.ask("FLUSHALL")
+        assert await store.reserve_session("me", DEFAULT_SCOPE, None, SandboxId("sbx-3")) == "sb3"
+        await until(lambda: restored.calls and store.unready() is None)
+        assert await other.reserve_session("me", DEFAULT_SCOPE, None, SandboxId("sbx-4")) == "sb4"
+        assert (await other.grant("reaper", "you", 30)).token > lease.token
+
+
+async def test_scripts_that_the_server_forgot_are_sent_again(server: RedisServer, store: RedisStore):
+    await store.put_route(record(1))
+    server.ask("SCRIPT", "FLUSH")
+    await store.put_route(record(2))
+    assert len(await store.routes()) == 2
+
+
+async def test_a_full_server_is_a_typed_failure_and_ending_things_still_works(server: RedisServer, store: RedisStore):
+    await store.put_route(record(1))
+    server.ask("CONFIG", "SET", "maxmemory", "1")
+    with pytest.raises(ConnectFailed, match="maxmemory"):
+        await store.put_route(record(2))
+    await store.drop_route(ONE)
+    server.ask("CONFIG", "SET", "maxmemory", "0")
+    await until(lambda: store.unready() is None)
+    await store.settle()
+    assert await store.routes() == []
+
+
+@pytest.mark.parametrize("trouble", ["stop", "restart", "flush", "pause", "kill-connections"])
+async def test_under_load_every_step_is_done_or_fails_typed_within_its_bound(server: RedisServer, trouble: str):
+    patience, slowest = 1.0, 0.0
+    done, failed = itertools.count(), itertools.count()
+    numbers = itertools.count()
+    held: list[str] = []
+    ended = anyio.Event()
+
+    async def work(store: RedisStore, holder: str) -> None:
+        nonlocal slowest
+        while not ended.is_set():
+            sandbox_id = SandboxId(f"sbx-{next(numbers)}")
+            start = time.monotonic()
+            try:
+                await store.put_route({"sandbox_id": sandbox_id, "generation": 1})
+                names.append(await store.reserve_session("me", DEFAULT_SCOPE, None, sandbox_id))
+                with contextlib.suppress(LeaseHeld):
+                    await store.release(await store.grant("reaper", holder, 5))
+                await store.touch({sandbox_id: 1.0})
+                await store.publish("news", sandbox_id)
+                next(done)
+            except ConnectFailed as error:
+                assert error.retryable
+                next(failed)
+            await store.drop_route(sandbox_id)
+            slowest = max(slowest, time.monotonic() - start)
+            await anyio.sleep(0.005)
+
+    names: list[str] = []
+    async with open_quick(server, "ash", patience) as one, open_quick(server, "ash", patience) as two:
+        async with anyio.create_task_group() as group:
+            for number in range(10):
+                group.start_soon(work, (one, two)[number % 2], f"holder-{number}")
+            await until(lambda: len(names) > 20)
+            await _make(trouble, server)
+            before = len(names)
+            await until(lambda: len(names) > before + 50 and not one.unready() and not two.unready(), 10)
+            ended.set()
+        assert not held
+        assert len(names) == len(set(names)), "a number was given twice"
+        for store in (one, two):
+            await store.settle()
+        assert await one.routes() == []
+        assert slowest < 3 * patience
+
+
+async def _make(trouble: str, server: RedisServer) -> None:
+    if trouble == "stop":
+        server.stop()
+        await anyio.sleep(0.5)
+        server.start()
+    elif trouble == "restart":
+        server.kill()
+        server.start()
+    elif trouble == "flush":
+        server.ask("FLUSHALL")
+    elif trouble == "pause":
+        server.ask("CLIENT", "PAUSE", 700, "ALL")
+        await anyio.sleep(0.7)
+    else:
+        for kind in ("normal", "pubsub"):
+            server.ask("CLIENT", "KILL", "TYPE", kind)
