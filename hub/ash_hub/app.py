@@ -38,9 +38,9 @@ from ash_hub.shelf import ToolsetShelf
 from ash_hub.starting import Starter
 from ash_hub.watching import InstanceWatch
 from ash_hub.web import build_app
-from ash_mcp.errors import AshError, ConfigError, StreamBroken
+from ash_mcp.errors import AshError, ConfigError, SandboxNotFound, StreamBroken
 from ash_mcp.paths import HIVE_FILE
-from ash_mcp.types import new_sandbox_id
+from ash_mcp.types import EVERY_SCOPE, new_sandbox_id
 from ash_mcp.wire import MCP_PATH
 from ash_router.admission import ADMITTED_KEY, Admission, Admitted
 from ash_router.ledger import Ledger
@@ -145,6 +145,16 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
                 f"sandbox {route.session} broke off during the call; whether the call did its work is unknown"
             )
 
+        def missing(caller: Admitted, name: str) -> AshError | None:
+            try:
+                # an id, unlike a session name, is good in every scope
+                sandboxes.ready(caller.principal, EVERY_SCOPE if "-" in name else caller.scope, name)
+            except SandboxNotFound as error:
+                doors.refused(caller, "direct door", error)
+            except AshError as error:
+                return error
+            return None
+
         def caller(request: Any) -> Admitted:
             session_id = request.headers.get("mcp-session-id")
             kept = legacy.admitted(session_id) if session_id is not None else None
@@ -179,7 +189,7 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
         )
         sdk_sessions = SdkSessions(manager)
         legacy = LegacySessions(sdk_sessions.hold)
-        relay = Relay(routes=routes, tokens=tokens, ledger=ledger, sessions=legacy, explain=explain)
+        relay = Relay(routes=routes, tokens=tokens, ledger=ledger, sessions=legacy, explain=explain, missing=missing)
         stack.push_async_callback(relay.aclose)
         metrics = Metrics(sandboxes, ledger, routes)
         note = "; ".join(said for said in (auth.note, *store.warnings()) if said) or None

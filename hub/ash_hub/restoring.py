@@ -42,11 +42,13 @@ class Restorer:
 
     async def _enlist(self, sandbox: Sandbox, *, is_there: bool) -> None:
         try:
-            await self._store.reserve_session(sandbox.owner, sandbox.scope, sandbox.session, sandbox.id)
+            await self._store.reserve_session(
+                sandbox.owner, sandbox.scope, sandbox.session, sandbox.id, restoring=True
+            )
         except SessionTaken:
             log.error("another sandbox got its name", extra={"sandbox": sandbox.id, "session": sandbox.session})
         if sandbox.key is not None:
-            await self._store.claim_key(sandbox.owner, sandbox.scope, sandbox.key, sandbox.id)
+            await self._store.claim_key(sandbox.owner, sandbox.scope, sandbox.key, sandbox.id, restoring=True)
         if is_there and sandbox.life.state is State.READY:
             await self._sandboxes.bind(sandbox)
             if sandbox.life.state is not State.READY:  # it ended meanwhile

@@ -280,13 +280,14 @@ class Passage:
     def _watch(self) -> None:
         """Look after whoever is silent too long: the caller with its request, then the sandbox."""
         limits = self._services.limits
+        bounds = (limits.idle_stream_seconds or math.inf, limits.body_timeout_seconds)
         on_sandbox = self._ended or self._holding
-        idle = limits.idle_stream_seconds if on_sandbox else limits.body_timeout_seconds
-        left = math.inf if idle is None else self._moved_at + idle - self._loop.time()
+        left = self._moved_at + bounds[not on_sandbox] - self._loop.time()
         if left > 0:
-            self._timer = self._loop.call_later(min(left, limits.body_timeout_seconds), self._watch)
+            # whose turn it is may change meanwhile, and the other's bound be the shorter one
+            self._timer = self._loop.call_later(min(left, *bounds), self._watch)
         elif on_sandbox:
-            self.fail(AshTimeout(f"the sandbox was silent for {idle:g} s"))
+            self.fail(AshTimeout(f"the sandbox was silent for {bounds[0]:g} s"))
         else:
             self._sender.request_stalled()
 

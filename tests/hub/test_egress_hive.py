@@ -33,7 +33,7 @@ async def test_the_web_tool_goes_out_by_the_policy_and_names_it_when_refused(
     port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = Path(tempfile.mkdtemp(prefix="ash-", dir="/tmp"))
-    settings = HubSettings(port=0, state_dir=folder / "state", run_dir=folder / "run")
+    settings = HubSettings(port=0, state_dir=folder / "state", run_dir=folder / "run", allow_named_addresses=True)
     async with open_hive(settings) as hive, Client(hive.url) as client:
         own = hive.url.split(":")[2].split("/")[0]
         network = [f"web.test=127.0.0.1:{port}", f"hive.test=127.0.0.1:{own}"]

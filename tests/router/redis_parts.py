@@ -28,7 +28,8 @@ def fresh_prefix() -> str:
 @asynccontextmanager
 async def open_quick(server: RedisServer, prefix: str, patience: float = PATIENCE) -> AsyncGenerator[RedisStore]:
     """Open a store that gives up and looks again sooner than a hive's."""
-    async with open_redis(server.url, prefix, patience_seconds=patience, look_seconds=0.05) as store:
+    bounds = {"patience_seconds": patience, "look_seconds": 0.05, "grace_seconds": 0.3}
+    async with open_redis(server.url, prefix, **bounds) as store:
         yield store
 
 

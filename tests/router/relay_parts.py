@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import unquote
 
 import anyio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -40,7 +41,7 @@ class HeaderAdmission:
 
     def admit(self, head: Head) -> Admitted | Refusal | Awaitable[Admitted | Refusal]:
         name = (head.all(b"x-principal") or ["me"])[0]
-        path = head.target.partition(b"?")[0].decode()
+        path = unquote(head.target.partition(b"?")[0].decode("latin-1"))
         if name == "nobody":
             error = AshError("go away")
             return Refusal(error, status=401, headers=(("WWW-Authenticate", "Bearer"),))

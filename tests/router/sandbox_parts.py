@@ -124,10 +124,12 @@ class Box:
 
 
 @asynccontextmanager
-async def open_box(directory: Path, name: str = "box") -> AsyncGenerator[Box]:
+async def open_box(
+    directory: Path, name: str = "box", server: FastMCP | None = None, **more: Any
+) -> AsyncGenerator[Box]:
     """A real FastMCP server on a Unix socket."""
-    server, box = box_server()
-    inner = server.http_app(path="/mcp", host_origin_protection=False)
+    usual, box = box_server()
+    inner = (server or usual).http_app(path="/mcp", host_origin_protection=False, **more)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":

@@ -186,7 +186,7 @@ async def test_sentinels_say_where_redis_is_also_after_a_failover(sentinel: tupl
     async def restore() -> None:
         restored.set()
 
-    async with open_redis(url, "ash", patience_seconds=PATIENCE, look_seconds=0.05) as store:
+    async with open_redis(url, "ash", patience_seconds=PATIENCE, look_seconds=0.05, grace_seconds=0.3) as store:
         store.on_flushed(restore)
         assert await store.reserve_session("me", DEFAULT_SCOPE, None, ONE) == "sb1"
         async with store.subscribe("news") as news:
@@ -195,6 +195,7 @@ async def test_sentinels_say_where_redis_is_also_after_a_failover(sentinel: tupl
             with anyio.fail_after(15):
                 await restored.wait()
                 assert await anext(news) == ""
+            await until(lambda: store.unready() is None)
             assert await store.reserve_session("me", DEFAULT_SCOPE, None, SandboxId("sbx-2")) == "sb2"
             assert replica.ask("INFO", "replication")["role"] == "master"
 

@@ -16,6 +16,7 @@ from ash_mcp.errors import ConnectFailed, LeaseHeld
 from ash_mcp.types import DEFAULT_SCOPE, SandboxId, SessionName
 from ash_router.store.base import LOST
 from ash_router.store.redis import RedisStore
+from ash_router.store.redis.link import Link
 from tests.redis_server import RedisServer, running_redis
 from tests.router.redis_parts import PATIENCE, open_quick, record, until
 
@@ -107,7 +108,7 @@ async def test_what_is_given_back_while_it_is_paused_is_given_back_later(server:
 async def test_what_is_taken_again_is_not_given_back_later(server: RedisServer, store: RedisStore):
     await store.reserve_session("me", DEFAULT_SCOPE, SB1, ONE)
     await store.put_route(record(1))
-    server.ask("CLIENT", "PAUSE", 1000, "ALL")
+    server.ask("CLIENT", "PAUSE", 2000, "ALL")
     with pytest.raises(ConnectFailed):
         await store.routes()
     await store.release_session("me", DEFAULT_SCOPE, SB1, ONE)
@@ -131,14 +132,12 @@ async def test_a_publisher_that_was_cut_off_says_later_that_something_was_lost(
             raise ConnectFailed("only this replica cannot reach Redis")
 
         with monkeypatch.context() as patched:
-            patched.setattr(store, "_publish", cut_off)
+            patched.setattr(Link, "do", cut_off)
             await store.publish("news", "unsaid")
         await store.settle()
-        # what waits was made while cut off, and is made of the same step
         await store.publish("news", "said")
         with anyio.fail_after(5):
-            heard = [await anext(news)]
-        assert heard == ["said"]
+            assert [await anext(news), await anext(news)] == [LOST, "said"]
 
 
 async def test_readers_learn_that_their_connection_was_lost(server: RedisServer, store: RedisStore):
@@ -156,6 +155,7 @@ async def test_a_subscription_made_while_it_is_away_begins_when_it_is_back(serve
         async with store.subscribe("news") as news:
             server.start()
             assert await anext(news) == LOST
+            await until(lambda: store.unready() is None)
             await store.publish("news", "hello")
             assert await anext(news) == "hello"
 
@@ -211,9 +211,18 @@ async def test_numbers_and_tokens_still_only_grow_after_a_flush(server: RedisSer
             await store.reserve_session("me", DEFAULT_SCOPE, None, sandbox_id)
         lease = await store.grant("reaper", "me", 30)
         server.ask("FLUSHALL")
-        assert await store.reserve_session("me", DEFAULT_SCOPE, None, SandboxId("sbx-3")) == "sb3"
-        await until(lambda: restored.calls and store.unready() is None)
-        assert await other.reserve_session("me", DEFAULT_SCOPE, None, SandboxId("sbx-4")) == "sb4"
+        for taking in (
+            store.reserve_session("me", DEFAULT_SCOPE, None, SandboxId("sbx-3")),
+            other.reserve_session("me", DEFAULT_SCOPE, SessionName("sb1"), SandboxId("sbx-3")),
+            other.claim_key("me", DEFAULT_SCOPE, "key", TWO),
+        ):
+            with pytest.raises(ConnectFailed, match="filled again"):
+                await taking
+        assert await store.reserve_session("me", DEFAULT_SCOPE, SB1, ONE, restoring=True) == "sb1"
+        assert await store.claim_key("me", DEFAULT_SCOPE, "key", ONE, restoring=True) == ONE
+        await until(lambda: restored.calls and not store.unready() and not other.unready())
+        assert await other.claim_key("me", DEFAULT_SCOPE, "key", TWO) == ONE
+        assert await other.reserve_session("me", DEFAULT_SCOPE, None, SandboxId("sbx-4")) == "sb3"
         assert (await other.grant("reaper", "you", 30)).token > lease.token
 
 

@@ -226,7 +226,7 @@ async def test_a_chunked_body_is_framed_anew(rig: Rig):
 
 @pytest.mark.parametrize("gated", [False, True])
 async def test_a_large_body_is_held_back_while_the_sandbox_does_not_read(rig: Rig, gated: bool):
-    go_on, total = asyncio.Event(), 16 * 2**20
+    go_on, total = asyncio.Event(), 32 * 2**20
     got: list[int] = []
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -246,7 +246,7 @@ async def test_a_large_body_is_held_back_while_the_sandbox_does_not_read(rig: Ri
             await asyncio.sleep(0.05)
             rig.admission.gate.set()
         left = -1
-        while left != (left := len(wire.writer.transport._buffer)):  # type: ignore[attr-defined]
+        while left != (left := wire.writer.transport.get_write_buffer_size()):  # type: ignore[attr-defined]
             await asyncio.sleep(0.1)
         assert left > total // 4
         go_on.set()

@@ -74,7 +74,13 @@ class Store(Protocol):
         ...
 
     async def reserve_session(
-        self, owner: str, scope: Scope, wanted: SessionName | None, sandbox_id: SandboxId
+        self,
+        owner: str,
+        scope: Scope,
+        wanted: SessionName | None,
+        sandbox_id: SandboxId,
+        *,
+        restoring: bool = False,
     ) -> SessionName:
         """Give a session name to a sandbox, in one step.
 
@@ -82,6 +88,8 @@ class Store(Protocol):
             wanted: The caller's choice; None takes the next of `sb1`, `sb2`, … that nobody holds. A number is not
                 given again while the hive lives, so that a name in a model's memory never means another sandbox.
                 A sandbox that holds a name already gets that one again.
+            restoring: The sandbox held it already when the store lost it. No other name is given before all may be
+                back: that fails as if the store were away.
 
         Raises:
             SessionTaken: `wanted` belongs to another sandbox of this owner and scope.
@@ -92,8 +100,14 @@ class Store(Protocol):
         """Let a name go if `sandbox_id` holds it; idempotent."""
         ...
 
-    async def claim_key(self, owner: str, scope: Scope, key: str, sandbox_id: SandboxId) -> SandboxId:
-        """Bind an idempotency key to a sandbox and return the sandbox that it is bound to, the first one to come."""
+    async def claim_key(
+        self, owner: str, scope: Scope, key: str, sandbox_id: SandboxId, *, restoring: bool = False
+    ) -> SandboxId:
+        """Bind an idempotency key to a sandbox and return the sandbox that it is bound to, the first one to come.
+
+        Args:
+            restoring: As with `reserve_session`.
+        """
         ...
 
     async def release_key(self, owner: str, scope: Scope, key: str, sandbox_id: SandboxId) -> None:

@@ -86,7 +86,13 @@ class MemoryStore:
         await self.publish(ROUTE_NEWS, sandbox_id)
 
     async def reserve_session(
-        self, owner: str, scope: Scope, wanted: SessionName | None, sandbox_id: SandboxId
+        self,
+        owner: str,
+        scope: Scope,
+        wanted: SessionName | None,
+        sandbox_id: SandboxId,
+        *,
+        restoring: bool = False,
     ) -> SessionName:
         names = self._names.setdefault((owner, scope), _Names())
         session = wanted or names.of.get(sandbox_id) or _next_name(names)
@@ -105,7 +111,9 @@ class MemoryStore:
             if names.of.get(sandbox_id) == session:
                 del names.of[sandbox_id]
 
-    async def claim_key(self, owner: str, scope: Scope, key: str, sandbox_id: SandboxId) -> SandboxId:
+    async def claim_key(
+        self, owner: str, scope: Scope, key: str, sandbox_id: SandboxId, *, restoring: bool = False
+    ) -> SandboxId:
         return self._keys.setdefault((owner, scope, key), sandbox_id)
 
     async def release_key(self, owner: str, scope: Scope, key: str, sandbox_id: SandboxId) -> None:

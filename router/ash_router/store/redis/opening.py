@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -23,6 +24,7 @@ __all__ = ["open_redis"]
 
 PATIENCE_SECONDS: Final = 2.0
 LOOK_SECONDS: Final = 1.0
+GRACE_SECONDS: Final = 3.0
 _OPENING_SECONDS: Final = 10.0
 _PREFIX: Final = re.compile(r"[A-Za-z0-9._{}-]{1,64}")
 _OLDEST: Final = (6, 2)
@@ -36,6 +38,7 @@ async def open_redis(
     *,
     patience_seconds: float = PATIENCE_SECONDS,
     look_seconds: float = LOOK_SECONDS,
+    grace_seconds: float = GRACE_SECONDS,
 ) -> AsyncGenerator[RedisStore]:
     """Keep a store in the Redis at `url` going while the context is open.
 
@@ -43,6 +46,8 @@ async def open_redis(
         prefix: Of all keys and channels.
         patience_seconds: How long a step is tried where Redis does not answer.
         look_seconds: How often it is looked whether Redis answers and still holds what it did.
+        grace_seconds: How long no name is given after it was found to have lost them: until all replicas have put back
+            theirs.
 
     Raises:
         ConfigError: It cannot be reached, refuses us or is too old; the message says what to do.
@@ -61,8 +66,8 @@ async def open_redis(
         store.warned = _warnings(info, address)
         for warning in store.warned:
             log.warning(warning)
-        keeper = _Keeper(client, link, store, look_seconds)
-        keeper.known = (await _first_epoch(store, address), info.get("run_id"))
+        store.trusted = await _first_filling(store, address)
+        keeper = _Keeper(store, look_seconds, grace_seconds)
         async with anyio.create_task_group() as group:
             group.start_soon(feed.run)
             group.start_soon(keeper.run)
@@ -83,13 +88,13 @@ async def open_redis(
 class _Keeper:
     """Looks after one store."""
 
-    def __init__(self, client: Redis, link: Link, store: RedisStore, look_seconds: float) -> None:
-        self._client: Any = client
-        self._link = link
+    def __init__(self, store: RedisStore, look_seconds: float, grace_seconds: float) -> None:
         self._store = store
         self._pause = look_seconds
-        self.known: tuple[str, str | None] = ("", None)
-        """Epoch of the data and run of the server: another one of either may lack what we wrote."""
+        self._grace = grace_seconds
+        self._known = store.trusted
+        self._seen_at = 0.0
+        self._is_restored = True
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -103,20 +108,19 @@ class _Keeper:
                 log.warning("what Redis lost is not put back yet", extra={"why": exc.message})
 
     async def _look(self) -> None:
-        found = (await self._store.epoch(), await self._run_id())
-        if found != self.known:
+        found = await self._store.filling()
+        if found != self._known:
             log.warning("Redis was emptied, restarted or replaced; what it held is put back")
-            self.known = found
+            self._known, self._seen_at, self._is_restored = found, time.monotonic(), False
             self._store.refilling = True
-        if self._store.refilling:
+        if not self._is_restored:
             await self._store.raise_numbers()
             for restore in self._store.restorers:
                 await restore()
-            self._store.refilling = False
+            self._is_restored = True
+        if self._store.refilling and time.monotonic() >= self._seen_at + self._grace:
+            self._store.trusted, self._store.refilling = found, False
         await self._store.settle()
-
-    async def _run_id(self) -> str | None:
-        return (await self._link.do(lambda: _info(self._client, "server"))).get("run_id")
 
 
 async def _greet(client: Any, address: Address) -> Mapping[str, Any]:
@@ -150,9 +154,9 @@ async def _info(client: Any, section: str) -> Mapping[str, Any]:
         return {}
 
 
-async def _first_epoch(store: RedisStore, address: Address) -> str:
+async def _first_filling(store: RedisStore, address: Address) -> str:
     try:
-        return await store.epoch()
+        return await store.filling()
     except AshError as exc:
         raise ConfigError(f"Redis at {address.shown} cannot be used: {exc.message}") from exc
 

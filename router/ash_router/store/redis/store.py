@@ -50,6 +50,8 @@ class RedisStore:
         self._numbers: dict[str, int] = {}
         """The highest session number seen here, by key of names: it survives a flush of Redis."""
         self.warned: tuple[str, ...] = ()
+        self.trusted = ""
+        """The filling of the database in which every name that is held is known to be there."""
         self.refilling = False
         self.restorers: list[Callable[[], Awaitable[None]]] = []
 
@@ -73,9 +75,9 @@ class RedisStore:
         return list((await self.route_changes(None)).bound)
 
     async def route_changes(self, since: str | None) -> RouteChanges:
-        epoch, _, number = (since or "").partition(":")
+        filling, _, number = (since or "").partition(":")
         keys = self._keys("routes", "order", "changed", "version", "epoch")
-        answer = await self._script("route_changes", keys, epoch, number or 0, CHANGES_REMEMBERED)
+        answer = await self._script("route_changes", keys, filling, number or 0, CHANGES_REMEMBERED)
         now, version, which, ids, records = answer
         return RouteChanges(
             version=f"{now}:{version}",
@@ -88,16 +90,25 @@ class RedisStore:
     # -- names and keys
 
     async def reserve_session(
-        self, owner: str, scope: Scope, wanted: SessionName | None, sandbox_id: SandboxId
+        self,
+        owner: str,
+        scope: Scope,
+        wanted: SessionName | None,
+        sandbox_id: SandboxId,
+        *,
+        restoring: bool = False,
     ) -> SessionName:
         names = self._owned("names", owner, scope)
         if wanted is not None:
             self._later.pop((names, wanted, sandbox_id), None)
-        floor = self._numbers.get(names, 0)
-        given, name, *number = await self._script("reserve_session", [names], wanted or "", sandbox_id, floor)
+        keys, floor = [names, self._key("epoch")], self._numbers.get(names, 0)
+        trusted = "" if restoring else self.trusted
+        given, *more = await self._script("reserve_session", keys, wanted or "", sandbox_id, floor, trusted)
+        _refuse_while_refilling(given)
         if not given:
             raise SessionTaken(f"session {wanted} is in use; choose another name, or none to be given one")
-        self._numbers[names] = max(int(number[0]), self._numbers.get(names, 0))
+        name, number = more
+        self._numbers[names] = max(int(number), self._numbers.get(names, 0))
         return SessionName(name)
 
     async def release_session(self, owner: str, scope: Scope, session: SessionName, sandbox_id: SandboxId) -> None:
@@ -105,10 +116,15 @@ class RedisStore:
         step = partial(self._script, "release_session", [names], session, sandbox_id)
         await self._now_or_later((names, session, sandbox_id), step)
 
-    async def claim_key(self, owner: str, scope: Scope, key: str, sandbox_id: SandboxId) -> SandboxId:
+    async def claim_key(
+        self, owner: str, scope: Scope, key: str, sandbox_id: SandboxId, *, restoring: bool = False
+    ) -> SandboxId:
         name = self._owned("key", owner, scope, key)
         self._later.pop((name, sandbox_id), None)
-        return SandboxId(await self._script("claim_key", [name], sandbox_id))
+        trusted = "" if restoring else self.trusted
+        given, *holder = await self._script("claim_key", [name, self._key("epoch")], sandbox_id, trusted)
+        _refuse_while_refilling(given)
+        return SandboxId(holder[0])
 
     async def release_key(self, owner: str, scope: Scope, key: str, sandbox_id: SandboxId) -> None:
         name = self._owned("key", owner, scope, key)
@@ -183,9 +199,9 @@ class RedisStore:
 
     # -- for the one who keeps it going
 
-    async def epoch(self) -> str:
-        """Return the name of the database's present filling; it begins one where there is none."""
-        return await self._script("epoch", self._keys("epoch"))
+    async def filling(self) -> str:
+        """Return the name of the database's present filling: another one may lack what was written."""
+        return await self._script("filling", self._keys("epoch"))
 
     async def settle(self) -> None:
         """Do what had to wait.
@@ -232,6 +248,15 @@ class RedisStore:
         return self._key(f"{kind}:{json.dumps(parts, separators=(',', ':'), ensure_ascii=False)}")
 
 
+def _refuse_while_refilling(given: int) -> None:
+    """Take no new name while the old ones may not be back: two sandboxes would answer to one."""
+    if given == -1:
+        raise ConnectFailed(
+            "the hive's store has lost what it held and is being filled again; try again in a moment",
+            retry_after_seconds=1.0,
+        )
+
+
 def _micros(seconds: float) -> int:
     return round(seconds * _MICROSECONDS)
 
@@ -239,6 +264,6 @@ def _micros(seconds: float) -> int:
 @cache
 def _texts() -> Mapping[str, str]:
     folder = files("ash_router.store.redis") / "scripts"
-    return {
-        file.name.removesuffix(".lua"): file.read_text() for file in folder.iterdir() if file.name.endswith(".lua")
-    }
+    texts = {file.name.removesuffix(".lua"): file.read_text() for file in folder.iterdir()}
+    prelude = texts.pop("prelude")
+    return {name: prelude + text for name, text in texts.items()}

@@ -1,7 +1,12 @@
 -- Give a session name to a sandbox. In the hash of one owner and scope: n is the last number given, h:<session> the
 -- sandbox that holds a name, s:<sandbox> the name that it got last, c:<number> a number beyond n that was chosen.
--- KEYS: names. ARGV: wanted name ('' for the next number), sandbox, a number that was given already.
--- Returns {1, name, last number}, or {0, holder} where another has the name.
+-- KEYS: names, epoch. ARGV: wanted name ('' for the next number), sandbox, a number that was given already, the filling
+-- that is trusted ('' for any).
+-- Returns {1, name, last number}, {0, holder} where another has the name, or {-1} where the database lost what it held
+-- and is not filled again yet.
+if ARGV[4] ~= '' and filling(KEYS[2]) ~= ARGV[4] then
+  return {-1}
+end
 local names, wanted, sandbox = KEYS[1], ARGV[1], ARGV[2]
 local last = math.max(tonumber(redis.call('HGET', names, 'n') or '0'), tonumber(ARGV[3]))
 if wanted == '' then

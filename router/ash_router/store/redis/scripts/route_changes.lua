@@ -1,16 +1,12 @@
 -- What changed among the routes since a version, or all of them where that is not known any more.
--- KEYS: routes, order, changed, version, epoch. ARGV: epoch and version known ('' and 0: none), changes remembered.
--- Returns epoch, version, which ('some', 'all' or 'anew'), sandboxes, and their records in the same order.
-if redis.call('EXISTS', KEYS[5]) == 0 then
-  local now = redis.call('TIME')
-  redis.call('SET', KEYS[5], now[1] .. '.' .. now[2])
-end
-local epoch = redis.call('GET', KEYS[5])
+-- KEYS: routes, order, changed, version, epoch. ARGV: filling and version known ('' and 0: none), changes remembered.
+-- Returns filling, version, which ('some', 'all' or 'anew'), sandboxes, and their records in the same order.
+local now = filling(KEYS[5])
 local version = tonumber(redis.call('GET', KEYS[4]) or '0')
 local since = tonumber(ARGV[2])
 local which = 'all'
 if ARGV[1] ~= '' then
-  if ARGV[1] ~= epoch or since > version then
+  if ARGV[1] ~= now then
     which = 'anew'
   elseif since == version or redis.call('ZCARD', KEYS[3]) < tonumber(ARGV[3]) then
     which = 'some'
@@ -31,4 +27,4 @@ for first = 1, #ids, 1000 do -- unpack has a limit
     records[#records + 1] = chunk[index]
   end
 end
-return {epoch, string.format('%.0f', version), which, ids, records}
+return {now, string.format('%.0f', version), which, ids, records}

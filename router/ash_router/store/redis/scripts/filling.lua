@@ -1,0 +1,2 @@
+-- The name of the present filling. KEYS: epoch.
+return filling(KEYS[1])
