@@ -8,17 +8,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import AbstractAsyncContextManager
+import logging
+import unittest
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 
 import anyio
 
 from ash_hub.backends.base import Backend, BackendEvent, Instance, Phase
+from ash_hub.escapes import ATTEMPTS, Attempt, Bait, Outcome, Prison, Verdict, lay_bait, try_to_escape
 from ash_mcp.errors import Conflict, StartFailed
 from ash_mcp.types import SandboxId, SandboxSpec, new_sandbox_id
 
-__all__ = ["BEHAVIOURS", "BackendUnderTest", "Make", "check_backend"]
+__all__ = ["BEHAVIOURS", "BackendUnderTest", "Jail", "Make", "check_backend", "jail"]
 
 _WAIT_SECONDS = 10.0
 _DEATH_SECONDS = 1.0
@@ -38,6 +41,8 @@ class BackendUnderTest:
     """Ends the main process of a sandbox from outside."""
     leftovers: Callable[[], Collection[str]]
     """Names what is left in the world of any sandbox."""
+    prison: Prison | None = None
+    """How to make attempts to escape; None where the backend isolates nothing, and then none is made."""
 
 
 Make = Callable[[], AbstractAsyncContextManager[BackendUnderTest]]
@@ -50,7 +55,10 @@ async def check_backend(make: Make) -> None:
         AssertionError: One of them does not hold.
     """
     for behaviour in BEHAVIOURS:
-        await behaviour(make)
+        try:
+            await behaviour(make)
+        except unittest.SkipTest as unshown:
+            logging.getLogger("ash.testing").warning("%s was not shown: %s", behaviour.__name__, unshown)
 
 
 def _fresh(under_test: BackendUnderTest) -> SandboxSpec:
@@ -219,6 +227,62 @@ async def it_describes_itself(make: Make) -> None:
         assert isinstance(described["warnings"], list)
 
 
+class Jail:
+    """Sandboxes to escape from: one for each network policy that attempts need, and a neighbour."""
+
+    def __init__(self, under_test: BackendUnderTest, prison: Prison, bait: Bait, neighbour: Instance) -> None:
+        self._under_test = under_test
+        self._prison = prison
+        self._bait = bait
+        self._neighbour = neighbour
+        self._shared: dict[str, Instance] = {}
+
+    async def attempt(self, attempt: Attempt) -> Outcome:
+        """Make one attempt; one that may end its sandbox gets a sandbox of its own."""
+        if attempt.fatal:
+            inside = await self._sandbox(attempt.network)
+            try:
+                return await try_to_escape(attempt, self._prison, self._bait, inside, self._neighbour)
+            finally:
+                await self._under_test.backend.delete(inside.id, grace_seconds=0)
+        if attempt.network not in self._shared:
+            self._shared[attempt.network] = await self._sandbox(attempt.network)
+        inside = self._shared[attempt.network]
+        return await try_to_escape(attempt, self._prison, self._bait, inside, self._neighbour)
+
+    async def _sandbox(self, network: str) -> Instance:
+        spec = replace(_fresh(self._under_test), network=network)
+        return await self._under_test.backend.create(spec)
+
+
+@asynccontextmanager
+async def jail(under_test: BackendUnderTest) -> AsyncGenerator[Jail]:
+    """Lay bait, start a neighbour with secrets of its own, and give what attempts can be made in.
+
+    Raises:
+        unittest.SkipTest: The backend promises no isolation.
+    """
+    prison = under_test.prison
+    if prison is None:
+        raise unittest.SkipTest(f"the backend {under_test.backend.kind} isolates nothing")
+    with lay_bait() as bait:
+        spec = replace(_fresh(under_test), env={"NEIGHBOUR_SECRET": bait.secret})
+        neighbour = await under_test.backend.create(spec)
+        notes = "for place in /workspace /home/ash /tmp /dev/shm; do echo neighbour >$place/note; done"
+        written = await prison.run(neighbour, ["bash", "-c", notes])
+        assert written.code == 0, written.error
+        yield Jail(under_test, prison, bait, neighbour)
+
+
+async def nothing_escapes(make: Make) -> None:
+    async with make() as it, jail(it) as cell:
+        outcomes = [await cell.attempt(attempt) for attempt in ATTEMPTS]
+        failures = [str(it) for it in outcomes if it.verdict in (Verdict.ESCAPED, Verdict.BROKEN)]
+        assert not failures, "\n".join(failures)
+        for instance in await it.backend.list():
+            await it.backend.delete(instance.id, grace_seconds=0)
+
+
 async def _next(events: AsyncIterator[BackendEvent]) -> Instance:
     with anyio.fail_after(_WAIT_SECONDS):
         event = await anext(events)
@@ -241,5 +305,6 @@ BEHAVIOURS: tuple[Callable[[Make], Awaitable[None]], ...] = (
     a_cancelled_start_leaves_nothing,
     many_start_and_end_at_once,
     it_describes_itself,
+    nothing_escapes,
 )
 """Each takes `make`, uses fresh backends, and raises AssertionError where a backend breaks its contract."""

@@ -122,6 +122,15 @@ async def a_sandbox_that_asks_again_gets_the_name_that_it_holds(store: Store) ->
     assert await store.reserve_session("me", DEFAULT_SCOPE, None, ONE) == "sb2"
 
 
+async def what_a_sandbox_held_can_be_put_back(store: Store) -> None:
+    box = SessionName("box")
+    for _ in range(2):
+        assert await store.reserve_session("me", DEFAULT_SCOPE, box, ONE, restoring=True) == box
+        assert await store.claim_key("me", DEFAULT_SCOPE, "k", ONE, restoring=True) == ONE
+    await raises(SessionTaken, store.reserve_session("me", DEFAULT_SCOPE, box, TWO, restoring=True))
+    assert await store.claim_key("me", DEFAULT_SCOPE, "k", TWO) == ONE
+
+
 async def a_chosen_number_is_skipped_even_after_it_is_free(store: Store) -> None:
     await store.reserve_session("me", DEFAULT_SCOPE, SessionName("sb2"), ONE)
     await store.release_session("me", DEFAULT_SCOPE, SessionName("sb2"), ONE)
@@ -294,6 +303,7 @@ STORE_CHECKS: Sequence[Check] = (
     a_changed_route_is_news_and_an_unchanged_one_is_not,
     session_numbers_count_up_and_are_not_given_again,
     a_sandbox_that_asks_again_gets_the_name_that_it_holds,
+    what_a_sandbox_held_can_be_put_back,
     a_chosen_number_is_skipped_even_after_it_is_free,
     owners_and_scopes_have_names_of_their_own,
     a_taken_name_is_refused_until_its_holder_lets_it_go,

@@ -21,11 +21,24 @@ from ash_hub.backends.local import LocalBackend, LocalSettings, host
 from ash_hub.backends.local.keeper import cgroups
 from ash_hub.backends.local.paths import hive_paths
 from ash_hub.backends.local.runtime import Runtime, find_runtime
+from ash_hub.escapes import Prison
 from ash_hub.testing import BackendUnderTest
 from ash_mcp.types import SandboxId, SandboxSpec
 
 SPEC = SandboxSpec(id=SandboxId("sbx-unused"), recipe="stand-in", server={"python": "none:none"})
 WAIT_SECONDS = 10.0
+MIB = 1024 * 1024
+SMALL: dict[str, Any] = {
+    "memory_bytes": 128 * MIB,
+    "max_processes": 64,
+    "cpu": 0.5,
+    "open_files": 1024,
+    "workspace_bytes": 8 * MIB,
+    "home_bytes": 4 * MIB,
+    "tmp_bytes": 6 * MIB,
+    "shm_bytes": 2 * MIB,
+}
+"""Settings under which sandboxes soon meet their limits."""
 
 _FAILURE = host.isolation_works(host.host_facts())
 needs_isolation = pytest.mark.skipif(_FAILURE is not None, reason=f"sandboxes cannot be isolated here: {_FAILURE}")
@@ -54,10 +67,10 @@ class Done:
     error: str
 
 
-async def run_inside(instance: Instance, *command: str) -> Done:
+async def run_inside(instance: Instance, *command: str, seconds: float = WAIT_SECONDS) -> Done:
     """Run a command in a sandbox of the stand-in."""
     assert instance.endpoint is not None and instance.endpoint.unix is not None
-    with anyio.fail_after(WAIT_SECONDS):
+    with anyio.fail_after(seconds):
         async with await anyio.connect_unix(instance.endpoint.unix) as stream:
             await stream.send(json.dumps(command).encode() + b"\n")
             data = b"".join([chunk async for chunk in stream])
@@ -106,10 +119,30 @@ async def local_backend(root: Path, *, hive_ports: Sequence[int] = (), **more: A
     assert not hive_paths(settings).directory.exists()
 
 
+def prison_of(backend: LocalBackend, root: Path) -> Prison:
+    """Return what attempts to escape need to know of a backend with the limits of `SMALL`."""
+    warnings = " ".join(backend.describe()["warnings"])
+    bounds: dict[str, Any] = {"memory_bytes": SMALL["memory_bytes"], "open_files": SMALL["open_files"]}
+    if "number of processes" not in warnings:
+        bounds["processes"] = SMALL["max_processes"]
+    if "processor time" not in warnings:
+        bounds["cpu"] = SMALL["cpu"]
+    if "memory is limited for each process only" not in warnings:
+        bounds["inodes"] = SMALL["memory_bytes"] // 512
+    if "disk space" not in warnings:
+        places = {"/workspace": "workspace", "/home/ash": "home", "/tmp": "tmp", "/dev/shm": "shm"}
+        bounds["places"] = {place: SMALL[f"{name}_bytes"] for place, name in places.items()}
+
+    async def run(instance: Instance, command: Sequence[str]) -> Done:
+        return await run_inside(instance, *command, seconds=60)
+
+    return Prison(run=run, bounds=bounds, run_dir=str(hive_paths(settings_in(root)).directory))
+
+
 @asynccontextmanager
 async def under_test(**more: Any) -> AsyncGenerator[BackendUnderTest]:
     with directories() as root:
-        async with local_backend(root, **more) as backend:
+        async with local_backend(root, **(SMALL | more)) as backend:
 
             async def die(sandbox_id: SandboxId) -> None:
                 instance = await backend.get(sandbox_id)
@@ -122,6 +155,7 @@ async def under_test(**more: Any) -> AsyncGenerator[BackendUnderTest]:
                 fail=lambda spec: replace(spec, mounts={"/proc/nowhere/at/all": "/usr"}),
                 die=die,
                 leftovers=lambda: leftovers(settings_in(root)) + sandbox_processes(backend),
+                prison=prison_of(backend, root),
             )
 
 

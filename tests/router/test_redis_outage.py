@@ -248,9 +248,7 @@ async def test_a_full_server_is_a_typed_failure_and_ending_things_still_works(se
 @pytest.mark.parametrize("trouble", ["stop", "restart", "flush", "pause", "kill-connections"])
 async def test_under_load_every_step_is_done_or_fails_typed_within_its_bound(server: RedisServer, trouble: str):
     patience, slowest = 1.0, 0.0
-    done, failed = itertools.count(), itertools.count()
     numbers = itertools.count()
-    held: list[str] = []
     ended = anyio.Event()
 
     async def work(store: RedisStore, holder: str) -> None:
@@ -265,10 +263,8 @@ async def test_under_load_every_step_is_done_or_fails_typed_within_its_bound(ser
                     await store.release(await store.grant("reaper", holder, 5))
                 await store.touch({sandbox_id: 1.0})
                 await store.publish("news", sandbox_id)
-                next(done)
             except ConnectFailed as error:
                 assert error.retryable
-                next(failed)
             await store.drop_route(sandbox_id)
             slowest = max(slowest, time.monotonic() - start)
             await anyio.sleep(0.005)
@@ -283,7 +279,6 @@ async def test_under_load_every_step_is_done_or_fails_typed_within_its_bound(ser
             before = len(names)
             await until(lambda: len(names) > before + 50 and not one.unready() and not two.unready(), 10)
             ended.set()
-        assert not held
         assert len(names) == len(set(names)), "a number was given twice"
         for store in (one, two):
             await store.settle()

@@ -67,8 +67,8 @@ class MemoryStore:
 
     async def route_changes(self, since: str | None) -> RouteChanges:
         version, known = str(self._version), int(since or 0)
-        oldest = next(iter(self._changed.values()), 0)
-        if since is None or known < oldest - 1:
+        is_trimmed = len(self._changed) == CHANGES_REMEMBERED
+        if since is None or (is_trimmed and known < next(iter(self._changed.values())) - 1):
             return RouteChanges(version=version, bound=await self.routes(), complete=True)
         changed = [sandbox_id for sandbox_id in self._changed if self._changed[sandbox_id] > known]
         return RouteChanges(

@@ -91,7 +91,8 @@ class Feed:
                 await connection.send_command("SUBSCRIBE", self.name(""), *self._channels, check_health=False)
                 await self._follow(connection)
             except (RedisError, OSError) as exc:
-                log.info("the connection for news is lost", extra={"why": why(exc)})
+                was_there = self._connection is not None
+                log.log(logging.INFO if was_there else logging.DEBUG, "no news from Redis", extra={"why": why(exc)})
             finally:
                 self._connection = None
                 for place in self._channels.values():

@@ -47,6 +47,9 @@ class Link:
         self._patience = patience_seconds
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._away: tuple[float, str] | None = None
+        self._answered_at = 0.0
+        self.came_back = asyncio.Event()
+        """Set when Redis answers again; for one waiter, who clears it."""
 
     @property
     def away(self) -> str | None:
@@ -64,22 +67,27 @@ class Link:
             HiveFault: It refuses the step itself.
         """
         reasons: list[str] = []
+        began_at = time.monotonic()
         try:
             async with asyncio.timeout(self._patience), self._places:
                 answer = await _until_done(step, reasons)
         except TimeoutError:
-            raise self._failed(reasons[-1] if reasons else "no answer in time") from None
+            raise self._failed(reasons[-1] if reasons else "no answer in time", began_at) from None
         except RedisError as exc:
             if not _is_passing(exc):
                 raise HiveFault(f"Redis refused a step of the store: {why(exc)}") from exc
-            raise self._failed(why(exc)) from exc
+            raise self._failed(why(exc), began_at) from exc
+        self._answered_at = time.monotonic()
         if self._away is not None:
             log.warning("Redis answers again", extra={"url": self.shown})
             self._away = None
+            self.came_back.set()
         return answer
 
-    def _failed(self, reason: str) -> ConnectFailed:
-        if self._away is None:
+    def _failed(self, reason: str, began_at: float) -> ConnectFailed:
+        if self._away is None and self._answered_at > began_at:
+            log.warning("a step in Redis failed that others did not", extra={"url": self.shown, "why": reason})
+        elif self._away is None:
             log.error("Redis is away", extra={"url": self.shown, "why": reason})
             self._away = (time.monotonic(), reason)
         else:

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import anyio
-from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from ash_mcp.errors import AshError, ConfigError, ConnectFailed
@@ -67,7 +66,7 @@ async def open_redis(
         for warning in store.warned:
             log.warning(warning)
         store.trusted = await _first_filling(store, address)
-        keeper = _Keeper(store, look_seconds, grace_seconds)
+        keeper = _Keeper(store, link.came_back, look_seconds, grace_seconds)
         async with anyio.create_task_group() as group:
             group.start_soon(feed.run)
             group.start_soon(keeper.run)
@@ -88,8 +87,9 @@ async def open_redis(
 class _Keeper:
     """Looks after one store."""
 
-    def __init__(self, store: RedisStore, look_seconds: float, grace_seconds: float) -> None:
+    def __init__(self, store: RedisStore, came_back: asyncio.Event, look_seconds: float, grace_seconds: float) -> None:
         self._store = store
+        self._came_back = came_back
         self._pause = look_seconds
         self._grace = grace_seconds
         self._known = store.trusted
@@ -99,7 +99,9 @@ class _Keeper:
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
-            await asyncio.sleep(self._pause)
+            with anyio.move_on_after(self._pause):
+                await self._came_back.wait()
+            self._came_back.clear()
             try:
                 await self._look()
             except ConnectFailed:

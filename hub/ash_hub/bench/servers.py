@@ -1,0 +1,243 @@
+"""What the relay is measured with, each a process of its own: `python -m ash_hub.bench.servers KIND …`.
+
+`constant` stands for a sandbox and answers everything alike; `plane` is the data plane with `constant` behind its
+routes; `asgi` relays to it as an ASGI app with aiohttp; `tools` is a FastMCP server, and `proxy` FastMCP's own proxy
+of it. Each says in one line of JSON where it listens, and ends with its standard input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Final, cast
+
+import httptools
+import uvicorn
+
+from ash_mcp.types import DEFAULT_SCOPE, Endpoint, SandboxId, SessionName, new_sandbox_id
+
+__all__ = ["main"]
+
+_ANSWER: Final = (
+    b'{"jsonrpc":"2.0","id":1,"result":{"resultType":"complete","isError":false,'
+    b'"content":[{"type":"text","text":"hello"}],"structuredContent":{"result":"hello"}}}'
+)
+_HELLO: Final = (
+    b'{"jsonrpc":"2.0","id":"ash-1","result":{"protocolVersion":"2025-11-25","capabilities":{},'
+    b'"serverInfo":{"name":"constant","version":"0"}}}'
+)
+
+
+class _Constant(asyncio.Protocol):
+    """Answers JSON in the stateless era and a stream in the handshake era, as sandboxes do."""
+
+    def __init__(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        self._body = b""
+        self._in_session = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_message_begin(self) -> None:
+        self._body, self._in_session = b"", False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._in_session = self._in_session or name == b"mcp-session-id"
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        if b'"initialize"' in self._body:
+            self._transport.write(_json(_HELLO, b"mcp-session-id: constant\r\n"))
+        elif b'"id"' not in self._body:
+            self._transport.write(b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n")
+        elif self._in_session:
+            event = b"event: message\r\ndata: " + _ANSWER + b"\r\n\r\n"
+            head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+            self._transport.write(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event))
+        else:
+            self._transport.write(_json(_ANSWER))
+
+
+def _json(body: bytes, more: bytes = b"") -> bytes:
+    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b" % (
+        len(body),
+        more,
+        body,
+    )
+
+
+async def _constant(socket: str) -> None:
+    await asyncio.get_running_loop().create_unix_server(_Constant, socket)
+    await _until_told({})
+
+
+async def _plane(socket: str, routes: str) -> None:
+    """Serve the data plane as a hive does: admission with API keys, routes, sessions of the handshake era."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from mcp.server.lowlevel.server import Server
+    from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+
+    from ash_hub.legacy import SdkSessions
+    from ash_mcp.errors import AshError, StreamBroken
+    from ash_router.credentials import Credentials
+    from ash_router.gate import Gate
+    from ash_router.keys import KeyFile, KeyRing
+    from ash_router.ledger import Ledger
+    from ash_router.names import NameRules
+    from ash_router.relay import Relay
+    from ash_router.routes import Route, Routes
+    from ash_router.sessions import LegacySessions
+    from ash_router.store.memory import MemoryStore
+    from ash_router.tokens import CallTokens
+
+    async def explain(route: Route) -> AshError:
+        return StreamBroken(f"{route.session} broke off")
+
+    manager = StreamableHTTPSessionManager(Server("plane"))
+    sessions = LegacySessions(SdkSessions(manager).hold)
+    known = Routes(MemoryStore())
+    relay = Relay(
+        routes=known,
+        tokens=CallTokens(Ed25519PrivateKey.generate()),
+        ledger=Ledger(),
+        sessions=sessions,
+        explain=explain,
+    )
+    first: SandboxId | None = None
+    for number in range(int(routes)):
+        route = Route(
+            sandbox_id=new_sandbox_id(),
+            generation=1,
+            owner="bench",
+            scope=DEFAULT_SCOPE,
+            session=SessionName(f"sb{number}"),
+            endpoint=_endpoint(socket),
+        )
+        first = first or route.sandbox_id
+        await known.bind(route)
+    async with AsyncExitStack() as stack:
+        keys = KeyFile(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "keys.json")
+        _, token = keys.add(subject="bench")
+        gate = Gate(NameRules(port=0), Credentials(keys=KeyRing(keys)), local=False)
+        await stack.enter_async_context(manager.run())
+        app = sessions.middleware(cast("Any", manager.handle_request))
+        await _serve(app, {"token": token, "sandbox_id": first}, http=relay.protocol(gate))
+        await relay.aclose()
+
+
+def _endpoint(named: str) -> Endpoint:
+    if named.startswith("tcp:"):
+        return Endpoint(host="127.0.0.1", port=int(named.removeprefix("tcp:")))
+    return Endpoint(unix=named)
+
+
+async def _asgi(socket: str) -> None:
+    """Relay as an ASGI app, with what one would take for it."""
+    import aiohttp
+
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(socket)) as upstream:
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            body, more = b"", True
+            while more:
+                message = await receive()
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+            kept = {key.decode(): value.decode() for key, value in scope["headers"] if key in _KEPT}
+            async with upstream.post("http://sandbox/mcp", data=body, headers=kept) as answer:
+                headers = [(key.lower().encode(), value.encode()) for key, value in answer.headers.items()]
+                await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+                async for part in answer.content.iter_any():
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
+
+        await _serve(app, {})
+
+
+_KEPT: Final = frozenset({b"content-type", b"accept", b"mcp-protocol-version", b"mcp-method", b"mcp-name"})
+
+
+async def _tools() -> None:
+    from fastmcp import FastMCP
+
+    server: FastMCP[Any] = FastMCP("tools")
+
+    @server.tool
+    def echo(text: str) -> str:
+        return text
+
+    assert callable(echo)
+    await _serve_mcp(server)
+
+
+async def _proxy(url: str) -> None:
+    from fastmcp.server import create_proxy
+
+    await _serve_mcp(create_proxy(url))
+
+
+async def _serve_mcp(server: Any) -> None:
+    app = server.http_app(path="/mcp", host_origin_protection=False)
+    async with app.router.lifespan_context(app):
+        await _serve(app, {})
+
+
+async def _serve(app: Any, said: dict[str, Any], **more: Any) -> None:
+    config = uvicorn.Config(
+        app, port=0, ws="none", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1, **more
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server.serve())
+    await server.up.wait()
+    await _until_told({"port": server.servers[0].sockets[0].getsockname()[1], **said})
+    server.should_exit = True
+    await task
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+
+async def _until_told(said: dict[str, Any]) -> None:
+    """Say that all is up, and wait for the end of standard input."""
+    sys.stdout.write(json.dumps(said) + "\n")
+    sys.stdout.flush()
+    over = asyncio.Event()
+    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), over.set)
+    await over.wait()
+
+
+_KINDS: Final[dict[str, Callable[..., Awaitable[None]]]] = {
+    "constant": _constant,
+    "plane": _plane,
+    "asgi": _asgi,
+    "tools": _tools,
+    "proxy": _proxy,
+}
+
+
+def main(kind: str, *arguments: str) -> None:
+    import uvloop
+
+    uvloop.run(cast("Any", _KINDS[kind](*arguments)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,23 @@
+"""What a hostile sandbox tries, as data: every backend that promises isolation is held to it.
+
+attempt.py       what an attempt is, and how it tells what became of it
+bait.py          what there is on the host for it to find
+trial.py         an attempt carried out in a sandbox
+surroundings.py  attempts on the host's files, processes, sockets, names, and on other sandboxes
+kernel.py        attempts on interfaces of the kernel
+floods.py        attempts to use more than was given
+ways_out.py      attempts through the egress proxy
+"""
+
+from ash_hub.escapes.attempt import Attempt, Outcome, Verdict
+from ash_hub.escapes.bait import Bait, lay_bait
+from ash_hub.escapes.floods import FLOODS
+from ash_hub.escapes.kernel import KERNEL
+from ash_hub.escapes.surroundings import SURROUNDINGS
+from ash_hub.escapes.trial import Prison, Ran, try_to_escape
+from ash_hub.escapes.ways_out import WAYS_OUT
+
+__all__ = ["ATTEMPTS", "Attempt", "Bait", "Outcome", "Prison", "Ran", "Verdict", "lay_bait", "try_to_escape"]
+
+ATTEMPTS: tuple[Attempt, ...] = (*SURROUNDINGS, *KERNEL, *WAYS_OUT, *FLOODS)
+"""All of them; those that may end their own sandbox say so."""

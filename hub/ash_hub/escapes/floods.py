@@ -1,0 +1,128 @@
+"""Attempts to use more than was given. What the backend does not bound on a host is absent from its bounds."""
+
+from __future__ import annotations
+
+from ash_hub.escapes.attempt import Attempt
+
+__all__ = ["FLOODS"]
+
+
+def _flood(name: str, tries: str, bound: str, script: str, *, stopped_by: str, fatal: bool = False) -> Attempt:
+    first = (
+        f"bound = bait['bounds'].get({bound!r})\nabsent('this host does not bound it') if bound is None else None\n"
+    )
+    return Attempt(name=f"flood: {name}", tries=tries, script=first + script, stopped_by=(stopped_by,), fatal=fatal)
+
+
+FLOODS = (
+    _flood(
+        "processes",
+        "forks without end",
+        "processes",
+        """
+made = []
+try:
+    while len(made) <= bound:
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(30)
+            os._exit(0)
+        made.append(pid)
+except BlockingIOError as error: why = reason(error)
+for pid in made:
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+escaped(f"{len(made)} processes") if len(made) > bound else stopped(f"{why} at {len(made)}")""",
+        stopped_by="process limit",
+    ),
+    _flood(
+        "threads",
+        "starts threads without end",
+        "processes",
+        """
+threading.stack_size(65536)
+end, made = threading.Event(), 0
+try:
+    while made <= bound:
+        threading.Thread(target=end.wait, args=(20,), daemon=True).start()
+        made += 1
+except RuntimeError as error: why = error
+escaped(f"{made} threads") if made > bound else stopped(f"{why} at {made}")""",
+        stopped_by="process limit",
+    ),
+    _flood(
+        "open files",
+        "opens files without end",
+        "open_files",
+        """
+made = []
+try:
+    while len(made) <= bound: made.append(os.open("/dev/null", os.O_RDONLY))
+except OSError as error: stopped(f"{reason(error)} at {len(made)}")
+escaped(f"{len(made)} files")""",
+        stopped_by="open files limit",
+    ),
+    _flood(
+        "disk",
+        "fills every place that it can write to",
+        "places",
+        """
+block, over = bytes(1 << 20), []
+for place, most in bound.items():
+    path, written = place + "/flood", 0
+    try:
+        with open(path, "wb", buffering=0) as file:
+            while written <= most: written += file.write(block)
+        over.append(place)
+    except OSError as error: why = f"{reason(error)} after {written} bytes in {place}"
+    os.unlink(path)
+escaped(str(over)) if over else stopped(why)""",
+        stopped_by="sizes of places",
+    ),
+    _flood(
+        "processor",
+        "computes with more processes than it has processors' worth of time",
+        "cpu",
+        """
+def used():
+    times = os.times()
+    return times.children_user + times.children_system
+begin, children = time.monotonic(), []
+for _ in range(max(2, int(bound * 2))):
+    pid = os.fork()
+    if pid == 0:
+        while time.monotonic() < begin + 1.5: pass
+        os._exit(0)
+    children.append(pid)
+for pid in children: os.waitpid(pid, 0)
+share = used() / (time.monotonic() - begin)
+told = f"{share:.2f} processors of {bound}"
+absent("this host has no more") if os.cpu_count() < 2 * bound else None
+escaped(told) if share > 1.4 * bound else stopped(told)""",
+        stopped_by="processor limit",
+    ),
+    _flood(
+        "memory",
+        "takes memory without end",
+        "memory_bytes",
+        """
+taken = []
+while len(taken) << 22 <= bound * 1.25: taken.append(bytearray(b"x") * (1 << 22))
+escaped(f"{len(taken) * 4} MiB")""",
+        stopped_by="memory limit",
+        fatal=True,
+    ),
+    _flood(
+        "inodes",
+        "makes empty files without end",
+        "inodes",
+        """
+held = bytearray(b"x") * (24 << 20)  # so that the kernel, short of memory, ends this process
+os.mkdir("/tmp/flood")
+os.chdir("/tmp/flood")
+for number in range(bound): os.close(os.open(str(number), os.O_CREAT | os.O_WRONLY))
+escaped(f"{bound} files")""",
+        stopped_by="memory limit",
+        fatal=True,
+    ),
+)

@@ -1,0 +1,329 @@
+"""Attempts on the host's files, processes, sockets and names, and on other sandboxes."""
+
+from __future__ import annotations
+
+from ash_hub.escapes.attempt import Attempt
+
+__all__ = ["SURROUNDINGS"]
+
+_FILES = (
+    Attempt(
+        name="host file",
+        tries="reads a file in the host's /tmp that everybody may read",
+        script="with open(bait['file']) as file: escaped(file.read())",
+        stopped_by=("own /tmp",),
+    ),
+    Attempt(
+        name="host homes",
+        tries="looks for keys in the homes of the host's users",
+        script="""
+found = [path for home in ("/root", *glob.glob("/home/*")) for path in glob.glob(home + "/.ssh/*")]
+escaped(str(found)) if found else stopped("no home but its own is there: " + str(os.listdir("/home")))""",
+        stopped_by=("own homes",),
+    ),
+    Attempt(
+        name="host users",
+        tries="reads who the host's users are, and its machine id",
+        script="""
+names = [line.split(":")[0] for line in text("/etc/passwd").splitlines()]
+more = [path for path in ("/etc/machine-id", "/etc/shadow", "/etc/ssh", "/etc/fstab") if os.path.exists(path)]
+escaped(f"{names} {more}") if more or set(names) - {"root", "ash", "nobody"} else stopped(f"only {names}")""",
+        stopped_by=("own /etc",),
+    ),
+    Attempt(
+        name="host paths",
+        tries="reads in an installed package's files where it comes from",
+        script="""
+found = [p for pattern in ("*.pth", "*.egg-link", "*.dist-info/direct_url.json")
+         for p in glob.glob("/opt/ash/site*/" + pattern)]
+told = [path for path in found if text(path)]
+absent("no such file is installed") if not found else None
+escaped(str(told)) if told else stopped(f"{len(found)} such files are empty")""",
+        stopped_by=("empty files of installations",),
+    ),
+    Attempt(
+        name="write the system",
+        tries="writes into the system's directories and the hive's Python",
+        script="""
+for path in ("/usr", "/usr/local", "/usr/bin", *glob.glob("/opt/ash/*")):
+    name = f"{path}/ash-escape-{os.getpid()}"
+    try:
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except OSError as error:
+        why = reason(error)
+        if error.errno != errno.EROFS: continue
+    else:
+        os.unlink(name)
+        escaped(path)
+stopped(why)""",
+        stopped_by=("read-only system",),
+    ),
+    Attempt(
+        name="write the root",
+        tries="puts files beside the directories of its root and into /etc",
+        script="""
+for path in ("/escape", "/etc/escape", "/opt/escape", "/run/escape"):
+    try: os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
+    except OSError as error: why = reason(error)
+    else: escaped(path)
+stopped(why)""",
+        stopped_by=("read-only root",),
+    ),
+    Attempt(
+        name="hide files in /dev",
+        tries="stores files in /dev, which has no size",
+        script="os.close(os.open('/dev/escape', os.O_CREAT | os.O_WRONLY)); escaped('/dev/escape')",
+        stopped_by=("read-only /dev",),
+    ),
+    Attempt(
+        name="write kernel settings",
+        tries="opens files of /proc that are no process's for writing",
+        script="""
+for folder, folders, files in os.walk("/proc"):
+    if folder == "/proc": folders[:] = [name for name in folders if not name.isdigit() and "self" not in name]
+    for name in files:
+        path = os.path.join(folder, name)
+        try: descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error: why = reason(error)
+        else:
+            if not os.path.samefile(path, "/dev/null"): escaped(path)
+            os.close(descriptor)
+stopped(why)""",
+        stopped_by=("read-only /proc",),
+    ),
+    Attempt(
+        name="kernel's secrets",
+        tries="reads files of /proc that tell about the host",
+        script="""
+names = ("cmdline", "kcore", "keys", "key-users", "kmsg", "modules", "partitions", "diskstats", "slabinfo",
+         "timer_list", "vmallocinfo", "sched_debug", "kpagecount")
+told = []
+for name in names:
+    try:
+        descriptor = os.open("/proc/" + name, os.O_RDONLY | os.O_NONBLOCK)
+        told += [name] if os.read(descriptor, 1) else []
+    except OSError: pass
+escaped(str(told)) if told else stopped("they are empty or not there")""",
+        stopped_by=("masked files of /proc",),
+    ),
+    Attempt(
+        name="devices by /sys",
+        tries="looks at the host's devices and kernel in /sys",
+        script="escaped(str(os.listdir('/sys')[:3]))",
+        stopped_by=("no /sys",),
+    ),
+    Attempt(
+        name="devices of the host",
+        tries="opens disks and kernel devices in /dev",
+        script="""
+harmless = {"null", "zero", "full", "random", "urandom", "tty", "ptmx", "console"}
+nodes = [n for n in os.listdir("/dev") if not os.path.islink(f"/dev/{n}")
+         and stat.S_IFMT(os.stat(f"/dev/{n}").st_mode) in (stat.S_IFBLK, stat.S_IFCHR)]
+escaped(str(sorted(nodes)[:8])) if set(nodes) - harmless else stopped(f"only {sorted(nodes)}")""",
+        stopped_by=("own /dev",),
+    ),
+    Attempt(
+        name="device nodes",
+        tries="makes a node for a disk",
+        script="os.mknod('/tmp/disk', 0o600 | stat.S_IFBLK, os.makedev(254, 0)); escaped('/tmp/disk')",
+        stopped_by=("user namespace", "no capabilities"),
+    ),
+)
+
+_PROCESSES = (
+    Attempt(
+        name="host processes",
+        tries="reads command lines of the host's processes",
+        script="""
+found = [path for path in glob.glob("/proc/[0-9]*/cmdline")
+         if bait["secret"] in text(path) and "ctypes" not in text(path)]
+escaped(str(found)) if found else stopped(f"{len(glob.glob('/proc/[0-9]*'))} processes, all its own")""",
+        stopped_by=("process namespace",),
+    ),
+    Attempt(
+        name="signal the host",
+        tries="may send a signal to a process of the hive's own user",
+        script="os.kill(bait['pid'], 0); escaped(f'process {bait[\"pid\"]}')",
+        stopped_by=("process namespace",),
+    ),
+    Attempt(
+        name="host environment",
+        tries="reads the environment of a process of the hive's own user",
+        script="""
+with open(f"/proc/{bait['pid']}/environ") as file: told = file.read()
+escaped(told) if bait["secret"] in told else stopped("it is a process of its own")""",
+        stopped_by=("process namespace", "user namespace"),
+    ),
+    Attempt(
+        name="launcher",
+        tries="looks in its processes for how it was launched",
+        script="""
+lines = [text(path) for path in glob.glob("/proc/[0-9]*/cmdline")]
+found = [line for line in lines if os.path.basename(line.split(chr(0))[0]) == "bwrap"]
+escaped(str(found)) if found else stopped(f"{len(lines)} processes, none is the launcher")""",
+        stopped_by=("own first process",),
+    ),
+    Attempt(
+        name="first process",
+        tries="opens the memory and environment of its first process, to outlive the hive in it",
+        script="""
+with open("/proc/1/environ") as file: told = file.read(1)
+os.close(os.open("/proc/1/mem", os.O_RDWR))
+escaped("/proc/1/mem")""",
+        stopped_by=("closed first process",),
+    ),
+    Attempt(
+        name="inherited environment",
+        tries="looks for the hive's environment in its own processes",
+        script="""
+found = [path for path in glob.glob("/proc/[0-9]*/environ") if "HIVE_SECRET" in text(path)]
+escaped(str(found)) if found else stopped(f"not among {len(os.environ)} variables")""",
+        stopped_by=("clean environment",),
+    ),
+    Attempt(
+        name="inherited files",
+        tries="looks for descriptors that were left open in its processes",
+        script="""
+kinds = set()
+for path in glob.glob("/proc/[0-9]*/fd/*"):
+    try: target = os.readlink(path)
+    except OSError: continue
+    kinds.add(target.split(":")[0])
+    if target.startswith("/memfd:") and "HIVE_SECRET" in text(path): escaped(target)
+stopped(f"only {sorted(kinds)[:6]}")""",
+        stopped_by=("no other descriptors",),
+    ),
+    Attempt(
+        name="another user",
+        tries="becomes another user",
+        script="os.setuid(12345); escaped('user 12345')",
+        stopped_by=("user namespace", "no capabilities"),
+    ),
+    Attempt(
+        name="host's user namespace",
+        tries="is the host's own user, by the map of its user namespace",
+        script="""
+told = text("/proc/self/uid_map").split()
+escaped(str(told)) if told == ["0", "0", "4294967295"] else stopped(f"its map is {told}")""",
+        stopped_by=("user namespace",),
+    ),
+    Attempt(
+        name="set-user-id programs",
+        tries="gains rights by executing a program",
+        script="""
+told = dict(line.split(":\\t", 1) for line in text("/proc/self/status").splitlines() if ":\\t" in line)
+escaped("no_new_privs is off") if told["NoNewPrivs"] != "1" else stopped("no_new_privs is on")""",
+        stopped_by=("no new privileges",),
+    ),
+    Attempt(
+        name="raw packets",
+        tries="opens a raw socket",
+        script="socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP); escaped('a raw socket')",
+        stopped_by=("no capabilities",),
+    ),
+)
+
+_SOCKETS = (
+    Attempt(
+        name="loopback ports",
+        tries="connects to a port of the host's loopback",
+        script="socket.create_connection(('127.0.0.1', bait['port']), 2); escaped(f'port {bait[\"port\"]}')",
+        stopped_by=("network namespace",),
+    ),
+    Attempt(
+        name="abstract sockets",
+        tries="connects to an abstract Unix socket of the host",
+        script="s = socket.socket(socket.AF_UNIX); s.connect(chr(0) + bait['abstract']); escaped('it answered')",
+        stopped_by=("network namespace",),
+    ),
+    Attempt(
+        name="interfaces",
+        tries="looks for an interface that leads out",
+        script="""
+names = [name for _, name in socket.if_nameindex()]
+escaped(str(names)) if set(names) - {"lo"} else stopped(f"only {names}")""",
+        stopped_by=("network namespace",),
+    ),
+    Attempt(
+        name="keeper's socket",
+        tries="connects to the socket by which the hive's keeper is led",
+        script="""
+path = glob.glob(bait["run_dir"] + "/**/keeper.sock", recursive=True)
+stopped("its directory is not there") if not path else None
+socket.socket(socket.AF_UNIX).connect(path[0])
+escaped(path[0])""",
+        stopped_by=("sockets out of sight",),
+    ),
+    Attempt(
+        name="neighbour's socket",
+        tries="connects to the socket of another sandbox",
+        script="socket.socket(socket.AF_UNIX).connect(bait['other']); escaped(bait['other'])",
+        stopped_by=("sockets out of sight",),
+    ),
+    Attempt(
+        name="socket swapped",
+        tries="puts a symbolic link to another sandbox's socket in the place of its own",
+        script="""
+own = bait["socket"]
+os.rename(own, own + ".old")
+os.symlink(bait["other"], own)
+os.rename(own + ".old", own)
+escaped(own)""",
+        stopped_by=("sockets out of sight",),
+    ),
+    Attempt(
+        name="name of the listener",
+        tries="asks the kernel where on the host its listener is",
+        script="""
+told = text("/proc/net/unix")
+escaped("in /proc/net/unix") if bait["run_dir"] in told else stopped("the kernel knows a relative path only")""",
+        stopped_by=("relative socket names",),
+    ),
+    Attempt(
+        name="shared memory",
+        tries="reads a System V segment of the host that everybody may read",
+        script="""
+absent("the host has none") if not bait["shared_memory"] else None
+number = libc.shmget(bait["shared_memory"], 0, 0)
+escaped(f"segment {number}") if number >= 0 else stopped(errno.errorcode[ctypes.get_errno()])""",
+        stopped_by=("ipc namespace",),
+    ),
+    Attempt(
+        name="host name",
+        tries="asks for the host's name",
+        script="""
+name = os.uname().nodename
+escaped(name) if name == bait["hostname"] else stopped(f"it is told {name}")""",
+        stopped_by=("uts namespace",),
+    ),
+    Attempt(
+        name="control group",
+        tries="reads in which group of the host it is",
+        script="""
+paths = {line.split(":", 2)[2] for line in text("/proc/self/cgroup").splitlines()}
+escaped(str(paths)) if paths - {"/"} else stopped(f"it is told {paths}")""",
+        stopped_by=("control group namespace",),
+    ),
+)
+
+_NEIGHBOUR = (
+    Attempt(
+        name="neighbour's files",
+        tries="reads what another sandbox wrote into its workspace, home, /tmp and /dev/shm",
+        script="""
+places = ("/workspace", "/home/ash", "/tmp", "/dev/shm")
+found = [place for place in places if "neighbour" in text(place + "/note")]
+escaped(str(found)) if found else stopped("no such file is there")""",
+        stopped_by=("own workspace",),
+    ),
+    Attempt(
+        name="neighbour's memory",
+        tries="reads the environment of another sandbox's processes",
+        script="""
+found = [path for path in glob.glob("/proc/[0-9]*/environ") if "NEIGHBOUR_SECRET" in text(path)]
+escaped(str(found)) if found else stopped("none of its processes can be read")""",
+        stopped_by=("process namespace", "user namespace"),
+    ),
+)
+
+SURROUNDINGS = (*_FILES, *_PROCESSES, *_SOCKETS, *_NEIGHBOUR)

@@ -1,0 +1,97 @@
+"""Attempts to reach what no sandbox may reach, through the egress proxy, from one that may go out."""
+
+from __future__ import annotations
+
+from ash_hub.escapes.attempt import Attempt
+
+__all__ = ["WAYS_OUT"]
+
+_ASK = """
+def ask(head):
+    proxy = socket.socket(socket.AF_UNIX)
+    proxy.settimeout(10)
+    proxy.connect("/run/ash-egress/proxy.sock")
+    proxy.sendall(head.replace("PORT", str(bait["port"])).encode() + b"\\r\\n\\r\\n")
+    answer = proxy.recv(65536).decode(errors="replace")
+    status = answer.split(" ")[1]
+    if status == "200": return escaped(answer.splitlines()[0])
+    return answer.split("\\r\\n\\r\\n")[-1][:200] or status
+"""
+
+
+def _way(name: str, tries: str, *heads: str, stopped_by: str) -> Attempt:
+    lines = [f"why = ask({head!r})" for head in heads]
+    return Attempt(
+        name=f"egress: {name}",
+        tries=tries,
+        script="\n".join((_ASK, *lines, "stopped(why)")),
+        stopped_by=(stopped_by,),
+        network="internet",
+    )
+
+
+_POLICY, _FORMS = "egress policy", "egress: one form of an address"
+
+WAYS_OUT = (
+    _way(
+        "loopback",
+        "asks the proxy for a port of the host's loopback",
+        "CONNECT 127.0.0.1:PORT HTTP/1.1\r\nHost: 127.0.0.1:PORT",
+        "GET http://127.0.0.1:PORT/ HTTP/1.1\r\nHost: 127.0.0.1:PORT",
+        stopped_by=_POLICY,
+    ),
+    _way(
+        "loopback on an allowed port",
+        "asks for loopback and every address on ports that are open",
+        "GET http://127.0.0.1/ HTTP/1.1\r\nHost: 127.0.0.1",
+        "GET http://0.0.0.0/ HTTP/1.1\r\nHost: 0.0.0.0",
+        "CONNECT [::1]:443 HTTP/1.1\r\nHost: [::1]:443",
+        stopped_by=_POLICY,
+    ),
+    _way(
+        "metadata",
+        "asks for the cloud's metadata by address",
+        "GET http://169.254.169.254/latest/meta-data/ HTTP/1.1\r\nHost: 169.254.169.254",
+        "GET http://[fd00:ec2::254]/latest/meta-data/ HTTP/1.1\r\nHost: [fd00:ec2::254]",
+        stopped_by=_POLICY,
+    ),
+    _way(
+        "loopback by name",
+        "asks for names that mean this host",
+        "GET http://localhost:PORT/ HTTP/1.1\r\nHost: localhost:PORT",
+        "GET http://localhost/ HTTP/1.1\r\nHost: localhost",
+        "GET http://ip6-localhost/ HTTP/1.1\r\nHost: ip6-localhost",
+        stopped_by=_POLICY,
+    ),
+    _way(
+        "odd forms",
+        "writes loopback as a number, in hexadecimal, in octal, short, mapped, and with a zone",
+        *(
+            f"GET http://{host}/ HTTP/1.1\r\nHost: {host}"
+            for host in (
+                "2130706433",
+                "0x7f.1",
+                "0177.0.0.1",
+                "127.1",
+                "[::ffff:127.0.0.1]",
+                "[::1%25lo]",
+                "127.0.0.1.",
+            )
+        ),
+        stopped_by=_FORMS,
+    ),
+    _way(
+        "two hosts",
+        "names one host in the request line and another in the header",
+        "GET http://127.0.0.1/ HTTP/1.1\r\nHost: example.com",
+        "GET http://example.com@127.0.0.1/ HTTP/1.1\r\nHost: example.com",
+        "GET / HTTP/1.1\r\nHost: 127.0.0.1",
+        stopped_by=_FORMS,
+    ),
+    Attempt(
+        name="egress: no policy",
+        tries="looks for the proxy's socket although it may not go out",
+        script="s = socket.socket(socket.AF_UNIX); s.connect('/run/ash-egress/proxy.sock'); escaped('it answers')",
+        stopped_by=("no proxy without a policy",),
+    ),
+)

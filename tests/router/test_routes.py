@@ -1,0 +1,240 @@
+"""Routes of one process over a store that others change too: here the in-process one, with a hand on its answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+
+from ash_mcp.errors import ConnectFailed
+from ash_mcp.types import DEFAULT_SCOPE, EVERY_SCOPE, Principal, SandboxId, Scope
+from ash_router.routes import REFILL_SECONDS, Routes
+from ash_router.store.base import RouteChanges
+from ash_router.store.memory import CHANGES_REMEMBERED, MemoryStore
+from tests.router.redis_parts import route, until
+
+pytestmark = pytest.mark.anyio
+
+ME, YOU = Principal("me"), Principal("you")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class HeldStore(MemoryStore):
+    """Can be away, forget, and hold back an answer or a write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = False
+        self.anew = False
+        self.looks = 0
+        self.answered: anyio.Event | None = None
+        """Set when an answer is ready and waits to be let through."""
+        self.let_through = anyio.Event()
+
+    async def put_route(self, record: Mapping[str, Any]) -> None:
+        self._refuse_when_away()
+        await super().put_route(record)
+
+    async def route_changes(self, since: str | None) -> RouteChanges:
+        self._refuse_when_away()
+        self.looks += 1
+        answer = await super().route_changes(None if self.anew else since)
+        if self.anew:
+            self.anew = False
+            answer = RouteChanges(version=answer.version, bound=answer.bound, complete=True, refilling=True)
+        if self.answered is not None:
+            self.answered.set()
+            await self.let_through.wait()
+        return answer
+
+    def _refuse_when_away(self) -> None:
+        if self.away:
+            raise ConnectFailed("away")
+
+
+@asynccontextmanager
+async def following(routes: Routes) -> AsyncGenerator[None]:
+    async with anyio.create_task_group() as group:
+        group.start_soon(routes.run)
+        yield
+        group.cancel_scope.cancel()
+
+
+async def test_a_route_bound_elsewhere_is_found_without_following():
+    store = MemoryStore()
+    here, there = Routes(store), Routes(store)
+    await there.bind(route(1))
+    assert here.resolve(ME, DEFAULT_SCOPE, "sb1") is None
+    assert await here.find(ME, DEFAULT_SCOPE, "sb1") == route(1)
+    assert here.resolve(ME, DEFAULT_SCOPE, "sbx-1") == route(1)
+    assert await here.find(ME, EVERY_SCOPE, "sb1") == route(1)
+    assert await here.find(YOU, DEFAULT_SCOPE, "sbx-1") is None
+
+
+async def test_a_follower_takes_over_what_is_bound_and_unbound_elsewhere():
+    store, gone = MemoryStore(), list[SandboxId]()
+    here, there = Routes(store, forgotten=gone.append), Routes(store)
+    await there.bind(route(1))
+    async with following(here):
+        await until(lambda: here.get(SandboxId("sbx-1")))
+        await there.bind(route(1, generation=2))
+        await there.bind(route(2, owner="you"))
+        await until(lambda: len(here) == 2)
+        assert here.resolve(ME, DEFAULT_SCOPE, "sb1") == route(1, generation=2)
+        await there.unbind(SandboxId("sbx-1"))
+        await until(lambda: len(here) == 1)
+    assert gone == ["sbx-1"]
+    assert here.resolve(ME, DEFAULT_SCOPE, "sb1") is None
+
+
+async def test_own_routes_are_not_reported_as_gone():
+    gone: list[SandboxId] = []
+    routes = Routes(MemoryStore(), forgotten=gone.append)
+    async with following(routes):
+        await routes.bind(route(1))
+        await routes.unbind(SandboxId("sbx-1"))
+        await routes.catch_up()
+    assert gone == []
+
+
+async def test_callers_at_once_share_a_look_that_began_after_they_came():
+    store = HeldStore()
+    routes, there = Routes(store), Routes(store)
+    store.answered = anyio.Event()
+    found: list[Any] = []
+
+    async def find() -> None:
+        found.append(await routes.find(ME, DEFAULT_SCOPE, "sb1"))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(find)
+        await store.answered.wait()
+        await there.bind(route(1))
+        for _ in range(20):
+            group.start_soon(find)
+        await anyio.wait_all_tasks_blocked()
+        store.let_through.set()
+    assert found == [None] + [route(1)] * 20
+    assert store.looks == 2
+
+
+async def test_what_is_bound_here_during_a_look_stays_although_the_look_lacks_it():
+    store = HeldStore()
+    routes, store.answered = Routes(store), anyio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(routes.catch_up)
+        await store.answered.wait()
+        await routes.bind(route(1))
+        store.let_through.set()
+    assert routes.get(SandboxId("sbx-1")) == route(1)
+    await routes.catch_up()
+    assert len(routes) == 1
+
+
+async def test_what_is_unbound_here_during_a_look_stays_away_although_the_look_has_it():
+    store = HeldStore()
+    routes, there = Routes(store), Routes(store)
+    await there.bind(route(1))
+    await routes.catch_up()
+    await there.bind(route(1, generation=2))
+    store.answered = anyio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(routes.catch_up)
+        await store.answered.wait()
+        await routes.unbind(SandboxId("sbx-1"))
+        store.let_through.set()
+    assert len(routes) == 0
+    await routes.catch_up()
+    assert len(routes) == 0
+
+
+async def test_an_earlier_generation_never_replaces_a_later_one():
+    routes = Routes(MemoryStore())
+    await routes.bind(route(1, generation=2))
+    await routes.bind(route(1, generation=1))
+    assert routes.get(SandboxId("sbx-1")) == route(1, generation=2)
+
+
+async def test_while_the_store_is_away_known_routes_resolve_and_unknown_ones_fail_typed():
+    store = HeldStore()
+    routes, there = Routes(store), Routes(store)
+    await there.bind(route(1))
+    async with following(routes):
+        await until(lambda: len(routes))
+        store.away = True
+        assert await routes.find(ME, DEFAULT_SCOPE, "sb1") == route(1)
+        with pytest.raises(ConnectFailed):
+            await routes.find(ME, DEFAULT_SCOPE, "sb2")
+        with pytest.raises(ConnectFailed):
+            await routes.bind(route(3))
+        assert routes.get(SandboxId("sbx-3")) is None
+        store.away = False
+        await there.bind(route(2))
+        await until(lambda: routes.get(SandboxId("sbx-2")))
+
+
+async def test_who_is_far_behind_is_told_everything():
+    store = MemoryStore()
+    routes, there = Routes(store), Routes(store)
+    await there.bind(route(1))
+    await there.bind(route(2))
+    await routes.catch_up()
+    await there.unbind(SandboxId("sbx-1"))
+    for number in range(3, CHANGES_REMEMBERED + 10):
+        await there.bind(route(number))
+    await routes.catch_up()
+    assert len(routes) == len(there) == CHANGES_REMEMBERED + 8
+    assert routes.get(SandboxId("sbx-1")) is None
+
+
+async def test_a_flushed_store_is_not_believed_before_it_can_be_full_again():
+    now = 0.0
+    store, gone = HeldStore(), list[SandboxId]()
+    routes = Routes(store, forgotten=gone.append, clock=lambda: now)
+    there = Routes(store)
+    for number in (1, 2):
+        await there.bind(route(number))
+    await routes.catch_up()
+    for number in (1, 2):
+        await store.drop_route(SandboxId(f"sbx-{number}"))
+    store.anew = True
+    await routes.catch_up()
+    assert len(routes) == 2
+    await store.put_route({**_record(1)})
+    now = REFILL_SECONDS - 0.1
+    await routes.catch_up()
+    assert len(routes) == 2 and gone == []
+    now = REFILL_SECONDS
+    await routes.catch_up()
+    assert [r.sandbox_id for r in routes.of(ME, EVERY_SCOPE)] == ["sbx-1"] and gone == ["sbx-2"]
+
+
+async def test_scopes_and_owners_come_over_as_they_were():
+    store = MemoryStore()
+    here, there = Routes(store), Routes(store)
+    await there.bind(route(1, scope="run42"))
+    await here.catch_up()
+    assert here.resolve(ME, Scope("run42"), "sb1") == route(1, scope="run42")
+    assert here.resolve(ME, DEFAULT_SCOPE, "sb1") is None
+    bound = Principal("me", frozenset({DEFAULT_SCOPE}))
+    assert await here.find(bound, EVERY_SCOPE, "sb1") is None
+
+
+def _record(number: int) -> dict[str, Any]:
+    known = route(number)
+    return {
+        "sandbox_id": known.sandbox_id,
+        "generation": known.generation,
+        "owner": known.owner,
+        "scope": known.scope,
+        "session": known.session,
+        "endpoint": {"unix": None, "host": known.endpoint.host, "port": known.endpoint.port},
+        "tool_names": dict(known.tool_names),
+    }
