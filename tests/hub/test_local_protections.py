@@ -22,7 +22,16 @@ from ash_hub.backends.local.paths import hive_paths
 from ash_hub.escapes import ATTEMPTS, Attempt, Bait, Outcome, Verdict, lay_bait, try_to_escape
 from ash_hub.escapes.attempt import program, verdict
 from ash_mcp.types import new_sandbox_id
-from tests.hub.local_parts import SMALL, SPEC, bash, directories, local_backend, needs_isolation, prison_of, settings_in
+from tests.hub.local_parts import (
+    SMALL,
+    SPEC,
+    bash,
+    directories,
+    local_backend,
+    needs_isolation,
+    prison_of,
+    settings_in,
+)
 from tests.hub.weakening import BACKED_UP, INHERENT, REMOVALS, Place, Removal, Weakened
 
 pytestmark = [pytest.mark.anyio, needs_isolation]

@@ -172,10 +172,13 @@ REMOVALS: Mapping[str, Removal] = {
     "read-only /proc": Removal(_dropped("--remount-ro", 1, first="/proc"), root_only=_ROOTS_FILES),
     "masked files of /proc": Removal(_unmasked),
     "no /sys": Removal(_added(lambda _: ("--ro-bind", "/sys", "/sys"))),
-    "own /dev": Removal(_replaced(("--dev", "/dev"), ("--dev-bind", "/dev", "/dev"))),
-    "user namespace": _shared(
-        "user", _dropped("--uid", 1), _dropped("--gid", 1), _dropped("--disable-userns")
+    "own /dev": Removal(
+        # made read-only, a bind loses its devices
+        _together(
+            _replaced(("--dev", "/dev"), ("--dev-bind", "/dev", "/dev")), _dropped("--remount-ro", 1, first="/dev")
+        )
     ),
+    "user namespace": _shared("user", _dropped("--uid", 1), _dropped("--gid", 1), _dropped("--disable-userns")),
     "process namespace": _shared("pid", _dropped("--as-pid-1")),
     "network namespace": _shared("net"),
     "ipc namespace": _shared("ipc"),

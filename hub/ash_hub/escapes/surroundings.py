@@ -116,10 +116,14 @@ escaped(str(told)) if told else stopped("they are empty or not there")""",
         name="devices of the host",
         tries="opens disks and kernel devices in /dev",
         script="""
-harmless = {"null", "zero", "full", "random", "urandom", "tty", "ptmx", "console"}
-nodes = [n for n in os.listdir("/dev") if not os.path.islink(f"/dev/{n}")
-         and stat.S_IFMT(os.stat(f"/dev/{n}").st_mode) in (stat.S_IFBLK, stat.S_IFCHR)]
-escaped(str(sorted(nodes)[:8])) if set(nodes) - harmless else stopped(f"only {sorted(nodes)}")""",
+def opens(name):
+    try: os.close(os.open("/dev/" + name, os.O_RDONLY | os.O_NONBLOCK))
+    except OSError: return False
+    return True
+nodes = [name for name in os.listdir("/dev") if not os.path.isdir("/dev/" + name)]
+disks = [name for name in nodes if stat.S_ISBLK(os.stat("/dev/" + name).st_mode)]
+found = [name for name in {*disks, "mem", "kmsg", "port"} if name in nodes and opens(name)]
+escaped(str(sorted(found)[:8])) if found else stopped(f"only {sorted(nodes)}")""",
         stopped_by=("own /dev",),
     ),
     Attempt(
@@ -152,7 +156,7 @@ escaped(str(found)) if found else stopped(f"{len(glob.glob('/proc/[0-9]*'))} pro
         script="""
 with open(f"/proc/{bait['pid']}/environ") as file: told = file.read()
 escaped(told) if bait["secret"] in told else stopped("it is a process of its own")""",
-        stopped_by=("process namespace", "user namespace"),
+        stopped_by=("process namespace", "user namespace", "no capabilities"),
     ),
     Attempt(
         name="launcher",
@@ -165,11 +169,11 @@ escaped(str(found)) if found else stopped(f"{len(lines)} processes, none is the 
     ),
     Attempt(
         name="first process",
-        tries="opens the memory and environment of its first process, to outlive the hive in it",
+        tries="reads the memory and environment of its first process",
         script="""
 with open("/proc/1/environ") as file: told = file.read(1)
-os.close(os.open("/proc/1/mem", os.O_RDWR))
-escaped("/proc/1/mem")""",
+os.close(os.open("/proc/1/mem", os.O_RDONLY))
+escaped("/proc/1/environ and /proc/1/mem")""",
         stopped_by=("closed first process",),
     ),
     Attempt(
@@ -219,6 +223,15 @@ escaped("no_new_privs is off") if told["NoNewPrivs"] != "1" else stopped("no_new
         name="raw packets",
         tries="opens a raw socket",
         script="socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP); escaped('a raw socket')",
+        stopped_by=("no capabilities", "no nested user namespaces"),
+    ),
+    Attempt(
+        name="capabilities",
+        tries="looks for capabilities that were left to it",
+        script="""
+told = dict(line.split(":\\t", 1) for line in text("/proc/self/status").splitlines() if ":\\t" in line)
+held = {name: told[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb") if int(told[name], 16)}
+escaped(str(held)) if held else stopped("it has none")""",
         stopped_by=("no capabilities",),
     ),
 )
