@@ -1,4 +1,4 @@
-"""The composition root of a hive: the only place that picks classes and ties them together."""
+"""A hive from its settings to its end: what it opens, serves and closes. `assembly.py` ties its parts together."""
 
 from __future__ import annotations
 
@@ -9,46 +9,25 @@ import socket
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from importlib.metadata import entry_points, version
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final, cast
 
 import anyio
 import uvicorn
-from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from mcp.server.transport_security import TransportSecuritySettings
 from pydantic import ValidationError
 
-from ash_hub.audit import Audit, AuditedAdmission
+from ash_hub.assembly import Assembly
 from ash_hub.auth import open_auth, require_auth
 from ash_hub.backends.base import Backend, BackendFactory, Places
-from ash_hub.doors import Doors
-from ash_hub.legacy import SdkSessions
-from ash_hub.metrics import Metrics
-from ash_hub.notices import Notices
-from ash_hub.pool import EmptyPool
-from ash_hub.reaper import Reaper
 from ash_hub.recipes import Catalog, explain_invalid
-from ash_hub.reconcile import Reconciler
-from ash_hub.restoring import Restorer
-from ash_hub.sandboxes import Parts, Sandboxes
-from ash_hub.server import Face
+from ash_hub.sandboxes import Sandboxes
 from ash_hub.settings import HubSettings
-from ash_hub.shelf import ToolsetShelf
-from ash_hub.starting import Starter
-from ash_hub.watching import InstanceWatch
-from ash_hub.web import build_app
-from ash_mcp.errors import AshError, ConfigError, SandboxNotFound, StreamBroken
+from ash_mcp.errors import ConfigError
 from ash_mcp.paths import HIVE_FILE
-from ash_mcp.types import EVERY_SCOPE, new_sandbox_id
 from ash_mcp.wire import MCP_PATH
-from ash_router.admission import ADMITTED_KEY, Admission, Admitted
 from ash_router.ledger import Ledger
-from ash_router.relay import Relay
-from ash_router.routes import Route, Routes
-from ash_router.sessions import LegacySessions
 from ash_router.store.select import open_store
-from ash_router.tokens import CallTokens, load_hive_key
 
 __all__ = ["Hive", "open_hive"]
 
@@ -131,103 +110,46 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(_listen(settings.host, settings.port))
         port = listener.getsockname()[1]
-        auth, audit = open_auth(settings, port), Audit()
+        auth = open_auth(settings, port)
         backend = await stack.enter_async_context(_load_backend(settings, port))
         redis_url = settings.redis_url.get_secret_value() if settings.redis_url is not None else None
         store = await stack.enter_async_context(open_store(redis_url, settings.redis_prefix))
-        routes, ledger = Routes(store, forgotten=lambda sandbox_id: relay.forget(sandbox_id)), Ledger()
-        tokens = CallTokens(load_hive_key(settings.state_dir / "hive.key"))
-        watch = InstanceWatch(backend)
-
-        async def explain(route: Route) -> AshError:
-            known = await sandboxes.explain(route)
-            return known or StreamBroken(
-                f"sandbox {route.session} broke off during the call; whether the call did its work is unknown"
-            )
-
-        def missing(caller: Admitted, name: str) -> AshError | None:
+        parts = Assembly(settings, catalog, backend, store, auth)
+        stack.push_async_callback(parts.relay.aclose)
+        hive = Hive(_url(settings, port), settings, parts.sandboxes, backend, parts.ledger)
+        await stack.enter_async_context(_running(parts))
+        server = _server(parts, settings)
+        await stack.enter_async_context(server.serving(listener))
+        stack.enter_context(_announced(settings.run_dir, hive.url))
+        async with anyio.create_task_group() as group:
+            if settings.idle_exit_seconds is not None:
+                group.start_soon(_stop_when_idle, hive, server, settings.idle_exit_seconds)
             try:
-                # an id, unlike a session name, is good in every scope
-                sandboxes.ready(caller.principal, EVERY_SCOPE if "-" in name else caller.scope, name)
-            except SandboxNotFound as error:
-                doors.refused(caller, "direct door", error)
-            except AshError as error:
-                return error
-            return None
-
-        def caller(request: Any) -> Admitted:
-            session_id = request.headers.get("mcp-session-id")
-            kept = legacy.admitted(session_id) if session_id is not None else None
-            return kept or cast("Admitted", request.scope[ADMITTED_KEY])
-
-        sandboxes = Sandboxes(
-            Parts(
-                backend=backend,
-                store=store,
-                routes=routes,
-                ledger=ledger,
-                tokens=tokens,
-                catalog=catalog,
-                pool=EmptyPool(),
-                starter=Starter(
-                    backend, watch, tokens, at_once=settings.limits.starting, waiting=settings.limits.waiting
-                ),
-                shelf=ToolsetShelf(settings.state_dir / "toolsets"),
-                settings=settings,
-                on_changed=lambda owner, scope: notices.announce(owner, scope),
-                on_gone=lambda sandbox_id: relay.forget(sandbox_id),
-                audit=audit,
-            )
-        )
-        notices = Notices(store, lambda session_id: sdk_sessions.alive(session_id))
-        doors = Doors(sandboxes, backend, tokens, settings, audit)
-        face = Face(doors, sandboxes, notices, catalog, ledger, settings, caller, version("ash-mcp"))
-        manager = StreamableHTTPSessionManager(
-            face.server,
-            # admission has checked Host and Origin, more exactly than the SDK does
-            security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),
-        )
-        sdk_sessions = SdkSessions(manager)
-        legacy = LegacySessions(sdk_sessions.hold)
-        relay = Relay(routes=routes, tokens=tokens, ledger=ledger, sessions=legacy, explain=explain, missing=missing)
-        stack.push_async_callback(relay.aclose)
-        metrics = Metrics(sandboxes, ledger, routes)
-        note = "; ".join(said for said in (auth.note, *store.warnings()) if said) or None
-        app = build_app(
-            legacy.middleware(manager.handle_request),
-            metrics,
-            lambda: sandboxes.unready() or store.unready(),
-            auth.routes,
-            note,
-        )
-        hive = Hive(_url(settings, port), settings, sandboxes, backend, ledger)
-        reconciler = Reconciler(backend, sandboxes)
-        store.on_flushed(Restorer(backend, sandboxes, store, routes).restore)
-
-        async with anyio.create_task_group() as group, manager.run():
-            group.start_soon(watch.run, sandboxes.died, reconciler.run_once)
-            group.start_soon(routes.run)
-            group.start_soon(notices.run)
-            group.start_soon(Reaper(sandboxes, ledger, store, holder=new_sandbox_id()).run)
-            await reconciler.run_once()
-            server = _server(app, relay, AuditedAdmission(auth.gate, audit), settings)
-            async with server.serving(listener):
-                with _announced(settings.run_dir, hive.url):
-                    if settings.idle_exit_seconds is not None:
-                        group.start_soon(_stop_when_idle, hive, server, settings.idle_exit_seconds)
-                    try:
-                        yield hive
-                    finally:
-                        with anyio.CancelScope(shield=True):
-                            await sandboxes.stop(keep=settings.keep)
-                            notices.close()
-            group.cancel_scope.cancel()
+                yield hive
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await parts.sandboxes.stop(keep=settings.keep)
+                    parts.notices.close()
+                group.cancel_scope.cancel()
 
 
-def _server(app: Any, relay: Relay, admission: Admission, settings: HubSettings) -> _Server:
+@asynccontextmanager
+async def _running(parts: Assembly) -> AsyncGenerator[None]:
+    """Run what works beside the requests: the watch, the news, the reaper, the SDK's sessions."""
+    async with anyio.create_task_group() as group, parts.manager.run():
+        group.start_soon(parts.watch.run, parts.sandboxes.died, parts.reconciler.run_once)
+        group.start_soon(parts.routes.run)
+        group.start_soon(parts.notices.run)
+        group.start_soon(parts.reaper.run)
+        await parts.reconciler.run_once()
+        yield
+        group.cancel_scope.cancel()
+
+
+def _server(parts: Assembly, settings: HubSettings) -> _Server:
     config = uvicorn.Config(
-        app,
-        http=cast("Any", relay.protocol(admission)),
+        parts.app,
+        http=cast("Any", parts.relay.protocol(parts.admission)),
         ws="none",
         lifespan="off",
         log_config=None,

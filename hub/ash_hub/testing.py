@@ -21,7 +21,7 @@ from ash_hub.escapes import ATTEMPTS, Attempt, Bait, Outcome, Prison, Verdict, l
 from ash_mcp.errors import Conflict, StartFailed
 from ash_mcp.types import SandboxId, SandboxSpec, new_sandbox_id
 
-__all__ = ["BEHAVIOURS", "BackendUnderTest", "Jail", "Make", "check_backend", "jail"]
+__all__ = ["BEHAVIOURS", "BackendUnderTest", "Jail", "Make", "check_backend", "jail", "nothing_escapes"]
 
 _WAIT_SECONDS = 10.0
 _DEATH_SECONDS = 1.0
@@ -275,6 +275,7 @@ async def jail(under_test: BackendUnderTest) -> AsyncGenerator[Jail]:
 
 
 async def nothing_escapes(make: Make) -> None:
+    """Make every attempt of `ash_hub.escapes`; skipped where the backend promises no isolation."""
     async with make() as it, jail(it) as cell:
         outcomes = [await cell.attempt(attempt) for attempt in ATTEMPTS]
         failures = [str(it) for it in outcomes if it.verdict in (Verdict.ESCAPED, Verdict.BROKEN)]

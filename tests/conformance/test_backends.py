@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unittest
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 
 from ash_hub.backends.base import BackendEvent, Phase
 from ash_hub.backends.memory import MemoryBackend
-from ash_hub.testing import BEHAVIOURS, BackendUnderTest, Make, check_backend
+from ash_hub.testing import BEHAVIOURS, BackendUnderTest, Make, check_backend, nothing_escapes
 from ash_mcp.types import SandboxId, SandboxSpec, new_sandbox_id
 from tests.hub.local_parts import SPEC, needs_isolation, under_test
 
@@ -43,9 +44,20 @@ def make(request: pytest.FixtureRequest) -> Make:
     return MAKERS[request.param]
 
 
-@pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda behaviour: behaviour.__name__)
+QUICK = [behaviour for behaviour in BEHAVIOURS if behaviour is not nothing_escapes]
+
+
+@pytest.mark.parametrize("behaviour", QUICK, ids=lambda behaviour: behaviour.__name__)
 async def test_backend_holds_to_its_contract(behaviour: Callable[[Make], Awaitable[None]], make: Make) -> None:
     await behaviour(make)
+
+
+@pytest.mark.heavy
+async def test_nothing_escapes_from_a_backend(make: Make) -> None:
+    try:
+        await check_backend(make)
+    except unittest.SkipTest as unshown:
+        pytest.skip(str(unshown))
 
 
 async def test_check_backend_notices_a_backend_that_lies() -> None:

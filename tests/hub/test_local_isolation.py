@@ -1,13 +1,11 @@
-"""What a sandbox tries and must not manage. Each test says what it tries; the comment or assertion what stops it."""
+"""What a sandbox of this host is like from inside, beside what `ash_hub.escapes` tries in it."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,10 +14,10 @@ import pytest
 
 from ash_hub.backends.base import Instance
 from ash_hub.backends.local import LocalBackend
-from ash_hub.backends.local._syscalls import ARCHITECTURES, Architecture
 from ash_hub.backends.local.launchers.bubblewrap import HOME, WORKSPACE
 from ash_mcp.types import new_sandbox_id
 from tests.hub.local_parts import (
+    SMALL,
     SPEC,
     WAIT_SECONDS,
     bash,
@@ -35,10 +33,6 @@ from tests.hub.local_parts import (
 )
 
 pytestmark = [pytest.mark.anyio, needs_isolation]
-
-MIB = 1024 * 1024
-SIZES = {"workspace_bytes": 8 * MIB, "home_bytes": 4 * MIB, "tmp_bytes": 6 * MIB, "shm_bytes": 2 * MIB}
-NUMBERS = ARCHITECTURES.get(os.uname().machine, Architecture(0, {})).numbers
 
 
 @pytest.fixture(scope="module")
@@ -56,25 +50,8 @@ class Prison:
 @pytest.fixture(scope="module")
 async def prison(anyio_backend: str) -> AsyncIterator[Prison]:
     with directories() as root:
-        async with local_backend(root, **SIZES, max_processes=64, memory_bytes=128 * MIB) as backend:
+        async with local_backend(root, **SMALL) as backend:
             yield Prison(backend, await backend.create(replace(SPEC, id=new_sandbox_id())), root)
-
-
-@pytest.fixture
-def host_secret() -> Iterator[Path]:
-    with tempfile.NamedTemporaryFile(prefix="ash-secret-") as file:
-        file.write(b"a secret of the host")
-        file.flush()
-        os.chmod(file.name, 0o644)
-        yield Path(file.name)
-
-
-async def test_files_of_the_host_are_not_there(prison: Prison, host_secret: Path) -> None:
-    done = await bash(prison.box, f"cat {host_secret}; ls -A /home /root /mnt /media /srv /boot {Path.home()}")
-    assert "secret of the host" not in done.out
-    listed = [line for line in done.out.splitlines() if line and not line.endswith(":")]
-    assert listed == ["ash"]
-    assert (await bash(prison.box, f"ls -A {prison.root}")).code != 0
 
 
 async def test_the_root_has_no_name_of_the_host_or_its_users(prison: Prison) -> None:
@@ -87,11 +64,6 @@ async def test_the_root_has_no_name_of_the_host_or_its_users(prison: Prison) -> 
         "nobody",
     ]
     assert "PYTEST_CURRENT_TEST" not in done.out
-
-
-async def test_files_of_an_installation_that_name_host_paths_are_empty(prison: Prison) -> None:
-    done = await bash(prison.box, "cat /opt/ash/site*/*.pth /opt/ash/site*/*.dist-info/direct_url.json")
-    assert done.out == ""
 
 
 async def test_processes_of_the_host_are_not_there(prison: Prison) -> None:
@@ -107,15 +79,6 @@ async def test_the_first_process_can_be_neither_read_nor_ended(prison: Prison) -
     )
     assert done.out == ""
     assert (await bash(prison.box, "echo alive")).out == "alive\n"
-
-
-async def test_the_network_of_the_host_is_not_there(prison: Prison) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        done = await python(prison.box, f"import socket; socket.create_connection(('127.0.0.1', {port}), 1)")
-        assert done.code != 0 and "refused" in done.error.lower()
-    code = "import socket; socket.create_connection(('192.0.2.1', 80), 1)"
-    assert "unreachable" in (await python(prison.box, code)).error.lower()
 
 
 async def test_sockets_of_the_host_are_not_there(prison: Prison) -> None:
@@ -156,58 +119,6 @@ async def test_no_privilege_is_left_and_none_can_be_had(prison: Prison) -> None:
     assert mounts and all("nosuid" in line.split()[3].split(",") for line in mounts)
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "expected"),
-    [
-        ("unshare", (0x10000000,), errno.EPERM),
-        ("unshare", (0x00020000,), errno.EPERM),
-        ("setns", (0, 0), errno.EPERM),
-        ("clone", (0x10000000 | 17, 0, 0, 0, 0), errno.EPERM),
-        ("clone3", (0, 0), errno.ENOSYS),
-        ("mount", (0, 0, 0, 0, 0), errno.EPERM),
-        ("umount2", (0, 0), errno.EPERM),
-        ("pivot_root", (0, 0), errno.EPERM),
-        ("fsopen", (0, 0), errno.ENOSYS),
-        ("open_by_handle_at", (0, 0, 0), errno.EPERM),
-        ("keyctl", (0, 0), errno.EPERM),
-        ("bpf", (0, 0, 0), errno.EPERM),
-        ("perf_event_open", (0, 0, 0, 0, 0), errno.EPERM),
-        ("userfaultfd", (0,), errno.EPERM),
-        ("io_uring_setup", (1, 0), errno.ENOSYS),
-        ("ptrace", (16, 1), errno.EPERM),
-        ("process_vm_readv", (1, 0, 0, 0, 0, 0), errno.EPERM),
-        ("pidfd_getfd", (0, 0, 0), errno.EPERM),
-        ("init_module", (0, 0, 0), errno.EPERM),
-        ("kexec_load", (0, 0, 0, 0), errno.EPERM),
-        ("ioctl", (0, 0x5412, 0), errno.EPERM),
-        ("ioctl", (0, 0x5412 | 1 << 32, 0), errno.EPERM),
-        ("socket", (40, 1, 0), errno.EAFNOSUPPORT),
-        ("socket", (38, 5, 0), errno.EAFNOSUPPORT),
-        ("socket", (17, 3, 0), errno.EAFNOSUPPORT),
-        ("socket", (16, 3, 9), errno.EPROTONOSUPPORT),
-    ],
-)
-async def test_a_system_call_is_refused(prison: Prison, name: str, arguments: tuple[int, ...], expected: int) -> None:
-    if name not in NUMBERS:
-        pytest.skip(f"no filter for {os.uname().machine}")
-    words = ", ".join(f"ctypes.c_long({value})" for value in (NUMBERS[name], *arguments))
-    code = f"import ctypes; l = ctypes.CDLL(None, use_errno=True); print(l.syscall({words}), ctypes.get_errno())"
-    assert (await python(prison.box, code)).out == f"-1 {expected}\n"
-
-
-async def test_system_calls_of_another_architecture_do_not_exist(prison: Prison) -> None:
-    if os.uname().machine != "x86_64":
-        pytest.skip("only x86_64 has a second set of system calls")
-    code = (
-        "import ctypes, mmap\n"
-        "page = mmap.mmap(-1, 4096, prot=7)\n"
-        "page.write(b'\\xb8\\x14\\0\\0\\0\\xcd\\x80\\xc3')\n"  # getpid of i386, through int 0x80
-        "call = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))\n"
-        f"print(call(), ctypes.CDLL(None, use_errno=True).syscall(0x40000000 + {NUMBERS['socket'] - 2}))"
-    )
-    assert (await python(prison.box, code)).out == f"{-errno.ENOSYS} -1\n"
-
-
 async def test_ordinary_programs_are_not_hindered(prison: Prison) -> None:
     code = (
         "import concurrent.futures, multiprocessing, socket, subprocess, threading\n"
@@ -238,38 +149,8 @@ async def test_its_own_places_can_be_written_and_are_bounded(prison: Prison) -> 
         script = f"cd {path}; head -c 3M /dev/zero >a; head -c 100M /dev/zero >b; du -cb a b | tail -1; rm a b"
         done = await bash(prison.box, script)
         assert "No space left" in done.error, done
-        assert 0 < int(done.out.split()[0]) <= SIZES[f"{name}_bytes"]
+        assert 0 < int(done.out.split()[0]) <= SMALL[f"{name}_bytes"]
     assert (await run_inside(prison.box, "pwd")).out == f"{WORKSPACE}\n"
-
-
-async def test_processes_are_bounded(prison: Prison) -> None:
-    if any("number of processes" in warning for warning in prison.box.warnings):
-        pytest.skip(str(prison.box.warnings))
-    code = (
-        "import os, time\n"
-        "made = []\n"
-        "try:\n"
-        "    while len(made) < 200:\n"
-        "        pid = os.fork()\n"
-        "        if pid == 0:\n"
-        "            time.sleep(60)\n"
-        "            os._exit(0)\n"
-        "        made.append(pid)\n"
-        "except BlockingIOError:\n"
-        "    print(len(made))\n"
-        "for pid in made:\n"
-        "    os.kill(pid, 9)\n"
-        "    os.waitpid(pid, 0)"
-    )
-    done = await python(prison.box, code)
-    assert 20 < int(done.out) < 64
-    assert (await bash(prison.box, "echo alive")).out == "alive\n"
-
-
-async def test_memory_is_bounded(prison: Prison) -> None:
-    done = await python(prison.box, "b = bytearray(400 * 2**20); print(len(b))")
-    assert done.out == "" and (done.code == -9 or "MemoryError" in done.error)
-    assert (await bash(prison.box, "echo alive")).out == "alive\n"
 
 
 async def test_open_files_are_bounded(prison: Prison) -> None:

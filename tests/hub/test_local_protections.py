@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -99,7 +99,7 @@ async def weakly_tried(
 
 
 @asynccontextmanager
-async def weakened(backend: LocalBackend, removals: list[Removal], place: Place) -> AsyncIterator[None]:
+async def weakened(backend: LocalBackend, removals: list[Removal], place: Place) -> AsyncGenerator[None]:
     whole = backend._launcher  # pyright: ignore[reportPrivateUsage]
     backend._launcher = Weakened(whole, removals, place)  # pyright: ignore[reportPrivateUsage]
     try:

@@ -12,7 +12,13 @@ import pytest
 
 USER = "54321"
 ROOT = Path(__file__).parents[2]
-SUITES = ("tests/conformance/test_backends.py", "tests/hub/test_local_isolation.py", "tests/hub/test_local_crash.py")
+SUITES = (
+    "tests/conformance/test_backends.py",
+    "tests/hub/test_local_isolation.py",
+    "tests/hub/test_local_escapes.py",
+    "tests/hub/test_local_protections.py",
+    "tests/hub/test_local_crash.py",
+)
 
 
 def as_user(*words: str) -> subprocess.CompletedProcess[str]:
@@ -24,7 +30,7 @@ def as_user(*words: str) -> subprocess.CompletedProcess[str]:
         env={"PATH": os.environ["PATH"], "HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=110,
         check=False,
     )
 

@@ -1,4 +1,4 @@
-"""Protections of the local backend taken away one by one: each is a change of a launch plan, a setting, or a policy."""
+"""Protections of the local backend, taken away: each is a change of a launch plan, of a setting, or of a policy."""
 
 from __future__ import annotations
 
@@ -159,6 +159,7 @@ def _named(place: Place) -> tuple[str, ...]:
     return (f"127.0.0.1:{place.bait.port}", f"localhost=127.0.0.1:{place.bait.port}")
 
 
+_ROOTS_DEVICES = "the devices belong to root, so an ordinary user's sandbox could not open them anyway"
 _ROOTS_FILES = "the files belong to root, so an ordinary user's sandbox could not write them anyway"
 
 REMOVALS: Mapping[str, Removal] = {
@@ -166,7 +167,7 @@ REMOVALS: Mapping[str, Removal] = {
     "own homes": Removal(_added(lambda place: ("--ro-bind", place.bait.home, "/root"))),
     "own /etc": Removal(_added(lambda _: ("--ro-bind", "/etc", "/etc"))),
     "empty files of installations": Removal(_dropped("--ro-bind-data", 2)),
-    "read-only system": Removal(_writable_system),
+    "read-only system": Removal(_writable_system, root_only=_ROOTS_FILES),
     "read-only root": Removal(_dropped("--remount-ro", 1, first="/")),
     "read-only /dev": Removal(_dropped("--remount-ro", 1, first="/dev")),
     "read-only /proc": Removal(_dropped("--remount-ro", 1, first="/proc"), root_only=_ROOTS_FILES),
@@ -176,7 +177,8 @@ REMOVALS: Mapping[str, Removal] = {
         # made read-only, a bind loses its devices
         _together(
             _replaced(("--dev", "/dev"), ("--dev-bind", "/dev", "/dev")), _dropped("--remount-ro", 1, first="/dev")
-        )
+        ),
+        root_only=_ROOTS_DEVICES,
     ),
     "user namespace": _shared("user", _dropped("--uid", 1), _dropped("--gid", 1), _dropped("--disable-userns")),
     "process namespace": _shared("pid", _dropped("--as-pid-1")),

@@ -223,7 +223,7 @@ escaped("no_new_privs is off") if told["NoNewPrivs"] != "1" else stopped("no_new
         name="raw packets",
         tries="opens a raw socket",
         script="socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP); escaped('a raw socket')",
-        stopped_by=("no capabilities", "no nested user namespaces"),
+        stopped_by=("no capabilities", "no nested user namespaces", "user namespace"),
     ),
     Attempt(
         name="capabilities",

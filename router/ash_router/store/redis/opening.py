@@ -80,8 +80,8 @@ async def open_redis(
     finally:
         with anyio.CancelScope(shield=True):
             await client.aclose()
-            if sentinel is not None:
-                await sentinel.aclose()
+            for asked in sentinel.sentinels if sentinel is not None else ():
+                await asked.aclose()
 
 
 class _Keeper:
