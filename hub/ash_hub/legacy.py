@@ -6,12 +6,12 @@ hold a session too.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import cast
 
-import anyio
 from mcp.server.streamable_http import StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
@@ -52,4 +52,5 @@ def _held(transport: StreamableHTTPServerTransport) -> Generator[None]:
     finally:
         transport._requests_in_flight -= 1  # pyright: ignore[reportPrivateUsage]
         if not transport._requests_in_flight:  # pyright: ignore[reportPrivateUsage]
-            scope.deadline = anyio.current_time() + idle_timeout
+            # the loop's clock and not anyio's: the relay lets go in callbacks, where anyio may know of no task
+            scope.deadline = asyncio.get_running_loop().time() + idle_timeout

@@ -258,6 +258,7 @@ class Sandboxes:
             ended_at = sandbox.life.ended_at
             if ended_at is not None and now - ended_at >= self._parts.settings.ended_retention_seconds:
                 self.registry.remove(sandbox)
+                await self._release_key(sandbox)
                 continue
             if self._parts.ledger.busy(sandbox.id) and now < sandbox.life.expires_at:
                 continue
@@ -357,10 +358,13 @@ class Sandboxes:
         """Give back the names that a sandbox held."""
         store = self._parts.store
         await store.release_session(sandbox.owner, sandbox.scope, sandbox.session, sandbox.id)
-        failed_to_start = sandbox.life.ready_at is None
-        if sandbox.key is not None and failed_to_start:
-            await store.release_key(sandbox.owner, sandbox.scope, sandbox.key, sandbox.id)
+        if sandbox.life.ready_at is None:  # a spawn that failed may be tried again with its key
+            await self._release_key(sandbox)
         self._parts.ledger.forget(sandbox.id)
+
+    async def _release_key(self, sandbox: Sandbox) -> None:
+        if sandbox.key is not None:
+            await self._parts.store.release_key(sandbox.owner, sandbox.scope, sandbox.key, sandbox.id)
 
     # -- limits
 

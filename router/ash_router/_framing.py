@@ -28,8 +28,8 @@ __all__ = [
     "encode_name",
     "forwarded",
     "has_body",
+    "indexed",
     "one",
-    "repeated",
     "request_head",
     "response_head",
     "response_problem",
@@ -97,14 +97,24 @@ class ResponseHead:
 
 def one(headers: Headers, name: bytes) -> bytes | None:
     """Return the value of a header that occurs exactly once, otherwise None."""
-    values = [value for key, value in headers if key == name]
-    return values[0].strip() if len(values) == 1 else None
+    found: bytes | None = None
+    for key, value in headers:
+        if key == name:
+            if found is not None:
+                return None
+            found = value
+    return None if found is None else found.strip()
 
 
-def repeated(headers: Headers, names: frozenset[bytes]) -> bool:
-    """Say whether any header of `names` occurs more than once."""
-    found = [key for key, _ in headers if key in names]
-    return len(found) != len(set(found))
+def indexed(headers: Headers) -> dict[bytes, bytes | None]:
+    """Return the value of each header by its name, None for one that occurs more than once.
+
+    Whoever looks for several is faster with it than with `one`.
+    """
+    index: dict[bytes, bytes | None] = {}
+    for key, value in headers:
+        index[key] = value.strip() if key not in index else None
+    return index
 
 
 def content_length(headers: Headers) -> int | None:
@@ -139,9 +149,9 @@ def check_head(version: str, method: bytes, target: bytes, headers: Headers) -> 
 
 def _check_framing(version: str, headers: Headers) -> Problem | None:
     lengths, codings = 0, 0
+    if _VALUE.fullmatch(b"".join([value for _, value in headers])) is None:
+        return Problem(400, "a header value holds a control character")
     for key, value in headers:
-        if _VALUE.fullmatch(value) is None:
-            return Problem(400, "a header value holds a control character")
         if key == b"content-length":
             lengths += 1
             if not value.strip().isdigit() or len(value) > 18:

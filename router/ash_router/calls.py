@@ -13,7 +13,7 @@ from typing import Any, Final
 from ash_mcp.types import SessionName
 from ash_mcp.wire import MODERN_VERSION
 from ash_router import bodies
-from ash_router._framing import Headers, decode_name, one, repeated
+from ash_router._framing import Headers, decode_name
 from ash_router.admission import Admitted
 from ash_router.asking import answer_to
 from ash_router.bodies import HIVE_CALL, Message, ToolCall
@@ -25,7 +25,7 @@ __all__ = ["Calls", "Cancellation", "ClientAnswer", "LevelChange", "RootsChange"
 
 LOG_LEVELS: Final = frozenset({"debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"})
 
-_DECIDING: Final = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name", b"mcp-session-id"})
+_DECIDING: Final = (b"mcp-protocol-version", b"mcp-method", b"mcp-name", b"mcp-session-id")
 _HANDSHAKE: Final = frozenset(version.encode() for version in HANDSHAKE_VERSIONS)
 _MODERN: Final = MODERN_VERSION.encode()
 _CALL_ARGUMENTS: Final = frozenset({"session", "tool", "arguments"})
@@ -64,6 +64,9 @@ class LevelChange:
     level: str
 
 
+Fields = Mapping[bytes, bytes | None]
+"""A request's headers as `_framing.indexed` returns them."""
+
 Notice = Cancellation | ClientAnswer | LevelChange | RootsChange
 
 
@@ -74,26 +77,29 @@ class Calls:
         self._routes = routes
         self._sessions = sessions
 
-    def needs_body(self, admitted: Admitted, headers: Headers) -> bool:
+    def needs_body(self, admitted: Admitted, fields: Fields) -> bool:
         """Say whether a POST to the hive's endpoint may be for a sandbox, so that its body must be read."""
-        if repeated(headers, _DECIDING):
-            return False
-        version = one(headers, b"mcp-protocol-version")
+        for deciding in _DECIDING:
+            if fields.get(deciding, b"") is None:
+                return False  # it came twice
+        version = fields.get(b"mcp-protocol-version")
         if version is None or version in _HANDSHAKE:
             return True
-        if version != _MODERN or one(headers, b"mcp-method") != b"tools/call":
+        if version != _MODERN or fields.get(b"mcp-method") != b"tools/call":
             return False
-        name = _name(headers)
+        name = _name(fields)
         return name == HIVE_CALL or (name is not None and self._named(admitted, name) is not None)
 
-    def decide(self, admitted: Admitted, headers: Headers, message: Message) -> RelayedCall | Notice | None:
+    def decide(
+        self, admitted: Admitted, headers: Headers, fields: Fields, message: Message
+    ) -> RelayedCall | Notice | None:
         """Say what a message, whose head passed `needs_body`, means to sandboxes; None: nothing."""
-        if one(headers, b"mcp-protocol-version") == _MODERN:
+        if fields.get(b"mcp-protocol-version") == _MODERN:
             call = bodies.as_tool_call(message)
-            if call is None or call.name != _name(headers):
+            if call is None or call.name != _name(fields):
                 return None
             return self._relayed(admitted, headers, call, None)
-        session = self._session(admitted, headers)
+        session = self._session(admitted, fields)
         if session is None:
             return None
         if message.method == "tools/call":
@@ -101,8 +107,8 @@ class Calls:
             return None if call is None else self._relayed(session.admitted, headers, call, session)
         return _notice(session, message)
 
-    def _session(self, admitted: Admitted, headers: Headers) -> LegacySession | None:
-        session_id = one(headers, b"mcp-session-id")
+    def _session(self, admitted: Admitted, fields: Fields) -> LegacySession | None:
+        session_id = fields.get(b"mcp-session-id")
         session = self._sessions.get(session_id.decode("latin-1")) if session_id is not None else None
         return session if session is not None and session.admitted.principal == admitted.principal else None
 
@@ -154,8 +160,8 @@ class Calls:
         return None if route is None else (route, route.tool_names.get(tool, tool))
 
 
-def _name(headers: Headers) -> str | None:
-    value = one(headers, b"mcp-name")
+def _name(fields: Fields) -> str | None:
+    value = fields.get(b"mcp-name")
     return None if value is None else decode_name(value)
 
 

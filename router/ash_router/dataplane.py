@@ -9,9 +9,8 @@ from typing import Any, Final
 from ash_mcp.errors import AshError, ConfigError, SandboxNotFound, StreamBroken
 from ash_mcp.types import SandboxId
 from ash_mcp.wire import MCP_PATH
-from ash_router._framing import Headers
 from ash_router.admission import Admitted, Refusal
-from ash_router.calls import Calls, Cancellation, ClientAnswer, LevelChange, RootsChange
+from ash_router.calls import Calls, Cancellation, ClientAnswer, Fields, LevelChange, RootsChange
 from ash_router.direct import METHODS, Door, door_of, read_name, resumption_of
 from ash_router.exchange import Services
 from ash_router.handshakes import Handshakes
@@ -96,12 +95,12 @@ class DataPlane:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def door(self, admitted: Admitted, method: str, headers: Headers) -> Door | Refusal | None:
+    def door(self, admitted: Admitted, method: str, fields: Fields) -> Door | Refusal | None:
         """Say to which sandbox's own endpoint a request goes, or why to none; None: it is not meant for one."""
-        name = read_name(admitted.path, headers)
+        name = read_name(admitted.path, fields)
         if name is None:
             is_resumption = method == "GET" and admitted.path == MCP_PATH
-            return resumption_of(self._sessions, admitted, headers) if is_resumption else None
+            return resumption_of(self._sessions, admitted, fields) if is_resumption else None
         if isinstance(name, AshError):
             return Refusal(name)
         found = door_of(self._routes, admitted, name, method)

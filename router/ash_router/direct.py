@@ -13,9 +13,9 @@ from typing import Final
 from ash_mcp.errors import AshError, ConfigError
 from ash_mcp.types import EVERY_SCOPE, SandboxId, SessionName
 from ash_mcp.wire import MCP_PATH
-from ash_router._framing import Headers, one
 from ash_router.admission import Admitted
 from ash_router.asking import resumed
+from ash_router.calls import Fields
 from ash_router.routes import Route, Routes, visible
 from ash_router.sessions import LegacySession, LegacySessions, UpstreamSession
 
@@ -53,22 +53,24 @@ class Door:
         return self.method == "GET"
 
 
-def read_name(path: str, headers: Headers) -> str | AshError | None:
+def read_name(path: str, fields: Fields) -> str | AshError | None:
     """Return which sandbox a request names, why it may not, or None where it names none.
 
     Args:
         path: As admitted: percent-decoded once.
     """
-    named = _PATH.fullmatch(path)
-    if named is None and path != MCP_PATH:
-        return None
-    values = [value.strip() for key, value in headers if key == SESSION_HEADER]
-    if not values:
+    named = None
+    if path != MCP_PATH:
+        named = _PATH.fullmatch(path)
+        if named is None:
+            return None
+    if SESSION_HEADER not in fields:
         return None if named is None else named[1]
-    if len(values) > 1 or (named is not None and values[0].decode("latin-1") != named[1]):
+    value = fields[SESSION_HEADER]
+    if value is None or (named is not None and value.decode("latin-1") != named[1]):
         return ConfigError("the request names more than one sandbox; name it once, in X-Session-ID or in the path")
     # a value that is no name at all is one that nobody has
-    return values[0].decode("ascii") if _NAME.fullmatch(values[0]) is not None else ""
+    return value.decode("ascii") if _NAME.fullmatch(value) is not None else ""
 
 
 def door_of(routes: Routes, admitted: Admitted, name: str, method: str) -> Door | None:
@@ -84,9 +86,9 @@ def door_of(routes: Routes, admitted: Admitted, name: str, method: str) -> Door 
     return None if route is None else Door(route, method)
 
 
-def resumption_of(sessions: LegacySessions, admitted: Admitted, headers: Headers) -> Door | None:
+def resumption_of(sessions: LegacySessions, admitted: Admitted, fields: Fields) -> Door | None:
     """Return the way to the sandbox whose stream a GET on the hive's endpoint wants to hear on, or None."""
-    last_event_id, session_id = one(headers, b"last-event-id"), one(headers, b"mcp-session-id")
+    last_event_id, session_id = fields.get(b"last-event-id"), fields.get(b"mcp-session-id")
     if last_event_id is None or session_id is None:
         return None
     session = sessions.get(session_id.decode("latin-1"))

@@ -124,10 +124,12 @@ class Intake(HttpToolsProtocol):
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # and not a trailer, which would come after admission
-            super().on_header(name, value)
-            if not self._meter.line(len(name) + len(value)):
-                self._refuse(self.relay.limits.head_exceeded(), 431)
+        if not self._in_head:
+            return  # a trailer, which would come after admission
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self._phase is not Phase.HEAD or self._resuming:
@@ -137,7 +139,7 @@ class Intake(HttpToolsProtocol):
         self._version = self.parser.get_http_version()
         self._keep_alive = self._version != "1.0" and self.parser.should_keep_alive()
         method = self.parser.get_method()
-        if not self._meter.line(len(self.url)):
+        if not self._meter.fits(self.url, self.headers):
             self._refuse(self.relay.limits.head_exceeded(), 431)
             return
         problem = _framing.check_head(self._version, method, self.url, self.headers)

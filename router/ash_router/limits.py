@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ash_mcp.errors import AshError, CapacityExceeded
@@ -31,8 +32,8 @@ class RelayLimits:
     """Of a sandbox's answer to `initialize`."""
     idle_stream_seconds: float | None = 3600.0
     """How long a call may go on without a byte from its sandbox; None is for ever."""
-    max_idle_upstreams: int = 8
-    """Idle connections kept to one sandbox."""
+    max_idle_upstreams: int = 32
+    """Idle connections kept to one sandbox; a caller with more calls at once than that pays for new ones."""
     idle_upstream_seconds: float = 4.0
     """How long one is kept: less than the 5 s of uvicorn in the sandbox, so that we are the one who closes."""
     high_water_bytes: int = 64 * 1024
@@ -61,25 +62,27 @@ class RelayLimits:
 
 
 class HeadMeter:
-    """Measures the head of one request while it arrives, finished lines and unfinished ones alike."""
+    """Measures the head of one request: while it arrives, and once it is there."""
 
-    __slots__ = ("_fed", "_limits", "_lines", "_parsed")
+    __slots__ = ("_fed", "_limits")
 
     def __init__(self, limits: RelayLimits) -> None:
         self._limits = limits
-        self.restart()
+        self._fed = 0
 
     def restart(self) -> None:
-        self._fed = self._parsed = self._lines = 0
-
-    def line(self, size: int) -> bool:
-        """Count one parsed line; False when the head is over its limits."""
-        self._lines += 1
-        self._parsed += size
-        # The request line is a line too.
-        return self._parsed <= self._limits.max_head_bytes and self._lines <= self._limits.max_headers + 1
+        self._fed = 0
 
     def fed(self, size: int) -> bool:
-        """Count what came from the network for a head that is not finished; False as above."""
+        """Count what came from the network for a head that is not finished; False when it is over its limits."""
         self._fed += size
         return self._fed <= self._limits.max_head_bytes
+
+    def fits(self, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+        """Say whether a finished head is within its limits."""
+        if len(headers) > self._limits.max_headers:
+            return False
+        size = len(target)
+        for name, value in headers:
+            size += len(name) + len(value)
+        return size <= self._limits.max_head_bytes

@@ -21,7 +21,7 @@ from ash_mcp.errors import AshTimeout
 from ash_mcp.wire import MCP_PATH
 from ash_router import _framing, answers, bodies
 from ash_router.admission import ADMITTED_KEY, Admission, Admitted
-from ash_router.calls import Cancellation, ClientAnswer, LevelChange, RootsChange
+from ash_router.calls import Cancellation, ClientAnswer, Fields, LevelChange, RootsChange
 from ash_router.dataplane import DataPlane
 from ash_router.direct import Door
 from ash_router.exchange import Exchange, RelayedCall
@@ -45,6 +45,7 @@ class _RelayProtocol(Intake):
     """One connection of a caller. It is also the `Caller` of its exchange and the `Sender` of its passage."""
 
     _verdict: Admitted
+    _fields: Fields
     _exchange: Exchange | Passage | None = None
     _passage: Passage | None = None
     """The same as `_exchange` while its request still comes."""
@@ -105,7 +106,8 @@ class _RelayProtocol(Intake):
 
     def _admitted(self, verdict: Admitted) -> None:
         self._verdict = verdict
-        door = self.relay.door(verdict, self.scope["method"], self.headers)
+        fields = self._fields = _framing.indexed(self.headers)
+        door = self.relay.door(verdict, self.scope["method"], fields)
         if isinstance(door, Door):
             self._pass(door)
             return
@@ -116,7 +118,7 @@ class _RelayProtocol(Intake):
         self.scope["path"] = self.root_path + verdict.path
         self.scope["raw_path"] = quote(self.scope["path"]).encode("ascii")
         is_message = self.scope["method"] == "POST" and verdict.path == MCP_PATH
-        if is_message and self.relay.calls.needs_body(verdict, self.headers):
+        if is_message and self.relay.calls.needs_body(verdict, fields):
             self._collect()
         else:
             self._start_asgi()
@@ -183,7 +185,9 @@ class _RelayProtocol(Intake):
     def _collected(self) -> None:
         self._disarm()
         message = bodies.read_message(bytes(self._body))
-        decision = self.relay.calls.decide(self._verdict, self.headers, message) if message is not None else None
+        decision = None
+        if message is not None:
+            decision = self.relay.calls.decide(self._verdict, self.headers, self._fields, message)
         if isinstance(decision, RelayedCall):
             self._relay(decision)
         elif isinstance(decision, Cancellation | ClientAnswer):

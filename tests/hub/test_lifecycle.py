@@ -138,6 +138,14 @@ async def test_the_key_of_a_sandbox_that_has_ended_says_so(world: World) -> None
         await world.spawn(idempotency_key="k")
 
 
+async def test_a_key_is_free_again_when_its_sandbox_is_forgotten(world: World) -> None:
+    old = await world.spawn(idempotency_key="k")
+    await world.sandboxes.destroy([old])
+    world.clock[0] += 3600
+    await world.sandboxes.expire()
+    assert (await world.spawn(idempotency_key="k")).id != old.id
+
+
 async def test_scopes_and_owners_are_apart(world: World) -> None:
     red = await world.spawn(scope=Scope("red"))
     default = await world.spawn()

@@ -226,6 +226,12 @@ async def test_numbers_and_tokens_still_only_grow_after_a_flush(server: RedisSer
         assert (await other.grant("reaper", "you", 30)).token > lease.token
 
 
+async def test_numbers_still_only_grow_where_redis_evicted_the_names(server: RedisServer, store: RedisStore):
+    await store.reserve_session("me", DEFAULT_SCOPE, None, ONE)
+    assert server.ask("DEL", 'ash:names:["me",""]') == 1
+    assert await store.reserve_session("me", DEFAULT_SCOPE, None, TWO) == "sb2"
+
+
 async def test_scripts_that_the_server_forgot_are_sent_again(server: RedisServer, store: RedisStore):
     await store.put_route(record(1))
     server.ask("SCRIPT", "FLUSH")

@@ -15,7 +15,7 @@ from ash_mcp.types import DEFAULT_SCOPE, EVERY_SCOPE, Principal, SandboxId
 from ash_router.routes import Routes
 from ash_router.store.redis import store as redis_store
 from tests.redis_server import RedisServer, running_redis
-from tests.router.redis_parts import open_quick, route, until
+from tests.router.redis_parts import open_quick, record, route, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
@@ -105,6 +105,21 @@ async def test_a_burst_of_changes_on_both_ends_the_same_on_both(
         group.start_soon(churn, replicas[1], 100)
     left = {f"sbx-{number}": 2 if number % 3 else 1 for number in range(0, 200, 2)}
     await until(lambda: all(replica.sees() == left for replica in replicas))
+
+
+async def test_only_who_knows_an_older_version_than_is_remembered_is_told_all(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(redis_store, "CHANGES_REMEMBERED", 3)
+    async with open_quick(server, "ash") as store:
+        versions: list[str] = []
+        for number in range(5):
+            versions.append((await store.route_changes(None)).version)
+            await store.put_route(record(number))
+        answers = [await store.route_changes(version) for version in versions]
+    assert [answer.complete for answer in answers] == [True, True, False, False, False]
+    assert [len(answer.bound) for answer in answers] == [5, 5, 3, 2, 1]
+    assert not any(answer.refilling for answer in answers)
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])

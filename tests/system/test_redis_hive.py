@@ -21,7 +21,7 @@ from ash_mcp.errors import ConfigError
 from ash_mcp.wire import FAILURE_META_KEY
 from tests.redis_server import RedisServer, running_redis
 
-pytestmark = [pytest.mark.anyio, pytest.mark.redis]
+pytestmark = [pytest.mark.anyio, pytest.mark.redis, pytest.mark.heavy]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A load generator of our own: requests made of bytes beforehand, over some connections at once, one at a time on each."""
+"""A load generator: requests made of bytes beforehand, over some connections at once, one at a time on each."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 import httptools
 
-from ash_mcp.errors import RemoteProtocolError
+from ash_mcp.errors import AshTimeout, RemoteProtocolError
 
 __all__ = ["Load", "cpu_seconds", "drive"]
+
+
+_PATIENCE_SECONDS: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ async def drive(port: int, requests: Sequence[bytes], pid: int, *, calls: int) -
     """Send each of `requests` over a connection of its own, again and again, until `calls` are answered in all.
 
     Raises:
+        AshTimeout: They took longer than anything measured here may.
         RemoteProtocolError: One was refused, or answered by something that is no HTTP.
     """
     loop = asyncio.get_running_loop()
@@ -56,7 +60,10 @@ async def drive(port: int, requests: Sequence[bytes], pid: int, *, calls: int) -
     for client in clients:
         client.ask()
     try:
-        await asyncio.gather(*(client.done for client in clients))
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            await asyncio.gather(*(client.done for client in clients))
+    except TimeoutError as exc:
+        raise AshTimeout(f"{calls} calls were not answered within {_PATIENCE_SECONDS:g} s") from exc
     finally:
         for client in clients:
             client.close()
