@@ -3,6 +3,8 @@
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
 QUICK := not heavy and not node and not clients
+# the tests wait more than they work: more of them at once than a small machine has processors
+WORKERS ?= 4
 
 .PHONY: help run test check lock
 
@@ -18,7 +20,7 @@ run:
 
 test:
 	@scripts/setup test
-	@exec .venv/bin/pytest -m "$(QUICK)"
+	@exec .venv/bin/pytest -m "$(QUICK)" -n $(WORKERS) --dist loadfile
 
 check:
 	@scripts/check

@@ -11,6 +11,7 @@ from mcp.server.transport_security import TransportSecuritySettings
 from ash_hub.audit import Audit, AuditedAdmission
 from ash_hub.auth import Auth
 from ash_hub.backends.base import Backend
+from ash_hub.clock import even_clock
 from ash_hub.doors import Doors
 from ash_hub.legacy import SdkSessions
 from ash_hub.metrics import Metrics
@@ -46,7 +47,8 @@ class Assembly:
     def __init__(self, settings: HubSettings, catalog: Catalog, backend: Backend, store: Store, auth: Auth) -> None:
         audit = Audit()
         self.admission = AuditedAdmission(auth.gate, audit)
-        self.ledger = Ledger()
+        clock = even_clock()
+        self.ledger = Ledger(clock)
         self.routes = Routes(store, forgotten=self._forget)
         self.watch = InstanceWatch(backend)
         tokens = CallTokens(load_hive_key(settings.state_dir / "hive.key"))
@@ -66,10 +68,11 @@ class Assembly:
                 on_changed=self._announce,
                 on_gone=self._forget,
                 audit=audit,
-            )
+            ),
+            clock,
         )
         self.notices = Notices(store, self._session_lives)
-        self._doors = Doors(self.sandboxes, backend, tokens, settings, audit)
+        self._doors = Doors(self.sandboxes, backend, tokens, settings, audit, clock)
         face = Face(
             self._doors, self.sandboxes, self.notices, catalog, self.ledger, settings, self._caller, version("ash-mcp")
         )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from ash_hub.answers import tool_shape
 from ash_hub.tools import PinnedTool, Toolset
+from ash_mcp.errors import StartFailed
 
 __all__ = ["ToolsetShelf"]
 
@@ -20,15 +22,26 @@ class ToolsetShelf:
         self._known: dict[str, Toolset] = {}
 
     def put(self, toolset: Toolset) -> Toolset:
-        """Keep a toolset and return the one instance of its digest."""
+        """Keep a toolset and return the one instance of its digest.
+
+        Raises:
+            StartFailed: It cannot be written: a hub that took over could not serve its sandboxes.
+        """
         known = self._known.setdefault(toolset.digest, toolset)
         file = self._file(toolset.digest)
         if not file.exists():
-            self._directory.mkdir(parents=True, exist_ok=True)
             body = {"tools": [tool_shape(tool) for tool in toolset.tools], "notes": list(toolset.notes)}
             fresh = file.with_suffix(f".{os.getpid()}")
-            fresh.write_text(json.dumps(body), encoding="utf-8")
-            fresh.replace(file)
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                fresh.write_text(json.dumps(body), encoding="utf-8")
+                fresh.replace(file)
+            except OSError as error:
+                with suppress(OSError):
+                    fresh.unlink()
+                raise StartFailed(
+                    f"its tools cannot be kept in {self._directory}: {error.strerror}", step="tools"
+                ) from error
         return known
 
     def get(self, digest: str) -> Toolset | None:

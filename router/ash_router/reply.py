@@ -100,9 +100,8 @@ class Reply:
         return _framing.chunk(event) + _framing.LAST_CHUNK if event else _framing.LAST_CHUNK
 
     def _read(self, head: ResponseHead) -> None:
-        self._is_stream = any(
-            key == b"content-type" and value.lower().startswith(b"text/event-stream") for key, value in head.headers
-        )
+        kind = _framing.one(head.headers, b"content-type")
+        self._is_stream = kind is not None and kind.lower().startswith(b"text/event-stream")
         if self._is_stream and self._make_editor is not None:
             self._editor = self._make_editor()
 

@@ -161,3 +161,33 @@ async def test_a_sandbox_that_cannot_be_reached_is_a_typed_failure(rig: Rig, exp
     assert headers["ash-origin"] == "hub"
     found = (failure(body)["kind"], failure(body)["retryable"])
     assert found == (("sandbox_gone", False) if explained else ("connect_failed", True))
+
+
+async def test_one_principals_calls_in_flight_are_bounded_and_the_others_go_on(tmp_path: Path):
+    started, ended = asyncio.Event(), asyncio.Event()
+    limits = RelayLimits(max_in_flight_per_owner=1)
+    async with (
+        open_rig(tmp_path, limits=limits) as rig,
+        open_script(tmp_path, waits(started, ended, STREAM_HEAD, chunk(EVENT))) as socket,
+        rig.connect() as first,
+        rig.connect() as second,
+        rig.connect() as other,
+    ):
+        await rig.bind("sb1", socket)
+        await rig.bind("sb1", socket, owner="ann")
+        await first.send(CALL)
+        await first.head()
+        for _ in range(2):  # the refusal ends no connection
+            await second.send(CALL)
+            status, headers, body = await second.answer()
+            assert (status, headers["ash-origin"], headers["retry-after"]) == (200, "hub", "1")
+            assert (failure(body)["kind"], failure(body)["retryable"]) == ("capacity_exceeded", True)
+            assert failure(body)["data"] == {"retry_after_seconds": 1.0}
+        await other.send(CALL.replace(b"host: hub", b"host: hub\r\nx-principal: ann"))
+        assert (await other.head())[1]["ash-origin"] == "sandbox"
+        first.writer.close()
+        with anyio.fail_after(5):
+            while rig.ledger.of_owner("me"):
+                await asyncio.sleep(0.01)
+        await second.send(CALL)
+        assert (await second.head())[1]["ash-origin"] == "sandbox"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ash_hub.backends.local import LocalSettings
 from ash_hub.backends.local.paths import hive_paths
+from ash_mcp.errors import ConfigError
 from tests.hive_process import ASH
 from tests.hub.local_parts import hive_groups, leftovers
 
@@ -73,7 +74,10 @@ class Home:
 
     def keeper(self) -> int | None:
         """Return the process that owns the sandboxes: its working directory is the hive's."""
-        directory = str(hive_paths(self.settings).directory)
+        try:
+            directory = str(hive_paths(self.settings).directory)
+        except ConfigError:
+            return None  # without directories there is none
         for link in Path("/proc").glob("[0-9]*/cwd"):
             try:
                 if os.readlink(link) == directory:
@@ -81,6 +85,11 @@ class Home:
             except OSError:
                 continue  # it has ended meanwhile
         return None
+
+    def known_keeper(self) -> int:
+        keeper = self.keeper()
+        assert keeper is not None, "no keeper runs"
+        return keeper
 
     def remains(self) -> list[str]:
         """Name what is there of keeper and sandboxes: processes, sockets, directories, groups, mounts."""

@@ -10,6 +10,7 @@ from typing import Final
 
 import anyio
 
+from ash_hub.bench.relaying import measure_proxy, measure_relay, measure_routes
 from ash_hub.bench.rows import Row, median
 from ash_hub.bench.target import Target
 from ash_hub.bench.wire import Wire, connected, endpoint_of, handshake, legacy_call, modern_call
@@ -97,10 +98,20 @@ async def _legacy_way(bench: Bench, box: Sandbox, stack: AsyncExitStack, *, dire
     return wire, legacy_call("tools/call", {"name": name, "arguments": ARGUMENTS}, inside)
 
 
+async def _door_way(bench: Bench, box: Sandbox, stack: AsyncExitStack, *, direct: bool) -> tuple[Wire, bytes]:
+    """The same by the sandbox's own endpoint, which is asked for in a header."""
+    if direct:
+        return await _modern_way(bench, box, stack, direct=True)
+    wire = await stack.enter_async_context(connected(endpoint_of(bench.target.url)))
+    headers = {**bench.to_hive(), "x-session-id": box.id}
+    return wire, modern_call("tools/call", {"name": TOOL, "arguments": ARGUMENTS}, headers)
+
+
 async def measure_calls(bench: Bench) -> Sequence[Row]:
     """A call at a time, in both eras."""
     rows: list[Row] = []
-    for era, way in (("2026-07-28", _modern_way), ("2025-11-25", _legacy_way)):
+    ways_in = (("2026-07-28", _modern_way), ("2025-11-25", _legacy_way), ("X-Session-ID", _door_way))
+    for era, way in ways_in:
         bench.step(f"calls one at a time, {era}")
         taken: dict[bool, list[float]] = {True: [], False: []}
         async with AsyncExitStack() as stack:
@@ -176,5 +187,20 @@ async def measure_lists(bench: Bench) -> Sequence[Row]:
     ]
 
 
-MEASUREMENTS: Final[Sequence[Measurement]] = (measure_spawn, measure_calls, measure_throughput, measure_lists)
+async def measure_relaying(bench: Bench) -> Sequence[Row]:
+    """The data plane by itself, with what is compared to it running beside it."""
+    rows: list[Row] = []
+    for what, measure in (("relays", measure_relay), ("routes", measure_routes), ("create_proxy", measure_proxy)):
+        bench.step(f"{what}, {_CONNECTIONS} connections")
+        rows += await measure(bench.calls * 5)
+    return rows
+
+
+MEASUREMENTS: Final[Sequence[Measurement]] = (
+    measure_spawn,
+    measure_calls,
+    measure_throughput,
+    measure_lists,
+    measure_relaying,
+)
 """In the order of the table."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import sys
 import tempfile
@@ -170,7 +171,7 @@ async def measure_proxy(calls: int) -> Sequence[Row]:
     """The same tool of the same FastMCP server, through FastMCP's own proxy and through the data plane."""
     what = "namespaced call against create_proxy, processor time"
     if importlib.util.find_spec("fastmcp") is None:
-        return [Row(what=f"{what} (install fastmcp)", unit="ms", hive=float("nan"), samples=0)]
+        return [Row(what=f"{what} (install fastmcp)", unit="ms", hive=math.nan, samples=0)]
     async with AsyncExitStack() as stack:
         tools = await stack.enter_async_context(served("tools"))
         proxy = await stack.enter_async_context(served("proxy", f"http://127.0.0.1:{tools.port}/mcp"))

@@ -20,6 +20,7 @@ class Row:
     what: str
     unit: str
     hive: float
+    """Not a number where it could not be measured; `what` says why."""
     direct: float | None = None
     """The same without the hive; None where that makes no sense."""
     samples: int
@@ -45,7 +46,7 @@ def row_to_json(row: Row) -> dict[str, Any]:
     return {
         "what": row.what,
         "unit": row.unit,
-        "hive": round(row.hive, 4),
+        "hive": None if math.isnan(row.hive) else round(row.hive, 4),
         "direct": round(row.direct, 4) if row.direct is not None else None,
         "ratio": round(row.ratio, 4) if row.ratio is not None else None,
         "samples": row.samples,
@@ -70,4 +71,6 @@ def table_of(rows: Iterable[Row]) -> Table:
 
 
 def _shown(value: float) -> str:
+    if math.isnan(value):
+        return "-"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
