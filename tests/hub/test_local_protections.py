@@ -130,7 +130,13 @@ def on_the_host(attempt: Attempt, bait: Bait) -> Outcome:
     return verdict(attempt, done.returncode, done.stdout, done.stderr)
 
 
-@pytest.mark.parametrize("attempt", ATTEMPTS, ids=lambda attempt: attempt.name)
+def by_name(attempt: Attempt) -> Any:
+    # without its limit it must get more than its share, which it cannot while other tests run beside it
+    alone = [pytest.mark.heavy] if attempt.name == "flood: processor" else []
+    return pytest.param(attempt, id=attempt.name, marks=alone)
+
+
+@pytest.mark.parametrize("attempt", [by_name(attempt) for attempt in ATTEMPTS])
 async def test_without_its_protections_an_attempt_succeeds(
     attempt: Attempt, backend: LocalBackend, root: Path, bait: Bait
 ) -> None:
