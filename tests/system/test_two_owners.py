@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import re
 import statistics
 import time
@@ -248,9 +249,10 @@ async def test_time_does_not_tell_anothers_sandbox_from_none(two: Two, tool: str
     (foreign,) = [s.id for s in two.hive.sandboxes.registry.living() if s.owner == "ann"]
     arguments = {"extend": {"ttl_seconds": 60}, "call": {"tool": "echo"}}[tool]
     took: dict[bool, list[float]] = {True: [], False: []}
-    for number in range(10_200):
-        exists = number % 2 == 0
-        name = foreign if exists else new_sandbox_id()
+    order = [True, False] * 5_100
+    random.Random(7).shuffle(order)  # strict turns would measure whatever else comes every second time
+    for number, exists in enumerate(order):
+        name = "".join(foreign) if exists else new_sandbox_id()  # a new string both times
         started = time.perf_counter()
         await two.bob.call(tool, {"session": name, **arguments})
         if number >= 200:
