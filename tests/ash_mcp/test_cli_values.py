@@ -59,9 +59,9 @@ def test_a_key_given_twice_is_refused() -> None:
 def test_a_network_is_a_policy_or_domains() -> None:
     assert read_network("none") == "none"
     assert read_network("internet") == "internet"
-    assert read_network("pypi.org, *.debian.org") == ["pypi.org", "*.debian.org"]
+    assert read_network("code.test, *.example.com") == ["code.test", "*.example.com"]
     with pytest.raises(typer.BadParameter, match="domains with commas"):
-        read_network("pypi.org,,x")
+        read_network("code.test,,x")
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def limited(**amounts: str) -> Resources:
     [
         ({"image": "python:3.12"}, ConfigError, "has no images, so .*'python:3.12'"),
         ({"network": "everything"}, ConfigError, "'everything' is no network policy"),
-        ({"network": ("pypi.org", "127.0.0.1")}, ConfigError, "'127.0.0.1': .* name the one port"),
+        ({"network": ("code.test", "127.0.0.1")}, ConfigError, "'127.0.0.1': .* name the one port"),
         ({"runtime_class": "gvisor"}, Unsupported, "runtime class 'gvisor'"),
         ({"node_selector": {"zone": "a"}}, Unsupported, "node_selector"),
         ({"mounts": {"/recipe": "/no/such/folder"}}, ConfigError, "/no/such/folder"),
