@@ -34,7 +34,8 @@ from tests.hub.local_parts import (
 )
 from tests.hub.weakening import BACKED_UP, INHERENT, REMOVALS, Place, Removal, Weakened
 
-pytestmark = [pytest.mark.anyio, needs_isolation]
+# heavy: some must get more than their share, which they cannot while other tests run beside them
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy, needs_isolation]
 
 NOTHING_THERE = "nothing on this machine listens where it asks"
 UNSHOWN: Mapping[str, str] = {
@@ -130,13 +131,7 @@ def on_the_host(attempt: Attempt, bait: Bait) -> Outcome:
     return verdict(attempt, done.returncode, done.stdout, done.stderr)
 
 
-def by_name(attempt: Attempt) -> Any:
-    # without its limit it must get more than its share, which it cannot while other tests run beside it
-    alone = [pytest.mark.heavy] if attempt.name == "flood: processor" else []
-    return pytest.param(attempt, id=attempt.name, marks=alone)
-
-
-@pytest.mark.parametrize("attempt", [by_name(attempt) for attempt in ATTEMPTS])
+@pytest.mark.parametrize("attempt", ATTEMPTS, ids=lambda attempt: attempt.name)
 async def test_without_its_protections_an_attempt_succeeds(
     attempt: Attempt, backend: LocalBackend, root: Path, bait: Bait
 ) -> None:
