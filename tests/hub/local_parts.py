@@ -136,7 +136,12 @@ def prison_of(backend: LocalBackend, root: Path) -> Prison:
     async def run(instance: Instance, command: Sequence[str]) -> Done:
         return await run_inside(instance, *command, seconds=60)
 
-    return Prison(run=run, bounds=bounds, run_dir=str(hive_paths(settings_in(root)).directory))
+    return Prison(
+        run=run,
+        bounds=bounds,
+        run_dir=str(hive_paths(settings_in(root)).directory),
+        hidden_paths=list(stand_in().binds.values()) if host.host_facts().veils else [],
+    )
 
 
 @asynccontextmanager

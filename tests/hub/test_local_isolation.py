@@ -15,7 +15,7 @@ import pytest
 from ash_hub.backends.base import Instance
 from ash_hub.backends.local import LocalBackend
 from ash_hub.backends.local.launchers.bubblewrap import HOME, WORKSPACE
-from ash_mcp.types import new_sandbox_id
+from ash_mcp.types import ResourceAmounts, Resources, new_sandbox_id
 from tests.hub.local_parts import (
     SMALL,
     SPEC,
@@ -117,6 +117,19 @@ async def test_no_privilege_is_left_and_none_can_be_had(prison: Prison) -> None:
     assert fields["NoNewPrivs"] == "1" and fields["Seccomp"] == "2"
     mounts = (await bash(prison.box, "cat /proc/self/mounts")).out.splitlines()
     assert mounts and all("nosuid" in line.split()[3].split(",") for line in mounts)
+
+
+async def test_a_spawn_s_own_resources_hold(prison: Prison) -> None:
+    amounts = Resources(limits=ResourceAmounts(memory="48Mi", cpu="100m"))
+    small = await prison.backend.create(replace(SPEC, id=new_sandbox_id(), resources=amounts))
+    done = await python(small, "b = bytearray(64 * 2**20); print(len(b))")
+    assert done.out == "" and (done.code == -9 or "MemoryError" in done.error)
+    if not any("processor time" in warning for warning in small.warnings):
+        code = (
+            "import time\nend = time.monotonic() + 1\nwhile time.monotonic() < end: pass\nprint(time.process_time())"
+        )
+        assert float((await python(small, code)).out) < 0.4
+    await prison.backend.delete(small.id, grace_seconds=0)
 
 
 async def test_ordinary_programs_are_not_hindered(prison: Prison) -> None:

@@ -77,6 +77,18 @@ def test_nothing_of_the_host_is_bound_writable() -> None:
     assert sources == ["/usr", "/lib64", "/dev/null", "/home/somebody", "/home/somebody/site", "/home/somebody/recipe"]
 
 
+def test_bound_directories_come_under_names_of_the_keeper_where_the_host_lets_it() -> None:
+    veiled = plan(replace(HOST, veils=True))
+    assert plan().veils == ()
+    assert veiled.veils == (
+        ("/run/ash/x/v/0", "/home/somebody"),
+        ("/run/ash/x/v/1", "/home/somebody/recipe"),
+        ("/run/ash/x/v/2", "/home/somebody/site"),
+    )
+    assert not any("somebody" in word for word in veiled.args)
+    assert ("/run/ash/x/v/1", "/opt/recipe") in pairs(veiled, "--ro-bind")
+
+
 def test_the_root_is_made_read_only_after_everything_is_in_it() -> None:
     args = plan().args
     last_mount = max(index for index, word in enumerate(args) if word in ("--tmpfs", "--ro-bind", "--file"))

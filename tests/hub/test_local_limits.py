@@ -70,7 +70,7 @@ def test_what_control_groups_hold_is_not_warned_of() -> None:
 
 def test_without_control_groups_each_limit_is_said_to_be_weak() -> None:
     bare = enforcement(0, frozenset())
-    assert len(bare.warnings()) == 3 and all("can be used here" in sentence for sentence in bare.warnings())
+    assert len(bare.warnings()) == 4 and all("can be used here" in sentence for sentence in bare.warnings())
     assert bare.rlimits(limits(memory="64Mi"))["DATA"] == 64 * MIB
     assert not bare.inner_processes
     namespaced = enforcement(0, frozenset(), namespaced=True)

@@ -141,6 +141,11 @@ def _unmasked(plan: Plan, place: Place) -> Plan:
     return _dropped("--ro-bind", 2, first="/dev/null")(plan, place)
 
 
+def _unveiled(plan: Plan, _: Place) -> Plan:
+    real = dict(plan.veils)
+    return replace(plan, args=tuple(real.get(word, word) for word in plan.args), veils=())
+
+
 def _leaking(plan: Plan, _: Place) -> Plan:
     return replace(plan, files={**plan.files, "leak": b"HIVE_SECRET"})
 
@@ -162,11 +167,15 @@ def _named(place: Place) -> tuple[str, ...]:
 _ROOTS_DEVICES = "the devices belong to root, so an ordinary user's sandbox could not open them anyway"
 _ROOTS_FILES = "the files belong to root, so an ordinary user's sandbox could not write them anyway"
 
+TIED_TO_KEEPER = Removal(_dropped("--die-with-parent"))
+"""Nothing inside tries it: that no sandbox outlives its keeper shows when the keeper is killed."""
+
 REMOVALS: Mapping[str, Removal] = {
     "own /tmp": Removal(_added(lambda _: ("--ro-bind", "/tmp", "/tmp"))),
     "own homes": Removal(_added(lambda place: ("--ro-bind", place.bait.home, "/root"))),
     "own /etc": Removal(_added(lambda _: ("--ro-bind", "/etc", "/etc"))),
     "empty files of installations": Removal(_dropped("--ro-bind-data", 2)),
+    "veiled paths": Removal(_unveiled),
     "read-only system": Removal(_writable_system, root_only=_ROOTS_FILES),
     "read-only root": Removal(_dropped("--remount-ro", 1, first="/")),
     "read-only /dev": Removal(_dropped("--remount-ro", 1, first="/dev")),

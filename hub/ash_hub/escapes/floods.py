@@ -107,7 +107,7 @@ escaped(told) if share > 1.4 * bound else stopped(told)""",
         "memory_bytes",
         """
 taken = []
-while len(taken) << 22 <= bound * 1.25: taken.append(bytearray(b"x") * (1 << 22))
+while len(taken) << 22 <= bound * 1.25: taken.append(b"x" * (1 << 22))
 escaped(f"{len(taken) * 4} MiB")""",
         stopped_by="memory limit",
         fatal=True,

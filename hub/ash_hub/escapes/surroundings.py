@@ -42,6 +42,16 @@ escaped(str(told)) if told else stopped(f"{len(found)} such files are empty")"""
         stopped_by=("empty files of installations",),
     ),
     Attempt(
+        name="mount table",
+        tries="reads in its mount table where on the host its directories lie",
+        script="""
+absent("this host cannot hide them, or there is nothing to hide") if not bait["hidden_paths"] else None
+table = text("/proc/self/mountinfo") + text("/proc/1/mountinfo")
+told = [path for path in bait["hidden_paths"] if path in table]
+escaped(str(told)) if told else stopped("it tells of /proc/self/fd only")""",
+        stopped_by=("veiled paths",),
+    ),
+    Attempt(
         name="write the system",
         tries="writes into the system's directories and the hive's Python",
         script="""

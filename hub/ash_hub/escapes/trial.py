@@ -39,12 +39,20 @@ class Prison:
     backend says it cannot bound on this host is left out."""
     run_dir: str
     """Where the hive has its sockets."""
+    hidden_paths: Sequence[str] = ()
+    """Directories of the host that are seen inside, but not under their names."""
 
 
 async def try_to_escape(attempt: Attempt, prison: Prison, bait: Bait, inside: Instance, other: Instance) -> Outcome:
     """Make one attempt from `inside`, beside a sandbox `other`, and say what became of it."""
     own, foreign = (one.endpoint.unix if one.endpoint else None for one in (inside, other))
-    told = bait.to_json(bounds=dict(prison.bounds), run_dir=prison.run_dir, socket=own, other=foreign)
+    told = bait.to_json(
+        bounds=dict(prison.bounds),
+        run_dir=prison.run_dir,
+        hidden_paths=list(prison.hidden_paths),
+        socket=own,
+        other=foreign,
+    )
     try:
         with anyio.fail_after(_SECONDS):
             ran = await prison.run(inside, program(attempt, told))

@@ -184,11 +184,13 @@ class LocalBackend:
             "keeper": None if self._link is None else self._link.hello["pid"],
             "control_groups": self._enforcement.version,
             # A sandbox can read in its own mount table where on the host these lie; the last, if it may go out.
-            "visible_paths": []
-            if self._settings.unsafe
-            else [*sorted(self._runtime.binds.values()), str(self._paths.directory)],
+            "visible_paths": [] if self._settings.unsafe else self._visible_paths(),
             "warnings": list(self._launcher.warnings),
         }
+
+    def _visible_paths(self) -> list[str]:
+        own = [] if self._facts.veils else sorted(self._runtime.binds.values())
+        return [*own, str(self._paths.directory)]
 
     async def _link_or_fail(self) -> KeeperLink:
         try:

@@ -14,10 +14,12 @@ from pathlib import Path
 from ash_hub.backends.local import seccomp
 from ash_hub.backends.local.keeper import cgroups
 from ash_hub.backends.local.launchers.base import HostFacts
+from ash_hub.backends.local.runtime import find_runtime
 
 __all__ = ["Check", "host_facts", "isolation_works", "namespaced_processes", "probe"]
 
 _TRIAL_SECONDS = 10.0
+_VEIL = Path(cgroups.__file__).with_name("veil.py")
 _TOP_LEVEL = ("/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin")
 _TELLING = (
     *("kcore", "keys", "key-users", "kmsg", "kpagecgroup", "kpagecount", "kpageflags", "latency_stats", "cmdline"),
@@ -71,7 +73,18 @@ def host_facts() -> HostFacts:
         directories=tuple(directories),
         masked=tuple(f"/proc/{name}" for name in _TELLING if os.path.exists(f"/proc/{name}")),
         seccomp=seccomp.for_machine(os.uname().machine),
+        veils=_veils(),
     )
+
+
+def _veils() -> bool:
+    """Say whether a directory can be shown under another name, by trying it with one that sandboxes need."""
+    directory = next(iter(find_runtime().binds.values()), "/usr")
+    words = [sys.executable, "-I", "-S", str(_VEIL), directory]
+    try:
+        return subprocess.run(words, capture_output=True, timeout=_TRIAL_SECONDS, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def namespaced_processes() -> bool:
@@ -164,7 +177,9 @@ def _sysctl(name: str) -> str:
 def _options(facts: HostFacts) -> list[Check]:
     nested, size = "--disable-userns" in facts.options, "--size" in facts.options
     update = "use bubblewrap 0.8 or later"
+    hidden = "tells nothing" if facts.veils else "tells where on this host the hive's Python and recipes lie"
     return [
+        Check("mount table", facts.veils, f"inside a sandbox it {hidden}", "install Ash outside of homes"),
         Check(
             "nested namespaces",
             nested or facts.seccomp is not None,
@@ -184,6 +199,7 @@ def _seccomp(facts: HostFacts) -> Check:
 def _groups() -> list[Check]:
     version, usable = cgroups.usable()
     found: list[Check] = []
+    fix = "start the hive with `systemd-run --user --scope -p Delegate=yes ash up`"
     for controller, what in (("memory", "memory"), ("pids", "processes"), ("cpu", "processor time")):
         if controller in usable:
             found.append(Check(f"{what} limits", True, f"by control groups, version {version}"))
@@ -191,8 +207,9 @@ def _groups() -> list[Check]:
         fallback = {"memory": "for each process only", "pids": "none", "cpu": "none"}[controller]
         if controller == "pids" and namespaced_processes():
             fallback = "by RLIMIT_NPROC of a user namespace"
-        fix = "start the hive with `systemd-run --user --scope -p Delegate=yes ash up`"
         found.append(Check(f"{what} limits", fallback.startswith("by "), f"{fallback}: no {controller} group", fix))
+    counted = "memory" in usable
+    found.append(Check("file count limits", counted, "by memory, which they take" if counted else "none", fix))
     return found
 
 

@@ -72,6 +72,7 @@ class Enforcement:
         found: list[str] = []
         if "memory" not in self.controllers:
             found.append("memory is limited for each process only: no memory control group can be used here")
+            found.append("the number of files is not limited: no memory control group can be used here")
         if "pids" not in self.controllers and not self.namespaced_processes:
             found.append("the number of processes is not limited: no pids control group can be used here")
         if "cpu" not in self.controllers:

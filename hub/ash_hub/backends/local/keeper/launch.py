@@ -18,10 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .veil import veil
+
 __all__ = ["Child", "LaunchError", "bind_listener", "launch"]
 
 _MARK = re.compile(r"@fd:([a-z0-9_.-]+)@")
 _BACKLOG = 512
+_EMPTY = "v/empty"
 
 
 class LaunchError(Exception):
@@ -85,7 +88,7 @@ def launch(plan: Mapping[str, Any], listener: socket.socket, entrances: Sequence
                 cwd=plan.get("cwd", "/"),
                 start_new_session=True,
                 umask=0o022,
-                preexec_fn=_preparation(plan.get("rlimits", {}), entrances),
+                preexec_fn=_preparation(plan.get("rlimits", {}), entrances, _veiled(plan)),
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise LaunchError("launch", f"could not start {plan['argv'][0]}: {error}") from error
@@ -93,12 +96,27 @@ def launch(plan: Mapping[str, Any], listener: socket.socket, entrances: Sequence
     return Child(process, os.pidfd_open(process.pid), log, up, status)
 
 
-def _preparation(rlimits: Mapping[str, int], entrances: Sequence[str]) -> Callable[[], None]:
+def _veiled(plan: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+    """Make the directories for what is to be seen under another name, and return what goes where."""
+    for target, _ in plan.get("veils", ()):
+        os.makedirs(target, mode=0o700, exist_ok=True)
+    if plan.get("veils"):
+        os.makedirs(_EMPTY, mode=0o700, exist_ok=True)
+    return plan.get("veils", ())
+
+
+def _preparation(
+    rlimits: Mapping[str, int], entrances: Sequence[str], veils: Sequence[tuple[str, str]]
+) -> Callable[[], None]:
+    empty = os.path.abspath(_EMPTY)
+
     def prepare() -> None:
         for path in entrances:
             descriptor = os.open(path, os.O_WRONLY)
             os.write(descriptor, b"0")
             os.close(descriptor)
+        if veils:
+            veil(veils, empty)
         for name, wanted in rlimits.items():
             number = getattr(resource, f"RLIMIT_{name}")
             hard = resource.getrlimit(number)[1]

@@ -34,6 +34,8 @@ class Plan:
     directories: tuple[str, ...] = ()
     """Made before and removed after, the first with all that is in it."""
     rlimits: Mapping[str, int] = field(default_factory=dict[str, int])
+    veils: tuple[tuple[str, str], ...] = ()
+    """Directories of the keeper's own, each with the one of the host that appears there for this launch alone."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -44,6 +46,7 @@ class Plan:
             "cwd": self.cwd,
             "directories": self.directories,
             "rlimits": self.rlimits,
+            "veils": self.veils,
         }
 
 
@@ -62,6 +65,8 @@ class HostFacts:
     """Files of /proc that say more about the host than a sandbox should know."""
     seccomp: bytes | None = None
     """A BPF program; None where this architecture has none."""
+    veils: bool = False
+    """Whether the kernel lets this user hide where on the host a bound directory lies."""
 
 
 class Launcher(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ash_hub.backends.local.keeper.sandbox import OUTLET_NAME
@@ -71,11 +71,14 @@ class BubblewrapLauncher:
             files |= {f"hidden.{number}": b"" for number in range(len(runtime.hidden))}
         if self._host.seccomp is not None:
             files["seccomp"] = self._host.seccomp
+        veils = self._veils([*runtime.binds.values(), *spec.mounts.values()])
+        shown = {directory: target for target, directory in veils}
+        binds = {inside: shown.get(out, out) for inside, out in {**runtime.binds, **spec.mounts}.items()}
         args = [
             *self._isolation(),
             *self._system(),
             *_etc(),
-            *_runtime(runtime, spec),
+            *_runtime(runtime, binds),
             *self._own(limits),
             *self._outlet(spec),
             *_environment(spec, runtime),
@@ -93,7 +96,13 @@ class BubblewrapLauncher:
             args=tuple(args),
             files=files,
             rlimits=self._enforcement.rlimits(limits),
+            veils=veils,
         )
+
+    def _veils(self, directories: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        """Return where the keeper shall show each directory, so that no sandbox learns where it lies."""
+        found = sorted(set(directories)) if self._host.veils else []
+        return tuple((str(self._directory / "v" / str(number)), path) for number, path in enumerate(found))
 
     def _isolation(self) -> Iterator[str]:
         yield from ("--unshare-all", "--unshare-user", "--uid", _ID, "--gid", _ID, "--hostname", "sandbox")
@@ -139,14 +148,12 @@ def _etc() -> Iterator[str]:
         yield from ("--ro-bind-try", path, path)
 
 
-def _runtime(runtime: Runtime, spec: SandboxSpec) -> Iterator[str]:
-    for inside, outside in runtime.binds.items():
+def _runtime(runtime: Runtime, binds: Mapping[str, str]) -> Iterator[str]:
+    for inside, outside in binds.items():
         yield from ("--ro-bind", outside, inside)
     for number, path in enumerate(runtime.hidden):
         yield from ("--ro-bind-data", f"@fd:hidden.{number}@", path)
     yield from ("--perms", "0644", "--file", "@fd:init@", _INIT_PATH)
-    for inside, outside in spec.mounts.items():
-        yield from ("--ro-bind", outside, inside)
 
 
 def _environment(spec: SandboxSpec, runtime: Runtime) -> Iterator[str]:
