@@ -137,7 +137,7 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
 async def _running(parts: Assembly) -> AsyncGenerator[None]:
     """Run what works beside the requests: the watch, the news, the reaper, the SDK's sessions."""
     async with anyio.create_task_group() as group, parts.manager.run():
-        group.start_soon(parts.watch.run, parts.sandboxes.died, parts.reconciler.run_once)
+        group.start_soon(parts.watch.run, parts.mirror.seen, parts.mirror.ended, parts.reconciler.run_once)
         group.start_soon(parts.routes.run)
         group.start_soon(parts.notices.run)
         group.start_soon(parts.reaper.run)

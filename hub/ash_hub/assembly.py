@@ -25,11 +25,12 @@ from ash_hub.sandboxes import Parts, Sandboxes
 from ash_hub.server import Face
 from ash_hub.settings import HubSettings
 from ash_hub.shelf import ToolsetShelf
+from ash_hub.siblings import Alone, Siblings
 from ash_hub.starting import Starter
 from ash_hub.watching import InstanceWatch
 from ash_hub.web import build_app
 from ash_mcp.errors import AshError, SandboxNotFound, StreamBroken
-from ash_mcp.types import EVERY_SCOPE, SandboxId, Scope, new_sandbox_id
+from ash_mcp.types import EVERY_SCOPE, SandboxId, Scope
 from ash_router.admission import ADMITTED_KEY, Admitted
 from ash_router.ledger import Ledger
 from ash_router.relay import Relay
@@ -48,6 +49,7 @@ class Assembly:
         audit = Audit()
         self.admission = AuditedAdmission(auth.gate, audit)
         clock = even_clock()
+        siblings: Siblings = Alone()
         self.ledger = Ledger(clock)
         self.routes = Routes(store, forgotten=self._forget)
         self.watch = InstanceWatch(backend)
@@ -68,11 +70,14 @@ class Assembly:
                 on_changed=self._announce,
                 on_gone=self._forget,
                 audit=audit,
+                siblings=siblings,
             ),
             clock,
         )
+        self.mirror = self.sandboxes.mirror
         self.notices = Notices(store, self._session_lives)
-        self._doors = Doors(self.sandboxes, backend, tokens, settings, audit, clock)
+        self.reconciler = Reconciler(backend, self.sandboxes, self.routes, siblings)
+        self._doors = Doors(self.sandboxes, backend, tokens, settings, audit, self.reconciler.catch_up, clock)
         face = Face(
             self._doors, self.sandboxes, self.notices, catalog, self.ledger, settings, self._caller, version("ash-mcp")
         )
@@ -89,8 +94,7 @@ class Assembly:
             explain=self._explain,
             missing=self._missing,
         )
-        self.reaper = Reaper(self.sandboxes, self.ledger, store, holder=new_sandbox_id())
-        self.reconciler = Reconciler(backend, self.sandboxes)
+        self.reaper = Reaper(self.sandboxes, self.reconciler, self.ledger, store, holder=siblings.id)
         store.on_flushed(Restorer(backend, self.sandboxes, store, self.routes).restore)
         self.app = build_app(
             self._legacy.middleware(self.manager.handle_request),

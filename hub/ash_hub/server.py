@@ -103,6 +103,7 @@ class Face:
     async def _list_tools(self, ctx: Context, params: types.PaginatedRequestParams) -> dict[str, Any]:
         del params  # one page: real clients follow cursors unevenly, and the count is bounded
         caller = self._caller(ctx.request)
+        await self._doors.catch_up()
         tools = list(self._own_tools)
         if self._settings.expand if caller.expand is None else caller.expand:
             tools += expand(
@@ -119,6 +120,8 @@ class Face:
         async def progress(done: float, message: str) -> None:
             await ctx.session.report_progress(done, 1.0, message)
 
+        if params.name not in HIVE_TOOLS:  # a sandbox's, perhaps of one that another replica has just made
+            await self._doors.catch_up()
         try:
             ask = self._parse(caller, params.name, params.arguments or {})
             answer = await self._doors.answer(caller, ask, progress)
@@ -178,6 +181,7 @@ class Face:
         uri = str(params.uri)
         session = uri.partition("://")[2].partition("/")[0]
         caller = self._caller(ctx.request)
+        await self._doors.catch_up()
         try:
             contents = await self._doors.read(caller, session, uri)
         except AshError as error:

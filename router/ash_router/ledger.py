@@ -6,7 +6,7 @@ The idle reaper, a graceful stop and the metrics read it; the relay and the hub'
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from ash_mcp.errors import AshError
@@ -80,10 +80,17 @@ class Ledger:
         return self._clock() if self.busy(sandbox_id) else self._last.get(sandbox_id)
 
     def take_changed(self) -> dict[SandboxId, float]:
-        """Return the last calls that changed since this was last asked, for the store."""
+        """Return the last calls that changed since this was last asked, for the store; one in flight is one now."""
+        for sandbox_id in self._in_flight:
+            self._note(sandbox_id, self._clock())
         changed = {sandbox_id: self._last[sandbox_id] for sandbox_id in self._changed}
         self._changed.clear()
         return changed
+
+    def learn(self, calls: Mapping[SandboxId, float]) -> None:
+        """Take over when sandboxes were last called through other replicas."""
+        for sandbox_id, at in calls.items():
+            self._last[sandbox_id] = max(at, self._last.get(sandbox_id, at))
 
     def forget(self, sandbox_id: SandboxId) -> None:
         """Drop what is known of a sandbox that has ended."""

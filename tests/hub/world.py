@@ -135,14 +135,15 @@ def assemble(folder: Path, backend: MemoryBackend, runner: StandIn, given: dict[
         on_gone=gone.append,
     )
     sandboxes = Sandboxes(parts, lambda: clock[0])
-    reconciler = Reconciler(backend, sandboxes)
+    reconciler = Reconciler(backend, sandboxes, parts.routes)
     return World(sandboxes, backend, parts.routes, ledger, runner, changed, gone, clock, reconciler, watch)
 
 
 @asynccontextmanager
 async def watched(world: World) -> AsyncGenerator[None]:
+    mirror = world.sandboxes.mirror
     async with anyio.create_task_group() as group:
-        group.start_soon(world.watch.run, world.sandboxes.died, world.reconciler.run_once)
+        group.start_soon(world.watch.run, mirror.seen, mirror.ended, world.reconciler.run_once)
         await anyio.lowlevel.checkpoint()
         yield
         group.cancel_scope.cancel()
