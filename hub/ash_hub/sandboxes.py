@@ -20,6 +20,7 @@ from ash_hub.audit import Audit
 from ash_hub.backends.base import Backend
 from ash_hub.closing import Closing
 from ash_hub.mirror import Mirror
+from ash_hub.names import Names
 from ash_hub.pool import Blank, Pool
 from ash_hub.recipes import Catalog, Recipe
 from ash_hub.registry import Registry
@@ -87,6 +88,7 @@ class Sandboxes:
         self._stopping = False
         self._rules = Rules(parts.settings, parts.catalog)
         self.registry = Registry()
+        self._names = Names(parts.store, parts.backend, self.registry, parts.siblings)
         self._closing = Closing(
             parts.store, parts.routes, parts.ledger, parts.tokens, parts.on_changed, parts.on_gone, clock
         )
@@ -152,8 +154,24 @@ class Sandboxes:
         scope = DEFAULT_SCOPE if scope == EVERY_SCOPE else scope
         blank = await self._parts.pool.acquire(recipe.name)
         sandbox_id = blank.instance.id if blank is not None else new_sandbox_id()
+        try:
+            await self._parts.siblings.begin(sandbox_id)
+            return await self._spawn(principal, scope, ask, recipe, blank, sandbox_id, progress)
+        finally:
+            self._parts.siblings.settle(sandbox_id)
+
+    async def _spawn(
+        self,
+        principal: Principal,
+        scope: Scope,
+        ask: SpawnAsk,
+        recipe: Recipe,
+        blank: Blank | None,
+        sandbox_id: SandboxId,
+        progress: Progress,
+    ) -> Sandbox:
         if ask.idempotency_key is not None:
-            holder = await self._parts.store.claim_key(principal.subject, scope, ask.idempotency_key, sandbox_id)
+            holder = await self._names.claim_key(principal.subject, scope, ask.idempotency_key, sandbox_id)
             if holder != sandbox_id:
                 if blank is not None:
                     await self._parts.pool.release(recipe.name, blank)
@@ -186,7 +204,7 @@ class Sandboxes:
             self._refuse_when_full()
             ttl, idle = self._rules.lifetimes(ask, recipe)
             wanted = SessionName(ask.session) if ask.session is not None else None
-            session = await store.reserve_session(principal.subject, scope, wanted, sandbox_id)
+            session = await self._names.reserve(principal.subject, scope, wanted, sandbox_id)
         except BaseException:
             if ask.idempotency_key is not None:
                 with anyio.CancelScope(shield=True):

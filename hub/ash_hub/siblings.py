@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from ash_mcp.types import SandboxId
+
 __all__ = ["Alone", "Siblings"]
 
 
@@ -26,6 +28,22 @@ class Siblings(Protocol):
         """
         ...
 
+    async def begin(self, sandbox_id: SandboxId) -> None:
+        """Let the others know that this replica makes a sandbox, before it takes a name for it.
+
+        Raises:
+            ConnectFailed: They cannot be told now; retryable.
+        """
+        ...
+
+    def settle(self, sandbox_id: SandboxId) -> None:
+        """Take that back: it exists now, or it never will."""
+        ...
+
+    async def make(self, sandbox_id: SandboxId) -> bool:
+        """Say whether any replica that lives, this one too, is making a sandbox; taken to be so where nobody can know."""
+        ...
+
     async def leave(self) -> bool:
         """Stop counting as one that lives, and say whether another one still does.
 
@@ -44,6 +62,16 @@ class Alone:
     async def lives(self, replica: str) -> bool:
         del replica
         return False
+
+    async def begin(self, sandbox_id: SandboxId) -> None:
+        del sandbox_id  # whoever could ask is this process
+
+    def settle(self, sandbox_id: SandboxId) -> None:
+        del sandbox_id
+
+    async def make(self, sandbox_id: SandboxId) -> bool:
+        del sandbox_id
+        return True
 
     async def leave(self) -> bool:
         return False

@@ -148,7 +148,8 @@ async def a_taken_name_is_refused_until_its_holder_lets_it_go(store: Store) -> N
     box = SessionName("box")
     await store.reserve_session("me", DEFAULT_SCOPE, box, ONE)
     assert await store.reserve_session("me", DEFAULT_SCOPE, box, ONE) == box
-    await raises(SessionTaken, store.reserve_session("me", DEFAULT_SCOPE, box, TWO))
+    taken = await raises(SessionTaken, store.reserve_session("me", DEFAULT_SCOPE, box, TWO))
+    assert isinstance(taken, SessionTaken) and taken.data["holder"] == ONE
     await store.release_session("me", DEFAULT_SCOPE, box, TWO)
     await raises(SessionTaken, store.reserve_session("me", DEFAULT_SCOPE, box, TWO))
     await store.release_session("me", DEFAULT_SCOPE, box, ONE)

@@ -92,7 +92,7 @@ class Store(Protocol):
                 back: that fails as if the store were away.
 
         Raises:
-            SessionTaken: `wanted` belongs to another sandbox of this owner and scope.
+            SessionTaken: `wanted` belongs to another sandbox of this owner and scope; `data["holder"]` says which.
         """
         ...
 

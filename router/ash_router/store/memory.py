@@ -96,8 +96,11 @@ class MemoryStore:
     ) -> SessionName:
         names = self._names.setdefault((owner, scope), _Names())
         session = wanted or names.of.get(sandbox_id) or _next_name(names)
-        if names.held.setdefault(session, sandbox_id) != sandbox_id:
-            raise SessionTaken(f"session {session} is in use; choose another name, or none to be given one")
+        holder = names.held.setdefault(session, sandbox_id)
+        if holder != sandbox_id:
+            raise SessionTaken(
+                f"session {session} is in use; choose another name, or none to be given one", holder=holder
+            )
         numbered = _NUMBERED.fullmatch(session)
         if numbered is not None and int(numbered[1]) > names.last_number:
             names.chosen_numbers.add(int(numbered[1]))

@@ -106,7 +106,9 @@ class RedisStore:
         given, *more = await self._script("reserve_session", keys, wanted or "", sandbox_id, floor, trusted)
         _refuse_while_refilling(given)
         if not given:
-            raise SessionTaken(f"session {wanted} is in use; choose another name, or none to be given one")
+            raise SessionTaken(
+                f"session {wanted} is in use; choose another name, or none to be given one", holder=more[0]
+            )
         name, number = more
         self._numbers[names] = max(int(number), self._numbers.get(names, 0))
         return SessionName(name)
