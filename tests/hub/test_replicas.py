@@ -90,12 +90,12 @@ async def open_two(folder: Path) -> AsyncGenerator[Hive]:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(serving(runner))
         await stack.enter_async_context(backend)
-        worlds = [
+        a, b = (
             assemble(folder, backend, runner, {}, store=store, siblings=Member(family, name)) for name in ("a", "b")
-        ]
-        for world in worlds:
-            await stack.enter_async_context(watched(world))
-        yield Hive(*worlds, family, store, backend, runner)
+        )
+        await stack.enter_async_context(watched(a))
+        await stack.enter_async_context(watched(b))
+        yield Hive(a, b, family, store, backend, runner)
 
 
 async def settled(sandbox: Sandbox) -> None:
@@ -115,7 +115,7 @@ async def test_what_one_spawns_the_other_has_with_its_tools(hive: Hive) -> None:
 
 
 async def test_one_that_starts_is_shown_as_starting_and_then_ready(hive: Hive) -> None:
-    hive.runner.hold = anyio.Event()
+    held = hive.runner.hold = anyio.Event()
     async with anyio.create_task_group() as group:
         group.start_soon(hive.a.spawn)
         with anyio.fail_after(5):
@@ -125,10 +125,10 @@ async def test_one_that_starts_is_shown_as_starting_and_then_ready(hive: Hive) -
         assert seen.life.state is State.STARTING
         with pytest.raises(CapacityExceeded, match="still starting"):
             hive.b.sandboxes.ready(LOCAL, DEFAULT_SCOPE, "sb1")
-        hive.runner.hold.set()
+        held.set()
         with anyio.fail_after(5):
             await seen.settled.wait()
-    assert seen.life.state is State.READY
+        assert seen.life.state is State.READY
 
 
 async def test_what_one_extends_lives_longer_for_both(hive: Hive) -> None:
