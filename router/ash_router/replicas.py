@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ import anyio.abc
 from ash_mcp.errors import AshError
 from ash_router.store.base import Store
 
-__all__ = ["Replicas", "new_replica_id"]
+__all__ = ["Replicas", "new_replica_id", "split_address"]
 
 log = logging.getLogger("ash.router")
 
@@ -31,6 +32,7 @@ MISSED_SECONDS: Final = 2.5
 """How long a replica still counts that a look did not find: a store that was emptied is told of all again."""
 _LEAVE_SECONDS: Final = 1.0
 
+_ADDRESS: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})")
 _ID_LETTERS: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -39,13 +41,24 @@ def new_replica_id() -> str:
     return "".join(secrets.choice(_ID_LETTERS) for _ in range(8))
 
 
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of `host:port` or `[host]:port`.
+
+    Raises:
+        ValueError: It is no such thing.
+    """
+    parts = _ADDRESS.fullmatch(address)
+    if parts is None or not 0 < int(parts[3]) < 65536:
+        raise ValueError(f"{address!r} is not host:port")
+    return parts[1] or parts[2], int(parts[3])
+
+
 class Replicas:
     """Announces this replica, and follows the others.
 
     Args:
         address: `host:port` at which the others reach this one; None where they cannot.
         details: What else this replica says of itself, each time that it does.
-        on_left: Learns of each replica that lives no more.
     """
 
     def __init__(
@@ -55,13 +68,13 @@ class Replicas:
         address: str | None = None,
         *,
         details: Callable[[], Mapping[str, Any]] = dict,
-        on_left: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.id = replica_id
         self.address = address
         self.details = details
-        self.on_left = on_left
+        self.on_left: list[Callable[[str], None]] = []
+        """Learn of each replica that lives no more."""
         self._store = store
         self._clock = clock
         self._others: Mapping[str, Mapping[str, Any]] = {}
@@ -130,4 +143,5 @@ class Replicas:
         }
         self._others = {replica: living.get(replica) or known[replica] for replica in self._found_at}
         for replica in known.keys() - self._others.keys():
-            self.on_left(replica)
+            for told in self.on_left:
+                told(replica)

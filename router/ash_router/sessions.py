@@ -1,8 +1,11 @@
 """The map of the handshake era: which hub session has which sessions on which sandboxes.
 
-The hub's own transport session is the MCP SDK's; its id for callers names its replica before the SDK's own. What is kept here beside it is what the relay needs to stand in for
+The hub's own transport session is the MCP SDK's. What is kept here beside it is what the relay needs to stand in for
 its client: who opened it and with what scope, what it said in `initialize`, and where its calls are in flight. An
 entry lives as long as the SDK's session does.
+
+Callers know a session as `<replica>.<id of the SDK>`, so that every replica sees from the head of a request whose
+session it is in.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class RouteChanges:
 
 
 class Store(Protocol):
-    """Routes, session names, idempotency keys, leases, last calls, replicas and events, shared by those of one hive."""
+    """Routes, session names, idempotency keys, leases, last calls and events, shared by the replicas of one hive."""
 
     async def put_route(self, record: Mapping[str, Any]) -> None:
         """Store a route under its `sandbox_id`, unless one of a later `generation` is there."""

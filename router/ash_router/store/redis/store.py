@@ -1,7 +1,8 @@
 """The store in Redis. Steps that must be atomic are the scripts beside this file; times are the server's.
 
 Keys, all below one prefix: `routes` (sandbox -> generation and record) with `order`, `changed` and `version`;
-`names:<owner, scope>`, `key:<owner, scope, key>`, `lease:<name>`, `calls`, `replicas`, and `epoch`, which vanishes with them.
+`names:<owner, scope>`, `key:<owner, scope, key>`, `lease:<name>`, `calls`, `replicas`, and `epoch`,
+which vanishes with them.
 """
 
 from __future__ import annotations
