@@ -13,6 +13,7 @@ from ash_router.admission import Admitted, Refusal
 from ash_router.calls import Calls, Cancellation, ClientAnswer, Fields, LevelChange, RootsChange
 from ash_router.direct import METHODS, Door, door_of, read_name, resumption_of
 from ash_router.exchange import Services
+from ash_router.forwarding import Forwarder
 from ash_router.handshakes import Handshakes
 from ash_router.ledger import Ledger
 from ash_router.limits import RelayLimits
@@ -33,6 +34,7 @@ class DataPlane:
     Args:
         sessions: The handshake-era map; its middleware must stand before the hive's MCP endpoint.
         explain: Says why the sandbox of a route is gone, or that it is not.
+        forwarder: Reaches the other replicas of the hive; None where there are none.
         missing: Says why a caller has no route to what it names, where it may know: because that has ended, say.
     """
 
@@ -45,9 +47,11 @@ class DataPlane:
         sessions: LegacySessions,
         explain: Callable[[Route], Awaitable[AshError]],
         limits: RelayLimits = DEFAULT_LIMITS,
+        forwarder: Forwarder | None = None,
         missing: Callable[[Admitted, str], AshError | None] = lambda _, __: None,
     ) -> None:
         self.limits = limits
+        self.forwarder = forwarder
         self._routes = routes
         self._missing = missing
         self.calls = Calls(routes, sessions)
@@ -84,6 +88,8 @@ class DataPlane:
         self.services.ledger.abort_all(stopping)
         self.services.streams.fail_all(stopping)
         self._upstreams.close()
+        if self.forwarder is not None:
+            self.forwarder.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -20,7 +20,8 @@ class Call:
     """One call in flight."""
 
     number: int
-    sandbox_id: SandboxId
+    sandbox_id: SandboxId | None
+    """None where only another replica knows it."""
     owner: str
     started_at: float
     abort: Callable[[AshError], None] | None
@@ -33,12 +34,12 @@ class Ledger:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._total = 0
-        self._in_flight: dict[SandboxId, dict[int, Call]] = {}
+        self._in_flight: dict[SandboxId | None, dict[int, Call]] = {}
         self._last: dict[SandboxId, float] = {}
         self._owners: dict[str, int] = {}
         self._changed: set[SandboxId] = set()
 
-    def begin(self, sandbox_id: SandboxId, owner: str, abort: Callable[[AshError], None] | None = None) -> Call:
+    def begin(self, sandbox_id: SandboxId | None, owner: str, abort: Callable[[AshError], None] | None = None) -> Call:
         """Enter a call; the caller must `end` it."""
         self._total += 1
         call = Call(self._total, sandbox_id, owner, self._clock(), abort)
@@ -105,9 +106,10 @@ class Ledger:
     def __len__(self) -> int:
         return sum(len(calls) for calls in self._in_flight.values())
 
-    def _note(self, sandbox_id: SandboxId, at: float) -> None:
-        self._last[sandbox_id] = at
-        self._changed.add(sandbox_id)
+    def _note(self, sandbox_id: SandboxId | None, at: float) -> None:
+        if sandbox_id is not None:
+            self._last[sandbox_id] = at
+            self._changed.add(sandbox_id)
 
     @staticmethod
     def _abort(calls: Iterable[Call], error: AshError) -> int:
