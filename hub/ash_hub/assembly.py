@@ -98,7 +98,7 @@ class Assembly:
         store.on_flushed(Restorer(backend, self.sandboxes, store, self.routes).restore)
         self.app = build_app(
             self._legacy.middleware(self.manager.handle_request),
-            Metrics(self.sandboxes, self.ledger, self.routes),
+            Metrics(self.ledger, self.routes, self.sandboxes.registry),
             lambda: self.sandboxes.unready() or store.unready(),
             auth.routes,
             "; ".join(said for said in (auth.note, *store.warnings()) if said) or None,

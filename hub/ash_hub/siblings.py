@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
 
+from ash_mcp.errors import AshError
 from ash_mcp.types import SandboxId
+from ash_router.replicas import Replicas
 
-__all__ = ["Alone", "Siblings"]
+__all__ = ["Alone", "Replicated", "Siblings"]
+
+MAKING: Final = "making"
+"""What a replica says of the sandboxes that it is making, by the name of that among its details."""
 
 
 class Siblings(Protocol):
@@ -41,7 +47,7 @@ class Siblings(Protocol):
         ...
 
     async def make(self, sandbox_id: SandboxId) -> bool:
-        """Say whether any replica that lives, this one too, is making a sandbox; taken to be so where nobody can know."""
+        """Say whether a replica that lives, this one or another, is making a sandbox. Who cannot know says yes."""
         ...
 
     async def leave(self) -> bool:
@@ -75,3 +81,58 @@ class Alone:
 
     async def leave(self) -> bool:
         return False
+
+
+class Replicated:
+    """The other replicas that announce themselves in the store."""
+
+    possible = True
+
+    def __init__(self, replicas: Replicas) -> None:
+        self._replicas = replicas
+        self._making: set[SandboxId] = set()
+        self._dead: set[str] = set()
+        """Replicas that did not live when they were asked for: an id does not come again."""
+        self.id = replicas.id
+        replicas.details = self._details
+
+    def _details(self) -> Mapping[str, Any]:
+        return {MAKING: sorted(self._making)}
+
+    async def lives(self, replica: str) -> bool:
+        if replica == self.id:
+            return False
+        if replica in self._replicas.others():
+            return True
+        if replica in self._dead:
+            return False
+        try:
+            await self._replicas.look()
+        except AshError:
+            return True
+        if replica in self._replicas.others():
+            return True
+        self._dead.add(replica)
+        return False
+
+    async def begin(self, sandbox_id: SandboxId) -> None:
+        self._making.add(sandbox_id)
+        await self._replicas.announce()
+
+    def settle(self, sandbox_id: SandboxId) -> None:
+        self._making.discard(sandbox_id)
+
+    async def make(self, sandbox_id: SandboxId) -> bool:
+        if sandbox_id in self._making:
+            return True
+        try:
+            await self._replicas.look()
+        except AshError:
+            return True
+        return any(sandbox_id in said.get(MAKING, ()) for said in self._replicas.others().values())
+
+    async def leave(self) -> bool:
+        try:
+            return await self._replicas.leave()
+        except AshError:
+            return True

@@ -81,6 +81,8 @@ class Replicas:
         self._found_at: dict[str, float] = {}
         self._looked_at = float("-inf")
         self._looks = 0
+        self._has_left = False
+        self._announcing = asyncio.Lock()
         self._looking = asyncio.Lock()
 
     def others(self) -> Mapping[str, Mapping[str, Any]]:
@@ -117,10 +119,32 @@ class Replicas:
     async def tick(self) -> None:
         """Announce this replica and look for the others, once; what fails is done at the next tick."""
         try:
-            await self._store.announce_replica(self.id, {"address": self.address, **self.details()}, TTL_SECONDS)
+            await self.announce()
             await self.look()
         except AshError as error:
             log.debug("going on with the replicas known here", extra={"why": error.message})
+
+    async def announce(self) -> None:
+        """Tell the others at once what this replica says of itself now.
+
+        Raises:
+            ConnectFailed: The store is away.
+        """
+        async with self._announcing:
+            if not self._has_left:
+                said = {"address": self.address, **self.details()}
+                await self._store.announce_replica(self.id, said, TTL_SECONDS)
+
+    async def leave(self) -> bool:
+        """Withdraw for good, and say whether another replica lives.
+
+        Raises:
+            ConnectFailed: The store is away.
+        """
+        async with self._announcing:  # after one that is on its way, which would put it back
+            self._has_left = True
+            await self._store.withdraw_replica(self.id)
+        return bool((await self._store.replicas()).keys() - {self.id})
 
     async def look(self) -> None:
         """Take over who lives now; callers at the same time share one look.
