@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from ash_hub.assembly import Assembly
 from ash_hub.auth import open_auth, require_auth
 from ash_hub.backends.base import Backend, BackendFactory, Places
+from ash_hub.listeners import listen, listen_inside, require_redis
 from ash_hub.recipes import Catalog, explain_invalid
 from ash_hub.sandboxes import Sandboxes
 from ash_hub.settings import HubSettings
@@ -69,6 +70,9 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._up.set()
 
+    def stop(self) -> None:
+        self.should_exit = True
+
     @asynccontextmanager
     async def serving(self, listener: socket.socket) -> AsyncGenerator[None]:
         """Serve on `listener` while the context is open, then let answers that have begun finish, bounded."""
@@ -78,7 +82,7 @@ class _Server(uvicorn.Server):
                 await self._up.wait()
                 yield
             finally:
-                self.should_exit = True
+                self.stop()
 
 
 @contextmanager
@@ -104,22 +108,28 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
         ConfigError: What is missing or wrong, and what to do.
     """
     require_auth(settings)
+    require_redis(settings)
     for directory in (settings.state_dir, settings.run_dir):
         _make_private(directory)
     catalog = Catalog.load(settings.recipe_dirs)
     async with AsyncExitStack() as stack:
-        listener = stack.enter_context(_listen(settings.host, settings.port))
+        listener = stack.enter_context(listen(settings.host, settings.port))
         port = listener.getsockname()[1]
+        inside = listen_inside(settings.advertise) if settings.redis_url is not None else None
+        ports = (port,) if inside is None else (port, stack.enter_context(inside.listener).getsockname()[1])
         auth = open_auth(settings, port)
-        backend = await stack.enter_async_context(_load_backend(settings, port))
+        backend = await stack.enter_async_context(_load_backend(settings, ports))
         redis_url = settings.redis_url.get_secret_value() if settings.redis_url is not None else None
         store = await stack.enter_async_context(open_store(redis_url, settings.redis_prefix))
-        parts = Assembly(settings, catalog, backend, store, auth)
+        parts = Assembly(settings, catalog, backend, store, auth, inside.address if inside is not None else None)
         stack.push_async_callback(parts.relay.aclose)
         hive = Hive(_url(settings, port), settings, parts.sandboxes, backend, parts.ledger)
         await stack.enter_async_context(_running(parts))
         server = _server(parts, settings)
         await stack.enter_async_context(server.serving(listener))
+        if inside is not None:
+            await stack.enter_async_context(_server(parts, settings, inside=True).serving(inside.listener))
+            stack.callback(server.stop)  # both finish their answers at the same time
         stack.enter_context(_announced(settings.run_dir, hive.url))
         async with anyio.create_task_group() as group:
             if settings.idle_exit_seconds is not None:
@@ -137,6 +147,7 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
 async def _running(parts: Assembly) -> AsyncGenerator[None]:
     """Run what works beside the requests: the watch, the news, the reaper, the SDK's sessions."""
     async with anyio.create_task_group() as group, parts.manager.run():
+        await group.start(parts.replicas.run)
         group.start_soon(parts.watch.run, parts.mirror.seen, parts.mirror.ended, parts.reconciler.run_once)
         group.start_soon(parts.routes.run)
         group.start_soon(parts.notices.run)
@@ -146,10 +157,11 @@ async def _running(parts: Assembly) -> AsyncGenerator[None]:
         group.cancel_scope.cancel()
 
 
-def _server(parts: Assembly, settings: HubSettings) -> _Server:
+def _server(parts: Assembly, settings: HubSettings, *, inside: bool = False) -> _Server:
+    admission = parts.inside_admission if inside else parts.admission
     config = uvicorn.Config(
         parts.app,
-        http=cast("Any", parts.relay.protocol(parts.admission)),
+        http=cast("Any", parts.relay.protocol(admission, forwards=not inside)),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -158,29 +170,11 @@ def _server(parts: Assembly, settings: HubSettings) -> _Server:
         date_header=False,
         proxy_headers=False,  # who calls is the socket's word, not a header's
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        ssl_certfile=settings.tls_cert,
-        ssl_keyfile=settings.tls_key,
+        ssl_certfile=None if inside else settings.tls_cert,
+        ssl_keyfile=None if inside else settings.tls_key,
         timeout_graceful_shutdown=int(_DRAIN_SECONDS),
     )
     return _Server(config)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # with the protocol named, asyncio turns Nagle off on what is accepted; else a small answer waits 40 ms
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(2048)
-    except OSError as exc:
-        listener.close()
-        raise ConfigError(
-            f"port {port} of {host} cannot be used: {exc.strerror}. If a hive runs there already, just use it "
-            "(ash list); otherwise choose another port with --port"
-        ) from exc
-    listener.setblocking(False)
-    return listener
 
 
 def _make_private(directory: Path) -> None:
@@ -193,14 +187,14 @@ def _make_private(directory: Path) -> None:
         ) from exc
 
 
-def _load_backend(settings: HubSettings, port: int) -> Backend:
+def _load_backend(settings: HubSettings, ports: tuple[int, ...]) -> Backend:
     known = {point.name: point for point in entry_points(group="ash.backends")}
     kind = settings.backend.get("kind")
     if kind not in known:
         raise ConfigError(f"there is no backend {kind!r}; there are: {', '.join(sorted(known))}")
     factory: BackendFactory = known[kind].load()
     try:
-        return factory(settings.backend, Places(settings.state_dir, settings.run_dir, settings.logs, (port,)))
+        return factory(settings.backend, Places(settings.state_dir, settings.run_dir, settings.logs, ports))
     except ValidationError as exc:
         raise ConfigError(f"settings of the {kind} backend (ASH_HUB_BACKEND__…): {explain_invalid(exc)}") from exc
 

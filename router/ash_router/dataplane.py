@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final
+from typing import Any
 
 from ash_mcp.errors import AshError, ConfigError, SandboxNotFound, StreamBroken
 from ash_mcp.types import SandboxId
@@ -16,7 +16,7 @@ from ash_router.exchange import Services
 from ash_router.forwarding import Forwarder
 from ash_router.handshakes import Handshakes
 from ash_router.ledger import Ledger
-from ash_router.limits import RelayLimits
+from ash_router.limits import DEFAULT_LIMITS, RelayLimits
 from ash_router.routes import Route, Routes
 from ash_router.sessions import LegacySessions, UpstreamSession
 from ash_router.streams import OpenStreams
@@ -24,8 +24,6 @@ from ash_router.tokens import CallTokens
 from ash_router.upstream import Upstreams
 
 __all__ = ["DataPlane"]
-
-DEFAULT_LIMITS: Final = RelayLimits()
 
 
 class DataPlane:

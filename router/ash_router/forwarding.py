@@ -22,7 +22,7 @@ from ash_router.admission import Admitted
 from ash_router.calls import Fields
 from ash_router.direct import METHODS, Door
 from ash_router.exchange import Services
-from ash_router.limits import RelayLimits
+from ash_router.limits import DEFAULT_LIMITS, RelayLimits
 from ash_router.passage import Passage, Sender
 from ash_router.replicas import Replicas, split_address
 from ash_router.reply import Reply
@@ -61,7 +61,7 @@ class Forwarder:
         replicas: Where the others are.
     """
 
-    def __init__(self, replicas: Replicas, vouchers: Vouchers, limits: RelayLimits) -> None:
+    def __init__(self, replicas: Replicas, vouchers: Vouchers, limits: RelayLimits = DEFAULT_LIMITS) -> None:
         self.replicas = replicas
         self.vouchers = vouchers
         self.upstreams = Upstreams(

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -289,7 +289,7 @@ def streams_without_end(begun: asyncio.Event, *, begins: bool) -> Any:
             headers, body = await read_request(reader)
             method = json.loads(body)["method"] if body else headers[":method"]
             if method == "initialize":
-                result = {"protocolVersion": "2025-06-18", "capabilities": {}, "serverInfo": {}}
+                result: dict[str, Any] = {"protocolVersion": "2025-06-18", "capabilities": {}, "serverInfo": {}}
                 said = json.dumps({"jsonrpc": "2.0", "id": 0, "result": result}).encode()
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nmcp-session-id: s\r\n")
                 writer.write(b"content-length: %d\r\n\r\n" % len(said) + said)
@@ -385,7 +385,7 @@ async def test_what_is_forwarded_counts_as_its_principals(tmp_path: Path, method
 
 
 @contextmanager
-def _deaf_port() -> Iterator[int]:
+def _deaf_port() -> Generator[int]:
     """A port on which connecting takes for ever, as on a host that has vanished: its queue is full."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
