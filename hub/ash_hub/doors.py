@@ -81,7 +81,8 @@ class Doors:
         Raises:
             AshError: Typed, with words for a person or a model.
         """
-        await self.catch_up()
+        if not isinstance(ask, SpawnAsk):
+            await self.catch_up()
         return await self._by_ask[type(ask)](caller, ask, progress)
 
     def refused(self, caller: Admitted, what: str, error: AshError) -> None:

@@ -7,6 +7,9 @@ vanished, and leaves alone what is starting and what this hive did not make.
 from __future__ import annotations
 
 import logging
+from typing import Final
+
+import anyio
 
 from ash_hub.backends.base import Backend, Instance, Phase
 from ash_hub.mirror import ending_of
@@ -20,6 +23,8 @@ from ash_router.routes import Routes
 __all__ = ["Reconciler"]
 
 log = logging.getLogger("ash.hub")
+
+CATCH_UP_SECONDS: Final = 0.5
 
 
 class Reconciler:
@@ -66,11 +71,13 @@ class Reconciler:
         """Learn what other replicas made and ended until now: one question to the store, more where it differs."""
         if not self._siblings.possible:
             return
-        try:
-            await self._routes.catch_up()
-        except ConnectFailed:
-            return  # what is known here is the best that there is
-        if self._routes.ids() != self._ready():
+        with anyio.move_on_after(CATCH_UP_SECONDS) as bound:
+            try:
+                await self._routes.catch_up()
+            except ConnectFailed:
+                return
+        # where the store does not answer, what is known here is the best that there is
+        if not bound.cancelled_caught and self._routes.ids() != self._ready():
             await self.run_once()
 
     def _ready(self) -> set[SandboxId]:
