@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Final, cast
 
 import anyio
-import uvicorn
 from pydantic import ValidationError
 
 from ash_hub.assembly import Assembly
@@ -23,19 +20,16 @@ from ash_hub.backends.base import Backend, BackendFactory, Places
 from ash_hub.listeners import listen, listen_inside, require_redis
 from ash_hub.recipes import Catalog, explain_invalid
 from ash_hub.sandboxes import Sandboxes
+from ash_hub.serving import Server, server_of, url_of
 from ash_hub.settings import HubSettings
 from ash_mcp.errors import ConfigError
 from ash_mcp.paths import HIVE_FILE
-from ash_mcp.wire import MCP_PATH
 from ash_router.ledger import Ledger
 from ash_router.store.select import open_store
 
 __all__ = ["Hive", "open_hive"]
 
 log = logging.getLogger("ash.hub")
-
-_DRAIN_SECONDS: Final = 5.0
-_KEEP_ALIVE_SECONDS: Final = 75
 
 
 class Hive:
@@ -57,32 +51,6 @@ class Hive:
     async def stopped(self) -> None:
         """Return when somebody asked for the end."""
         await self._stop.wait()
-
-
-class _Server(uvicorn.Server):
-    """Says when it has started, and leaves signals to whoever runs the hive."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self._up = anyio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._up.set()
-
-    def stop(self) -> None:
-        self.should_exit = True
-
-    @asynccontextmanager
-    async def serving(self, listener: socket.socket) -> AsyncGenerator[None]:
-        """Serve on `listener` while the context is open, then let answers that have begun finish, bounded."""
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._serve, [listener])
-            try:
-                await self._up.wait()
-                yield
-            finally:
-                self.stop()
 
 
 @contextmanager
@@ -110,7 +78,7 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
     require_auth(settings)
     require_redis(settings)
     for directory in (settings.state_dir, settings.run_dir):
-        _make_private(directory)
+        make_private(directory)
     catalog = Catalog.load(settings.recipe_dirs)
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(listen(settings.host, settings.port))
@@ -123,7 +91,7 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
         store = await stack.enter_async_context(open_store(redis_url, settings.redis_prefix))
         parts = Assembly(settings, catalog, backend, store, auth, inside.address if inside is not None else None)
         stack.push_async_callback(parts.relay.aclose)
-        hive = Hive(_url(settings, port), settings, parts.sandboxes, backend, parts.ledger)
+        hive = Hive(url_of(settings, port), settings, parts.sandboxes, backend, parts.ledger)
         await stack.enter_async_context(_running(parts))
         server = _server(parts, settings)
         await stack.enter_async_context(server.serving(listener))
@@ -157,27 +125,12 @@ async def _running(parts: Assembly) -> AsyncGenerator[None]:
         group.cancel_scope.cancel()
 
 
-def _server(parts: Assembly, settings: HubSettings, *, inside: bool = False) -> _Server:
+def _server(parts: Assembly, settings: HubSettings, *, inside: bool = False) -> Server:
     admission = parts.inside_admission if inside else parts.admission
-    config = uvicorn.Config(
-        parts.app,
-        http=cast("Any", parts.relay.protocol(admission, forwards=not inside)),
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,  # who calls is the socket's word, not a header's
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        ssl_certfile=None if inside else settings.tls_cert,
-        ssl_keyfile=None if inside else settings.tls_key,
-        timeout_graceful_shutdown=int(_DRAIN_SECONDS),
-    )
-    return _Server(config)
+    return server_of(parts.app, parts.relay.protocol(admission, forwards=not inside), settings, inside=inside)
 
 
-def _make_private(directory: Path) -> None:
+def make_private(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         directory.chmod(0o700)
@@ -199,13 +152,7 @@ def _load_backend(settings: HubSettings, ports: tuple[int, ...]) -> Backend:
         raise ConfigError(f"settings of the {kind} backend (ASH_HUB_BACKEND__…): {explain_invalid(exc)}") from exc
 
 
-def _url(settings: HubSettings, port: int) -> str:
-    scheme = "http" if settings.tls_cert is None else "https"
-    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"{scheme}://{shown}:{port}{MCP_PATH}"
-
-
-async def _stop_when_idle(hive: Hive, server: _Server, seconds: float) -> None:
+async def _stop_when_idle(hive: Hive, server: Server, seconds: float) -> None:
     quiet_since = time.monotonic()
     while True:
         await anyio.sleep(min(1.0, seconds / 4))

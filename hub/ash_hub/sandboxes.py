@@ -332,6 +332,10 @@ class Sandboxes:
         if keep or others_go_on:
             targets = [s for s in targets if s.life.ready_at is None and s.maker == self._parts.siblings.id]
         await self._end_all(targets, EndReason.HIVE_STOPPED)
+        if not others_go_on:  # nobody is left to forget them in time
+            for sandbox in self.registry.all():
+                if sandbox.life.state.ended:
+                    await self._closing.release_key(sandbox)
 
     # -- ending
 
