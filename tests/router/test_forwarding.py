@@ -362,26 +362,43 @@ async def test_an_owner_with_another_key_is_the_hives_own_fault(pair: Pair, tmp_
     assert failure(body)["kind"] == "hive_fault" and "hive.key" in failure(body)["message"]
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_what_is_forwarded_counts_as_its_principals(tmp_path: Path, method: str):
-    app = EventApp()
+@pytest.fixture
+async def narrow(tmp_path: Path) -> AsyncGenerator[Pair]:
+    """Two replicas of which the other one takes one call and one stream of a principal at once."""
     limits = RelayLimits(max_in_flight_per_owner=1, max_streams_per_owner=1)
-    async with (
-        open_pair(tmp_path, app=app, limits=limits) as pair,
-        through_other(pair) as (first, session_id),
-        pair.other.rig.connect() as second,
-    ):
-        if method == "GET":
-            await first.send(legacy(b"", session_id, method="GET"))
-            await first.head()
-        else:
-            part = legacy(LIST, session_id)
-            await first.send(part[:-1])
-            with anyio.fail_after(5):
-                while not len(pair.other.rig.ledger):
-                    await asyncio.sleep(0.01)
-        status, headers, _ = await ask(second, legacy(LIST if method == "POST" else b"", session_id, method=method))
+    async with open_pair(tmp_path, limits=limits) as pair:
+        yield pair
+
+
+async def test_a_forwarded_stream_counts_as_its_principals(narrow: Pair):
+    async with through_other(narrow) as (first, session_id), narrow.other.rig.connect() as second:
+        await first.send(legacy(b"", session_id, method="GET"))
+        await first.head()
+        status, headers, _ = await ask(second, legacy(b"", session_id, method="GET"))
         assert (status, headers["retry-after"]) == (429, "1")
+        async with narrow.other.rig.connect() as third:
+            assert (await ask(third, legacy(LIST, session_id)))[0] == 200
+
+
+async def test_a_forwarded_call_counts_as_its_principals_and_what_ends_it_does_not(narrow: Pair, tmp_path: Path):
+    async with (
+        open_box(tmp_path) as box,
+        through_other(narrow) as (first, session_id),
+        narrow.other.rig.connect() as second,
+    ):
+        await narrow.owner.rig.bind("sb1", box.socket)
+        await first.send(legacy(message("tools/call", {"name": "sb1_wait"}, 9), session_id))
+        with anyio.fail_after(5):
+            await box.waiting.wait()
+        status, headers, body = await ask(second, legacy(add("more"), session_id))
+        assert (status, headers["retry-after"]) == (200, "1")
+        assert (json.loads(body)["id"], failure(body)["kind"]) == ("more", "capacity_exceeded")
+        assert box.ran == []
+        assert (await ask(second, legacy(LIST, session_id)))[0] == 200
+        cancelled = message("notifications/cancelled", {"requestId": 9})
+        assert (await ask(second, legacy(cancelled, session_id)))[0] == 202
+        with anyio.fail_after(5):
+            await box.cancelled.wait()
 
 
 @contextmanager

@@ -17,9 +17,7 @@ def up(
     backend: Annotated[str | None, typer.Option(help="Where sandboxes are made.  [local]")] = None,
     redis_url: Annotated[
         str | None,
-        typer.Option(
-            help="Redis that hives share to be one. With a password use ASH_HUB_REDIS_URL: others see options."
-        ),
+        typer.Option(help="Redis that hives share. A password belongs in ASH_HUB_REDIS_URL: all users see options."),
     ] = None,
     advertise: Annotated[
         str | None, typer.Option(help="HOST:PORT at which the other hives reach this one.  [127.0.0.1, a free port]")
