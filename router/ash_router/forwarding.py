@@ -35,6 +35,8 @@ __all__ = ["Forward", "Forwarder", "Forwarding"]
 CONNECT_SECONDS: Final = 0.8
 REACH_SECONDS: Final = 0.9
 """For finding the owner and connecting to it: a client whose session's owner is gone must know within a second."""
+SILENT_SECONDS: Final = 8
+"""How long the host of an owner may be silent under a request, its network stack and not its process."""
 
 _SESSION_ID: Final = re.compile(rb"([a-z0-9]{8})\.[\x21-\x7e]{1,128}")
 _MODERN: Final = MODERN_VERSION.encode()
@@ -70,6 +72,7 @@ class Forwarder:
             idle_seconds=limits.idle_upstream_seconds,
             max_head_bytes=limits.max_head_bytes,
             max_headers=limits.max_headers,
+            silent_seconds=SILENT_SECONDS,
         )
         replicas.on_left.append(lambda replica: self.upstreams.forget(SandboxId(replica)))
 

@@ -117,7 +117,7 @@ class Replicas:
     async def tick(self) -> None:
         """Announce this replica and look for the others, once; what fails is done at the next tick."""
         try:
-            await self._store.announce_replica(self.id, {"address": self.address, **self.details()}, TTL_SECONDS)
+            await self._store.announce_replica(self.id, {**self.details(), "address": self.address}, TTL_SECONDS)
             await self.look()
         except AshError as error:
             log.debug("going on with the replicas known here", extra={"why": error.message})

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import anyio
 import pytest
 from fastmcp import Client
 
+from ash_mcp.types import SandboxId
 from ash_router.relay import RelayLimits
 from tests.balancer import alternating
-from tests.router.relay_parts import Wire, failure, legacy, modern, tool_call
+from tests.router.relay_parts import Wire, failure, legacy, modern, route_to, tool_call
 from tests.router.replica_parts import Pair, open_pair
 from tests.router.sandbox_parts import EVENT, STREAM_HEAD, Box, chunk, open_box, open_script, read_request
 from tests.router.test_relay_asks import asking_server, backwards
@@ -190,6 +192,27 @@ async def test_a_caller_that_leaves_is_missed_by_the_owner(pair: Pair, box: Box)
                 await asyncio.sleep(0.01)
 
 
+async def test_many_calls_of_many_sessions_get_each_its_own_answer_while_others_leave(pair: Pair, box: Box):
+    async def calls(number: int) -> None:
+        async with session(pair.owner.rig) as (_, session_id):
+            for turn in range(8):
+                value = f"{number}/{turn}"
+                async with pair.other.rig.connect() as wire:
+                    params = {"name": "sb1_echo", "arguments": {"value": value}}
+                    await wire.send(legacy(message("tools/call", params, turn), session_id))
+                    if turn % 3 == 1:
+                        continue  # and leaves
+                    answer = said((await wire.answer())[2])
+                    assert (answer["id"], answer["result"]["structuredContent"]) == (turn, {"value": value})
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            for number in range(20):
+                group.start_soon(calls, number)
+        while len(pair.owner.rig.ledger) or len(pair.other.rig.ledger):
+            await asyncio.sleep(0.01)
+
+
 async def test_what_a_sandbox_asks_of_a_client_is_answered_through_any_replica(pair: Pair, tmp_path: Path):
     async with open_box(tmp_path, "asker", asking_server()) as asker, _alternating(pair) as url:
         await pair.owner.rig.bind("sb1", asker.socket)
@@ -339,6 +362,58 @@ async def test_an_owner_that_dies_before_it_answers_a_call_is_a_typed_failure(pa
         status, headers, body = await wire.answer()
     assert (status, headers["ash-origin"], headers["mcp-session-id"]) == (200, "hub", session_id)
     assert (json.loads(body)["id"], failure(body)["kind"]) == ("mine", "stream_broken")
+
+
+async def test_a_connection_to_an_owner_breaks_when_its_host_is_silent(pair: Pair):
+    forwarder = pair.other.rig.relay.forwarder
+    assert forwarder is not None
+    async with through_other(pair) as (wire, session_id):
+        await ask(wire, legacy(LIST, session_id))
+        route = replace(route_to(Path("nowhere")), sandbox_id=SandboxId(pair.owner.replicas.id), generation=0)
+        connection = forwarder.upstreams.idle(route)
+        assert connection is not None
+        transport: Any = connection._transport  # pyright: ignore[reportPrivateUsage]
+        found = transport.get_extra_info("socket")
+        assert found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        probes = [
+            found.getsockopt(socket.IPPROTO_TCP, which)
+            for which in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+        ]
+        assert probes == [2, 2, 3, 8000]
+        connection.close()
+
+
+class LargeApp(EventApp):
+    """Its stream is large, and it counts what it could send of it."""
+
+    total = 64 * 2**20
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = 0
+
+    async def _tell(self, send: Any) -> None:
+        while self.sent < self.total:
+            await send({"type": "http.response.body", "body": b"x" * 2**18, "more_body": True})
+            self.sent += 2**18
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def test_a_slow_reader_holds_back_the_owner(tmp_path: Path):
+    app = LargeApp()
+    async with open_pair(tmp_path, app=app) as pair, through_other(pair) as (wire, session_id):
+        await wire.send(legacy(b"", session_id, method="GET"))
+        await wire.head()
+        before = -1
+        while before != app.sent or not before:
+            before = app.sent
+            await asyncio.sleep(0.1)
+        assert app.sent < app.total // 2
+        size = 0
+        with anyio.fail_after(30):
+            while data := await wire.chunk():
+                size += len(data)
+        assert size == app.total
 
 
 async def test_an_owner_that_dies_under_a_stream_that_listens_just_ends_it(tmp_path: Path):

@@ -89,6 +89,10 @@ async def opened(url: str) -> AsyncGenerator[Session]:
         yield session
 
 
+def session_of(spawned: Any) -> str:
+    return str(spawned["session"])
+
+
 def result(answer: httpx.Response) -> dict[str, Any]:
     (data,) = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")][-1:]
     return json.loads(data)["result"]
@@ -128,7 +132,7 @@ async def test_clients_work_through_a_balancer_that_is_not_sticky(two: Two):
         url = f"http://127.0.0.1:{port}/mcp"
         async with Client(url, mode="legacy", message_handler=hear) as client:
             spawned = await client.call_tool("spawn", {"recipe": "echo"})
-            name = (spawned.structured_content or {})["session"]
+            name = session_of(spawned.structured_content)
             for number in range(6):
                 said = await client.call_tool(f"{name}_echo", {"text": f"{number}"})
                 assert f"{number}" in str(said.content) and not said.is_error
@@ -137,7 +141,7 @@ async def test_clients_work_through_a_balancer_that_is_not_sticky(two: Two):
                 await told.wait()
         async with fastmcp.Client(url, mode="legacy") as client:
             made = await client.call_tool("spawn", {"recipe": "echo"})
-            name = made.structured_content["session"]
+            name = session_of(made.structured_content)
             for number in range(6):
                 assert f"{number}" in str((await client.call_tool(f"{name}_echo", {"text": f"{number}"})).content)
                 assert "spawn" in {tool.name for tool in await client.list_tools()}
