@@ -104,7 +104,7 @@ async def test_the_owner_learns_who_asks_and_nothing_that_it_need_not_know(pair:
 
 
 class EventApp:
-    """A hive's app with one session, whose stream says what it is told to."""
+    """A hive's app with one session, all of whose answers are streams that say what it is told to."""
 
     def __init__(self) -> None:
         self.events: asyncio.Queue[bytes] = asyncio.Queue()
@@ -117,7 +117,7 @@ class EventApp:
             return
         headers = dict(scope["headers"])
         self.seen.append((scope["method"], headers.get(b"last-event-id", b"").decode() or None))
-        if scope["method"] != "GET":
+        if b"mcp-session-id" not in headers:
             body = b'{"result":{"protocolVersion":"2025-06-18"}}'
             given = [(b"content-type", b"application/json"), (b"mcp-session-id", b"of-the-sdk")]
             await send({"type": "http.response.start", "status": 200, "headers": given})
@@ -129,7 +129,7 @@ class EventApp:
         async with anyio.create_task_group() as group:
             group.start_soon(self._tell, send)
             while (await receive())["type"] != "http.disconnect":
-                pass
+                continue
             self.left.set()
             group.cancel_scope.cancel()
 
@@ -345,6 +345,21 @@ async def test_an_owner_that_dies_in_a_calls_stream_ends_it_with_a_typed_failure
     assert json.loads(answer)["id"] == "mine"
     assert (failed["kind"], failed["retryable"], failed["trainable"]) == ("stream_broken", False, False)
     assert "whether the call did its work is unknown" in failed["message"]
+    assert json.loads(answer)["result"]["_meta"]["ash-nonce"] == headers["ash-nonce"]
+
+
+async def test_an_owner_that_dies_in_an_answer_of_its_own_is_a_failure_with_a_nonce(tmp_path: Path):
+    app = EventApp()
+    async with open_pair(tmp_path, app=app) as pair, through_other(pair) as (wire, session_id):
+        await wire.send(legacy(message("tools/call", {"name": "spawn"}, 3), session_id))
+        _, headers = await wire.head()
+        assert headers["ash-origin"] == "hub"
+        app.events.put_nowait(b"data: half of")
+        assert await wire.chunk() == b"data: half of"
+        pair.owner.die()
+        cut, _, answer = (await wire.chunk()).partition(b"event: message\ndata: ")
+    assert cut == b"\nevent: ash-cut\n\n"
+    assert failure(answer)["kind"] == "stream_broken"
     assert json.loads(answer)["result"]["_meta"]["ash-nonce"] == headers["ash-nonce"]
 
 
