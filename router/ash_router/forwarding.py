@@ -16,7 +16,7 @@ from typing import Final
 from ash_mcp.errors import AshError, ConnectFailed, HiveFault, RemoteProtocolError, StreamBroken
 from ash_mcp.types import DEFAULT_SCOPE, Endpoint, SandboxId, SessionName
 from ash_mcp.wire import MCP_PATH, MODERN_VERSION
-from ash_router import _framing, answers
+from ash_router import _framing, answers, bodies
 from ash_router._framing import Headers, ResponseHead
 from ash_router.admission import Admitted
 from ash_router.calls import Fields
@@ -35,6 +35,8 @@ __all__ = ["Forward", "Forwarder", "Forwarding"]
 CONNECT_SECONDS: Final = 0.8
 REACH_SECONDS: Final = 0.9
 """For finding the owner and connecting to it: a client whose session's owner is gone must know within a second."""
+SILENT_SECONDS: Final = 8
+"""How long the host of an owner may be silent under a request, its network stack and not its process."""
 
 _SESSION_ID: Final = re.compile(rb"([a-z0-9]{8})\.[\x21-\x7e]{1,128}")
 _MODERN: Final = MODERN_VERSION.encode()
@@ -70,6 +72,7 @@ class Forwarder:
             idle_seconds=limits.idle_upstream_seconds,
             max_head_bytes=limits.max_head_bytes,
             max_headers=limits.max_headers,
+            silent_seconds=SILENT_SECONDS,
         )
         replicas.on_left.append(lambda replica: self.upstreams.forget(SandboxId(replica)))
 
@@ -113,8 +116,18 @@ class Forwarding(Passage):
         self._forwarder = forwarder
         self._max_kept_bytes = services.limits.max_body_bytes
 
-    def _called(self) -> None:
-        return None  # the owner knows, and keeps its own books
+    def body_ended(self) -> None:
+        super().body_ended()
+        # whether it is a call is known only now; the owner does nothing before it has the end of the body
+        if not self._done and self._entry is None and self._is_call():
+            super()._enter_call(None)
+
+    def _enter_call(self, sandbox_id: SandboxId | None) -> bool:
+        return True  # a cancellation, or an answer to what a sandbox asks, must pass whatever is in flight
+
+    def _is_call(self) -> bool:
+        message = bodies.read_message(self._kept) if self._kept else None
+        return self._kept is None or (message is not None and message.method == "tools/call")
 
     def _credentials(self) -> Headers:
         return [(VOUCHER_HEADER, self._forwarder.vouchers.write(self._forward.replica, self._forward.admitted))]

@@ -104,18 +104,24 @@ class Passage:
 
     def start(self) -> None:
         """Enter the books; the first `flush` sends what there is."""
-        services, route = self._services, self._door.route
-        if self._door.is_stream:
-            if not services.streams.begin(route.owner, self):
-                self.fail(services.limits.streams_exceeded())
-                return
-        elif services.ledger.of_owner(route.owner) >= services.limits.max_in_flight_per_owner:
+        if self._enter_stream() if self._door.is_stream else self._enter_call(self._door.route.sandbox_id):
+            self._moved_at = self._loop.time()
+            self._watch()
+
+    def _enter_stream(self) -> bool:
+        services, owner = self._services, self._door.route.owner
+        if services.streams.begin(owner, self):
+            return True
+        self.fail(services.limits.streams_exceeded())
+        return False
+
+    def _enter_call(self, sandbox_id: SandboxId | None) -> bool:
+        services, owner = self._services, self._door.route.owner
+        if services.ledger.of_owner(owner) >= services.limits.max_in_flight_per_owner:
             self.fail(services.limits.in_flight_exceeded())
-            return
-        else:
-            self._entry = services.ledger.begin(self._called(), route.owner, self.fail)
-        self._moved_at = self._loop.time()
-        self._watch()
+            return False
+        self._entry = services.ledger.begin(sandbox_id, owner, self.fail)
+        return True
 
     # The request.
 
@@ -172,10 +178,6 @@ class Passage:
         )
         if self._paused:
             connection.pause()
-
-    def _called(self) -> SandboxId | None:
-        """Return whose call it is in the books."""
-        return self._door.route.sandbox_id
 
     def _credentials(self) -> Headers:
         """Return what proves that the hive asks, and for whom."""

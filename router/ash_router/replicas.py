@@ -132,7 +132,7 @@ class Replicas:
         """
         async with self._announcing:
             if not self._has_left:
-                said = {"address": self.address, **self.details()}
+                said = {**self.details(), "address": self.address}
                 await self._store.announce_replica(self.id, said, TTL_SECONDS)
 
     async def leave(self) -> bool:

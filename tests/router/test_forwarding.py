@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import anyio
 import pytest
 from fastmcp import Client
 
+from ash_mcp.types import SandboxId
 from ash_router.relay import RelayLimits
 from tests.balancer import alternating
-from tests.router.relay_parts import Wire, failure, legacy, modern, tool_call
+from tests.router.relay_parts import Wire, failure, legacy, modern, route_to, tool_call
 from tests.router.replica_parts import Pair, open_pair
 from tests.router.sandbox_parts import EVENT, STREAM_HEAD, Box, chunk, open_box, open_script, read_request
 from tests.router.test_relay_asks import asking_server, backwards
@@ -102,7 +104,7 @@ async def test_the_owner_learns_who_asks_and_nothing_that_it_need_not_know(pair:
 
 
 class EventApp:
-    """A hive's app with one session, whose stream says what it is told to."""
+    """A hive's app with one session, all of whose answers are streams that say what it is told to."""
 
     def __init__(self) -> None:
         self.events: asyncio.Queue[bytes] = asyncio.Queue()
@@ -115,7 +117,7 @@ class EventApp:
             return
         headers = dict(scope["headers"])
         self.seen.append((scope["method"], headers.get(b"last-event-id", b"").decode() or None))
-        if scope["method"] != "GET":
+        if b"mcp-session-id" not in headers:
             body = b'{"result":{"protocolVersion":"2025-06-18"}}'
             given = [(b"content-type", b"application/json"), (b"mcp-session-id", b"of-the-sdk")]
             await send({"type": "http.response.start", "status": 200, "headers": given})
@@ -127,7 +129,7 @@ class EventApp:
         async with anyio.create_task_group() as group:
             group.start_soon(self._tell, send)
             while (await receive())["type"] != "http.disconnect":
-                pass
+                continue
             self.left.set()
             group.cancel_scope.cancel()
 
@@ -188,6 +190,27 @@ async def test_a_caller_that_leaves_is_missed_by_the_owner(pair: Pair, box: Box)
         with anyio.fail_after(5):
             while len(pair.owner.rig.ledger) or len(pair.other.rig.ledger):
                 await asyncio.sleep(0.01)
+
+
+async def test_many_calls_of_many_sessions_get_each_its_own_answer_while_others_leave(pair: Pair, box: Box):
+    async def calls(number: int) -> None:
+        async with session(pair.owner.rig) as (_, session_id):
+            for turn in range(8):
+                value = f"{number}/{turn}"
+                async with pair.other.rig.connect() as wire:
+                    params = {"name": "sb1_echo", "arguments": {"value": value}}
+                    await wire.send(legacy(message("tools/call", params, turn), session_id))
+                    if turn % 3 == 1:
+                        continue  # and leaves
+                    answer = said((await wire.answer())[2])
+                    assert (answer["id"], answer["result"]["structuredContent"]) == (turn, {"value": value})
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            for number in range(20):
+                group.start_soon(calls, number)
+        while len(pair.owner.rig.ledger) or len(pair.other.rig.ledger):
+            await asyncio.sleep(0.01)
 
 
 async def test_what_a_sandbox_asks_of_a_client_is_answered_through_any_replica(pair: Pair, tmp_path: Path):
@@ -325,6 +348,21 @@ async def test_an_owner_that_dies_in_a_calls_stream_ends_it_with_a_typed_failure
     assert json.loads(answer)["result"]["_meta"]["ash-nonce"] == headers["ash-nonce"]
 
 
+async def test_an_owner_that_dies_in_an_answer_of_its_own_is_a_failure_with_a_nonce(tmp_path: Path):
+    app = EventApp()
+    async with open_pair(tmp_path, app=app) as pair, through_other(pair) as (wire, session_id):
+        await wire.send(legacy(message("tools/call", {"name": "spawn"}, 3), session_id))
+        _, headers = await wire.head()
+        assert headers["ash-origin"] == "hub"
+        app.events.put_nowait(b"data: half of")
+        assert await wire.chunk() == b"data: half of"
+        pair.owner.die()
+        cut, _, answer = (await wire.chunk()).partition(b"event: message\ndata: ")
+    assert cut == b"\nevent: ash-cut\n\n"
+    assert failure(answer)["kind"] == "stream_broken"
+    assert json.loads(answer)["result"]["_meta"]["ash-nonce"] == headers["ash-nonce"]
+
+
 async def test_an_owner_that_dies_before_it_answers_a_call_is_a_typed_failure(pair: Pair, tmp_path: Path):
     begun = asyncio.Event()
     async with (
@@ -339,6 +377,58 @@ async def test_an_owner_that_dies_before_it_answers_a_call_is_a_typed_failure(pa
         status, headers, body = await wire.answer()
     assert (status, headers["ash-origin"], headers["mcp-session-id"]) == (200, "hub", session_id)
     assert (json.loads(body)["id"], failure(body)["kind"]) == ("mine", "stream_broken")
+
+
+async def test_a_connection_to_an_owner_breaks_when_its_host_is_silent(pair: Pair):
+    forwarder = pair.other.rig.relay.forwarder
+    assert forwarder is not None
+    async with through_other(pair) as (wire, session_id):
+        await ask(wire, legacy(LIST, session_id))
+        route = replace(route_to(Path("nowhere")), sandbox_id=SandboxId(pair.owner.replicas.id), generation=0)
+        connection = forwarder.upstreams.idle(route)
+        assert connection is not None
+        transport: Any = connection._transport  # pyright: ignore[reportPrivateUsage]
+        found = transport.get_extra_info("socket")
+        assert found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        probes = [
+            found.getsockopt(socket.IPPROTO_TCP, which)
+            for which in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+        ]
+        assert probes == [2, 2, 3, 8000]
+        connection.close()
+
+
+class LargeApp(EventApp):
+    """Its stream is large, and it counts what it could send of it."""
+
+    total = 64 * 2**20
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = 0
+
+    async def _tell(self, send: Any) -> None:
+        while self.sent < self.total:
+            await send({"type": "http.response.body", "body": b"x" * 2**18, "more_body": True})
+            self.sent += 2**18
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def test_a_slow_reader_holds_back_the_owner(tmp_path: Path):
+    app = LargeApp()
+    async with open_pair(tmp_path, app=app) as pair, through_other(pair) as (wire, session_id):
+        await wire.send(legacy(b"", session_id, method="GET"))
+        await wire.head()
+        before = -1
+        while before != app.sent or not before:
+            before = app.sent
+            await asyncio.sleep(0.1)
+        assert app.sent < app.total // 2
+        size = 0
+        with anyio.fail_after(30):
+            while data := await wire.chunk():
+                size += len(data)
+        assert size == app.total
 
 
 async def test_an_owner_that_dies_under_a_stream_that_listens_just_ends_it(tmp_path: Path):
@@ -362,26 +452,43 @@ async def test_an_owner_with_another_key_is_the_hives_own_fault(pair: Pair, tmp_
     assert failure(body)["kind"] == "hive_fault" and "hive.key" in failure(body)["message"]
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_what_is_forwarded_counts_as_its_principals(tmp_path: Path, method: str):
-    app = EventApp()
+@pytest.fixture
+async def narrow(tmp_path: Path) -> AsyncGenerator[Pair]:
+    """Two replicas of which the other one takes one call and one stream of a principal at once."""
     limits = RelayLimits(max_in_flight_per_owner=1, max_streams_per_owner=1)
-    async with (
-        open_pair(tmp_path, app=app, limits=limits) as pair,
-        through_other(pair) as (first, session_id),
-        pair.other.rig.connect() as second,
-    ):
-        if method == "GET":
-            await first.send(legacy(b"", session_id, method="GET"))
-            await first.head()
-        else:
-            part = legacy(LIST, session_id)
-            await first.send(part[:-1])
-            with anyio.fail_after(5):
-                while not len(pair.other.rig.ledger):
-                    await asyncio.sleep(0.01)
-        status, headers, _ = await ask(second, legacy(LIST if method == "POST" else b"", session_id, method=method))
+    async with open_pair(tmp_path, limits=limits) as pair:
+        yield pair
+
+
+async def test_a_forwarded_stream_counts_as_its_principals(narrow: Pair):
+    async with through_other(narrow) as (first, session_id), narrow.other.rig.connect() as second:
+        await first.send(legacy(b"", session_id, method="GET"))
+        await first.head()
+        status, headers, _ = await ask(second, legacy(b"", session_id, method="GET"))
         assert (status, headers["retry-after"]) == (429, "1")
+        async with narrow.other.rig.connect() as third:
+            assert (await ask(third, legacy(LIST, session_id)))[0] == 200
+
+
+async def test_a_forwarded_call_counts_as_its_principals_and_what_ends_it_does_not(narrow: Pair, tmp_path: Path):
+    async with (
+        open_box(tmp_path) as box,
+        through_other(narrow) as (first, session_id),
+        narrow.other.rig.connect() as second,
+    ):
+        await narrow.owner.rig.bind("sb1", box.socket)
+        await first.send(legacy(message("tools/call", {"name": "sb1_wait"}, 9), session_id))
+        with anyio.fail_after(5):
+            await box.waiting.wait()
+        status, headers, body = await ask(second, legacy(add("more"), session_id))
+        assert (status, headers["retry-after"]) == (200, "1")
+        assert (json.loads(body)["id"], failure(body)["kind"]) == ("more", "capacity_exceeded")
+        assert box.ran == []
+        assert (await ask(second, legacy(LIST, session_id)))[0] == 200
+        cancelled = message("notifications/cancelled", {"requestId": 9})
+        assert (await ask(second, legacy(cancelled, session_id)))[0] == 202
+        with anyio.fail_after(5):
+            await box.cancelled.wait()
 
 
 @contextmanager

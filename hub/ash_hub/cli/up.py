@@ -17,9 +17,7 @@ def up(
     backend: Annotated[str | None, typer.Option(help="Where sandboxes are made.  [local]")] = None,
     redis_url: Annotated[
         str | None,
-        typer.Option(
-            help="Redis that hives share to be one. With a password use ASH_HUB_REDIS_URL: others see options."
-        ),
+        typer.Option(help="Redis that hives share to be one. A URL with a password belongs in ASH_HUB_REDIS_URL."),
     ] = None,
     advertise: Annotated[
         str | None, typer.Option(help="HOST:PORT at which the other hives reach this one.  [127.0.0.1, a free port]")
@@ -49,6 +47,8 @@ def up(
 
         run_async(run_bridge)
         return
+    if redis_url is not None and "@" in redis_url:
+        raise typer.BadParameter("others could read the password in --redis-url; set ASH_HUB_REDIS_URL to it instead")
     from ash_hub.cli.environment import read_settings
     from ash_hub.cli.serving import run_hive
 
