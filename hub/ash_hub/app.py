@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -147,9 +148,21 @@ def _load_backend(settings: HubSettings, ports: tuple[int, ...]) -> Backend:
         raise ConfigError(f"there is no backend {kind!r}; there are: {', '.join(sorted(known))}")
     factory: BackendFactory = known[kind].load()
     try:
-        return factory(settings.backend, Places(settings.state_dir, settings.run_dir, settings.logs, ports))
+        return factory(settings.backend, _places(settings, ports))
     except ValidationError as exc:
         raise ConfigError(f"settings of the {kind} backend (ASH_HUB_BACKEND__…): {explain_invalid(exc)}") from exc
+
+
+def _places(settings: HubSettings, ports: tuple[int, ...]) -> Places:
+    directories = (settings.state_dir, settings.run_dir, settings.logs)
+    return Places(*directories, ports, shared=_shared(settings), keep=settings.keep)
+
+
+def _shared(settings: HubSettings) -> str | None:
+    """Return what only the replicas of one hive have in common, without the password in it."""
+    if settings.redis_url is None:
+        return None
+    return hashlib.sha256(f"{settings.redis_url.get_secret_value()} {settings.redis_prefix}".encode()).hexdigest()[:32]
 
 
 async def _stop_when_idle(hive: Hive, server: Server, seconds: float) -> None:
