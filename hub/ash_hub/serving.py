@@ -12,12 +12,14 @@ import anyio
 import uvicorn
 
 from ash_hub.settings import HubSettings
+from ash_mcp.errors import ConfigError
 from ash_mcp.wire import MCP_PATH
 
 __all__ = ["Server", "server_of", "url_of"]
 
 _DRAIN_SECONDS: Final = 5.0
 _KEEP_ALIVE_SECONDS: Final = 75
+_BACKLOG: Final = 2048
 
 
 class Server(uvicorn.Server):
@@ -36,7 +38,15 @@ class Server(uvicorn.Server):
 
     @asynccontextmanager
     async def serving(self, listener: socket.socket) -> AsyncGenerator[None]:
-        """Serve on `listener` while the context is open, then let answers that have begun finish, bounded."""
+        """Serve on `listener` while the context is open, then let answers that have begun finish, bounded.
+
+        Raises:
+            ConfigError: Another program has begun to listen there meanwhile.
+        """
+        try:
+            listener.listen(_BACKLOG)
+        except OSError as exc:
+            raise ConfigError(f"another program has just begun to listen on port {listener.getsockname()[1]}") from exc
         async with anyio.create_task_group() as group:
             group.start_soon(self._serve, [listener])
             try:
@@ -62,6 +72,7 @@ def server_of(app: object, protocol: type[asyncio.Protocol], settings: HubSettin
         server_header=False,
         date_header=False,
         proxy_headers=False,  # who calls is the socket's word, not a header's
+        backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         ssl_certfile=None if inside else settings.tls_cert,
         ssl_keyfile=None if inside else settings.tls_key,
