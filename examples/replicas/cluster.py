@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -51,18 +52,27 @@ http {{
             # answers are streams
             proxy_buffering off;
             proxy_read_timeout 1h;
-            # A hive that refuses the connection got nothing, so the next one is asked; what was sent is not sent twice.
+            # A hive that refuses the connection got nothing: the next one is asked. What was sent is not sent twice.
             proxy_next_upstream error;
             proxy_connect_timeout 2s;
             error_page 502 504 = @lost;
         }}
         location @lost {{
             default_type application/json;
-            return 502 '{{"error":{{"kind":"stream_broken","retryable":false,"trainable":false,"message":"the hive that had the request is gone; whether it did its work is unknown"}}}}';
+            return 502 '{lost}';
         }}
     }}
 }}
 """
+
+
+LOST = {
+    "kind": "stream_broken",
+    "message": "the hive that had the request is gone; whether it did its work is unknown",
+    "retryable": False,
+    "trainable": False,
+}
+"""What nginx says for a hive that broke off, in the words that callers of hives know."""
 
 
 class Missing(Exception):
@@ -179,13 +189,15 @@ def _nginx_conf(folder: Path, port: int, ports: Sequence[int]) -> str:
     servers = "\n".join(f"        server 127.0.0.1:{each} max_fails=0;" for each in ports)
     # The hives ask the kernel who connects, so nginx must be the user who runs them.
     user = "user root;" if os.geteuid() == 0 else ""
-    return NGINX.format(folder=folder, port=port, servers=servers, user=user)
+    lost = json.dumps({"error": LOST})
+    return NGINX.format(folder=folder, port=port, servers=servers, user=user, lost=lost)
 
 
 def _program(name: str) -> str:
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
     if found is None:
-        raise Missing(f"{name} is not installed; on Debian and Ubuntu: apt-get install {name.replace('nginx', 'nginx-light')}")
+        package = {"nginx": "nginx-light"}.get(name, name)
+        raise Missing(f"{name} is not installed; on Debian and Ubuntu: apt-get install {package}")
     return found
 
 
