@@ -97,8 +97,11 @@ def _announced(run_dir: Path, url: str) -> Generator[None]:
 
 
 @asynccontextmanager
-async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
+async def open_hive(settings: HubSettings, backend: Backend | None = None) -> AsyncGenerator[Hive]:
     """Serve a hive while the context is open; leaving it ends its sandboxes, unless `settings.keep`.
+
+    Args:
+        backend: An open one to use instead of the settings' own.
 
     Raises:
         ConfigError: What is missing or wrong, and what to do.
@@ -111,7 +114,7 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
         listener = stack.enter_context(_listen(settings.host, settings.port))
         port = listener.getsockname()[1]
         auth = open_auth(settings, port)
-        backend = await stack.enter_async_context(_load_backend(settings, port))
+        backend = backend or await stack.enter_async_context(_load_backend(settings, port))
         redis_url = settings.redis_url.get_secret_value() if settings.redis_url is not None else None
         store = await stack.enter_async_context(open_store(redis_url, settings.redis_prefix))
         parts = Assembly(settings, catalog, backend, store, auth)

@@ -25,6 +25,7 @@ from ash_hub.sandboxes import Parts, Sandboxes
 from ash_hub.server import Face
 from ash_hub.settings import HubSettings
 from ash_hub.shelf import ToolsetShelf
+from ash_hub.splicing import splicing
 from ash_hub.starting import Starter
 from ash_hub.watching import InstanceWatch
 from ash_hub.web import build_app
@@ -93,7 +94,7 @@ class Assembly:
         self.reconciler = Reconciler(backend, self.sandboxes)
         store.on_flushed(Restorer(backend, self.sandboxes, store, self.routes).restore)
         self.app = build_app(
-            self._legacy.middleware(self.manager.handle_request),
+            self._legacy.middleware(splicing(self.manager.handle_request)),
             Metrics(self.sandboxes, self.ledger, self.routes),
             lambda: self.sandboxes.unready() or store.unready(),
             auth.routes,
