@@ -35,6 +35,9 @@ log = logging.getLogger("ash.hub")
 
 _DRAIN_SECONDS: Final = 5.0
 _KEEP_ALIVE_SECONDS: Final = 75
+# libuv accepts one connection of a listener in a turn of the loop, so that beside many busy ones a new caller would
+# wait for seconds. It does so for each descriptor, and these are descriptors of the same listener.
+_ACCEPTS_AT_ONCE: Final = 32
 
 
 class Hive:
@@ -73,7 +76,7 @@ class _Server(uvicorn.Server):
     async def serving(self, listener: socket.socket) -> AsyncGenerator[None]:
         """Serve on `listener` while the context is open, then let answers that have begun finish, bounded."""
         async with anyio.create_task_group() as group:
-            group.start_soon(self._serve, [listener])
+            group.start_soon(self._serve, [listener, *(listener.dup() for _ in range(_ACCEPTS_AT_ONCE - 1))])
             try:
                 await self._up.wait()
                 yield
