@@ -36,6 +36,7 @@ from ash_router.ledger import Ledger
 from ash_router.relay import Relay
 from ash_router.routes import Route, Routes
 from ash_router.sessions import LegacySessions
+from ash_router.shares import Shares
 from ash_router.store.base import Store
 from ash_router.tokens import CallTokens, load_hive_key
 
@@ -94,7 +95,7 @@ class Assembly:
         self.reconciler = Reconciler(backend, self.sandboxes)
         store.on_flushed(Restorer(backend, self.sandboxes, store, self.routes).restore)
         self.app = build_app(
-            self._legacy.middleware(splicing(self.manager.handle_request)),
+            Shares(self._legacy.middleware(splicing(self.manager.handle_request)), self._session_lives),
             Metrics(self.sandboxes, self.ledger, self.routes),
             lambda: self.sandboxes.unready() or store.unready(),
             auth.routes,

@@ -27,7 +27,7 @@ log = logging.getLogger("ash.hub")
 METHOD: Final = "tools/list"
 PAGE_BYTES: Final = 960 * 1024
 """Of the tools in one answer. Clients refuse events over 1 MiB; and a list that fits is one page whatever its count,
-since many clients do not follow cursors."""
+since some clients show the first page only."""
 MAX_KEPT_BYTES: Final = 64 * 1024 * 1024
 
 # Stands for the session's name in what is kept. JSON has it nowhere: it is written as an escape there.
