@@ -31,6 +31,7 @@ _HANDED_ON: Final[dict[str, Any]] = {
 
 _HUB_COMMANDS: Final = {
     "up": "Run a hive here; --stdio speaks MCP on stdin and stdout.",
+    "router": "Route calls for hives that share a Redis.",
     "doctor": "Say what isolation this machine gives and what it lacks.",
     "key": "Make, list and revoke API keys of the hive here.",
     "bench": "Measure spawns and calls in this hive.",
@@ -77,6 +78,7 @@ def new_app(words: Sequence[str]) -> typer.Typer:
         ("destroy", keeping.destroy),
     ):
         app.command(name)(hive_command(function))
+    _add_hub_command(app, "router")
     _add_hub_command(app, "doctor")
     _add_hub_command(app, "key")
     app.command("config")(hive_command(hosts.config))

@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
-import socket
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Final, cast
 
 import anyio
-import uvicorn
 from pydantic import ValidationError
 
 from ash_hub.assembly import Assembly
 from ash_hub.auth import open_auth, require_auth
 from ash_hub.backends.base import Backend, BackendFactory, Places
+from ash_hub.listeners import listen, listen_inside, require_redis
 from ash_hub.recipes import Catalog, explain_invalid
 from ash_hub.sandboxes import Sandboxes
+from ash_hub.serving import Server, server_of, url_of
 from ash_hub.settings import HubSettings
 from ash_mcp.errors import ConfigError
 from ash_mcp.paths import HIVE_FILE
-from ash_mcp.wire import MCP_PATH
 from ash_router.ledger import Ledger
 from ash_router.store.select import open_store
 
 __all__ = ["Hive", "open_hive"]
 
 log = logging.getLogger("ash.hub")
-
-_DRAIN_SECONDS: Final = 5.0
-_KEEP_ALIVE_SECONDS: Final = 75
-# libuv accepts one connection of a listener in a turn of the loop, so that beside many busy ones a new caller would
-# wait for seconds. It does so for each descriptor, and these are descriptors of the same listener.
-_ACCEPTS_AT_ONCE: Final = 32
 
 
 class Hive:
@@ -59,29 +52,6 @@ class Hive:
     async def stopped(self) -> None:
         """Return when somebody asked for the end."""
         await self._stop.wait()
-
-
-class _Server(uvicorn.Server):
-    """Says when it has started, and leaves signals to whoever runs the hive."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self._up = anyio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._up.set()
-
-    @asynccontextmanager
-    async def serving(self, listener: socket.socket) -> AsyncGenerator[None]:
-        """Serve on `listener` while the context is open, then let answers that have begun finish, bounded."""
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._serve, [listener, *(listener.dup() for _ in range(_ACCEPTS_AT_ONCE - 1))])
-            try:
-                await self._up.wait()
-                yield
-            finally:
-                self.should_exit = True
 
 
 @contextmanager
@@ -110,22 +80,28 @@ async def open_hive(settings: HubSettings, backend: Backend | None = None) -> As
         ConfigError: What is missing or wrong, and what to do.
     """
     require_auth(settings)
+    require_redis(settings)
     for directory in (settings.state_dir, settings.run_dir):
-        _make_private(directory)
+        make_private(directory)
     catalog = Catalog.load(settings.recipe_dirs)
     async with AsyncExitStack() as stack:
-        listener = stack.enter_context(_listen(settings.host, settings.port))
+        listener = stack.enter_context(listen(settings.host, settings.port))
         port = listener.getsockname()[1]
+        inside = listen_inside(settings.advertise) if settings.redis_url is not None else None
+        ports = (port,) if inside is None else (port, stack.enter_context(inside.listener).getsockname()[1])
         auth = open_auth(settings, port)
-        backend = backend or await stack.enter_async_context(_load_backend(settings, port))
+        backend = backend or await stack.enter_async_context(_load_backend(settings, ports))
         redis_url = settings.redis_url.get_secret_value() if settings.redis_url is not None else None
         store = await stack.enter_async_context(open_store(redis_url, settings.redis_prefix))
-        parts = Assembly(settings, catalog, backend, store, auth)
+        parts = Assembly(settings, catalog, backend, store, auth, inside.address if inside is not None else None)
         stack.push_async_callback(parts.relay.aclose)
-        hive = Hive(_url(settings, port), settings, parts.sandboxes, backend, parts.ledger)
+        hive = Hive(url_of(settings, port), settings, parts.sandboxes, backend, parts.ledger)
         await stack.enter_async_context(_running(parts))
         server = _server(parts, settings)
         await stack.enter_async_context(server.serving(listener))
+        if inside is not None:
+            await stack.enter_async_context(_server(parts, settings, inside=True).serving(inside.listener))
+            stack.callback(server.stop)  # both finish their answers at the same time
         stack.enter_context(_announced(settings.run_dir, hive.url))
         async with anyio.create_task_group() as group:
             if settings.idle_exit_seconds is not None:
@@ -143,7 +119,8 @@ async def open_hive(settings: HubSettings, backend: Backend | None = None) -> As
 async def _running(parts: Assembly) -> AsyncGenerator[None]:
     """Run what works beside the requests: the watch, the news, the reaper, the SDK's sessions."""
     async with anyio.create_task_group() as group, parts.manager.run():
-        group.start_soon(parts.watch.run, parts.sandboxes.died, parts.reconciler.run_once)
+        await group.start(parts.replicas.run)
+        group.start_soon(parts.watch.run, parts.mirror.seen, parts.mirror.ended, parts.reconciler.run_once)
         group.start_soon(parts.routes.run)
         group.start_soon(parts.notices.run)
         group.start_soon(parts.reaper.run)
@@ -152,44 +129,12 @@ async def _running(parts: Assembly) -> AsyncGenerator[None]:
         group.cancel_scope.cancel()
 
 
-def _server(parts: Assembly, settings: HubSettings) -> _Server:
-    config = uvicorn.Config(
-        parts.app,
-        http=cast("Any", parts.relay.protocol(parts.admission)),
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,  # who calls is the socket's word, not a header's
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        ssl_certfile=settings.tls_cert,
-        ssl_keyfile=settings.tls_key,
-        timeout_graceful_shutdown=int(_DRAIN_SECONDS),
-    )
-    return _Server(config)
+def _server(parts: Assembly, settings: HubSettings, *, inside: bool = False) -> Server:
+    admission = parts.inside_admission if inside else parts.admission
+    return server_of(parts.app, parts.relay.protocol(admission, forwards=not inside), settings, inside=inside)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # with the protocol named, asyncio turns Nagle off on what is accepted; else a small answer waits 40 ms
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(2048)
-    except OSError as exc:
-        listener.close()
-        raise ConfigError(
-            f"port {port} of {host} cannot be used: {exc.strerror}. If a hive runs there already, just use it "
-            "(ash list); otherwise choose another port with --port"
-        ) from exc
-    listener.setblocking(False)
-    return listener
-
-
-def _make_private(directory: Path) -> None:
+def make_private(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         directory.chmod(0o700)
@@ -199,25 +144,31 @@ def _make_private(directory: Path) -> None:
         ) from exc
 
 
-def _load_backend(settings: HubSettings, port: int) -> Backend:
+def _load_backend(settings: HubSettings, ports: tuple[int, ...]) -> Backend:
     known = {point.name: point for point in entry_points(group="ash.backends")}
     kind = settings.backend.get("kind")
     if kind not in known:
         raise ConfigError(f"there is no backend {kind!r}; there are: {', '.join(sorted(known))}")
     factory: BackendFactory = known[kind].load()
     try:
-        return factory(settings.backend, Places(settings.state_dir, settings.run_dir, settings.logs, (port,)))
+        return factory(settings.backend, _places(settings, ports))
     except ValidationError as exc:
         raise ConfigError(f"settings of the {kind} backend (ASH_HUB_BACKEND__…): {explain_invalid(exc)}") from exc
 
 
-def _url(settings: HubSettings, port: int) -> str:
-    scheme = "http" if settings.tls_cert is None else "https"
-    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"{scheme}://{shown}:{port}{MCP_PATH}"
+def _places(settings: HubSettings, ports: tuple[int, ...]) -> Places:
+    directories = (settings.state_dir, settings.run_dir, settings.logs)
+    return Places(*directories, ports, shared=_shared(settings), keep=settings.keep)
 
 
-async def _stop_when_idle(hive: Hive, server: _Server, seconds: float) -> None:
+def _shared(settings: HubSettings) -> str | None:
+    """Return what only the replicas of one hive have in common, without the password in it."""
+    if settings.redis_url is None:
+        return None
+    return hashlib.sha256(f"{settings.redis_url.get_secret_value()} {settings.redis_prefix}".encode()).hexdigest()[:32]
+
+
+async def _stop_when_idle(hive: Hive, server: Server, seconds: float) -> None:
     quiet_since = time.monotonic()
     while True:
         await anyio.sleep(min(1.0, seconds / 4))

@@ -25,35 +25,56 @@ from ash_hub.sandboxes import Parts, Sandboxes
 from ash_hub.server import Face
 from ash_hub.settings import HubSettings
 from ash_hub.shelf import ToolsetShelf
+from ash_hub.siblings import Alone, Replicated, Siblings
 from ash_hub.splicing import splicing
 from ash_hub.starting import Starter
 from ash_hub.watching import InstanceWatch
 from ash_hub.web import build_app
 from ash_mcp.errors import AshError, SandboxNotFound, StreamBroken
-from ash_mcp.types import EVERY_SCOPE, SandboxId, Scope, new_sandbox_id
+from ash_mcp.types import EVERY_SCOPE, SandboxId, Scope
 from ash_router.admission import ADMITTED_KEY, Admitted
+from ash_router.forwarding import Forwarder
 from ash_router.ledger import Ledger
 from ash_router.relay import Relay
+from ash_router.replicas import Replicas, new_replica_id
 from ash_router.routes import Route, Routes
 from ash_router.sessions import LegacySessions
 from ash_router.shares import Shares
 from ash_router.store.base import Store
 from ash_router.tokens import CallTokens, load_hive_key
+from ash_router.vouchers import VoucherAdmission, Vouchers
 
 __all__ = ["Assembly"]
 
 
 class Assembly:
-    """The parts of one hive."""
+    """The parts of one hive.
 
-    def __init__(self, settings: HubSettings, catalog: Catalog, backend: Backend, store: Store, auth: Auth) -> None:
+    Args:
+        inside: Where other replicas of the hive reach this one, `host:port`.
+    """
+
+    def __init__(
+        self,
+        settings: HubSettings,
+        catalog: Catalog,
+        backend: Backend,
+        store: Store,
+        auth: Auth,
+        inside: str | None = None,
+    ) -> None:
         audit = Audit()
         self.admission = AuditedAdmission(auth.gate, audit)
         clock = even_clock()
         self.ledger = Ledger(clock)
         self.routes = Routes(store, forgotten=self._forget)
         self.watch = InstanceWatch(backend)
-        tokens = CallTokens(load_hive_key(settings.state_dir / "hive.key"))
+        key = load_hive_key(settings.state_dir / "hive.key")
+        tokens = CallTokens(key)
+        self.replicas = Replicas(store, new_replica_id(), inside)
+        siblings: Siblings = Replicated(self.replicas) if settings.redis_url is not None else Alone()
+        vouchers = Vouchers(key, self.replicas.id)
+        self.inside_admission = AuditedAdmission(VoucherAdmission(vouchers), audit)
         limits = settings.limits
         self.sandboxes = Sandboxes(
             Parts(
@@ -70,11 +91,14 @@ class Assembly:
                 on_changed=self._announce,
                 on_gone=self._forget,
                 audit=audit,
+                siblings=siblings,
             ),
             clock,
         )
+        self.mirror = self.sandboxes.mirror
         self.notices = Notices(store, self._session_lives)
-        self._doors = Doors(self.sandboxes, backend, tokens, settings, audit, clock)
+        self.reconciler = Reconciler(backend, self.sandboxes, self.routes, siblings)
+        self._doors = Doors(self.sandboxes, backend, tokens, settings, audit, self.reconciler.catch_up, clock)
         face = Face(
             self._doors, self.sandboxes, self.notices, catalog, self.ledger, settings, self._caller, version("ash-mcp")
         )
@@ -82,21 +106,21 @@ class Assembly:
         unguarded = TransportSecuritySettings(enable_dns_rebinding_protection=False)
         self.manager = StreamableHTTPSessionManager(face.server, security_settings=unguarded)
         self._sdk_sessions = SdkSessions(self.manager)
-        self._legacy = LegacySessions(self._sdk_sessions.hold)
+        self._legacy = LegacySessions(self._sdk_sessions.hold, replica=self.replicas.id)
         self.relay = Relay(
             routes=self.routes,
             tokens=tokens,
             ledger=self.ledger,
             sessions=self._legacy,
             explain=self._explain,
+            forwarder=Forwarder(self.replicas, vouchers),
             missing=self._missing,
         )
-        self.reaper = Reaper(self.sandboxes, self.ledger, store, holder=new_sandbox_id())
-        self.reconciler = Reconciler(backend, self.sandboxes)
+        self.reaper = Reaper(self.sandboxes, self.reconciler, self.ledger, store, holder=siblings.id)
         store.on_flushed(Restorer(backend, self.sandboxes, store, self.routes).restore)
         self.app = build_app(
-            Shares(self._legacy.middleware(splicing(self.manager.handle_request)), self._session_lives),
-            Metrics(self.sandboxes, self.ledger, self.routes),
+            self._legacy.middleware(Shares(splicing(self.manager.handle_request), self._session_lives)),
+            Metrics(self.ledger, self.routes, self.sandboxes.registry),
             lambda: self.sandboxes.unready() or store.unready(),
             auth.routes,
             "; ".join(said for said in (auth.note, *store.warnings()) if said) or None,

@@ -53,8 +53,11 @@ class Doors:
         tokens: CallTokens,
         settings: HubSettings,
         audit: Audit,
+        catch_up: Callable[[], Awaitable[None]],
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.catch_up = catch_up
+        """Learns what other replicas made and ended until now."""
         self._sandboxes = sandboxes
         self._backend = backend
         self._tokens = tokens
@@ -78,6 +81,8 @@ class Doors:
         Raises:
             AshError: Typed, with words for a person or a model.
         """
+        if not isinstance(ask, SpawnAsk):
+            await self.catch_up()
         return await self._by_ask[type(ask)](caller, ask, progress)
 
     def refused(self, caller: Admitted, what: str, error: AshError) -> None:

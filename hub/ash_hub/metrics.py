@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from ash_hub.sandboxes import Sandboxes
+from ash_hub.registry import Registry
 from ash_router.ledger import Ledger
 from ash_router.routes import Routes
 
@@ -20,21 +20,26 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Metrics(Collector):
-    """Collects at scrape time, so that a call pays nothing for it."""
+    """Collects at scrape time, so that a call pays nothing for it.
 
-    def __init__(self, sandboxes: Sandboxes, ledger: Ledger, routes: Routes) -> None:
-        self._sandboxes = sandboxes
+    Args:
+        registry: The sandboxes that the hub knows; None where there is no hub, but only a router.
+    """
+
+    def __init__(self, ledger: Ledger, routes: Routes, registry: Registry | None = None) -> None:
+        self._known = registry
         self._ledger = ledger
         self._routes = routes
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
-        states = GaugeMetricFamily("ash_sandboxes", "Sandboxes by state.", labels=["state", "recipe"])
-        found = Counter((s.life.state.value, s.recipe) for s in self._sandboxes.registry.all())
-        for (state, recipe), count in found.items():
-            states.add_metric([state, recipe], count)
-        yield states
+        if self._known is not None:
+            states = GaugeMetricFamily("ash_sandboxes", "Sandboxes by state.", labels=["state", "recipe"])
+            found = Counter((s.life.state.value, s.recipe) for s in self._known.all())
+            for (state, recipe), count in found.items():
+                states.add_metric([state, recipe], count)
+            yield states
         yield GaugeMetricFamily("ash_calls_in_flight", "Calls to sandboxes in flight.", value=len(self._ledger))
         yield GaugeMetricFamily("ash_routes", "Routes to ready sandboxes.", value=len(self._routes))
         yield CounterMetricFamily("ash_calls", "Calls to sandboxes since the start.", value=self._ledger.total)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Final
 
 import anyio
 
+from ash_hub.reconcile import Reconciler
 from ash_hub.sandboxes import Sandboxes
 from ash_mcp.errors import ConnectFailed, LeaseHeld, LeaseLost
 from ash_router.ledger import Ledger
@@ -17,14 +19,19 @@ __all__ = ["Reaper"]
 LEASE: Final = "reaper"
 TICK_SECONDS: Final = 1.0
 LEASE_SECONDS: Final = 10.0
+SWEEP_TICKS: Final = 5
 log = logging.getLogger("ash.hub")
 
 
 class Reaper:
     """Looks once a second; while another replica holds the lease it only reports its own calls to the store."""
 
-    def __init__(self, sandboxes: Sandboxes, ledger: Ledger, store: Store, holder: str) -> None:
+    def __init__(
+        self, sandboxes: Sandboxes, reconciler: Reconciler, ledger: Ledger, store: Store, holder: str
+    ) -> None:
         self._sandboxes = sandboxes
+        self._reconciler = reconciler
+        self._ticks = 0
         self._ledger = ledger
         self._store = store
         self._holder = holder
@@ -46,8 +53,22 @@ class Reaper:
         changed = self._ledger.take_changed()
         if changed:
             await self._store.touch(changed)
+        await self._sandboxes.forget()
         if await self._leads():
+            await self._learn()
             await self._sandboxes.expire()
+            await self._sweep()
+
+    async def _learn(self) -> None:
+        """Hear of the calls that went through other replicas."""
+        with suppress(ConnectFailed):
+            self._ledger.learn(await self._store.last_calls())
+
+    async def _sweep(self) -> None:
+        """Now and then look for what a replica that was killed has left."""
+        self._ticks += 1
+        if self._ticks % SWEEP_TICKS == 0:
+            await self._reconciler.sweep()
 
     async def _leads(self) -> bool:
         try:

@@ -16,7 +16,7 @@ from ash_mcp.types import Endpoint, EndReason, SandboxId, SandboxInfo, Scope, Se
 
 __all__ = ["Sandbox"]
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 _WHY: Mapping[EndReason, str] = {
     EndReason.DESTROYED: "it was destroyed",
@@ -42,6 +42,12 @@ class Sandbox:
     labels: Mapping[str, str]
     key: str | None = None
     """The idempotency key of its spawn."""
+    maker: str = ""
+    """The replica that spawned it; before it is ready, only that one knows how it stands."""
+    revision: int = 0
+    """Of its record: what a replica knows is not undone by an older one that comes late."""
+    ending_here: bool = False
+    """Whether it is this process that ends it."""
     generation: int = 1
     warnings: tuple[str, ...] = ()
     toolset: Toolset | None = None
@@ -98,6 +104,8 @@ class Sandbox:
         """Return what a new hub needs to take this sandbox over; no secret is in it."""
         return {
             "version": RECORD_VERSION,
+            "revision": self.revision,
+            "maker": self.maker,
             "owner": self.owner,
             "scope": self.scope,
             "session": self.session,
@@ -110,38 +118,35 @@ class Sandbox:
             "labels": dict(self.labels),
             "warnings": list(self.warnings),
             "toolset": self.toolset.digest if self.toolset is not None else None,
+            "ending": self.life.reason,
         }
 
     @classmethod
-    def from_record(
-        cls, sandbox_id: SandboxId, generation: int, endpoint: Endpoint, record: Mapping[str, Any], toolset: Toolset
-    ) -> Sandbox:
-        """Rebuild a ready sandbox.
+    def from_record(cls, sandbox_id: SandboxId, record: Mapping[str, Any]) -> Sandbox:
+        """Rebuild a sandbox as its maker wrote it down, which is starting or ready.
 
         Raises:
-            KeyError, TypeError, ValueError: The record is of another version or was never completed.
+            KeyError, TypeError, ValueError: The record is of another version or no record at all.
         """
         if record["version"] != RECORD_VERSION:
             raise ValueError(f"record version {record['version']!r}")
-        sandbox = cls(
+        is_ready = record["ready_at"] is not None
+        return cls(
             id=sandbox_id,
             owner=str(record["owner"]),
             scope=Scope(str(record["scope"])),
             session=SessionName(str(record["session"])),
             recipe=str(record["recipe"]),
             key=record["key"],
-            generation=generation,
-            endpoint=endpoint,
-            toolset=toolset,
+            maker=str(record["maker"]),
+            revision=int(record["revision"]),
             labels=dict(record["labels"]),
             warnings=tuple(record["warnings"]),
             life=Life(
-                state=State.READY,
+                state=State.READY if is_ready else State.STARTING,
                 created_at=float(record["created_at"]),
-                ready_at=float(record["ready_at"]),
+                ready_at=float(record["ready_at"]) if is_ready else None,
                 expires_at=float(record["expires_at"]),
                 idle_seconds=record["idle_seconds"],
             ),
         )
-        sandbox.settled.set()
-        return sandbox

@@ -17,7 +17,10 @@ from ash_hub import _state
 from ash_hub._state import Step
 from ash_hub.asks import SpawnAsk
 from ash_hub.audit import Audit
-from ash_hub.backends.base import Backend, Instance
+from ash_hub.backends.base import Backend
+from ash_hub.closing import Closing
+from ash_hub.mirror import Mirror
+from ash_hub.names import Names
 from ash_hub.pool import Blank, Pool
 from ash_hub.recipes import Catalog, Recipe
 from ash_hub.registry import Registry
@@ -25,6 +28,7 @@ from ash_hub.rules import Rules
 from ash_hub.sandbox import Sandbox
 from ash_hub.settings import HubSettings
 from ash_hub.shelf import ToolsetShelf
+from ash_hub.siblings import Alone, Siblings
 from ash_hub.specs import spec_for
 from ash_hub.starting import Progress, Starter
 from ash_mcp.errors import AshError, CapacityExceeded, SandboxGone, StartFailed
@@ -72,6 +76,7 @@ class Parts:
     on_gone: Callable[[SandboxId], None]
     """Told that a sandbox has no route any more, so that connections to it can be dropped."""
     audit: Audit = field(default_factory=Audit)
+    siblings: Siblings = field(default_factory=Alone)
 
 
 class Sandboxes:
@@ -83,6 +88,22 @@ class Sandboxes:
         self._stopping = False
         self._rules = Rules(parts.settings, parts.catalog)
         self.registry = Registry()
+        self._names = Names(parts.store, parts.backend, self.registry, parts.siblings)
+        self._closing = Closing(
+            parts.store, parts.routes, parts.ledger, parts.tokens, parts.on_changed, parts.on_gone, clock
+        )
+        self.mirror = Mirror(
+            parts.backend,
+            parts.store,
+            parts.shelf,
+            self.registry,
+            self._closing,
+            parts.siblings,
+            parts.audit,
+            bind=self.bind,
+            on_changed=parts.on_changed,
+            clock=clock,
+        )
 
     # -- asking
 
@@ -133,8 +154,24 @@ class Sandboxes:
         scope = DEFAULT_SCOPE if scope == EVERY_SCOPE else scope
         blank = await self._parts.pool.acquire(recipe.name)
         sandbox_id = blank.instance.id if blank is not None else new_sandbox_id()
+        try:
+            await self._parts.siblings.begin(sandbox_id)
+            return await self._spawn(principal, scope, ask, recipe, blank, sandbox_id, progress)
+        finally:
+            self._parts.siblings.settle(sandbox_id)
+
+    async def _spawn(
+        self,
+        principal: Principal,
+        scope: Scope,
+        ask: SpawnAsk,
+        recipe: Recipe,
+        blank: Blank | None,
+        sandbox_id: SandboxId,
+        progress: Progress,
+    ) -> Sandbox:
         if ask.idempotency_key is not None:
-            holder = await self._parts.store.claim_key(principal.subject, scope, ask.idempotency_key, sandbox_id)
+            holder = await self._names.claim_key(principal.subject, scope, ask.idempotency_key, sandbox_id)
             if holder != sandbox_id:
                 if blank is not None:
                     await self._parts.pool.release(recipe.name, blank)
@@ -148,6 +185,9 @@ class Sandboxes:
     async def _same(self, sandbox_id: SandboxId) -> Sandbox:
         """Return the sandbox that an idempotency key belongs to, when it is ready."""
         sandbox = self.registry.by_id(sandbox_id)
+        if sandbox is None and (instance := await self._parts.backend.get(sandbox_id)) is not None:
+            await self.mirror.seen(instance)
+            sandbox = self.registry.by_id(sandbox_id)
         if sandbox is None:
             raise CapacityExceeded("another spawn with this idempotency key has just begun", retry_after_seconds=0.5)
         await sandbox.settled.wait()
@@ -164,7 +204,7 @@ class Sandboxes:
             self._refuse_when_full()
             ttl, idle = self._rules.lifetimes(ask, recipe)
             wanted = SessionName(ask.session) if ask.session is not None else None
-            session = await store.reserve_session(principal.subject, scope, wanted, sandbox_id)
+            session = await self._names.reserve(principal.subject, scope, wanted, sandbox_id)
         except BaseException:
             if ask.idempotency_key is not None:
                 with anyio.CancelScope(shield=True):
@@ -177,6 +217,7 @@ class Sandboxes:
             session=session,
             recipe=recipe.name,
             key=ask.idempotency_key,
+            maker=self._parts.siblings.id,
             life=_state.born(self._clock(), ttl_seconds=ttl, idle_seconds=idle),
             labels=dict(ask.labels),
         )
@@ -197,7 +238,7 @@ class Sandboxes:
             await progress(0.9, "handing over the environment")
             await self._parts.starter.claim(blank, ask.env, ask.secrets)
             sandbox.step(Step.READY, self._clock())
-            await self._parts.backend.annotate(sandbox.id, sandbox.record())
+            await self._write_down(sandbox)
             await self.bind(sandbox)
             if sandbox.life.state is not State.READY:  # it died while it was being bound
                 await self._parts.routes.unbind(sandbox.id)
@@ -232,18 +273,23 @@ class Sandboxes:
             said = str(error) if isinstance(error, AshError) else "the caller left before it was ready"
             sandbox.step(Step.FAIL, self._clock(), EndReason.START_FAILED, said.partition("\n")[0])
         await self._parts.starter.discard(sandbox.id)
-        await self._let_go(sandbox)
+        await self._closing.let_go(sandbox)
         if not sandbox.life.state.ended:
             sandbox.step(Step.END, self._clock())
 
     # -- changing
+
+    async def _write_down(self, sandbox: Sandbox) -> None:
+        """Have the backend keep how a sandbox stands, for other replicas and the next hive."""
+        sandbox.revision += 1
+        await self._parts.backend.annotate(sandbox.id, sandbox.record())
 
     async def extend(self, principal: Principal, scope: Scope, name: str, ttl_seconds: float) -> Sandbox:
         """Give a sandbox `ttl_seconds` from now."""
         sandbox = self.ready(principal, scope, name)
         self._rules.check_ttl(ttl_seconds)
         sandbox.life = _state.extended(sandbox.life, self._clock(), ttl_seconds)
-        await self._parts.backend.annotate(sandbox.id, sandbox.record())
+        await self._write_down(sandbox)
         return sandbox
 
     async def destroy(self, targets: Iterable[Sandbox]) -> None:
@@ -251,15 +297,10 @@ class Sandboxes:
         await self._end_all(targets, EndReason.DESTROYED)
 
     async def expire(self) -> None:
-        """End what is over its TTL or idle time, and forget what ended long ago."""
+        """End what is over its TTL or idle time: the work of one replica."""
         now = self._clock()
         overdue: dict[EndReason, list[Sandbox]] = {}
-        for sandbox in self.registry.all():
-            ended_at = sandbox.life.ended_at
-            if ended_at is not None and now - ended_at >= self._parts.settings.ended_retention_seconds:
-                self.registry.remove(sandbox)
-                await self._release_key(sandbox)
-                continue
+        for sandbox in self.registry.living():
             if self._parts.ledger.busy(sandbox.id) and now < sandbox.life.expires_at:
                 continue
             reason = _state.due(sandbox.life, now, self._parts.ledger.last_call(sandbox.id))
@@ -268,54 +309,33 @@ class Sandboxes:
         for reason, sandboxes in overdue.items():
             await self._end_all(sandboxes, reason)
 
-    async def died(self, instance: Instance) -> None:
-        """Record that a sandbox's process ended by itself, and clean up after it."""
-        sandbox = self.registry.by_id(instance.id)
-        if sandbox is None or sandbox.life.state is not State.READY:
-            return  # a start or an end of ours is on its way and sees it too
-        message = instance.exit_message or "no reason is known"
-        sandbox.step(Step.FAIL, self._clock(), EndReason.PROCESS_DIED, message)
-        log.warning("died", extra={"sandbox": sandbox.id, "session": sandbox.session, "why": message})
-        self._parts.audit.ended(sandbox, EndReason.PROCESS_DIED, message)
-        await self._withdraw(sandbox)
-        await self._parts.backend.delete(sandbox.id, grace_seconds=0.0)
-        await self._let_go(sandbox)
-
-    async def adopt(self, instance: Instance) -> bool:
-        """Take over a sandbox that an earlier hub left, under its old name; False if it cannot be."""
-        toolset = self._parts.shelf.get(str(instance.record.get("toolset")))
-        if instance.endpoint is None or toolset is None:
-            return False
-        try:
-            sandbox = Sandbox.from_record(
-                instance.id, instance.generation, instance.endpoint, instance.record, toolset
-            )
-        except (KeyError, TypeError, ValueError):
-            return False
-        await self._parts.store.reserve_session(sandbox.owner, sandbox.scope, sandbox.session, sandbox.id)
-        if sandbox.key is not None:
-            await self._parts.store.claim_key(sandbox.owner, sandbox.scope, sandbox.key, sandbox.id)
-        self.registry.add(sandbox)
-        await self.bind(sandbox)
-        await self._parts.on_changed(sandbox.owner, sandbox.scope)
-        return True
-
-    async def lost(self, sandbox: Sandbox) -> None:
-        """Record that the backend no longer has a sandbox."""
-        if sandbox.life.state is State.READY:
-            sandbox.step(Step.FAIL, self._clock(), EndReason.LOST)
-            self._parts.audit.ended(sandbox, EndReason.LOST)
-            await self._withdraw(sandbox)
-            await self._let_go(sandbox)
+    async def forget(self) -> None:
+        """Forget what ended long ago."""
+        now = self._clock()
+        for sandbox in self.registry.all():
+            ended_at = sandbox.life.ended_at
+            if ended_at is not None and now - ended_at >= self._parts.settings.ended_retention_seconds:
+                self.registry.remove(sandbox)
+                await self._closing.release_key(sandbox)
 
     async def stop(self, *, keep: bool) -> None:
-        """End for good: no more spawns, calls in flight fail as typed, sandboxes end unless they are kept."""
+        """End for good: no more spawns, calls in flight fail as typed, sandboxes end unless they are kept.
+
+        They are kept, too, while another replica goes on; spawns that have begun here end in any case.
+        """
         self._stopping = True
         self._parts.ledger.abort_all(
             SandboxGone("the hive is stopping; the call was interrupted", reason=EndReason.HIVE_STOPPED.value)
         )
-        if not keep:
-            await self._end_all(self.registry.living(), EndReason.HIVE_STOPPED)
+        others_go_on = await self._parts.siblings.leave()
+        targets = self.registry.living()
+        if keep or others_go_on:
+            targets = [s for s in targets if s.life.ready_at is None and s.maker == self._parts.siblings.id]
+        await self._end_all(targets, EndReason.HIVE_STOPPED)
+        if not others_go_on:  # nobody is left to forget them in time
+            for sandbox in self.registry.all():
+                if sandbox.life.state.ended:
+                    await self._closing.release_key(sandbox)
 
     # -- ending
 
@@ -328,43 +348,42 @@ class Sandboxes:
         if sandbox.life.state.ended:
             return
         if sandbox.life.state is State.STOPPING:
-            await sandbox.ended.wait()
+            await self._ended(sandbox)
             return
         was_ready = sandbox.life.state is State.READY
-        sandbox.step(Step.STOP, self._clock(), reason)
         with anyio.CancelScope(shield=True):
-            if not was_ready:
-                if sandbox.starting is not None:
-                    sandbox.starting.cancel()
+            if was_ready:
+                await self._end_ready(sandbox, reason)
+            elif sandbox.starting is not None:
+                sandbox.step(Step.STOP, self._clock(), reason)
+                sandbox.starting.cancel()
                 await sandbox.ended.wait()
-                return
-            await self._withdraw(sandbox)
-            await self._parts.backend.delete(sandbox.id, grace_seconds=_END_GRACE_SECONDS)
-            await self._let_go(sandbox)
-            sandbox.step(Step.END, self._clock())
+            else:
+                await self._end_start_elsewhere(sandbox, reason)
         log.info("ended", extra={"sandbox": sandbox.id, "session": sandbox.session, "why": reason.value})
         if reason is not EndReason.DESTROYED:  # that has a line with who did it
             self._parts.audit.ended(sandbox, reason)
 
-    async def _withdraw(self, sandbox: Sandbox) -> None:
-        """Take a sandbox's tools away from callers and end the calls in flight with its reason."""
-        await self._parts.routes.unbind(sandbox.id)
-        self._parts.ledger.abort(sandbox.id, sandbox.gone(self._clock()))
-        self._parts.on_gone(sandbox.id)
-        self._parts.tokens.forget(sandbox.id)
-        await self._parts.on_changed(sandbox.owner, sandbox.scope)
+    async def _end_ready(self, sandbox: Sandbox, reason: EndReason) -> None:
+        sandbox.ending_here = True
+        sandbox.step(Step.STOP, self._clock(), reason)
+        await self._write_down(sandbox)  # so that it is known why, and finished by another if this process dies
+        await self._closing.withdraw(sandbox)
+        await self._parts.backend.delete(sandbox.id, grace_seconds=_END_GRACE_SECONDS)
+        await self._closing.let_go(sandbox)
+        sandbox.step(Step.END, self._clock())
 
-    async def _let_go(self, sandbox: Sandbox) -> None:
-        """Give back the names that a sandbox held."""
-        store = self._parts.store
-        await store.release_session(sandbox.owner, sandbox.scope, sandbox.session, sandbox.id)
-        if sandbox.life.ready_at is None:  # a spawn that failed may be tried again with its key
-            await self._release_key(sandbox)
-        self._parts.ledger.forget(sandbox.id)
+    async def _end_start_elsewhere(self, sandbox: Sandbox, reason: EndReason) -> None:
+        """End what another replica starts: that one cleans up, when it sees it gone."""
+        record = {**sandbox.record(), "ending": reason.value}
+        await self._parts.backend.annotate(sandbox.id, record)
+        await self._parts.backend.delete(sandbox.id, grace_seconds=0.0)
+        await self._ended(sandbox)
 
-    async def _release_key(self, sandbox: Sandbox) -> None:
-        if sandbox.key is not None:
-            await self._parts.store.release_key(sandbox.owner, sandbox.scope, sandbox.key, sandbox.id)
+    async def _ended(self, sandbox: Sandbox) -> None:
+        """Wait for an end that is on its way, bounded."""
+        with anyio.move_on_after(_END_BOUND_SECONDS):
+            await sandbox.ended.wait()
 
     # -- limits
 

@@ -106,6 +106,7 @@ class Face:
     async def _list_tools(self, ctx: Context, params: types.PaginatedRequestParams) -> dict[str, Any]:
         request: Any = ctx.request
         caller = self._caller(request)
+        await self._doors.catch_up()
         shown: list[Sandbox] = []
         if self._settings.expand if caller.expand is None else caller.expand:
             # who asks for all gets all; the count is for hosts that say nothing
@@ -127,6 +128,8 @@ class Face:
         async def progress(done: float, message: str) -> None:
             await ctx.session.report_progress(done, 1.0, message)
 
+        if params.name not in HIVE_TOOLS:  # a sandbox's, perhaps of one that another replica has just made
+            await self._doors.catch_up()
         try:
             ask = self._parse(caller, params.name, params.arguments or {})
             answer = await self._doors.answer(caller, ask, progress)
@@ -186,6 +189,7 @@ class Face:
         uri = str(params.uri)
         session = uri.partition("://")[2].partition("/")[0]
         caller = self._caller(ctx.request)
+        await self._doors.catch_up()
         try:
             contents = await self._doors.read(caller, session, uri)
         except AshError as error:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ash_mcp.paths import default_run_dir, default_state_dir
+from ash_router.replicas import split_address
 
 __all__ = ["AuthSettings", "HubSettings", "OidcSettings"]
 
@@ -91,6 +92,13 @@ class HubSettings(BaseSettings):
     def _with_kind(cls, given: dict[str, Any]) -> dict[str, Any]:
         return {"kind": "local", **given}  # an option alone does not unsay the default
 
+    @field_validator("advertise")
+    @classmethod
+    def _reachable(cls, address: str | None) -> str | None:
+        if address is not None and split_address(address)[0] in ("0.0.0.0", "::"):
+            raise ValueError("must be an address at which other machines reach this one, not one that means all")
+        return address
+
     auth: AuthSettings = AuthSettings()
     public_url: str | None = None
     """The hive's URL for its callers, without `/mcp`, where a proxy stands before it."""
@@ -125,6 +133,10 @@ class HubSettings(BaseSettings):
     None: this process is the whole hive."""
     redis_prefix: str = "ash"
     """Of all keys and channels there; hives of their own in one database need different ones."""
+    advertise: str | None = None
+    """`host:port` at which other hives on the same Redis reach this one, to hand it the requests of its sessions; it
+    listens there, unencrypted, so that the network between them must be theirs alone. None: a free port of 127.0.0.1,
+    which is enough for hives of one machine."""
     keep: bool = False
     """Whether a graceful stop leaves the sandboxes running for the next hive on the same state directory."""
     idle_exit_seconds: Annotated[float, Field(gt=0)] | None = None

@@ -19,7 +19,7 @@ NEWS_SECONDS: Final = 0.5
 
 
 class InstanceWatch:
-    """Tells of instances that ended; `on_ended` is the lifecycle's, `while_alive` is a start's."""
+    """Tells of instances: what `run` is given is the lifecycle's, `while_alive` is a start's."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -27,6 +27,7 @@ class InstanceWatch:
 
     async def run(
         self,
+        on_seen: Callable[[Instance], Awaitable[object]],
         on_ended: Callable[[Instance], Awaitable[None]],
         on_lost: Callable[[], Awaitable[None]],
     ) -> None:
@@ -35,8 +36,10 @@ class InstanceWatch:
             if event.lost or event.instance is None:
                 await on_lost()
             elif event.instance.phase is Phase.ENDED:
-                self._interrupt(event.instance)
                 await on_ended(event.instance)
+                self._interrupt(event.instance)
+            else:
+                await on_seen(event.instance)
 
     @asynccontextmanager
     async def while_alive(self, sandbox_id: SandboxId) -> AsyncGenerator[None]:

@@ -127,7 +127,7 @@ class Calls:
             return None
         hold = None
         if session is not None:
-            hold = self._sessions.hold(session.id)
+            hold = self._sessions.hold(session)
             if hold is None:
                 return None
         return RelayedCall(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final
+from typing import Any
 
 from ash_mcp.errors import AshError, ConfigError, SandboxNotFound, StreamBroken
 from ash_mcp.types import SandboxId
@@ -13,9 +13,10 @@ from ash_router.admission import Admitted, Refusal
 from ash_router.calls import Calls, Cancellation, ClientAnswer, Fields, LevelChange, RootsChange
 from ash_router.direct import METHODS, Door, door_of, read_name, resumption_of
 from ash_router.exchange import Services
+from ash_router.forwarding import Forwarder
 from ash_router.handshakes import Handshakes
 from ash_router.ledger import Ledger
-from ash_router.limits import RelayLimits
+from ash_router.limits import DEFAULT_LIMITS, RelayLimits
 from ash_router.routes import Route, Routes
 from ash_router.sessions import LegacySessions, UpstreamSession
 from ash_router.streams import OpenStreams
@@ -24,8 +25,6 @@ from ash_router.upstream import Upstreams
 
 __all__ = ["DataPlane"]
 
-DEFAULT_LIMITS: Final = RelayLimits()
-
 
 class DataPlane:
     """The data plane of one process.
@@ -33,6 +32,7 @@ class DataPlane:
     Args:
         sessions: The handshake-era map; its middleware must stand before the hive's MCP endpoint.
         explain: Says why the sandbox of a route is gone, or that it is not.
+        forwarder: Reaches the other replicas of the hive; None where there are none.
         missing: Says why a caller has no route to what it names, where it may know: because that has ended, say.
     """
 
@@ -45,9 +45,11 @@ class DataPlane:
         sessions: LegacySessions,
         explain: Callable[[Route], Awaitable[AshError]],
         limits: RelayLimits = DEFAULT_LIMITS,
+        forwarder: Forwarder | None = None,
         missing: Callable[[Admitted, str], AshError | None] = lambda _, __: None,
     ) -> None:
         self.limits = limits
+        self.forwarder = forwarder
         self._routes = routes
         self._missing = missing
         self.calls = Calls(routes, sessions)
@@ -84,6 +86,8 @@ class DataPlane:
         self.services.ledger.abort_all(stopping)
         self.services.streams.fail_all(stopping)
         self._upstreams.close()
+        if self.forwarder is not None:
+            self.forwarder.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -6,7 +6,7 @@ The idle reaper, a graceful stop and the metrics read it; the relay and the hub'
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from ash_mcp.errors import AshError
@@ -20,7 +20,8 @@ class Call:
     """One call in flight."""
 
     number: int
-    sandbox_id: SandboxId
+    sandbox_id: SandboxId | None
+    """None where only another replica knows it."""
     owner: str
     started_at: float
     abort: Callable[[AshError], None] | None
@@ -33,12 +34,12 @@ class Ledger:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._total = 0
-        self._in_flight: dict[SandboxId, dict[int, Call]] = {}
+        self._in_flight: dict[SandboxId | None, dict[int, Call]] = {}
         self._last: dict[SandboxId, float] = {}
         self._owners: dict[str, int] = {}
         self._changed: set[SandboxId] = set()
 
-    def begin(self, sandbox_id: SandboxId, owner: str, abort: Callable[[AshError], None] | None = None) -> Call:
+    def begin(self, sandbox_id: SandboxId | None, owner: str, abort: Callable[[AshError], None] | None = None) -> Call:
         """Enter a call; the caller must `end` it."""
         self._total += 1
         call = Call(self._total, sandbox_id, owner, self._clock(), abort)
@@ -80,10 +81,17 @@ class Ledger:
         return self._clock() if self.busy(sandbox_id) else self._last.get(sandbox_id)
 
     def take_changed(self) -> dict[SandboxId, float]:
-        """Return the last calls that changed since this was last asked, for the store."""
+        """Return the last calls that changed since this was last asked, for the store; one in flight is one now."""
+        for sandbox_id in self._in_flight:
+            self._note(sandbox_id, self._clock())
         changed = {sandbox_id: self._last[sandbox_id] for sandbox_id in self._changed}
         self._changed.clear()
         return changed
+
+    def learn(self, calls: Mapping[SandboxId, float]) -> None:
+        """Take over when sandboxes were last called through other replicas."""
+        for sandbox_id, at in calls.items():
+            self._last[sandbox_id] = max(at, self._last.get(sandbox_id, at))
 
     def forget(self, sandbox_id: SandboxId) -> None:
         """Drop what is known of a sandbox that has ended."""
@@ -98,9 +106,10 @@ class Ledger:
     def __len__(self) -> int:
         return sum(len(calls) for calls in self._in_flight.values())
 
-    def _note(self, sandbox_id: SandboxId, at: float) -> None:
-        self._last[sandbox_id] = at
-        self._changed.add(sandbox_id)
+    def _note(self, sandbox_id: SandboxId | None, at: float) -> None:
+        if sandbox_id is not None:
+            self._last[sandbox_id] = at
+            self._changed.add(sandbox_id)
 
     @staticmethod
     def _abort(calls: Iterable[Call], error: AshError) -> int:

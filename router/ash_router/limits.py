@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from ash_mcp.errors import AshError, CapacityExceeded
 
-__all__ = ["HeadMeter", "RelayLimits"]
+__all__ = ["DEFAULT_LIMITS", "HeadMeter", "RelayLimits"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,9 @@ class RelayLimits:
     def streams_exceeded(self) -> AshError:
         message = f"you have {self.max_streams_per_owner} streams open already; close one of them"
         return CapacityExceeded(message, retry_after_seconds=1.0)
+
+
+DEFAULT_LIMITS: Final = RelayLimits()
 
 
 class HeadMeter:

@@ -27,6 +27,7 @@ from ash_mcp.errors import (
     RemoteProtocolError,
     StreamBroken,
 )
+from ash_mcp.types import SandboxId
 from ash_mcp.wire import HEADER_TOKEN, MODERN_VERSION, failure_to_json
 from ash_router import _framing, answers, bodies
 from ash_router._framing import Headers, ResponseHead
@@ -61,11 +62,15 @@ class Sender(Caller, Protocol):
 class Passage:
     """A `Sink` between one sandbox and one caller, with a request that is still coming.
 
+    `forwarding.py` makes of it one between another replica and a caller.
+
     Args:
         headers: The caller's own.
         told: For whom the hive asks.
         paused: Whether the caller is slow already.
     """
+
+    _max_kept_bytes = _MAX_KEPT_BYTES
 
     def __init__(
         self, sender: Sender, door: Door, headers: Headers, told: Headers, services: Services, *, paused: bool = False
@@ -99,18 +104,24 @@ class Passage:
 
     def start(self) -> None:
         """Enter the books; the first `flush` sends what there is."""
-        services, route = self._services, self._door.route
-        if self._door.is_stream:
-            if not services.streams.begin(route.owner, self):
-                self.fail(services.limits.streams_exceeded())
-                return
-        elif services.ledger.of_owner(route.owner) >= services.limits.max_in_flight_per_owner:
+        if self._enter_stream() if self._door.is_stream else self._enter_call(self._door.route.sandbox_id):
+            self._moved_at = self._loop.time()
+            self._watch()
+
+    def _enter_stream(self) -> bool:
+        services, owner = self._services, self._door.route.owner
+        if services.streams.begin(owner, self):
+            return True
+        self.fail(services.limits.streams_exceeded())
+        return False
+
+    def _enter_call(self, sandbox_id: SandboxId | None) -> bool:
+        services, owner = self._services, self._door.route.owner
+        if services.ledger.of_owner(owner) >= services.limits.max_in_flight_per_owner:
             self.fail(services.limits.in_flight_exceeded())
-            return
-        else:
-            self._entry = services.ledger.begin(route.sandbox_id, route.owner, self.fail)
-        self._moved_at = self._loop.time()
-        self._watch()
+            return False
+        self._entry = services.ledger.begin(sandbox_id, owner, self.fail)
+        return True
 
     # The request.
 
@@ -121,7 +132,7 @@ class Passage:
         self._pending.append(data)
         self._pending_bytes += len(data)
         if self._kept is not None:
-            self._kept = self._kept + data if len(self._kept) + len(data) <= _MAX_KEPT_BYTES else None
+            self._kept = self._kept + data if len(self._kept) + len(data) <= self._max_kept_bytes else None
 
     def body_ended(self) -> None:
         self._ended = True
@@ -157,18 +168,22 @@ class Passage:
 
     def _send(self, connection: Connection) -> None:
         self._connection = connection
-        route = self._door.route
-        token = self._services.tokens.mint(route.sandbox_id, route.generation)
         body, self._pending, self._pending_bytes = b"".join(self._pending), [], 0
         length = len(body) if self._ended else _framing.content_length(self._headers)
         self._chunked = length is None
-        ours = [(HEADER_TOKEN.encode(), token), *self._told]
-        head = _framing.direct_head(self._door.method.encode(), _asked_of(self._door, self._headers), ours, length)
+        ours, asked = self._credentials(), _asked_of(self._door, self._headers)
+        head = _framing.direct_head(self._door.method.encode(), asked, ours, length)
         connection.send(
             head + self._framed(body), self, more=not self._ended, on_pressure=None if self._ended else self._hold
         )
         if self._paused:
             connection.pause()
+
+    def _credentials(self) -> Headers:
+        """Return what proves that the hive asks, and for whom."""
+        route = self._door.route
+        token = self._services.tokens.mint(route.sandbox_id, route.generation)
+        return [(HEADER_TOKEN.encode(), token), *self._told]
 
     def _send_more(self, connection: Connection) -> None:
         if not self._pending and not (self._ended and self._chunked):

@@ -2,7 +2,7 @@
 
     head ──▶ admitting ──▶ collecting ──▶ relaying ──▶ head     a POST that may be for a sandbox
                   │            └──▶ asgi ──▶ head               and is not
-                  ├──▶ passing ──▶ head                         a sandbox's own endpoint
+                  ├──▶ passing ──▶ head                         a sandbox's own endpoint, or another replica's
                   ├──▶ asgi                                     everything else
                   └──▶ deaf                                     refused: answered, then closed
 
@@ -12,6 +12,7 @@ Up to the verdict on a request it is `intake.py`'s.
 from __future__ import annotations
 
 import asyncio
+from typing import ClassVar
 from urllib.parse import quote
 
 from uvicorn.protocols.http.flow_control import service_unavailable
@@ -25,6 +26,7 @@ from ash_router.calls import Cancellation, ClientAnswer, Fields, LevelChange, Ro
 from ash_router.dataplane import DataPlane
 from ash_router.direct import Door
 from ash_router.exchange import Exchange, RelayedCall
+from ash_router.forwarding import Forwarder, Forwarding
 from ash_router.intake import Intake, Phase
 from ash_router.limits import RelayLimits
 from ash_router.passage import Passage
@@ -36,13 +38,20 @@ __all__ = ["Relay", "RelayLimits"]
 class Relay(DataPlane):
     """The data plane of one process, with the protocol class that brings callers to it."""
 
-    def protocol(self, admission: Admission) -> type[asyncio.Protocol]:
-        """Return the class to give to `uvicorn.Config(http=...)`, with `admission` before everything."""
-        return type("RelayProtocol", (_RelayProtocol,), {"relay": self, "admission": admission})
+    def protocol(self, admission: Admission, *, forwards: bool = True) -> type[asyncio.Protocol]:
+        """Return the class to give to `uvicorn.Config(http=...)`, with `admission` before everything.
+
+        Args:
+            forwards: Whether what belongs to another replica is forwarded to it: not where it was forwarded already.
+        """
+        kept = {"relay": self, "admission": admission, "forwarder": self.forwarder if forwards else None}
+        return type("RelayProtocol", (_RelayProtocol,), kept)
 
 
 class _RelayProtocol(Intake):
     """One connection of a caller. It is also the `Caller` of its exchange and the `Sender` of its passage."""
+
+    forwarder: ClassVar[Forwarder | None]
 
     _verdict: Admitted
     _fields: Fields
@@ -109,10 +118,14 @@ class _RelayProtocol(Intake):
         fields = self._fields = _framing.indexed(self.headers)
         door = self.relay.door(verdict, self.scope["method"], fields)
         if isinstance(door, Door):
-            self._pass(door)
+            client = self.client[0] if self.client is not None else ""
+            told = _framing.forwarded(self.headers, client, self.scheme or "http")
+            self._pass(Passage(self, door, self.headers, told, self.relay.services, paused=self.flow.write_paused))
             return
         if door is not None:
             self._refuse(door.error, door.status, door.headers)
+            return
+        if self.forwarder is not None and self._is_forwarded(self.forwarder):
             return
         self.scope[ADMITTED_KEY] = verdict  # type: ignore[typeddict-unknown-key]
         self.scope["path"] = self.root_path + verdict.path
@@ -123,20 +136,19 @@ class _RelayProtocol(Intake):
         else:
             self._start_asgi()
 
-    # A sandbox's own endpoint.
+    def _is_forwarded(self, forwarder: Forwarder) -> bool:
+        forward = forwarder.forward_of(self._verdict, self.scope["method"], self._fields)
+        if forward is None:
+            return False
+        services, paused = self.relay.services, self.flow.write_paused
+        self._pass(Forwarding(self, forward, self.headers, forwarder, services, paused=paused))
+        return True
 
-    def _pass(self, door: Door) -> None:
+    # A sandbox's own endpoint, or another replica's.
+
+    def _pass(self, passage: Passage) -> None:
         self._phase = Phase.PASSING
         self._continue()
-        client = self.client[0] if self.client is not None else ""
-        passage = Passage(
-            self,
-            door,
-            self.headers,
-            _framing.forwarded(self.headers, client, self.scheme or "http"),
-            self.relay.services,
-            paused=self.flow.write_paused,
-        )
         self._exchange = self._passage = passage
         passage.start()
         body, self._body = self._body, bytearray()

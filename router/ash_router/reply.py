@@ -107,11 +107,10 @@ class Reply:
 
     def _begin(self, head: ResponseHead, whole_length: int | None) -> bytes:
         self.begun = True
-        self.nonce = secrets.token_hex(16)
+        returned, ours = self._said(head)
         length = whole_length
         if length is None and self._editor is None:  # what is edited may become longer
             length = _framing.content_length(head.headers)
-        ours = [answers.FROM_SANDBOX, (answers.NONCE, self.nonce.encode())]
         if head.status != 204:
             if length is not None:
                 self._fixed_length = True
@@ -119,8 +118,13 @@ class Reply:
             elif self._caller.takes_chunks:
                 self._chunked = True
                 ours.append((b"transfer-encoding", b"chunked"))
-        returned = _framing.wanted_response_headers(head.headers, session=self._passes_session)
         return answers.head(self._caller, head.status, returned, ours, self._headers)
+
+    def _said(self, head: ResponseHead) -> tuple[Headers, list[tuple[bytes, bytes]]]:
+        """Return what passes of the answer's own headers, and what we say of it."""
+        self.nonce = secrets.token_hex(16)
+        returned = _framing.wanted_response_headers(head.headers, session=self._passes_session)
+        return returned, [answers.FROM_SANDBOX, (answers.NONCE, self.nonce.encode())]
 
     def _let_in(self, data: bytes) -> bytes:
         if self._waiting and self._editor is not None and self._editor.between_events:

@@ -219,6 +219,10 @@ class Routes:
         owned = self._by_owner.get(principal.subject, {})
         return [route for route in owned.values() if visible(principal, scope, route.owner, route.scope)]
 
+    def ids(self) -> set[SandboxId]:
+        """Return the sandboxes to which a route is known."""
+        return set(self._by_id)
+
     def __len__(self) -> int:
         return len(self._by_id)
 

@@ -3,6 +3,9 @@
 The hub's own transport session is the MCP SDK's. What is kept here beside it is what the relay needs to stand in for
 its client: who opened it and with what scope, what it said in `initialize`, and where its calls are in flight. An
 entry lives as long as the SDK's session does.
+
+Callers know a session as `<replica>.<id of the SDK>`, so that every replica sees from the head of a request whose
+session it is in.
 """
 
 from __future__ import annotations
@@ -89,6 +92,7 @@ class LegacySession:
     """What is kept of one hub session."""
 
     id: str
+    """As callers know it."""
     admitted: Admitted
     """The verdict on its first request; its scope and expansion hold for all others."""
     params: Mapping[str, Any]
@@ -132,16 +136,24 @@ class LegacySessions:
     """The hub sessions of this process.
 
     Args:
-        hold: Keeps the SDK's own session from idling out while entered; None means that it does not exist any more.
+        hold: Keeps the SDK's own session, which it knows by the SDK's id, from idling out while entered; None means
+            that it does not exist any more.
+        replica: Whose sessions these are, the first part of their ids for callers; empty where there is but one.
         max_sessions: How many are kept; beyond it the oldest is forgotten, and its calls are left to the ASGI app.
     """
 
     def __init__(
-        self, hold: Callable[[str], AbstractContextManager[None] | None], *, max_sessions: int = 20_000
+        self,
+        hold: Callable[[str], AbstractContextManager[None] | None],
+        *,
+        replica: str = "",
+        max_sessions: int = 20_000,
     ) -> None:
         self._hold = hold
+        self._prefix = f"{replica}." if replica else ""
         self._max = max_sessions
         self._sweep_at = 128
+        # by the SDK's ids
         self._sessions: dict[str, LegacySession] = {}
         self._on_closed: Callable[[list[UpstreamSession]], None] = _ignore
 
@@ -150,32 +162,38 @@ class LegacySessions:
         self._on_closed = on_closed
 
     def get(self, session_id: str) -> LegacySession | None:
-        return self._sessions.get(session_id)
+        """Return a session by the id that callers know it by."""
+        sdk_id = self._sdk_id(session_id)
+        return None if sdk_id is None else self._sessions.get(sdk_id)
 
-    def admitted(self, session_id: str) -> Admitted | None:
-        """Return the verdict that a session keeps from its first request."""
-        session = self._sessions.get(session_id)
+    def admitted(self, sdk_id: str) -> Admitted | None:
+        """Return the verdict that a session, which the SDK knows as `sdk_id`, keeps from its first request."""
+        session = self._sessions.get(sdk_id)
         return None if session is None else session.admitted
 
-    def hold(self, session_id: str) -> AbstractContextManager[None] | None:
+    def hold(self, session: LegacySession) -> AbstractContextManager[None] | None:
         """Return what keeps the SDK's session alive while entered; a session that is gone is forgotten."""
-        held = self._hold(session_id)
+        sdk_id = session.id.removeprefix(self._prefix)
+        held = self._hold(sdk_id)
         if held is None:
-            self.closed(session_id)
+            self.closed(sdk_id)
         return held
 
-    def opened(self, session_id: str, admitted: Admitted, params: Mapping[str, Any]) -> LegacySession:
+    def _sdk_id(self, session_id: str) -> str | None:
+        return session_id.removeprefix(self._prefix) if session_id.startswith(self._prefix) else None
+
+    def opened(self, sdk_id: str, admitted: Admitted, params: Mapping[str, Any]) -> LegacySession:
         """Remember a session that the SDK has just made."""
         asked: Any = params.get("protocolVersion")
         version = asked if asked in HANDSHAKE_VERSIONS else HANDSHAKE_VERSIONS[-1]
         kept: Mapping[str, Any] = params if len(orjson.dumps(params)) <= MAX_PARAMS_BYTES else {}
         self._make_room()
-        session = self._sessions[session_id] = LegacySession(session_id, admitted, kept, version)
+        session = self._sessions[sdk_id] = LegacySession(self._prefix + sdk_id, admitted, kept, version)
         return session
 
-    def closed(self, session_id: str) -> None:
+    def closed(self, sdk_id: str) -> None:
         """Forget a session and end what it has on sandboxes; idempotent."""
-        session = self._sessions.pop(session_id, None)
+        session = self._sessions.pop(sdk_id, None)
         if session is not None and session.upstreams:
             self._on_closed(list(session.upstreams.values()))
             session.upstreams.clear()
@@ -190,22 +208,30 @@ class LegacySessions:
         return len(self._sessions)
 
     def middleware(self, app: ASGIApp) -> ASGIApp:
-        """Wrap the hive's MCP endpoint: learn of sessions that open and close, and hide those of other principals."""
+        """Wrap the hive's MCP endpoint: learn of sessions that open and close, and hide those of other principals.
+
+        This is where ids are translated: `app` sees and says those of the SDK.
+        """
 
         async def watch(scope: ASGIScope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http":
                 await app(scope, receive, send)
                 return
             session_id = _session_id(scope)
-            session = self._sessions.get(session_id) if session_id is not None else None
+            sdk_id = self._sdk_id(session_id) if session_id is not None else None
+            session = self._sessions.get(sdk_id) if sdk_id is not None else None
             admitted: Admitted | None = scope.get(ADMITTED_KEY)
+            if self._prefix:
+                send = _prefixing(self._prefix.encode(), send)
             if session is not None and (admitted is None or admitted.principal != session.admitted.principal):
                 # It goes on under a name that nobody has: another's session is not to be told from none at all.
-                await app({**scope, "headers": _renamed(scope["headers"])}, receive, send)
-            elif session is None and INITIALIZE_KEY in scope and admitted is not None:
+                sdk_id = session = None
+            if session_id is not None and session_id != sdk_id:
+                scope = {**scope, "headers": _renamed(scope["headers"], sdk_id)}
+            if session is None and INITIALIZE_KEY in scope and admitted is not None:
                 await app(scope, receive, _Opening(self, admitted, scope[INITIALIZE_KEY], send).send)
-            elif session is not None and scope["method"] == "DELETE":
-                await app(scope, receive, _closing(self, session.id, send))
+            elif session is not None and sdk_id is not None and scope["method"] == "DELETE":
+                await app(scope, receive, _closing(self, sdk_id, send))
             else:
                 await app(scope, receive, send)
 
@@ -213,8 +239,8 @@ class LegacySessions:
 
     def _make_room(self) -> None:
         if len(self._sessions) >= min(self._sweep_at, self._max):
-            for session_id in [known for known in self._sessions if self._hold(known) is None]:
-                self.closed(session_id)
+            for sdk_id in [known for known in self._sessions if self._hold(known) is None]:
+                self.closed(sdk_id)
             self._sweep_at = max(128, 2 * len(self._sessions))
         while len(self._sessions) >= self._max:
             self.closed(next(iter(self._sessions)))
@@ -233,9 +259,9 @@ class _Opening:
 
     async def send(self, message: ASGIMessage) -> None:
         if message["type"] == "http.response.start" and message["status"] == 200:
-            session_id = _header(message.get("headers", ()), _SESSION_HEADER)
-            if session_id is not None:
-                self._session = self._sessions.opened(session_id, self._admitted, self._params)
+            sdk_id = _header(message.get("headers", ()), _SESSION_HEADER)
+            if sdk_id is not None:
+                self._session = self._sessions.opened(sdk_id, self._admitted, self._params)
         elif self._session is not None and message["type"] == "http.response.body":
             self._seen = (self._seen + message.get("body", b""))[: 64 * 1024]
             if (found := _NEGOTIATED.search(self._seen)) is not None:
@@ -243,13 +269,26 @@ class _Opening:
         await self._send(message)
 
 
-def _closing(sessions: LegacySessions, session_id: str, send: Send) -> Send:
+def _closing(sessions: LegacySessions, sdk_id: str, send: Send) -> Send:
     async def watch(message: ASGIMessage) -> None:
         if message["type"] == "http.response.start" and message["status"] < 300:
-            sessions.closed(session_id)
+            sessions.closed(sdk_id)
         await send(message)
 
     return watch
+
+
+def _prefixing(prefix: bytes, send: Send) -> Send:
+    async def name(message: ASGIMessage) -> None:
+        if message["type"] == "http.response.start":
+            headers = [
+                (key, prefix + value if key.lower() == _SESSION_HEADER else value)
+                for key, value in message.get("headers", ())
+            ]
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return name
 
 
 def _session_id(scope: ASGIScope) -> str | None:
@@ -267,6 +306,6 @@ def _ignore(_: list[UpstreamSession]) -> None:
     return None
 
 
-def _renamed(headers: Any) -> list[tuple[bytes, bytes]]:
-    nobody = secrets.token_hex(16).encode()
-    return [(key, nobody if key.lower() == _SESSION_HEADER else value) for key, value in headers]
+def _renamed(headers: Any, sdk_id: str | None) -> list[tuple[bytes, bytes]]:
+    name = (sdk_id or secrets.token_hex(16)).encode("latin-1")
+    return [(key, name if key.lower() == _SESSION_HEADER else value) for key, value in headers]

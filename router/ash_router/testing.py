@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ash_mcp.errors import LeaseHeld, LeaseLost, SessionTaken
 from ash_mcp.types import DEFAULT_SCOPE, SandboxId, Scope, SessionName
-from ash_router.store.base import LOST, ROUTE_NEWS, Lease, Store
+from ash_router.store.base import LOST, MAX_REPLICAS, ROUTE_NEWS, Lease, Store
 
 __all__ = ["STORE_CHECKS", "check_store"]
 
@@ -148,7 +148,8 @@ async def a_taken_name_is_refused_until_its_holder_lets_it_go(store: Store) -> N
     box = SessionName("box")
     await store.reserve_session("me", DEFAULT_SCOPE, box, ONE)
     assert await store.reserve_session("me", DEFAULT_SCOPE, box, ONE) == box
-    await raises(SessionTaken, store.reserve_session("me", DEFAULT_SCOPE, box, TWO))
+    taken = await raises(SessionTaken, store.reserve_session("me", DEFAULT_SCOPE, box, TWO))
+    assert isinstance(taken, SessionTaken) and taken.data["holder"] == ONE
     await store.release_session("me", DEFAULT_SCOPE, box, TWO)
     await raises(SessionTaken, store.reserve_session("me", DEFAULT_SCOPE, box, TWO))
     await store.release_session("me", DEFAULT_SCOPE, box, ONE)
@@ -248,6 +249,41 @@ async def dropping_a_route_drops_its_last_call(store: Store) -> None:
     assert dict(await store.last_calls()) == {TWO: 100.0}
 
 
+async def announced_replicas_live_until_they_are_withdrawn(store: Store) -> None:
+    assert dict(await store.replicas()) == {}
+    await store.announce_replica("a", {"address": "10.0.0.1:9", "details": {"ä": ["x:y"]}}, _LONG)
+    await store.announce_replica("b", {"address": None}, _LONG)
+    await store.announce_replica("b", {"address": "b:1"}, _LONG)
+    assert {name: dict(record) for name, record in (await store.replicas()).items()} == {
+        "a": {"address": "10.0.0.1:9", "details": {"ä": ["x:y"]}},
+        "b": {"address": "b:1"},
+    }
+    for _ in range(2):
+        await store.withdraw_replica("a")
+    await store.withdraw_replica("unknown")
+    assert set(await store.replicas()) == {"b"}
+
+
+async def a_replica_that_falls_silent_is_dead(store: Store) -> None:
+    await store.announce_replica("living", {}, _LONG)
+    await store.announce_replica("silent", {}, _SHORT)
+    await store.announce_replica("renewed", {}, _SHORT)
+    await store.announce_replica("renewed", {}, _LONG)
+    await _silenced(store, "silent")
+    assert set(await store.replicas()) == {"living", "renewed"}
+    await store.announce_replica("silent", {"again": True}, _LONG)
+    assert (await store.replicas())["silent"] == {"again": True}
+
+
+async def of_too_many_replicas_those_that_end_first_are_dropped(store: Store) -> None:
+    await store.announce_replica("first", {}, _LONG)
+    announce = [store.announce_replica(f"replica-{n}", {}, 2 * _LONG) for n in range(MAX_REPLICAS)]
+    for one in announce:
+        await one
+    kept = await store.replicas()
+    assert len(kept) == MAX_REPLICAS and "first" not in kept
+
+
 async def every_subscriber_hears_what_is_published_after_it_came(store: Store) -> None:
     await store.publish("news", "before")
     async with store.subscribe("news") as first, store.subscribe("news") as second:
@@ -294,6 +330,14 @@ async def _granted_in_the_end(store: Store, name: str, holder: str) -> Lease:
             await asyncio.sleep(_SHORT / 5)
 
 
+async def _silenced(store: Store, replica: str) -> None:
+    async with asyncio.timeout(_PATIENCE):
+        while True:
+            if replica not in await store.replicas():
+                return
+            await asyncio.sleep(_SHORT / 5)
+
+
 STORE_CHECKS: Sequence[Check] = (
     routes_are_kept_in_the_order_in_which_they_came,
     a_route_keeps_its_whole_record,
@@ -317,6 +361,9 @@ STORE_CHECKS: Sequence[Check] = (
     of_many_who_want_one_lease_one_gets_it,
     last_calls_never_go_backwards,
     dropping_a_route_drops_its_last_call,
+    announced_replicas_live_until_they_are_withdrawn,
+    a_replica_that_falls_silent_is_dead,
+    of_too_many_replicas_those_that_end_first_are_dropped,
     every_subscriber_hears_what_is_published_after_it_came,
     a_subscriber_may_wait_for_what_comes_later,
     a_slow_subscriber_loses_the_oldest_and_nobody_waits_for_it,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -90,6 +91,18 @@ class Connection(asyncio.Protocol):
     def resume(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
+
+    def expect_life(self, seconds: int) -> None:
+        """Have the connection break when the other side's host is silent so long: vanished, or cut off."""
+        assert self._transport is not None
+        its_socket = self._transport.get_extra_info("socket")
+        its_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        every = max(1, seconds // 4)
+        options = {"KEEPIDLE": every, "KEEPINTVL": every, "KEEPCNT": 3, "USER_TIMEOUT": 1000 * seconds}
+        for name, value in options.items():
+            option = getattr(socket, f"TCP_{name}", None)  # not every system has all
+            if option is not None:
+                its_socket.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def close(self) -> None:
         """Close at once, whatever is in flight; the sink hears nothing more. Idempotent."""
@@ -223,6 +236,7 @@ class Upstreams:
     Args:
         max_idle: How many idle connections one sandbox may have.
         idle_seconds: How long one is kept; shorter than any server's own patience, so that we close first.
+        silent_seconds: After which the other side's host must have given a sign of life; None trusts it.
     """
 
     def __init__(
@@ -233,7 +247,9 @@ class Upstreams:
         idle_seconds: float,
         max_head_bytes: int,
         max_headers: int,
+        silent_seconds: int | None = None,
     ) -> None:
+        self._silent_seconds = silent_seconds
         self._connect_timeout = connect_timeout_seconds
         self._max_idle = max_idle
         self._idle_seconds = idle_seconds
@@ -267,6 +283,8 @@ class Upstreams:
             raise _unreachable(route) from exc
         if connection.closed:
             raise _unreachable(route)
+        if self._silent_seconds is not None:
+            connection.expect_life(self._silent_seconds)
         self._open[connection] = (route.sandbox_id, route.generation)
         return connection
 

@@ -142,7 +142,7 @@ async def test_a_key_is_free_again_when_its_sandbox_is_forgotten(world: World) -
     old = await world.spawn(idempotency_key="k")
     await world.sandboxes.destroy([old])
     world.clock[0] += 3600
-    await world.sandboxes.expire()
+    await world.sandboxes.forget()
     assert (await world.spawn(idempotency_key="k")).id != old.id
 
 
@@ -272,10 +272,10 @@ async def test_destroying_twice_at_once_is_once(world: World) -> None:
 async def test_what_ended_is_forgotten_after_an_hour(world: World) -> None:
     await world.sandboxes.destroy([await world.spawn()])
     world.clock[0] += 3599
-    await world.sandboxes.expire()
+    await world.sandboxes.forget()
     assert world.sandboxes.registry.of(LOCAL, DEFAULT_SCOPE, ended=True)
     world.clock[0] += 1
-    await world.sandboxes.expire()
+    await world.sandboxes.forget()
     assert not world.sandboxes.registry.of(LOCAL, DEFAULT_SCOPE, ended=True)
 
 

@@ -27,6 +27,7 @@ from ash_hub.sandbox import Sandbox
 from ash_hub.sandboxes import Parts, Sandboxes
 from ash_hub.settings import HubSettings
 from ash_hub.shelf import ToolsetShelf
+from ash_hub.siblings import Alone, Siblings
 from ash_hub.starting import Starter
 from ash_hub.watching import InstanceWatch
 from ash_mcp.types import DEFAULT_SCOPE, Endpoint, Principal, SandboxSpec, Scope
@@ -107,9 +108,17 @@ class World:
 MakeWorld = Callable[..., Awaitable[World]]
 
 
-def assemble(folder: Path, backend: MemoryBackend, runner: StandIn, given: dict[str, Any]) -> World:
+def assemble(
+    folder: Path,
+    backend: MemoryBackend,
+    runner: StandIn,
+    given: dict[str, Any],
+    *,
+    store: MemoryStore | None = None,
+    siblings: Siblings | None = None,
+) -> World:
     settings = HubSettings(state_dir=folder, run_dir=folder, **given)
-    store, clock = MemoryStore(), [1000.0]
+    store, siblings, clock = store or MemoryStore(), siblings or Alone(), [1000.0]
     ledger = Ledger(lambda: clock[0])
     tokens = CallTokens(load_hive_key(folder / "hive.key"))
     changed: list[tuple[str, Scope]] = []
@@ -133,16 +142,18 @@ def assemble(folder: Path, backend: MemoryBackend, runner: StandIn, given: dict[
         settings=settings,
         on_changed=on_changed,
         on_gone=gone.append,
+        siblings=siblings,
     )
     sandboxes = Sandboxes(parts, lambda: clock[0])
-    reconciler = Reconciler(backend, sandboxes)
+    reconciler = Reconciler(backend, sandboxes, parts.routes, siblings)
     return World(sandboxes, backend, parts.routes, ledger, runner, changed, gone, clock, reconciler, watch)
 
 
 @asynccontextmanager
 async def watched(world: World) -> AsyncGenerator[None]:
+    mirror = world.sandboxes.mirror
     async with anyio.create_task_group() as group:
-        group.start_soon(world.watch.run, world.sandboxes.died, world.reconciler.run_once)
+        group.start_soon(world.watch.run, mirror.seen, mirror.ended, world.reconciler.run_once)
         await anyio.lowlevel.checkpoint()
         yield
         group.cancel_scope.cancel()

@@ -47,6 +47,7 @@ def dual(request: pytest.FixtureRequest) -> Generator[Runner]:
     stdio = {"stdio": {"command": [sys.executable, DUAL, "stdio"]}}
     with running(stdio if request.param == "stdio" else _http_server(), port=True) as runner:
         yield runner
+        runner.stop()  # a runner that is killed takes its servers with it only where it is the init of a sandbox
 
 
 def text(result: Any) -> str:

@@ -22,6 +22,7 @@ from ash_mcp.errors import AshError, StreamBroken
 from ash_mcp.types import DEFAULT_SCOPE, Endpoint, Principal, SessionName, new_sandbox_id
 from ash_mcp.wire import MODERN_VERSION
 from ash_router.admission import ADMITTED_KEY, Admission, Admitted, Head, Refusal
+from ash_router.forwarding import Forwarder
 from ash_router.ledger import Ledger
 from ash_router.relay import Relay, RelayLimits
 from ash_router.routes import Route, Routes
@@ -124,6 +125,8 @@ class Rig:
     admission: HeaderAdmission
     directory: Path
     server: Server
+    app: Any
+    """What the server serves."""
     gone_sessions: set[str] = field(default_factory=set[str])
     held: list[str] = field(default_factory=list[str])
     let_go: list[str] = field(default_factory=list[str])
@@ -152,7 +155,13 @@ class Rig:
 
 
 @asynccontextmanager
-async def open_rig(directory: Path, *, limits: RelayLimits | None = None, app: Any = None) -> AsyncGenerator[Rig]:
+async def open_rig(
+    directory: Path,
+    *,
+    limits: RelayLimits | None = None,
+    app: Any = None,
+    forwarder: Forwarder | None = None,
+) -> AsyncGenerator[Rig]:
     routes, ledger, admission = Routes(MemoryStore()), Ledger(), HeaderAdmission()
 
     async def explain(route: Route) -> AshError:
@@ -171,7 +180,7 @@ async def open_rig(directory: Path, *, limits: RelayLimits | None = None, app: A
         yield
         rig.let_go.append(session_id)
 
-    sessions = LegacySessions(hold)
+    sessions = LegacySessions(hold, replica="" if forwarder is None else forwarder.replicas.id)
     relay = Relay(
         routes=routes,
         tokens=CallTokens(Ed25519PrivateKey.generate()),
@@ -179,13 +188,15 @@ async def open_rig(directory: Path, *, limits: RelayLimits | None = None, app: A
         sessions=sessions,
         explain=explain,
         limits=limits or RelayLimits(),
+        forwarder=forwarder,
         missing=lambda _, name: rig.ended.get(name),
     )
     seam: Admission = admission
-    server = Server(config(sessions.middleware(app or hub_app()), http=relay.protocol(seam), host="127.0.0.1", port=0))
+    served = sessions.middleware(app or hub_app())
+    server = Server(config(served, http=relay.protocol(seam), host="127.0.0.1", port=0))
     async with server.running():
         port = server.servers[0].sockets[0].getsockname()[1]
-        rig = Rig(port, relay, routes, ledger, sessions, admission, directory, server)
+        rig = Rig(port, relay, routes, ledger, sessions, admission, directory, server, served)
         yield rig
         await relay.aclose()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import tempfile
@@ -53,8 +54,11 @@ def home() -> Iterator[Home]:
     path = Path(tempfile.mkdtemp(prefix="ash-", dir="/tmp"))  # a socket's path must be short
     home = Home(path)
     yield home
-    if home.serves:
-        os.kill(home.pid, signal.SIGKILL)
+    if home.serves:  # asked to end, it takes its keeper along; killed, it would leave it waiting for the next hive
+        hive = os.pidfd_open(home.pid)
+        signal.pidfd_send_signal(hive, signal.SIGTERM)
+        assert select.select([hive], [], [], 20)[0], "the hive did not end"
+        os.close(hive)
     shutil.rmtree(path)
 
 

@@ -142,6 +142,8 @@ BAD_SETTINGS: dict[str, tuple[dict[str, str], list[str], str]] = {
     "a list that is no JSON": ({"ASH_HUB_RECIPE_DIRS": "/srv"}, [], "must be JSON, such as"),
     "a log that cannot be written": ({"ASH_HUB_LOG_DIR": "/proc/nope"}, [], "ASH_HUB_LOG_DIR"),
     "unsafe elsewhere": ({}, ["--unsafe", "--backend", "memory"], "for the local backend"),
+    "an address that is none": ({}, ["--advertise", "host"], "--advertise"),
+    "a password that others could read": ({}, ["--redis-url", "redis://:hidden@host"], "ASH_HUB_REDIS_URL"),
     "stdio with other options": ({}, ["--stdio", "--port", "1"], "leave the other options out"),
 }
 
@@ -168,8 +170,10 @@ def test_bad_settings_are_a_usage_error_that_names_them(
     [
         (["--host", "0.0.0.0"], "--host 127.0.0.1"),
         (["--backend", "nope"], "there are:"),
+        (["--advertise", "10.0.0.1:8421"], "--redis-url"),
+        (["--redis-url", "redis://127.0.0.1:1"], "Redis at redis://127.0.0.1:1 cannot be used"),
     ],
-    ids=["another address", "an unknown backend"],
+    ids=["another address", "an unknown backend", "an address for nobody", "no Redis"],
 )
 def test_a_hive_that_cannot_start_says_why(words: list[str], says: str, home: Path) -> None:
     done = subprocess.run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -15,23 +16,38 @@ from ash_hub import logs
 from ash_hub.app import Hive, open_hive
 from ash_hub.cli.banner import banner, host_lines
 from ash_hub.cli.demo import walk
+from ash_hub.routing import open_router
 from ash_hub.settings import HubSettings
 from ash_mcp.cli.context import INTERRUPTED, run_async
 from ash_mcp.cli.output import note, say
 
-__all__ = ["run_hive"]
+__all__ = ["run_hive", "run_router"]
 
 
 def run_hive(settings: HubSettings, *, demo: bool) -> int:
     """Serve until a signal comes, the hive is told to stop or, after a demo, nobody is there; return the exit code."""
+    _set_up_logs(settings, to_stderr=not demo and not sys.stderr.isatty())
+    return _run(lambda: _Service(settings, demo=demo))
+
+
+def run_router(settings: HubSettings) -> int:
+    """Serve a router until a signal comes; return the exit code."""
+    _set_up_logs(settings, to_stderr=not sys.stderr.isatty())
+    return _run(lambda: _RouterService(settings))
+
+
+def _set_up_logs(settings: HubSettings, *, to_stderr: bool) -> None:
     try:
-        logs.set_up(settings.logs, settings.log_level, to_stderr=not demo and not sys.stderr.isatty())
+        logs.set_up(settings.logs, settings.log_level, to_stderr=to_stderr)
     except OSError as exc:
         raise typer.BadParameter(f"{settings.logs} cannot hold the log: {exc.strerror}; set ASH_HUB_LOG_DIR") from exc
+
+
+def _run(make: Callable[[], _Foreground]) -> int:
     codes: list[int] = []
 
     async def serve() -> None:
-        codes.append(await _Service(settings, demo=demo).run())
+        codes.append(await make().run())
 
     run_async(serve, use_uvloop=_has_uvloop())
     return codes[0]
@@ -43,10 +59,11 @@ def _has_uvloop() -> bool:
     return find_spec("uvloop") is not None
 
 
-class _Service:
-    def __init__(self, settings: HubSettings, *, demo: bool) -> None:
+class _Foreground:
+    """Something that serves until a signal comes."""
+
+    def __init__(self, settings: HubSettings) -> None:
         self._settings = settings
-        self._demo = demo
         self._leave = anyio.Event()
         self._opening = anyio.CancelScope()
         self._opened = False
@@ -57,13 +74,45 @@ class _Service:
         async with anyio.create_task_group() as group:
             await group.start(self._obey_signals)
             with self._opening:
-                async with open_hive(self._settings) as hive:
-                    self._opened = True
-                    await self._serve(hive)
+                await self._open_and_serve()
             if not self._opened:
                 self.exit_code = INTERRUPTED
             group.cancel_scope.cancel()
         return self.exit_code
+
+    @abstractmethod
+    async def _open_and_serve(self) -> None:
+        """Open it, say so in `_opened`, and serve until `_leave`."""
+
+    async def _obey_signals(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        """Leave gracefully at the first signal, at once at the second: then the keeper ends what runs."""
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            async for number in signals:
+                if self._leave.is_set():
+                    os._exit(128 + number)
+                self._leave.set()
+                if not self._opened:
+                    self._opening.cancel()
+
+
+class _RouterService(_Foreground):
+    async def _open_and_serve(self) -> None:
+        async with open_router(self._settings) as router:
+            self._opened = True
+            say(f"Ash routes at {router.url}")
+            await self._leave.wait()
+
+
+class _Service(_Foreground):
+    def __init__(self, settings: HubSettings, *, demo: bool) -> None:
+        super().__init__(settings)
+        self._demo = demo
+
+    async def _open_and_serve(self) -> None:
+        async with open_hive(self._settings) as hive:
+            self._opened = True
+            await self._serve(hive)
 
     async def _serve(self, hive: Hive) -> None:
         for line in banner(hive) if self._demo else [*banner(hive), *host_lines(hive.url)]:
@@ -85,17 +134,6 @@ class _Service:
             return False
         self.exit_code = 0 if went_well else 1
         return True
-
-    async def _obey_signals(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        """Leave gracefully at the first signal, at once at the second: then the keeper ends what runs."""
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            task_status.started()
-            async for number in signals:
-                if self._leave.is_set():
-                    os._exit(128 + number)
-                self._leave.set()
-                if not self._opened:
-                    self._opening.cancel()
 
 
 async def _then_cancel(wait: Callable[[], Awaitable[None]], scope: anyio.CancelScope) -> None:

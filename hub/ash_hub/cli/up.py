@@ -15,6 +15,13 @@ def up(
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 takes a free one.  [8420]")] = None,
     backend: Annotated[str | None, typer.Option(help="Where sandboxes are made.  [local]")] = None,
+    redis_url: Annotated[
+        str | None,
+        typer.Option(help="Redis that hives share to be one. A URL with a password belongs in ASH_HUB_REDIS_URL."),
+    ] = None,
+    advertise: Annotated[
+        str | None, typer.Option(help="HOST:PORT at which the other hives reach this one.  [127.0.0.1, a free port]")
+    ] = None,
     stdio: Annotated[
         bool, typer.Option("--stdio", help="Speak MCP on stdin and stdout for the hive that runs, or for a new one.")
     ] = False,
@@ -31,7 +38,7 @@ def up(
     Every other setting comes from the environment: ASH_HUB_TTL_SECONDS, ASH_HUB_LIMITS__SANDBOXES and so on.
     """
     if stdio:
-        if demo or any(value is not None for value in (host, port, backend)) or keep or unsafe:
+        if demo or any(value is not None for value in (host, port, backend, redis_url, advertise)) or keep or unsafe:
             raise typer.BadParameter(
                 "--stdio joins the hive that runs, or starts one with the settings of the environment; "
                 "leave the other options out"
@@ -40,6 +47,8 @@ def up(
 
         run_async(run_bridge)
         return
+    if redis_url is not None and "@" in redis_url:
+        raise typer.BadParameter("others could read the password in --redis-url; set ASH_HUB_REDIS_URL to it instead")
     from ash_hub.cli.environment import read_settings
     from ash_hub.cli.serving import run_hive
 
@@ -47,6 +56,8 @@ def up(
         "host": host,
         "port": port,
         "backend": {"kind": backend} if backend is not None else None,
+        "redis_url": redis_url,
+        "advertise": advertise,
         "keep": keep or None,
     }
     settings = read_settings(options, unsafe=unsafe)

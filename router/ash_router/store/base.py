@@ -19,10 +19,13 @@ from typing import Any, Final, Protocol
 
 from ash_mcp.types import SandboxId, Scope, SessionName
 
-__all__ = ["LOST", "ROUTE_NEWS", "Lease", "RouteChanges", "Store"]
+__all__ = ["LOST", "MAX_REPLICAS", "ROUTE_NEWS", "Lease", "RouteChanges", "Store"]
 
 LOST: Final = ""
 """What a subscription yields in place of messages that it may have missed: look at everything again."""
+
+MAX_REPLICAS: Final = 1000
+"""Announced replicas that are kept; of more, those that end first are dropped."""
 
 ROUTE_NEWS: Final = "routes"
 """The channel on which `put_route` and `drop_route` name the sandbox whose route changed, in the same step."""
@@ -92,7 +95,7 @@ class Store(Protocol):
                 back: that fails as if the store were away.
 
         Raises:
-            SessionTaken: `wanted` belongs to another sandbox of this owner and scope.
+            SessionTaken: `wanted` belongs to another sandbox of this owner and scope; `data["holder"]` says which.
         """
         ...
 
@@ -140,6 +143,21 @@ class Store(Protocol):
 
     async def last_calls(self) -> Mapping[SandboxId, float]:
         """Return when each touched sandbox was last called."""
+        ...
+
+    async def announce_replica(self, replica: str, record: Mapping[str, Any], ttl_seconds: float) -> None:
+        """Say that a replica of the hive lives for so long from now, and what it says of itself.
+
+        An emptied store knows of none; each says so again before its time is over, and what is over is removed.
+        """
+        ...
+
+    async def withdraw_replica(self, replica: str) -> None:
+        """Take back that a replica lives; idempotent."""
+        ...
+
+    async def replicas(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return what each replica that lives, by the store's clock, says of itself."""
         ...
 
     async def publish(self, channel: str, message: str) -> None:

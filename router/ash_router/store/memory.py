@@ -13,7 +13,7 @@ from ash_mcp.errors import SessionTaken
 from ash_mcp.types import SandboxId, Scope, SessionName
 from ash_router import _lease
 from ash_router.store._reader import Reader
-from ash_router.store.base import ROUTE_NEWS, Lease, RouteChanges
+from ash_router.store.base import MAX_REPLICAS, ROUTE_NEWS, Lease, RouteChanges
 
 __all__ = ["MemoryStore"]
 
@@ -48,6 +48,7 @@ class MemoryStore:
         self._keys: dict[tuple[str, Scope, str], SandboxId] = {}
         self._leases: dict[str, Lease] = {}
         self._calls: dict[SandboxId, float] = {}
+        self._replicas: dict[str, tuple[float, Mapping[str, Any]]] = {}
         self._readers: dict[str, set[Reader]] = {}
 
     async def put_route(self, record: Mapping[str, Any]) -> None:
@@ -96,8 +97,11 @@ class MemoryStore:
     ) -> SessionName:
         names = self._names.setdefault((owner, scope), _Names())
         session = wanted or names.of.get(sandbox_id) or _next_name(names)
-        if names.held.setdefault(session, sandbox_id) != sandbox_id:
-            raise SessionTaken(f"session {session} is in use; choose another name, or none to be given one")
+        holder = names.held.setdefault(session, sandbox_id)
+        if holder != sandbox_id:
+            raise SessionTaken(
+                f"session {session} is in use; choose another name, or none to be given one", holder=holder
+            )
         numbered = _NUMBERED.fullmatch(session)
         if numbered is not None and int(numbered[1]) > names.last_number:
             names.chosen_numbers.add(int(numbered[1]))
@@ -143,6 +147,23 @@ class MemoryStore:
 
     async def last_calls(self) -> Mapping[SandboxId, float]:
         return dict(self._calls)
+
+    async def announce_replica(self, replica: str, record: Mapping[str, Any], ttl_seconds: float) -> None:
+        self._replicas[replica] = (self._clock() + ttl_seconds, dict(record))
+        self._drop_dead()
+        while len(self._replicas) > MAX_REPLICAS:
+            del self._replicas[min(self._replicas, key=lambda name: self._replicas[name][0])]
+
+    async def withdraw_replica(self, replica: str) -> None:
+        self._replicas.pop(replica, None)
+
+    async def replicas(self) -> Mapping[str, Mapping[str, Any]]:
+        self._drop_dead()
+        return {name: record for name, (_, record) in self._replicas.items()}
+
+    def _drop_dead(self) -> None:
+        now = self._clock()
+        self._replicas = {name: kept for name, kept in self._replicas.items() if kept[0] > now}
 
     async def publish(self, channel: str, message: str) -> None:
         for reader in self._readers.get(channel, ()):

@@ -1,7 +1,8 @@
 """The store in Redis. Steps that must be atomic are the scripts beside this file; times are the server's.
 
 Keys, all below one prefix: `routes` (sandbox -> generation and record) with `order`, `changed` and `version`;
-`names:<owner, scope>`, `key:<owner, scope, key>`, `lease:<name>`, `calls`, and `epoch`, which vanishes with them.
+`names:<owner, scope>`, `key:<owner, scope, key>`, `lease:<name>`, `calls`, `replicas`, and `epoch`,
+which vanishes with them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from redis.asyncio import Redis
 
 from ash_mcp.errors import ConnectFailed, LeaseHeld, LeaseLost, SessionTaken
 from ash_mcp.types import SandboxId, Scope, SessionName
-from ash_router.store.base import LOST, ROUTE_NEWS, Lease, RouteChanges
+from ash_router.store.base import LOST, MAX_REPLICAS, ROUTE_NEWS, Lease, RouteChanges
 from ash_router.store.redis.feed import Feed
 from ash_router.store.redis.link import Link
 
@@ -106,7 +107,9 @@ class RedisStore:
         given, *more = await self._script("reserve_session", keys, wanted or "", sandbox_id, floor, trusted)
         _refuse_while_refilling(given)
         if not given:
-            raise SessionTaken(f"session {wanted} is in use; choose another name, or none to be given one")
+            raise SessionTaken(
+                f"session {wanted} is in use; choose another name, or none to be given one", holder=more[0]
+            )
         name, number = more
         self._numbers[names] = max(int(number), self._numbers.get(names, 0))
         return SessionName(name)
@@ -169,6 +172,22 @@ class RedisStore:
     async def last_calls(self) -> Mapping[SandboxId, float]:
         kept = await self._link.do(lambda: self._client.zrange(self._key("calls"), 0, -1, withscores=True))
         return {SandboxId(name): float(score) for name, score in kept}
+
+    # -- replicas
+
+    async def announce_replica(self, replica: str, record: Mapping[str, Any], ttl_seconds: float) -> None:
+        self._later.pop(("replica", replica), None)
+        text = json.dumps(record, separators=(",", ":"))
+        keys = self._keys("replicas")
+        await self._script("announce_replica", keys, replica, text, _micros(ttl_seconds), MAX_REPLICAS)
+
+    async def withdraw_replica(self, replica: str) -> None:
+        step = partial(self._script, "withdraw_replica", self._keys("replicas"), replica)
+        await self._now_or_later(("replica", replica), step)
+
+    async def replicas(self) -> Mapping[str, Mapping[str, Any]]:
+        kept = await self._script("replicas", self._keys("replicas"))
+        return {name: json.loads(text) for name, text in zip(kept[::2], kept[1::2], strict=True)}
 
     # -- events
 

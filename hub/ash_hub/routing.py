@@ -1,0 +1,145 @@
+"""A router alone: more data plane for hives that share a Redis, in a process that has no hub.
+
+It follows the hives' routes and holds nothing of its own, so any number of them may come and go. What is not a call
+to a sandbox it does not serve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from ash_hub.audit import Audit, AuditedAdmission
+from ash_hub.auth import Auth, open_auth, require_auth
+from ash_hub.clock import even_clock
+from ash_hub.listeners import listen
+from ash_hub.metrics import Metrics
+from ash_hub.serving import server_of, url_of
+from ash_hub.settings import HubSettings
+from ash_hub.web import build_app
+from ash_mcp.errors import AshError, ConfigError, SandboxGone, StreamBroken
+from ash_mcp.wire import failure_to_json, http_status
+from ash_router.forwarding import Forwarder
+from ash_router.ledger import Ledger
+from ash_router.relay import Relay
+from ash_router.replicas import Replicas, new_replica_id
+from ash_router.routes import Route, Routes
+from ash_router.sessions import LegacySessions
+from ash_router.store.base import Store
+from ash_router.store.select import open_store
+from ash_router.tokens import CallTokens, load_hive_key
+from ash_router.vouchers import Vouchers
+
+__all__ = ["Router", "open_router"]
+
+_TOUCH_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """A router that serves."""
+
+    url: str
+    settings: HubSettings
+
+
+@asynccontextmanager
+async def open_router(settings: HubSettings) -> AsyncGenerator[Router]:
+    """Serve a router while the context is open.
+
+    Raises:
+        ConfigError: What is missing or wrong, and what to do.
+    """
+    if settings.redis_url is None:
+        raise ConfigError("a router follows the hives of a Redis: set ASH_HUB_REDIS_URL (--redis-url)")
+    key_file = settings.state_dir / "hive.key"
+    if not key_file.exists():
+        raise ConfigError(
+            f"there is no {key_file}, so no sandbox would take this router's calls: set ASH_HUB_STATE_DIR to the "
+            "hive's, or copy its hive.key and keys.json there"
+        )
+    require_auth(settings)
+    async with AsyncExitStack() as stack:
+        listener = stack.enter_context(listen(settings.host, settings.port))
+        port = listener.getsockname()[1]
+        store = await stack.enter_async_context(
+            open_store(settings.redis_url.get_secret_value(), settings.redis_prefix)
+        )
+        parts = _Parts(settings, store, open_auth(settings, port))
+        stack.push_async_callback(parts.relay.aclose)
+        await stack.enter_async_context(parts.running())
+        protocol = parts.relay.protocol(parts.admission)
+        await stack.enter_async_context(server_of(parts.app, protocol, settings).serving(listener))
+        yield Router(url_of(settings, port), settings)
+
+
+class _Parts:
+    """The composition root of a router."""
+
+    def __init__(self, settings: HubSettings, store: Store, auth: Auth) -> None:
+        self._store = store
+        self.admission = AuditedAdmission(auth.gate, Audit())
+        self._ledger = Ledger(even_clock())
+        self._routes = Routes(store, forgotten=lambda sandbox_id: self.relay.forget(sandbox_id))
+        key = load_hive_key(settings.state_dir / "hive.key")
+        self._replicas = Replicas(store, new_replica_id())
+        self.relay = Relay(
+            routes=self._routes,
+            tokens=CallTokens(key),
+            ledger=self._ledger,
+            sessions=LegacySessions(lambda _: None, replica=self._replicas.id),  # none is ever opened here
+            explain=self._explain,
+            forwarder=Forwarder(self._replicas, Vouchers(key, self._replicas.id)),
+        )
+        notes = (auth.note, *store.warnings())
+        metrics = Metrics(self._ledger, self._routes)
+        note = "; ".join(said for said in notes if said) or None
+        self.app = build_app(_nothing_else, metrics, store.unready, auth.routes, note)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._routes.run)
+            group.start_soon(self._follow_replicas)
+            group.start_soon(self._report_calls)
+            yield
+            group.cancel_scope.cancel()
+
+    async def _follow_replicas(self) -> None:
+        """Know where the hives are, without counting as one of them."""
+        while True:
+            try:
+                await self._replicas.look()
+            except AshError:
+                pass  # what was known holds for a while
+            await anyio.sleep(_TOUCH_SECONDS)
+
+    async def _report_calls(self) -> None:
+        """Tell the hives which sandboxes are called, so that they do not idle out."""
+        while True:
+            changed = self._ledger.take_changed()
+            if changed:
+                await self._store.touch(changed)
+            await anyio.sleep(_TOUCH_SECONDS)
+
+    async def _explain(self, route: Route) -> AshError:
+        try:
+            await self._routes.catch_up()
+        except AshError:
+            pass
+        if self._routes.get(route.sandbox_id) is None:
+            return SandboxGone(f"sandbox {route.session} has ended; the hive's list says why", session=route.session)
+        return StreamBroken(
+            f"sandbox {route.session} broke off during the call; whether the call did its work is unknown"
+        )
+
+
+async def _nothing_else(scope: Scope, receive: Receive, send: Send) -> None:
+    error = ConfigError("missing session header: this router serves sandboxes only; send X-Session-ID, or use a hive")
+    await JSONResponse({"error": failure_to_json(error)}, http_status(error))(scope, receive, send)

@@ -1,0 +1,198 @@
+"""Requests of handshake-era sessions that live on another replica: forwarded to it, one hop, as bytes that pass.
+
+It goes to the owner's internal listener, with a voucher for the caller that this replica has admitted. The owner is
+trusted: its answer passes with the head that it gave it. An owner that is gone is answered for as the MCP SDK answers
+for a session that it does not know, so that the client begins a new one, with whichever replica it reaches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ash_mcp.errors import AshError, ConnectFailed, HiveFault, RemoteProtocolError, StreamBroken
+from ash_mcp.types import DEFAULT_SCOPE, Endpoint, SandboxId, SessionName
+from ash_mcp.wire import MCP_PATH, MODERN_VERSION
+from ash_router import _framing, answers, bodies
+from ash_router._framing import Headers, ResponseHead
+from ash_router.admission import Admitted
+from ash_router.calls import Fields
+from ash_router.direct import METHODS, Door
+from ash_router.exchange import Services
+from ash_router.limits import DEFAULT_LIMITS, RelayLimits
+from ash_router.passage import Passage, Sender
+from ash_router.replicas import Replicas, split_address
+from ash_router.reply import Reply
+from ash_router.routes import Route
+from ash_router.upstream import Upstreams
+from ash_router.vouchers import VOUCHER_HEADER, Vouchers
+
+__all__ = ["Forward", "Forwarder", "Forwarding"]
+
+CONNECT_SECONDS: Final = 0.8
+REACH_SECONDS: Final = 0.9
+"""For finding the owner and connecting to it: a client whose session's owner is gone must know within a second."""
+SILENT_SECONDS: Final = 8
+"""How long the host of an owner may be silent under a request, its network stack and not its process."""
+
+_SESSION_ID: Final = re.compile(rb"([a-z0-9]{8})\.[\x21-\x7e]{1,128}")
+_MODERN: Final = MODERN_VERSION.encode()
+_HOP_BY_HOP: Final = frozenset({b"connection", b"content-length", b"keep-alive", b"transfer-encoding"})
+_NO_SESSION: Final = b'{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"Session not found"}}'
+"""As the MCP SDK says it."""
+_BROKEN: Final = "the replica that holds the session broke off; whether the call did its work is unknown"
+_NOWHERE: Final = Endpoint(host="", port=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A request for another replica."""
+
+    replica: str
+    admitted: Admitted
+    method: str
+
+
+class Forwarder:
+    """What the forwardings of one process share.
+
+    Args:
+        replicas: Where the others are.
+    """
+
+    def __init__(self, replicas: Replicas, vouchers: Vouchers, limits: RelayLimits = DEFAULT_LIMITS) -> None:
+        self.replicas = replicas
+        self.vouchers = vouchers
+        self.upstreams = Upstreams(
+            connect_timeout_seconds=CONNECT_SECONDS,
+            max_idle=limits.max_idle_upstreams,
+            idle_seconds=limits.idle_upstream_seconds,
+            max_head_bytes=limits.max_head_bytes,
+            max_headers=limits.max_headers,
+            silent_seconds=SILENT_SECONDS,
+        )
+        replicas.on_left.append(lambda replica: self.upstreams.forget(SandboxId(replica)))
+
+    def forward_of(self, admitted: Admitted, method: str, fields: Fields) -> Forward | None:
+        """Say to which other replica a request belongs; None: to this one, or to any."""
+        session_id = fields.get(b"mcp-session-id")
+        if session_id is None or admitted.path != MCP_PATH or method not in METHODS:
+            return None
+        if fields.get(b"mcp-protocol-version") == _MODERN:
+            return None  # there a session means nothing
+        named = _SESSION_ID.fullmatch(session_id)
+        replica = named[1].decode() if named is not None else self.replicas.id
+        return None if replica == self.replicas.id else Forward(replica, admitted, method)
+
+    def close(self) -> None:
+        self.upstreams.close()
+
+
+class Forwarding(Passage):
+    """A `Sink` between the replica that holds a session and a caller of this one.
+
+    Args:
+        headers: The caller's own; of them the owner gets those that a sandbox gets at its own endpoint.
+        services: Of this replica's relay.
+    """
+
+    def __init__(
+        self,
+        sender: Sender,
+        forward: Forward,
+        headers: Headers,
+        forwarder: Forwarder,
+        services: Services,
+        *,
+        paused: bool = False,
+    ) -> None:
+        door = Door(_route_to(forward.replica, forward.admitted), forward.method)
+        super().__init__(sender, door, headers, (), replace(services, upstreams=forwarder.upstreams), paused=paused)
+        self._reply = _OwnersReply(sender, ())
+        self._forward = forward
+        self._forwarder = forwarder
+        self._max_kept_bytes = services.limits.max_body_bytes
+
+    def body_ended(self) -> None:
+        super().body_ended()
+        # whether it is a call is known only now; the owner does nothing before it has the end of the body
+        if not self._done and self._entry is None and self._is_call():
+            super()._enter_call(None)
+
+    def _enter_call(self, sandbox_id: SandboxId | None) -> bool:
+        return True  # a cancellation, or an answer to what a sandbox asks, must pass whatever is in flight
+
+    def _is_call(self) -> bool:
+        message = bodies.read_message(self._kept) if self._kept else None
+        return self._kept is None or (message is not None and message.method == "tools/call")
+
+    def _credentials(self) -> Headers:
+        return [(VOUCHER_HEADER, self._forwarder.vouchers.write(self._forward.replica, self._forward.admitted))]
+
+    async def _connect(self) -> None:
+        try:
+            async with asyncio.timeout(REACH_SECONDS):
+                address = await self._forwarder.replicas.address_of(self._forward.replica)
+                if address is None:
+                    self._answer_no_session()
+                    return
+                host, port = split_address(address)
+                route = replace(self._door.route, endpoint=Endpoint(host=host, port=port))
+                connection = await self._services.upstreams.connect(route)
+        except (ConnectFailed, TimeoutError):
+            self._answer_no_session()
+            return
+        self._hold(False)
+        self._send(connection)
+
+    def _answer_no_session(self) -> None:
+        """Say that there is no such session: its owner is gone, and it with it."""
+        if self._done:
+            return
+        self._end()
+        said = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(_NO_SESSION))]
+        self._sender.write(answers.head(self._sender, 404, said, [answers.FROM_HUB]) + _NO_SESSION)
+        self._sender.finished()
+
+    def fail(self, error: AshError, status: int | None = None) -> None:
+        """End the answer with `error`: as the result of the call that it answers, where it is one."""
+        failure = None if self._done or self._reply.begun else self._failure(error)
+        if failure is None:
+            super().fail(error, status)
+            return
+        self._end()
+        session_id = _framing.one(self._headers, b"mcp-session-id") or b""
+        more = [(b"mcp-session-id", session_id)]
+        self._sender.write(answers.whole_failure(self._sender, failure, error, more))
+        self._sender.finished()
+
+    async def _fail_explained(self, error: AshError) -> None:
+        if isinstance(error, RemoteProtocolError):
+            error = HiveFault("another replica refuses to be asked; give all one hive.key, and their clocks one time")
+        self.fail(StreamBroken(_BROKEN) if isinstance(error, StreamBroken) else error)
+
+
+class _OwnersReply(Reply):
+    """An answer whose head is the owner's, but for its framing."""
+
+    def _said(self, head: ResponseHead) -> tuple[Headers, list[tuple[bytes, bytes]]]:
+        nonce = _framing.one(head.headers, answers.NONCE)
+        self.nonce = secrets.token_hex(16) if nonce is None else nonce.decode("latin-1")
+        returned = [(key, value) for key, value in head.headers if key not in _HOP_BY_HOP]
+        return returned, [(answers.NONCE, self.nonce.encode("latin-1"))] if nonce is None else []
+
+
+def _route_to(replica: str, admitted: Admitted) -> Route:
+    """Return the way to a replica in the form that connections and books know; where it is is found out later."""
+    owner = admitted.principal.subject
+    return Route(
+        sandbox_id=SandboxId(replica),
+        generation=0,
+        owner=owner,
+        scope=DEFAULT_SCOPE,
+        session=SessionName(""),
+        endpoint=_NOWHERE,
+    )

@@ -1,0 +1,67 @@
+"""A load balancer without stickiness, for tests: each request goes to the next port."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+
+__all__ = ["alternating"]
+
+
+@asynccontextmanager
+async def alternating(ports: Sequence[int]) -> AsyncGenerator[int]:
+    """Serve on a free port. Every request says that its connection ends with it, so that the next comes anew."""
+    turns = itertools.cycle(ports)
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            await _pass_one(reader, writer, turns, len(ports))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in list(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks)
+
+
+async def _pass_one(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, turns: Iterator[int], attempts: int
+) -> None:
+    line = await reader.readuntil(b"\r\n")
+    upstream_reader, upstream_writer = await _connect(turns, attempts)
+    upstream_writer.write(line + b"connection: close\r\n")
+    copies = [
+        asyncio.ensure_future(_copy(reader, upstream_writer)),
+        asyncio.ensure_future(_copy(upstream_reader, writer)),
+    ]
+    try:
+        await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for copy in copies:
+            copy.cancel()
+        upstream_writer.close()
+        await asyncio.gather(*copies, return_exceptions=True)
+
+
+async def _connect(turns: Iterator[int], attempts: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    for _ in range(attempts):
+        with suppress(OSError):
+            return await asyncio.open_connection("127.0.0.1", next(turns))
+    raise ConnectionRefusedError("no replica listens")
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65_536):
+        writer.write(data)
+        await writer.drain()
