@@ -70,8 +70,11 @@ def _announced(run_dir: Path, url: str) -> Generator[None]:
 
 
 @asynccontextmanager
-async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
+async def open_hive(settings: HubSettings, backend: Backend | None = None) -> AsyncGenerator[Hive]:
     """Serve a hive while the context is open; leaving it ends its sandboxes, unless `settings.keep`.
+
+    Args:
+        backend: An open one to use instead of the settings' own.
 
     Raises:
         ConfigError: What is missing or wrong, and what to do.
@@ -87,7 +90,7 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
         inside = listen_inside(settings.advertise) if settings.redis_url is not None else None
         ports = (port,) if inside is None else (port, stack.enter_context(inside.listener).getsockname()[1])
         auth = open_auth(settings, port)
-        backend = await stack.enter_async_context(_load_backend(settings, ports))
+        backend = backend or await stack.enter_async_context(_load_backend(settings, ports))
         redis_url = settings.redis_url.get_secret_value() if settings.redis_url is not None else None
         store = await stack.enter_async_context(open_store(redis_url, settings.redis_prefix))
         parts = Assembly(settings, catalog, backend, store, auth, inside.address if inside is not None else None)

@@ -20,6 +20,9 @@ __all__ = ["Server", "server_of", "url_of"]
 _DRAIN_SECONDS: Final = 5.0
 _KEEP_ALIVE_SECONDS: Final = 75
 _BACKLOG: Final = 2048
+# libuv accepts one connection of a listener in a turn of the loop, so that beside many busy ones a new caller would
+# wait for seconds. It does so for each descriptor, and these are descriptors of the same listener.
+_ACCEPTS_AT_ONCE: Final = 32
 
 
 class Server(uvicorn.Server):
@@ -48,7 +51,7 @@ class Server(uvicorn.Server):
         except OSError as exc:
             raise ConfigError(f"another program has just begun to listen on port {listener.getsockname()[1]}") from exc
         async with anyio.create_task_group() as group:
-            group.start_soon(self._serve, [listener])
+            group.start_soon(self._serve, [listener, *(listener.dup() for _ in range(_ACCEPTS_AT_ONCE - 1))])
             try:
                 await self._up.wait()
                 yield
