@@ -112,6 +112,7 @@ class Assembly:
             sessions=self._legacy,
             explain=self._explain,
             forwarder=Forwarder(self.replicas, vouchers),
+            look_up=self.routes.catch_up if settings.redis_url is not None else None,
             missing=self._missing,
         )
         self.reaper = Reaper(self.sandboxes, self.reconciler, self.ledger, store, holder=siblings.id)

@@ -96,6 +96,7 @@ class _Parts:
             sessions=LegacySessions(lambda _: None, replica=self._replicas.id),  # none is ever opened here
             explain=self._explain,
             forwarder=Forwarder(self._replicas, Vouchers(key, self._replicas.id)),
+            look_up=self._routes.catch_up,
         )
         notes = (auth.note, *store.warnings())
         metrics = Metrics(self._ledger, self._routes)

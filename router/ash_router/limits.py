@@ -25,6 +25,8 @@ class RelayLimits:
     body_timeout_seconds: float = 30.0
     """For the whole body of a message to `/mcp`. Longer is 408."""
     connect_timeout_seconds: float = 5.0
+    lookup_timeout_seconds: float = 1.0
+    """How long the store is asked for a sandbox that this process does not know."""
     explain_timeout_seconds: float = 1.0
     """How long a caller waits to be told why its sandbox went away."""
     handshake_timeout_seconds: float = 30.0

@@ -12,16 +12,17 @@ Up to the verdict on a request it is `intake.py`'s.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import ClassVar
 from urllib.parse import quote
 
 from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from ash_mcp.errors import AshTimeout
+from ash_mcp.errors import AshTimeout, SandboxNotFound
 from ash_mcp.wire import MCP_PATH
 from ash_router import _framing, answers, bodies
-from ash_router.admission import ADMITTED_KEY, Admission, Admitted
+from ash_router.admission import ADMITTED_KEY, Admission, Admitted, Refusal
 from ash_router.calls import Cancellation, ClientAnswer, Fields, LevelChange, RootsChange
 from ash_router.dataplane import DataPlane
 from ash_router.direct import Door
@@ -58,6 +59,8 @@ class _RelayProtocol(Intake):
     _exchange: Exchange | Passage | None = None
     _passage: Passage | None = None
     """The same as `_exchange` while its request still comes."""
+    _looked_for: object = None
+    """The scope of the request for which other processes were asked last."""
 
     # What asyncio calls.
 
@@ -123,7 +126,8 @@ class _RelayProtocol(Intake):
             self._pass(Passage(self, door, self.headers, told, self.relay.services, paused=self.flow.write_paused))
             return
         if door is not None:
-            self._refuse(door.error, door.status, door.headers)
+            if not (isinstance(door.error, SandboxNotFound) and self._look_up(self._admitted_again)):
+                self._refuse(door.error, door.status, door.headers)
             return
         if self.forwarder is not None and self._is_forwarded(self.forwarder):
             return
@@ -133,8 +137,35 @@ class _RelayProtocol(Intake):
         is_message = self.scope["method"] == "POST" and verdict.path == MCP_PATH
         if is_message and self.relay.calls.needs_body(verdict, fields):
             self._collect()
-        else:
+        elif not (is_message and self.relay.calls.misses(verdict, fields) and self._look_up(self._admitted_again)):
             self._start_asgi()
+
+    # A sandbox that is not known here.
+
+    def _look_up(self, then: Callable[[], None]) -> bool:
+        """Have `then` decide anew after other processes' routes were looked up, once for each request."""
+        if not self.relay.looks_up or self._looked_for is self.scope:
+            return False
+        self._looked_for = self.scope
+        self._phase = Phase.ADMITTING
+        self._admitting = self.relay.spawn(self._decide_after_look(then))
+        return True
+
+    async def _decide_after_look(self, then: Callable[[], None]) -> None:
+        error = await self.relay.look_up()
+        if self.transport.is_closing():
+            return
+        self._admitting = None
+        self.flow.resume_reading()
+        door = self.relay.door(self._verdict, self.scope["method"], self._fields)
+        if error is not None and isinstance(door, Refusal):
+            self._refuse(error, 503)
+        else:
+            then()  # what is no door the hive's own endpoint answers, and says what it knows
+        self._read_over()
+
+    def _admitted_again(self) -> None:
+        self._admitted(self._verdict)
 
     def _is_forwarded(self, forwarder: Forwarder) -> bool:
         forward = forwarder.forward_of(self._verdict, self.scope["method"], self._fields)
@@ -200,6 +231,12 @@ class _RelayProtocol(Intake):
         decision = None
         if message is not None:
             decision = self.relay.calls.decide(self._verdict, self.headers, self._fields, message)
+            if (
+                decision is None
+                and self.relay.calls.misses(self._verdict, self._fields, message)
+                and self._look_up(self._collected)
+            ):
+                return
         if isinstance(decision, RelayedCall):
             self._relay(decision)
         elif isinstance(decision, Cancellation | ClientAnswer):
