@@ -17,7 +17,6 @@ from ash_mcp.wire import MCP_PATH
 __all__ = ["Server", "server_of", "url_of"]
 
 _DRAIN_SECONDS: Final = 5.0
-_KEEP_ALIVE_SECONDS: Final = 75
 
 
 class Server(uvicorn.Server):
@@ -62,7 +61,7 @@ def server_of(app: object, protocol: type[asyncio.Protocol], settings: HubSettin
         server_header=False,
         date_header=False,
         proxy_headers=False,  # who calls is the socket's word, not a header's
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=settings.relay.keep_alive_seconds,
         ssl_certfile=None if inside else settings.tls_cert,
         ssl_keyfile=None if inside else settings.tls_key,
         timeout_graceful_shutdown=int(_DRAIN_SECONDS),

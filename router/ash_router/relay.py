@@ -59,6 +59,8 @@ class _RelayProtocol(Intake):
     _exchange: Exchange | Passage | None = None
     _passage: Passage | None = None
     """The same as `_exchange` while its request still comes."""
+    _passed = 0
+    """Bytes of the body of its request."""
     _looked_for: object = None
     """The scope of the request for which other processes were asked last."""
 
@@ -95,6 +97,10 @@ class _RelayProtocol(Intake):
 
     def on_body(self, body: bytes) -> None:
         if self._passage is not None:
+            self._passed += len(body)
+            if self._passed > self.relay.limits.max_direct_body_bytes:
+                self._direct_body_exceeded()
+                return
             self._passage.body(body)
         elif self._phase is Phase.COLLECTING:
             self._body += body
@@ -178,13 +184,18 @@ class _RelayProtocol(Intake):
     # A sandbox's own endpoint, or another replica's.
 
     def _pass(self, passage: Passage) -> None:
+        announced = self._fields.get(b"content-length")
+        if announced is not None and int(announced) > self.relay.limits.max_direct_body_bytes:
+            self._direct_body_exceeded()
+            return
         self._phase = Phase.PASSING
+        self._passed = 0
         self._continue()
         self._exchange = self._passage = passage
         passage.start()
         body, self._body = self._body, bytearray()
         if body:
-            passage.body(bytes(body))
+            self.on_body(bytes(body))
         if self._received_all:  # before a verdict that took its time
             passage.body_ended()
 
@@ -197,6 +208,12 @@ class _RelayProtocol(Intake):
     def request_stalled(self) -> None:
         self._stop_passage()
         self._refuse(AshTimeout("the request did not arrive in time; send it again"), 408)
+
+    def _direct_body_exceeded(self) -> None:
+        if self._stop_passage():
+            self.transport.close()
+        else:
+            self._refuse(self.relay.limits.direct_body_exceeded(), 413)
 
     def _answer_begun(self) -> bool:
         if self._phase is Phase.PASSING:

@@ -140,6 +140,38 @@ async def test_a_body_that_breaks_its_framing_is_refused_and_the_sandbox_left(ri
     assert len(rig.ledger) == 0
 
 
+@pytest.mark.parametrize(
+    "framing", ["content-length: 2001\r\nexpect: 100-continue\r\n", "transfer-encoding: chunked\r\n"]
+)
+async def test_a_body_over_its_limit_is_refused_and_the_sandbox_left(tmp_path: Path, framing: str):
+    begun, hung_up = asyncio.Event(), asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        begun.set()
+        try:
+            await reader.read()
+        finally:
+            hung_up.set()
+
+    limits = RelayLimits(max_direct_body_bytes=2000, linger_seconds=0.1)
+    is_chunked = "chunked" in framing
+    async with open_rig(tmp_path, limits=limits) as rig, open_script(tmp_path, script) as socket:
+        await rig.bind("sb1", socket)
+        async with rig.connect() as wire:
+            await wire.send(direct(body=b"7d0\r\n" + b"a" * 2000 + b"\r\n" if is_chunked else b"", framing=framing))
+            if is_chunked:
+                with anyio.fail_after(5):
+                    await begun.wait()
+                await wire.send(b"1\r\na\r\n")
+            status, headers, body = await wire.answer()
+            assert (status, headers["ash-origin"], kind(body)) == (413, "hub", "capacity_exceeded")
+            assert await wire.ended()
+        if is_chunked:
+            with anyio.fail_after(5):
+                await hung_up.wait()
+        assert len(rig.ledger) == 0
+
+
 async def test_a_body_that_does_not_go_on_is_a_timeout(tmp_path: Path):
     async with (
         open_rig(tmp_path, limits=RelayLimits(body_timeout_seconds=0.1, linger_seconds=0.1)) as rig,
