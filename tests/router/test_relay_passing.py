@@ -102,6 +102,17 @@ async def test_a_large_body_is_held_back_while_the_sandbox_does_not_read(rig: Ri
     assert sum(got) == total
 
 
+@pytest.mark.parametrize("behind", [b"GET / HTTP/1.1\r\nhost: hub\r\n\r\n", b"x"])
+@pytest.mark.parametrize("framing", ["content-length: 3\r\n", "transfer-encoding: chunked\r\n"])
+async def test_what_comes_in_one_piece_with_a_request_behind_it_is_answered(rig: Rig, framing: str, behind: bytes):
+    body = b"3\r\nend\r\n0\r\n\r\n" if "chunked" in framing else b"end"
+    async with open_script(rig.directory, reads_all([], asyncio.Event())) as socket, rig.connect() as wire:
+        await rig.bind("sb1", socket)
+        await wire.send(direct(body=body + behind, framing=framing))
+        assert (await wire.answer())[2] == b"{}"
+        assert await wire.ended()
+
+
 async def test_a_request_that_is_answered_early_ends_its_connections(rig: Rig):
     connections: list[int] = []
 
