@@ -113,7 +113,9 @@ class Assembly:
             ledger=self.ledger,
             sessions=self._legacy,
             explain=self._explain,
-            forwarder=Forwarder(self.replicas, vouchers),
+            limits=settings.relay.limits,
+            forwarder=Forwarder(self.replicas, vouchers, settings.relay.limits),
+            look_up=self.routes.catch_up if settings.redis_url is not None else None,
             missing=self._missing,
         )
         self.reaper = Reaper(self.sandboxes, self.reconciler, self.ledger, store, holder=siblings.id)

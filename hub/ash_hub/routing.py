@@ -95,7 +95,9 @@ class _Parts:
             ledger=self._ledger,
             sessions=LegacySessions(lambda _: None, replica=self._replicas.id),  # none is ever opened here
             explain=self._explain,
-            forwarder=Forwarder(self._replicas, Vouchers(key, self._replicas.id)),
+            limits=settings.relay.limits,
+            forwarder=Forwarder(self._replicas, Vouchers(key, self._replicas.id), settings.relay.limits),
+            look_up=self._routes.catch_up,
         )
         notes = (auth.note, *store.warnings())
         metrics = Metrics(self._ledger, self._routes)

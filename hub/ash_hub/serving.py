@@ -18,7 +18,6 @@ from ash_mcp.wire import MCP_PATH
 __all__ = ["Server", "server_of", "url_of"]
 
 _DRAIN_SECONDS: Final = 5.0
-_KEEP_ALIVE_SECONDS: Final = 75
 _BACKLOG: Final = 2048
 # libuv accepts one connection of a listener in a turn of the loop, so that beside many busy ones a new caller would
 # wait for seconds. It does so for each descriptor, and these are descriptors of the same listener.
@@ -76,7 +75,7 @@ def server_of(app: object, protocol: type[asyncio.Protocol], settings: HubSettin
         date_header=False,
         proxy_headers=False,  # who calls is the socket's word, not a header's
         backlog=_BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=settings.relay.keep_alive_seconds,
         ssl_certfile=None if inside else settings.tls_cert,
         ssl_keyfile=None if inside else settings.tls_key,
         timeout_graceful_shutdown=int(_DRAIN_SECONDS),

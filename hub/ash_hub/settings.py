@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ash_mcp.paths import default_run_dir, default_state_dir
+from ash_router.limits import DEFAULT_LIMITS, RelayLimits
 from ash_router.replicas import split_address
 
-__all__ = ["AuthSettings", "HubSettings", "OidcSettings"]
+__all__ = ["AuthSettings", "HubSettings", "OidcSettings", "RelaySettings"]
 
 
 class Limits(BaseModel):
@@ -26,6 +27,40 @@ class Limits(BaseModel):
     """Sandboxes that start at once; more of them wait. Too many at once is what makes starts fail."""
     waiting: Annotated[int, Field(ge=0)] = 1000
     """Spawns that wait for a start; more are refused with a time to come back."""
+
+
+class RelaySettings(BaseModel):
+    """What a connection and a call may take on their way to a sandbox; 413, 431, 408 or 429 say that it was more."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_body_bytes: Annotated[int, Field(ge=1024, le=256 * 2**20)] = DEFAULT_LIMITS.max_body_bytes
+    """Of a message to the hive's endpoint, held in memory (413). The SDK's own servers, the hive's tools among them,
+    take no more than 4 MiB anyway."""
+    max_direct_body_bytes: Annotated[int, Field(ge=1024)] = DEFAULT_LIMITS.max_direct_body_bytes
+    """Of a request to a sandbox's own endpoint, which passes as it comes (413)."""
+    max_head_bytes: Annotated[int, Field(ge=1024, le=2**20)] = DEFAULT_LIMITS.max_head_bytes
+    """Of a request's or an answer's head (431)."""
+    max_headers: Annotated[int, Field(ge=10, le=10_000)] = DEFAULT_LIMITS.max_headers
+    """Header lines in it (431)."""
+    head_timeout_seconds: Annotated[float, Field(gt=0)] = DEFAULT_LIMITS.head_timeout_seconds
+    """For a head that does not come in one piece (408)."""
+    body_timeout_seconds: Annotated[float, Field(gt=0)] = DEFAULT_LIMITS.body_timeout_seconds
+    """For a message, or between two pieces of a request to a sandbox's own endpoint (408)."""
+    connect_timeout_seconds: Annotated[float, Field(gt=0)] = DEFAULT_LIMITS.connect_timeout_seconds
+    """For a connection to a sandbox (504 on its own endpoint)."""
+    idle_stream_seconds: Annotated[float, Field(gt=0)] | None = DEFAULT_LIMITS.idle_stream_seconds
+    """How long a sandbox may be silent during a call (504, or a typed failure); None for ever."""
+    keep_alive_seconds: Annotated[int, Field(ge=1)] = 75
+    """How long a connection without a request is kept; then it is closed."""
+    max_in_flight_per_owner: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.max_in_flight_per_owner
+    """Calls of one principal at once (429)."""
+    max_streams_per_owner: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.max_streams_per_owner
+    """Open streams of one principal that only listen (429)."""
+
+    @property
+    def limits(self) -> RelayLimits:
+        return RelayLimits(**self.model_dump(exclude={"keep_alive_seconds"}))
 
 
 class OidcSettings(BaseModel):
@@ -120,6 +155,7 @@ class HubSettings(BaseSettings):
     ended_retention_seconds: Annotated[float, Field(ge=0)] = 3600
     """How long its owner can read why a sandbox ended."""
     limits: Limits = Limits()
+    relay: RelaySettings = RelaySettings()
     expand: bool = True
     """Whether `tools/list` shows the sandboxes' tools; a connection can say otherwise with `?expand=`."""
     max_listed_tools: Annotated[int, Field(ge=0)] = 120

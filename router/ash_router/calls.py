@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ash_mcp.types import SessionName
+from ash_mcp.types import SessionName, valid_session_name
 from ash_mcp.wire import MODERN_VERSION
 from ash_router import bodies
 from ash_router._framing import Headers, decode_name
@@ -106,6 +106,31 @@ class Calls:
             call = bodies.as_tool_call(message)
             return None if call is None else self._relayed(session.admitted, headers, call, session)
         return _notice(session, message)
+
+    def misses(self, admitted: Admitted, fields: Fields, message: Message | None = None) -> bool:
+        """Say whether a request that is no call to a sandbox known here may be one to a sandbox that is not.
+
+        Args:
+            message: Its body; None where its head said enough for `needs_body` to pass it by.
+        """
+        is_modern = fields.get(b"mcp-protocol-version") == _MODERN
+        if message is None:
+            name = _name(fields) if is_modern and fields.get(b"mcp-method") == b"tools/call" else None
+            return name is not None and self._is_unknown(admitted, (split_tool_name(name) or ("",))[0])
+        call = bodies.as_tool_call(message)
+        session = None if is_modern else self._session(admitted, fields)
+        if call is None or (call.name != _name(fields) if is_modern else session is None):
+            return False
+        if call.name == HIVE_CALL:
+            named: Any = call.arguments.get("session")
+        else:
+            named = (split_tool_name(call.name) or ("",))[0]
+        return self._is_unknown(admitted if session is None else session.admitted, named)
+
+    def _is_unknown(self, admitted: Admitted, session: Any) -> bool:
+        if not isinstance(session, str) or not (valid_session_name(session) or session.startswith("sbx-")):
+            return False  # nobody's name: there is nothing to look for
+        return self._routes.resolve(admitted.principal, admitted.scope, session) is None
 
     def _session(self, admitted: Admitted, fields: Fields) -> LegacySession | None:
         session_id = fields.get(b"mcp-session-id")

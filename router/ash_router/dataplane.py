@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from ash_mcp.errors import AshError, ConfigError, SandboxNotFound, StreamBroken
+from ash_mcp.errors import AshError, ConfigError, ConnectFailed, SandboxNotFound, StreamBroken
 from ash_mcp.types import SandboxId
 from ash_mcp.wire import MCP_PATH
 from ash_router.admission import Admitted, Refusal
@@ -33,6 +33,7 @@ class DataPlane:
         sessions: The handshake-era map; its middleware must stand before the hive's MCP endpoint.
         explain: Says why the sandbox of a route is gone, or that it is not.
         forwarder: Reaches the other replicas of the hive; None where there are none.
+        look_up: Learns of routes that other processes bound; None where there are none.
         missing: Says why a caller has no route to what it names, where it may know: because that has ended, say.
     """
 
@@ -46,9 +47,11 @@ class DataPlane:
         explain: Callable[[Route], Awaitable[AshError]],
         limits: RelayLimits = DEFAULT_LIMITS,
         forwarder: Forwarder | None = None,
+        look_up: Callable[[], Awaitable[None]] | None = None,
         missing: Callable[[Admitted, str], AshError | None] = lambda _, __: None,
     ) -> None:
         self.limits = limits
+        self._look_up = look_up
         self.forwarder = forwarder
         self._routes = routes
         self._missing = missing
@@ -114,6 +117,23 @@ class DataPlane:
             allowed = ", ".join(sorted(METHODS))
             return Refusal(ConfigError(f"a sandbox's endpoint takes {allowed}"), 405, (("allow", allowed),))
         return found
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether a sandbox that is not known here may be known elsewhere."""
+        return self._look_up is not None
+
+    async def look_up(self) -> AshError | None:
+        """Learn of the routes that other processes have bound until now; return why that was not possible."""
+        assert self._look_up is not None
+        try:
+            async with asyncio.timeout(self.limits.lookup_timeout_seconds):
+                await self._look_up()
+        except TimeoutError:
+            return ConnectFailed("the hive could not find out in time whether there is such a sandbox; try again")
+        except ConnectFailed as error:
+            return error
+        return None
 
     def tell(self, said: Cancellation | ClientAnswer) -> None:
         """Tell a sandbox that its caller no longer waits, or what it answers."""

@@ -98,6 +98,8 @@ class Intake(HttpToolsProtocol):
             return
         except httptools.HttpParserError as error:
             self._parser_stopped(error)
+            if self._pipelined:
+                self._read_over()  # the request before it may have come in the same read
             return
         if self._in_head and was_in_head and not self._meter.fed(len(data)):
             self._refuse(self.relay.limits.head_exceeded(), 431)

@@ -17,6 +17,8 @@ class RelayLimits:
 
     max_body_bytes: int = 4 * 1024 * 1024
     """Of a message POSTed to `/mcp`; as the MCP SDK's own servers have it. More is 413."""
+    max_direct_body_bytes: int = 64 * 1024 * 1024
+    """Of a request to a sandbox's own endpoint, which is not kept here. More is 413."""
     max_head_bytes: int = 64 * 1024
     """Of a request's or a response's head. More is 431."""
     max_headers: int = 100
@@ -25,6 +27,8 @@ class RelayLimits:
     body_timeout_seconds: float = 30.0
     """For the whole body of a message to `/mcp`. Longer is 408."""
     connect_timeout_seconds: float = 5.0
+    lookup_timeout_seconds: float = 1.0
+    """How long the store is asked for a sandbox that this process does not know."""
     explain_timeout_seconds: float = 1.0
     """How long a caller waits to be told why its sandbox went away."""
     handshake_timeout_seconds: float = 30.0
@@ -52,6 +56,10 @@ class RelayLimits:
 
     def body_exceeded(self) -> AshError:
         return CapacityExceeded(f"a message may be at most {self.max_body_bytes} bytes long", retryable=False)
+
+    def direct_body_exceeded(self) -> AshError:
+        message = f"a request to a sandbox may be at most {self.max_direct_body_bytes} bytes long"
+        return CapacityExceeded(message, retryable=False)
 
     def in_flight_exceeded(self) -> AshError:
         message = f"you have {self.max_in_flight_per_owner} calls in flight already; wait for one of them to end"

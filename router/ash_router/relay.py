@@ -12,16 +12,17 @@ Up to the verdict on a request it is `intake.py`'s.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import ClassVar
 from urllib.parse import quote
 
 from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from ash_mcp.errors import AshTimeout
+from ash_mcp.errors import AshTimeout, SandboxNotFound
 from ash_mcp.wire import MCP_PATH
 from ash_router import _framing, answers, bodies
-from ash_router.admission import ADMITTED_KEY, Admission, Admitted
+from ash_router.admission import ADMITTED_KEY, Admission, Admitted, Refusal
 from ash_router.calls import Cancellation, ClientAnswer, Fields, LevelChange, RootsChange
 from ash_router.dataplane import DataPlane
 from ash_router.direct import Door
@@ -58,6 +59,10 @@ class _RelayProtocol(Intake):
     _exchange: Exchange | Passage | None = None
     _passage: Passage | None = None
     """The same as `_exchange` while its request still comes."""
+    _passed = 0
+    """Bytes of the body of its request."""
+    _looked_for: object = None
+    """The scope of the request for which other processes were asked last."""
 
     # What asyncio calls.
 
@@ -92,6 +97,10 @@ class _RelayProtocol(Intake):
 
     def on_body(self, body: bytes) -> None:
         if self._passage is not None:
+            self._passed += len(body)
+            if self._passed > self.relay.limits.max_direct_body_bytes:
+                self._direct_body_exceeded()
+                return
             self._passage.body(body)
         elif self._phase is Phase.COLLECTING:
             self._body += body
@@ -123,7 +132,8 @@ class _RelayProtocol(Intake):
             self._pass(Passage(self, door, self.headers, told, self.relay.services, paused=self.flow.write_paused))
             return
         if door is not None:
-            self._refuse(door.error, door.status, door.headers)
+            if not (isinstance(door.error, SandboxNotFound) and self._look_up(self._admitted_again)):
+                self._refuse(door.error, door.status, door.headers)
             return
         if self.forwarder is not None and self._is_forwarded(self.forwarder):
             return
@@ -133,8 +143,35 @@ class _RelayProtocol(Intake):
         is_message = self.scope["method"] == "POST" and verdict.path == MCP_PATH
         if is_message and self.relay.calls.needs_body(verdict, fields):
             self._collect()
-        else:
+        elif not (is_message and self.relay.calls.misses(verdict, fields) and self._look_up(self._admitted_again)):
             self._start_asgi()
+
+    # A sandbox that is not known here.
+
+    def _look_up(self, then: Callable[[], None]) -> bool:
+        """Have `then` decide anew after other processes' routes were looked up, once for each request."""
+        if not self.relay.looks_up or self._looked_for is self.scope:
+            return False
+        self._looked_for = self.scope
+        self._phase = Phase.ADMITTING
+        self._admitting = self.relay.spawn(self._decide_after_look(then))
+        return True
+
+    async def _decide_after_look(self, then: Callable[[], None]) -> None:
+        error = await self.relay.look_up()
+        if self.transport.is_closing():
+            return
+        self._admitting = None
+        self.flow.resume_reading()
+        door = self.relay.door(self._verdict, self.scope["method"], self._fields)
+        if error is not None and isinstance(door, Refusal):
+            self._refuse(error, 503)
+        else:
+            then()  # what is no door the hive's own endpoint answers, and says what it knows
+        self._read_over()
+
+    def _admitted_again(self) -> None:
+        self._admitted(self._verdict)
 
     def _is_forwarded(self, forwarder: Forwarder) -> bool:
         forward = forwarder.forward_of(self._verdict, self.scope["method"], self._fields)
@@ -147,13 +184,18 @@ class _RelayProtocol(Intake):
     # A sandbox's own endpoint, or another replica's.
 
     def _pass(self, passage: Passage) -> None:
+        announced = self._fields.get(b"content-length")
+        if announced is not None and int(announced) > self.relay.limits.max_direct_body_bytes:
+            self._direct_body_exceeded()
+            return
         self._phase = Phase.PASSING
+        self._passed = 0
         self._continue()
         self._exchange = self._passage = passage
         passage.start()
         body, self._body = self._body, bytearray()
         if body:
-            passage.body(bytes(body))
+            self.on_body(bytes(body))
         if self._received_all:  # before a verdict that took its time
             passage.body_ended()
 
@@ -166,6 +208,12 @@ class _RelayProtocol(Intake):
     def request_stalled(self) -> None:
         self._stop_passage()
         self._refuse(AshTimeout("the request did not arrive in time; send it again"), 408)
+
+    def _direct_body_exceeded(self) -> None:
+        if self._stop_passage():
+            self.transport.close()
+        else:
+            self._refuse(self.relay.limits.direct_body_exceeded(), 413)
 
     def _answer_begun(self) -> bool:
         if self._phase is Phase.PASSING:
@@ -200,6 +248,12 @@ class _RelayProtocol(Intake):
         decision = None
         if message is not None:
             decision = self.relay.calls.decide(self._verdict, self.headers, self._fields, message)
+            if (
+                decision is None
+                and self.relay.calls.misses(self._verdict, self._fields, message)
+                and self._look_up(self._collected)
+            ):
+                return
         if isinstance(decision, RelayedCall):
             self._relay(decision)
         elif isinstance(decision, Cancellation | ClientAnswer):

@@ -74,6 +74,10 @@ class Routes:
         """When a store that was flushed is believed again on what it lacks."""
         self._looking = anyio.Lock()
         self._looks = 0
+        """Looks at the store that were begun."""
+        self._looked = 0
+        """The last of them that ended, and why it failed."""
+        self._look_failed: ConnectFailed | None = None
         self._own_steps: dict[SandboxId, int] = {}
         """Routes that this process is binding or unbinding right now, and how many times at once."""
         self._own_since_look: set[SandboxId] = set()
@@ -178,16 +182,25 @@ class Routes:
         Raises:
             ConnectFailed: The store is away.
         """
-        looks = self._looks
+        came = self._looks
         async with self._looking:
-            if self._looks > looks:  # one that began after this caller came
-                return
-            self._looks += 1
+            if self._looked <= came:  # else one ended that began after this caller came
+                self._looks += 1
+                self._look_failed = await self._look()
+                self._looked = self._looks  # a look whose caller left counts for nobody
+            if self._look_failed is not None:
+                raise ConnectFailed(self._look_failed.message) from self._look_failed
+
+    async def _look(self) -> ConnectFailed | None:
+        try:
             since = self._version
             if self._refilled_at is not None and self._clock() >= self._refilled_at:
                 since = self._version = self._refilled_at = None
             self._own_since_look = set(self._own_steps)
             self._apply(await self._store.route_changes(since))
+        except ConnectFailed as error:
+            return error
+        return None
 
     def _apply(self, changes: RouteChanges) -> None:
         ours = self._own_since_look

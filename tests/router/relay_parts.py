@@ -27,6 +27,7 @@ from ash_router.ledger import Ledger
 from ash_router.relay import Relay, RelayLimits
 from ash_router.routes import Route, Routes
 from ash_router.sessions import LegacySessions
+from ash_router.store.base import Store
 from ash_router.store.memory import MemoryStore
 from ash_router.tokens import CallTokens
 from tests.router.sandbox_parts import Script, Server, config, open_script
@@ -161,8 +162,10 @@ async def open_rig(
     limits: RelayLimits | None = None,
     app: Any = None,
     forwarder: Forwarder | None = None,
+    shared: Store | None = None,
 ) -> AsyncGenerator[Rig]:
-    routes, ledger, admission = Routes(MemoryStore()), Ledger(), HeaderAdmission()
+    """Open a hub; over `shared` others may bind routes, which it looks up there."""
+    routes, ledger, admission = Routes(shared or MemoryStore()), Ledger(), HeaderAdmission()
 
     async def explain(route: Route) -> AshError:
         if rig.silent:
@@ -189,6 +192,7 @@ async def open_rig(
         explain=explain,
         limits=limits or RelayLimits(),
         forwarder=forwarder,
+        look_up=None if shared is None else routes.catch_up,
         missing=lambda _, name: rig.ended.get(name),
     )
     seam: Admission = admission

@@ -102,6 +102,17 @@ async def test_a_large_body_is_held_back_while_the_sandbox_does_not_read(rig: Ri
     assert sum(got) == total
 
 
+@pytest.mark.parametrize("behind", [b"GET / HTTP/1.1\r\nhost: hub\r\n\r\n", b"x"])
+@pytest.mark.parametrize("framing", ["content-length: 3\r\n", "transfer-encoding: chunked\r\n"])
+async def test_what_comes_in_one_piece_with_a_request_behind_it_is_answered(rig: Rig, framing: str, behind: bytes):
+    body = b"3\r\nend\r\n0\r\n\r\n" if "chunked" in framing else b"end"
+    async with open_script(rig.directory, reads_all([], asyncio.Event())) as socket, rig.connect() as wire:
+        await rig.bind("sb1", socket)
+        await wire.send(direct(body=body + behind, framing=framing))
+        assert (await wire.answer())[2] == b"{}"
+        assert await wire.ended()
+
+
 async def test_a_request_that_is_answered_early_ends_its_connections(rig: Rig):
     connections: list[int] = []
 
@@ -138,6 +149,38 @@ async def test_a_body_that_breaks_its_framing_is_refused_and_the_sandbox_left(ri
         with anyio.fail_after(5):
             await ended.wait()
     assert len(rig.ledger) == 0
+
+
+@pytest.mark.parametrize(
+    "framing", ["content-length: 2001\r\nexpect: 100-continue\r\n", "transfer-encoding: chunked\r\n"]
+)
+async def test_a_body_over_its_limit_is_refused_and_the_sandbox_left(tmp_path: Path, framing: str):
+    begun, hung_up = asyncio.Event(), asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        begun.set()
+        try:
+            await reader.read()
+        finally:
+            hung_up.set()
+
+    limits = RelayLimits(max_direct_body_bytes=2000, linger_seconds=0.1)
+    is_chunked = "chunked" in framing
+    async with open_rig(tmp_path, limits=limits) as rig, open_script(tmp_path, script) as socket:
+        await rig.bind("sb1", socket)
+        async with rig.connect() as wire:
+            await wire.send(direct(body=b"7d0\r\n" + b"a" * 2000 + b"\r\n" if is_chunked else b"", framing=framing))
+            if is_chunked:
+                with anyio.fail_after(5):
+                    await begun.wait()
+                await wire.send(b"1\r\na\r\n")
+            status, headers, body = await wire.answer()
+            assert (status, headers["ash-origin"], kind(body)) == (413, "hub", "capacity_exceeded")
+            assert await wire.ended()
+        if is_chunked:
+            with anyio.fail_after(5):
+                await hung_up.wait()
+        assert len(rig.ledger) == 0
 
 
 async def test_a_body_that_does_not_go_on_is_a_timeout(tmp_path: Path):
