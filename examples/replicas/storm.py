@@ -87,6 +87,7 @@ class Storm:
                 for number in range(SANDBOXES)
             ]
             names = [(box.session, box.id) for box in boxes]
+            await self._warm_up(names)
             begun = time.monotonic()
             async with anyio.create_task_group() as group:
                 group.start_soon(self._kill, begun)
@@ -99,6 +100,13 @@ class Storm:
         return self.figures
 
     # -- the load
+
+    async def _warm_up(self, boxes: Sequence[tuple[str, str]]) -> None:
+        """Call each sandbox once in each way: what a server loads at its first call is not to be measured."""
+        async with httpx.AsyncClient(timeout=CALL_SECONDS) as http:
+            for name, sandbox_id in boxes:
+                for number, way in enumerate(WAYS, 1):
+                    await self._make(http, Call(-number, way, name, time.time()), sandbox_id, Session())
 
     async def _caller(self, number: int, begun: float, boxes: Sequence[tuple[str, str]]) -> None:
         chance, session = random.Random(number), Session()

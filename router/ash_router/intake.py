@@ -119,6 +119,7 @@ class Intake(HttpToolsProtocol):
             self._in_head = True
             self._meter.restart()
             self._received_all = False
+            self._body = bytearray()
             self._disarm()
 
     def on_url(self, url: bytes) -> None:
