@@ -225,7 +225,10 @@ async def test_a_sandbox_is_told_what_h11_reads_in_a_request_or_nothing(rig: Rig
     assert listener.wrong == [], "the sandbox was sent what is no request"
     assert len(listener.read) <= 1, "one request became several"
     for told in listener.read:
-        asked = read(data, h11.SERVER)
+        # line ends before a request are skipped; the parser below takes a lone CR for one
+        asked = read(data.lstrip(b"\r\n"), h11.SERVER)
+        if asked == "Missing mandatory Host: header":
+            continue  # that is admission's to refuse, and this hub's does not
         assert isinstance(asked, Read), f"h11 refuses what passed: {asked}"
         assert told.start == (asked.start[0], b"/mcp")
         assert told.body == asked.body
@@ -269,7 +272,7 @@ async def test_a_caller_is_told_what_h11_reads_in_an_answer_or_of_a_failure(rig:
     assert len(told.values(b"ash-origin")) == 1
     if told.values(b"ash-origin") == [b"hub"]:
         return
-    said = read(data, h11.CLIENT, ended=True)
+    said = read(data.lstrip(b"\r\n"), h11.CLIENT, ended=True)
     assert isinstance(said, Read), f"h11 refuses what passed: {said}"
     assert (told.start, told.body) == (said.start, said.body)
     assert told.values(b"content-type") == said.values(b"content-type")
