@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -69,8 +70,11 @@ def _announced(run_dir: Path, url: str) -> Generator[None]:
 
 
 @asynccontextmanager
-async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
+async def open_hive(settings: HubSettings, backend: Backend | None = None) -> AsyncGenerator[Hive]:
     """Serve a hive while the context is open; leaving it ends its sandboxes, unless `settings.keep`.
+
+    Args:
+        backend: An open one to use instead of the settings' own.
 
     Raises:
         ConfigError: What is missing or wrong, and what to do.
@@ -86,7 +90,7 @@ async def open_hive(settings: HubSettings) -> AsyncGenerator[Hive]:
         inside = listen_inside(settings.advertise) if settings.redis_url is not None else None
         ports = (port,) if inside is None else (port, stack.enter_context(inside.listener).getsockname()[1])
         auth = open_auth(settings, port)
-        backend = await stack.enter_async_context(_load_backend(settings, ports))
+        backend = backend or await stack.enter_async_context(_load_backend(settings, ports))
         redis_url = settings.redis_url.get_secret_value() if settings.redis_url is not None else None
         store = await stack.enter_async_context(open_store(redis_url, settings.redis_prefix))
         parts = Assembly(settings, catalog, backend, store, auth, inside.address if inside is not None else None)
@@ -147,9 +151,21 @@ def _load_backend(settings: HubSettings, ports: tuple[int, ...]) -> Backend:
         raise ConfigError(f"there is no backend {kind!r}; there are: {', '.join(sorted(known))}")
     factory: BackendFactory = known[kind].load()
     try:
-        return factory(settings.backend, Places(settings.state_dir, settings.run_dir, settings.logs, ports))
+        return factory(settings.backend, _places(settings, ports))
     except ValidationError as exc:
         raise ConfigError(f"settings of the {kind} backend (ASH_HUB_BACKEND__…): {explain_invalid(exc)}") from exc
+
+
+def _places(settings: HubSettings, ports: tuple[int, ...]) -> Places:
+    directories = (settings.state_dir, settings.run_dir, settings.logs)
+    return Places(*directories, ports, shared=_shared(settings), keep=settings.keep)
+
+
+def _shared(settings: HubSettings) -> str | None:
+    """Return what only the replicas of one hive have in common, without the password in it."""
+    if settings.redis_url is None:
+        return None
+    return hashlib.sha256(f"{settings.redis_url.get_secret_value()} {settings.redis_prefix}".encode()).hexdigest()[:32]
 
 
 async def _stop_when_idle(hive: Hive, server: Server, seconds: float) -> None:

@@ -26,6 +26,7 @@ from ash_hub.server import Face
 from ash_hub.settings import HubSettings
 from ash_hub.shelf import ToolsetShelf
 from ash_hub.siblings import Alone, Replicated, Siblings
+from ash_hub.splicing import splicing
 from ash_hub.starting import Starter
 from ash_hub.watching import InstanceWatch
 from ash_hub.web import build_app
@@ -38,6 +39,7 @@ from ash_router.relay import Relay
 from ash_router.replicas import Replicas, new_replica_id
 from ash_router.routes import Route, Routes
 from ash_router.sessions import LegacySessions
+from ash_router.shares import Shares
 from ash_router.store.base import Store
 from ash_router.tokens import CallTokens, load_hive_key
 from ash_router.vouchers import VoucherAdmission, Vouchers
@@ -119,7 +121,7 @@ class Assembly:
         self.reaper = Reaper(self.sandboxes, self.reconciler, self.ledger, store, holder=siblings.id)
         store.on_flushed(Restorer(backend, self.sandboxes, store, self.routes).restore)
         self.app = build_app(
-            self._legacy.middleware(self.manager.handle_request),
+            self._legacy.middleware(Shares(splicing(self.manager.handle_request), self._session_lives)),
             Metrics(self.ledger, self.routes, self.sandboxes.registry),
             lambda: self.sandboxes.unready() or store.unready(),
             auth.routes,

@@ -36,7 +36,8 @@ def require_redis(settings: HubSettings) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Listen for callers.
+    """Take the port for callers. Connections are refused, not kept waiting, until it is served: a load balancer then
+    tries another replica.
 
     Raises:
         ConfigError: The port cannot be had; what to do.
@@ -51,7 +52,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def listen_inside(advertise: str | None) -> Inside:
-    """Listen for the other replicas: where `advertise` says, or on a free port that only this machine reaches.
+    """Take a port for the other replicas: where `advertise` says, or on a free port that only this machine reaches.
 
     Raises:
         ConfigError: The port cannot be had; what to do.
@@ -88,7 +89,6 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen(2048)
     except OSError:
         listener.close()
         raise

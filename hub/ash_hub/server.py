@@ -22,10 +22,13 @@ from pydantic import BaseModel, ValidationError
 from ash_hub.doors import Answer, Doors
 from ash_hub.expansion import expand
 from ash_hub.hive_tools import HIVE_TOOLS, INSTRUCTIONS, UNLISTED_TOOLS, listed_hive_tools
+from ash_hub.listing import Listings
 from ash_hub.notices import Notices
 from ash_hub.recipes import Catalog, explain_invalid
+from ash_hub.sandbox import Sandbox
 from ash_hub.sandboxes import Sandboxes
 from ash_hub.settings import HubSettings
+from ash_hub.splicing import leave_tools
 from ash_mcp.errors import AshError, ConfigError, HiveFault, NotFound, ToolNotFound
 from ash_mcp.wire import failure_to_json, jsonrpc_code, tool_failure
 from ash_router.admission import Admitted
@@ -64,7 +67,7 @@ class Face:
         self._ledger = ledger
         self._settings = settings
         self._caller = caller
-        self._own_tools = listed_hive_tools(_recipe_line(catalog))
+        self._listings = Listings(listed_hive_tools(_recipe_line(catalog)), name_limit=settings.name_limit)
         self.server = _HiveServer(
             "ash",
             version=version,
@@ -101,18 +104,23 @@ class Face:
         return result
 
     async def _list_tools(self, ctx: Context, params: types.PaginatedRequestParams) -> dict[str, Any]:
-        del params  # one page: real clients follow cursors unevenly, and the count is bounded
-        caller = self._caller(ctx.request)
+        request: Any = ctx.request
+        caller = self._caller(request)
         await self._doors.catch_up()
-        tools = list(self._own_tools)
+        shown: list[Sandbox] = []
         if self._settings.expand if caller.expand is None else caller.expand:
-            tools += expand(
-                self._sandboxes.registry.of(caller.principal, caller.scope),
-                self._ledger.last_call,
-                name_limit=self._settings.name_limit,
-                most=self._settings.max_listed_tools,
+            # who asks for all gets all; the count is for hosts that say nothing
+            most = None if caller.expand else self._settings.max_listed_tools
+            shown = expand(
+                self._sandboxes.registry.of(caller.principal, caller.scope), self._ledger.last_call, most=most
             )
-        return _complete({"tools": tools})
+        try:
+            page = self._listings.page(ctx.protocol_version, shown, params.cursor)
+        except ConfigError as error:
+            raise MCPError(types.INVALID_PARAMS, error.message, failure_to_json(error)) from error
+        leave_tools(request.scope, page.tools)
+        following = {} if page.next_cursor is None else {"nextCursor": page.next_cursor}
+        return _complete({"tools": [], **following})
 
     async def _call_tool(self, ctx: Context, params: types.CallToolRequestParams) -> dict[str, Any]:
         caller = self._caller(ctx.request)

@@ -12,11 +12,16 @@ import anyio
 import uvicorn
 
 from ash_hub.settings import HubSettings
+from ash_mcp.errors import ConfigError
 from ash_mcp.wire import MCP_PATH
 
 __all__ = ["Server", "server_of", "url_of"]
 
 _DRAIN_SECONDS: Final = 5.0
+_BACKLOG: Final = 2048
+# libuv accepts one connection of a listener in a turn of the loop, so that beside many busy ones a new caller would
+# wait for seconds. It does so for each descriptor, and these are descriptors of the same listener.
+_ACCEPTS_AT_ONCE: Final = 32
 
 
 class Server(uvicorn.Server):
@@ -35,9 +40,17 @@ class Server(uvicorn.Server):
 
     @asynccontextmanager
     async def serving(self, listener: socket.socket) -> AsyncGenerator[None]:
-        """Serve on `listener` while the context is open, then let answers that have begun finish, bounded."""
+        """Serve on `listener` while the context is open, then let answers that have begun finish, bounded.
+
+        Raises:
+            ConfigError: Another program has begun to listen there meanwhile.
+        """
+        try:
+            listener.listen(_BACKLOG)
+        except OSError as exc:
+            raise ConfigError(f"another program has just begun to listen on port {listener.getsockname()[1]}") from exc
         async with anyio.create_task_group() as group:
-            group.start_soon(self._serve, [listener])
+            group.start_soon(self._serve, [listener, *(listener.dup() for _ in range(_ACCEPTS_AT_ONCE - 1))])
             try:
                 await self._up.wait()
                 yield
@@ -61,6 +74,7 @@ def server_of(app: object, protocol: type[asyncio.Protocol], settings: HubSettin
         server_header=False,
         date_header=False,
         proxy_headers=False,  # who calls is the socket's word, not a header's
+        backlog=_BACKLOG,
         timeout_keep_alive=settings.relay.keep_alive_seconds,
         ssl_certfile=None if inside else settings.tls_cert,
         ssl_keyfile=None if inside else settings.tls_key,

@@ -159,7 +159,8 @@ class HubSettings(BaseSettings):
     expand: bool = True
     """Whether `tools/list` shows the sandboxes' tools; a connection can say otherwise with `?expand=`."""
     max_listed_tools: Annotated[int, Field(ge=0)] = 120
-    """Over this many tools whole sandboxes are left out of `tools/list`, least recently called first."""
+    """Over this many tools whole sandboxes are left out of `tools/list`, least recently called first, unless the
+    connection asked for `?expand=all`."""
     name_limit: Annotated[int, Field(ge=30, le=64)] = 50
     """Characters of a listed tool name; hosts add a prefix and models stop at 64."""
     redis_url: SecretStr | None = None

@@ -39,6 +39,8 @@ class BackendUnderTest:
     """Makes the next start, of the spec that it returns, fail."""
     die: Callable[[SandboxId], Awaitable[None]]
     """Ends the main process of a sandbox from outside."""
+    another: Callable[[], AbstractAsyncContextManager[Backend]]
+    """Enters another replica's backend of the same hive."""
     leftovers: Callable[[], Collection[str]]
     """Names what is left in the world of any sandbox."""
     prison: Prison | None = None
@@ -106,6 +108,40 @@ async def annotate_replaces_the_record_and_nothing_else(make: Make) -> None:
         created = await it.backend.create(replace(_fresh(it), record={"a": 1, "b": 2}))
         await it.backend.annotate(created.id, {"a": 3})
         assert await it.backend.get(created.id) == replace(created, record={"a": 3})
+        await it.backend.delete(created.id)
+
+
+async def a_changed_record_is_told(make: Make) -> None:
+    async with make() as it:
+        created = await it.backend.create(_fresh(it))
+        events = it.backend.watch()
+        await it.backend.annotate(created.id, {"a": 3})
+        assert await _next(events) == replace(created, record={"a": 3})
+        await it.backend.delete(created.id)
+
+
+async def what_another_replica_does_is_seen(make: Make) -> None:
+    async with make() as it, it.another() as other:
+        events = it.backend.watch()
+        created = await other.create(replace(_fresh(it), record={"by": "another"}))
+        assert await it.backend.get(created.id) == created
+        assert await it.backend.list() == [created]
+        assert await _next(events) == created
+        await it.backend.annotate(created.id, {"by": "this one"})
+        changed = replace(created, record={"by": "this one"})
+        assert await _next(events) == await other.get(created.id) == changed
+        await other.delete(created.id)
+        ended = await _next(events)
+        assert (ended.id, ended.phase, ended.record) == (created.id, Phase.ENDED, changed.record)
+        assert await it.backend.list() == []
+        assert not it.leftovers()
+
+
+async def another_replica_may_leave(make: Make) -> None:
+    async with make() as it:
+        async with it.another() as other:
+            created = await other.create(_fresh(it))
+        assert await it.backend.list() == [created]
         await it.backend.delete(created.id)
 
 
@@ -296,6 +332,9 @@ BEHAVIOURS: tuple[Callable[[Make], Awaitable[None]], ...] = (
     an_id_is_taken_while_its_sandbox_is_known,
     an_unknown_sandbox_is_no_error,
     annotate_replaces_the_record_and_nothing_else,
+    a_changed_record_is_told,
+    what_another_replica_does_is_seen,
+    another_replica_may_leave,
     delete_leaves_nothing_and_can_be_repeated,
     watch_reports_start_and_end,
     every_watcher_is_told,

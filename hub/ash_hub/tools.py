@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -63,6 +64,8 @@ class Listing:
     """Listed name without the session, and the tool."""
     renamed: Mapping[str, str]
     """Listed name -> own name, where they differ."""
+    room: int
+    """Characters that a name behind `<session>_` may have here; a toolset's listings differ by nothing else."""
 
     def under(self, session: SessionName) -> list[dict[str, Any]]:
         """Return the tools as `tools/list` shows them for one session."""
@@ -157,7 +160,19 @@ def _clean_schema(schema: object) -> Mapping[str, Any] | None:
     if not isinstance(cleaned, dict) or len(json.dumps(cleaned, separators=(",", ":"))) > MAX_SCHEMA_BYTES:
         return None
     shape = cast("dict[str, Any]", cleaned)
-    return shape if shape.get("type") == "object" else None
+    return shape if _is_schema_of_object(shape) else None
+
+
+def _is_schema_of_object(shape: Mapping[str, Any]) -> bool:
+    """Say whether every protocol version can list it: one tool that one cannot would take the whole list with it."""
+    required: Any = shape.get("required", [])
+    return (
+        shape.get("type") == "object"
+        and isinstance(shape.get("properties", {}), dict)
+        and isinstance(shape.get("$schema", ""), str)
+        and isinstance(required, list)
+        and all(isinstance(name, str) for name in cast("list[Any]", required))
+    )
 
 
 def _clean_json(value: Any, depth: int) -> Any:
@@ -174,6 +189,8 @@ def _clean_json(value: Any, depth: int) -> Any:
         return out
     if isinstance(value, list):
         return [_clean_json(item, depth - 1) for item in cast("list[Any]", value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("not a number of JSON")
     return value
 
 
@@ -197,4 +214,5 @@ def _fit(tools: Iterable[PinnedTool], room: int) -> Listing:
             digest = hashlib.sha256(tool.name.encode()).hexdigest()[:_HASH_CHARS]
             name = f"{name[: room - _HASH_CHARS - 1]}-{digest}"
         fitted[name] = tool
-    return Listing(tuple(fitted.items()), {name: tool.name for name, tool in fitted.items() if name != tool.name})
+    renamed = {name: tool.name for name, tool in fitted.items() if name != tool.name}
+    return Listing(tuple(fitted.items()), renamed, room)

@@ -33,7 +33,9 @@ async def memory() -> AsyncGenerator[BackendUnderTest]:
         backend.die(sandbox_id)
 
     async with MemoryBackend(said=b"up\n") as backend:
-        yield BackendUnderTest(backend=backend, spec=SPEC, fail=fail, die=die, leftovers=lambda: [])
+        yield BackendUnderTest(
+            backend=backend, spec=SPEC, fail=fail, die=die, another=backend.another, leftovers=lambda: []
+        )
 
 
 MAKERS: dict[str, Make] = {"memory": memory, "local": under_test}

@@ -105,10 +105,12 @@ def settings_in(root: Path, **more: Any) -> LocalSettings:
 
 
 @asynccontextmanager
-async def local_backend(root: Path, *, hive_ports: Sequence[int] = (), **more: Any) -> AsyncGenerator[LocalBackend]:
+async def local_backend(
+    root: Path, *, hive_ports: Sequence[int] = (), shared: str | None = None, **more: Any
+) -> AsyncGenerator[LocalBackend]:
     """Enter a backend, and end its sandboxes at the end: nothing may be left of it."""
     settings = settings_in(root, **more)
-    async with LocalBackend(settings, runtime=stand_in(), hive_ports=hive_ports) as backend:
+    async with LocalBackend(settings, runtime=stand_in(), hive_ports=hive_ports, shared=shared) as backend:
         try:
             yield backend
         finally:
@@ -147,7 +149,7 @@ def prison_of(backend: LocalBackend, root: Path) -> Prison:
 @asynccontextmanager
 async def under_test(**more: Any) -> AsyncGenerator[BackendUnderTest]:
     with directories() as root:
-        async with local_backend(root, **(SMALL | more)) as backend:
+        async with local_backend(root, shared="tested", **(SMALL | more)) as backend:
 
             async def die(sandbox_id: SandboxId) -> None:
                 instance = await backend.get(sandbox_id)
@@ -159,6 +161,7 @@ async def under_test(**more: Any) -> AsyncGenerator[BackendUnderTest]:
                 spec=SPEC,
                 fail=lambda spec: replace(spec, mounts={"/proc/nowhere/at/all": "/usr"}),
                 die=die,
+                another=lambda: LocalBackend(settings_in(root, **(SMALL | more)), runtime=stand_in(), shared="tested"),
                 leftovers=lambda: leftovers(settings_in(root)) + sandbox_processes(backend),
                 prison=prison_of(backend, root),
             )

@@ -132,3 +132,23 @@ def test_whatever_a_server_lists_becomes_legal_names_and_json(listed: list[dict[
 @given(st.text(max_size=200), st.integers(4, 100))
 def test_cleaned_text_is_never_longer_than_asked(text: str, most: int) -> None:
     assert len(clean_text(text, most).encode()) <= most
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": 5},
+        {"type": "object", "properties": []},
+        {"type": "object", "required": "text"},
+        {"type": "object", "required": [1]},
+        {"type": "object", "$schema": 5},
+        {"type": "object", "properties": {"a": {"default": float("nan")}}},
+        {"type": "object", "properties": {"a": {"maximum": float("inf")}}},
+    ],
+)
+def test_a_schema_that_a_protocol_version_cannot_list_is_not_shown(schema: dict[str, Any]) -> None:
+    listed = {**tool(), "inputSchema": schema, "outputSchema": schema}
+    toolset = pin([listed], {})
+    (shape,) = toolset.listing(SB1, 50).under(SB1)
+    assert shape["inputSchema"] == {"type": "object"} and "outputSchema" not in shape
+    assert toolset.notes

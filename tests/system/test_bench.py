@@ -27,6 +27,8 @@ def test_a_short_run_shows_both_sides_of_every_ratio() -> None:
         assert row["ratio"] == pytest.approx(row["hive"] / row["direct"], rel=0.1)
     assert rows["spawn echo, p50"]["hive"] > 0
     assert "the hive's processor time a call" in rows
+    whole = [row for what, row in rows.items() if what.startswith("tools/list of 1006 tools")]
+    assert len(whole) == 2 and all(0 < row["hive"] <= 5 for row in whole), whole
     assert set(Path("/tmp").glob("ash-bench-*")) == before
 
 

@@ -54,7 +54,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class BackendEvent:
-    """A change of one instance's phase. `lost` is True when events may have been missed: list again."""
+    """A change of one instance's phase or record. `lost` is True when events may have been missed: list again."""
 
     instance: Instance | None
     lost: bool = False
@@ -69,6 +69,10 @@ class Places:
     log_dir: Path
     ports: tuple[int, ...] = ()
     """Where on this host the hive itself listens; no sandbox may reach that."""
+    shared: str | None = None
+    """What the replicas of one hive have in common, and no other hive; None: this hive is one process."""
+    keep: bool = True
+    """Whether sandboxes that are left wait for the next hive without a time limit."""
 
 
 class BackendFactory(Protocol):
@@ -111,15 +115,18 @@ class Backend(Protocol):
         ...
 
     async def get(self, sandbox_id: SandboxId) -> Instance | None:
-        """Return one sandbox, or None if the backend does not know it."""
+        """Return one sandbox, or None if there is none; one that is not known here may be another replica's."""
         ...
 
     async def list(self) -> list[Instance]:
-        """Return every sandbox of this hive, ended ones included while the backend remembers them."""
+        """Return every sandbox of this hive as it is now, whichever replica made it.
+
+        Ended ones are included while the backend remembers them.
+        """
         ...
 
     async def annotate(self, sandbox_id: SandboxId, record: Mapping[str, Any]) -> None:
-        """Replace the stored record of a sandbox; no-op if it is unknown."""
+        """Replace the stored record of a sandbox, whichever replica made it; no-op if it is unknown."""
         ...
 
     async def delete(self, sandbox_id: SandboxId, *, grace_seconds: float = 2.0) -> None:
@@ -134,7 +141,9 @@ class Backend(Protocol):
         ...
 
     def watch(self) -> AsyncIterator[BackendEvent]:
-        """Yield every phase change from now on, until the backend is left.
+        """Yield every change of phase or record from now on, whichever replica made it, until the backend is left.
+
+        What another replica deletes comes as `ENDED`, with the last record that it had.
 
         A slow reader gets one event with `lost=True` instead of a growing queue.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
@@ -33,6 +34,7 @@ class MemoryBackend:
         self._serve = serve
         self._said = said
         self._events = Broadcast()
+        self._replicas = [self]
         self._instances: dict[SandboxId, Instance] = {}
         self._starting: set[SandboxId] = set()
         self._logs: dict[SandboxId, bytearray] = {}
@@ -75,13 +77,13 @@ class MemoryBackend:
 
     async def annotate(self, sandbox_id: SandboxId, record: Mapping[str, Any]) -> None:
         if instance := self._instances.get(sandbox_id):
-            self._instances[sandbox_id] = replace(instance, record=dict(record))
+            self._noted(replace(instance, record=dict(record)))
 
     async def delete(self, sandbox_id: SandboxId, *, grace_seconds: float = 2.0) -> None:
         instance = self._instances.pop(sandbox_id, None)
         self._logs.pop(sandbox_id, None)
         if instance is not None and instance.phase is not Phase.ENDED:
-            self._events.publish(replace(instance, phase=Phase.ENDED, exit_message="deleted"))
+            self._publish(replace(instance, phase=Phase.ENDED, exit_message="deleted"))
 
     async def logs(self, sandbox_id: SandboxId, *, tail_bytes: int = 65_536) -> bytes:
         log = self._logs.get(sandbox_id, bytearray())
@@ -92,6 +94,13 @@ class MemoryBackend:
 
     def describe(self) -> Mapping[str, Any]:
         return {"kind": self.kind, "warnings": []}
+
+    def another(self) -> MemoryBackend:
+        """Return what another replica of the same hive would have, not entered yet."""
+        other = copy.copy(self)
+        other._events = Broadcast()
+        self._replicas.append(other)
+        return other
 
     def die(self, sandbox_id: SandboxId, message: str = "exited with code 1") -> None:
         """End a sandbox as if its main process had died."""
@@ -107,5 +116,9 @@ class MemoryBackend:
 
     def _noted(self, instance: Instance) -> Instance:
         self._instances[instance.id] = instance
-        self._events.publish(instance)
+        self._publish(instance)
         return instance
+
+    def _publish(self, instance: Instance) -> None:
+        for replica in self._replicas:
+            replica._events.publish(instance)

@@ -10,6 +10,7 @@ from typing import Final
 
 import anyio
 
+from ash_hub.bench.concurrency import measure_concurrency
 from ash_hub.bench.relaying import measure_proxy, measure_relay, measure_routes
 from ash_hub.bench.rows import Row, median
 from ash_hub.bench.target import Target
@@ -202,5 +203,6 @@ MEASUREMENTS: Final[Sequence[Measurement]] = (
     measure_throughput,
     measure_lists,
     measure_relaying,
+    measure_concurrency,
 )
 """In the order of the table."""

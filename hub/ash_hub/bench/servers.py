@@ -2,7 +2,8 @@
 
 `constant` stands for a sandbox and answers everything alike; `plane` is the data plane with `constant` behind its
 routes; `asgi` relays to it as an ASGI app with aiohttp; `tools` is a FastMCP server, and `proxy` FastMCP's own proxy
-of it. Each says in one line of JSON where it listens, and ends with its standard input.
+of it; `crowd` is a whole hive with many sandboxes, which all are the one `standin`. Each says in one line of JSON
+where it listens, and ends with its standard input.
 """
 
 from __future__ import annotations
@@ -215,6 +216,23 @@ class _Server(uvicorn.Server):
         self.up.set()
 
 
+async def _standin(socket: str) -> None:
+    from ash_hub.bench.standin import TOOLS_OF_EACH, make_tools, standing_in
+
+    async with standing_in(socket, make_tools(TOOLS_OF_EACH)):
+        await _until_told({})
+
+
+async def _crowd(socket: str, sandboxes: str, *owners: str) -> None:
+    """Serve a whole hive where each of `owners` has that many sandboxes, stand-ins all."""
+    from ash_hub.bench.crowd import open_crowd
+
+    with tempfile.TemporaryDirectory(prefix="ash-bench-", dir="/tmp") as folder:
+        async with open_crowd(Path(folder), socket, *owners, limits={"sandboxes": 10_000}) as crowd:
+            ids = {owner: await crowd.spawn(owner, int(sandboxes)) for owner in owners}
+            await _until_told({"port": crowd.port, "tokens": dict(crowd.tokens), "ids": ids})
+
+
 async def _until_told(said: dict[str, Any]) -> None:
     """Say that all is up, and wait for the end of standard input."""
     sys.stdout.write(json.dumps(said) + "\n")
@@ -230,6 +248,8 @@ _KINDS: Final[dict[str, Callable[..., Awaitable[None]]]] = {
     "asgi": _asgi,
     "tools": _tools,
     "proxy": _proxy,
+    "standin": _standin,
+    "crowd": _crowd,
 }
 
 

@@ -13,4 +13,5 @@ __all__ = ["LocalBackend", "LocalSettings", "build"]
 def build(options: Mapping[str, Any], places: Places) -> LocalBackend:
     """Make the backend from a hive's settings."""
     own = {"state_dir": places.state_dir, "run_dir": places.run_dir, "log_dir": places.log_dir}
-    return LocalBackend(LocalSettings.model_validate({**options, **own}), hive_ports=places.ports)
+    settings = LocalSettings.model_validate({**options, **own})
+    return LocalBackend(settings, hive_ports=places.ports, shared=places.shared, keep=places.keep)

@@ -49,7 +49,13 @@ class LocalBackend:
     kind = "local"
 
     def __init__(
-        self, settings: LocalSettings, *, runtime: Runtime | None = None, hive_ports: Sequence[int] = ()
+        self,
+        settings: LocalSettings,
+        *,
+        runtime: Runtime | None = None,
+        hive_ports: Sequence[int] = (),
+        shared: str | None = None,
+        keep: bool = True,
     ) -> None:
         """Make the backend; nothing is started before it is entered.
 
@@ -57,9 +63,14 @@ class LocalBackend:
             settings: Its directories and limits.
             runtime: What sandboxes run; None is the runner that is installed beside the hub.
             hive_ports: Where the hive listens, which no network policy lets a sandbox reach.
+            shared: What replicas of one hive have in common, so that they may use one keeper; None: this is alone.
+            keep: Whether sandboxes that run when it is left, the last of its hive, wait for the next one without a
+                time limit, and not only for the grace.
         """
         self._settings = settings
         self._hive_ports = hive_ports
+        self._shared = shared
+        self._keep = keep
         self._given_runtime = runtime
         self._events = Broadcast()
         self._instances: dict[SandboxId, Instance] = {}
@@ -89,7 +100,7 @@ class LocalBackend:
         with anyio.move_on_after(_CLEAN_UP_SECONDS, shield=True), contextlib.suppress(KeeperGone, ConfigError):
             # A keeper that died may have left sockets and groups, which a new one clears away as it starts and ends.
             link = await self._living_link()
-            if not (await link.request("leave"))["stays"]:
+            if not (await link.request("leave", keep=self._keep))["stays"]:
                 await link.closed.wait()
         self._events.close()
         await self._end_tasks()
@@ -145,25 +156,40 @@ class LocalBackend:
         return instance if end is None else self._noted(end)
 
     async def get(self, sandbox_id: SandboxId) -> Instance | None:
+        if sandbox_id not in self._instances:
+            await self._ask_for_all()
         return self._instances.get(sandbox_id)
 
     async def list(self) -> list[Instance]:
+        await self._ask_for_all()
         return list(self._instances.values())
 
+    async def _ask_for_all(self) -> None:
+        """Learn what other hubs made and ended, of which the news may be on its way still."""
+        if self._link is not None:
+            with contextlib.suppress(KeeperGone):
+                await self._link.request("list", apply=self._listed)
+
+    def _listed(self, answer: Mapping[str, Any]) -> None:
+        instances = [self._instance(view) for view in answer["sandboxes"]]
+        for instance in instances:
+            if instance.id not in self._ended_early:
+                self._noted(instance)
+        for missing in self._instances.keys() - {instance.id for instance in instances}:
+            if self._instances[missing].phase is not Phase.ENDED:  # else it ended with the keeper before this one
+                self._removed(self._instances[missing])
+
     async def annotate(self, sandbox_id: SandboxId, record: Mapping[str, Any]) -> None:
-        if instance := self._instances.get(sandbox_id):
-            self._instances[sandbox_id] = replace(instance, record=dict(record))
-            if self._link is not None:
-                with contextlib.suppress(KeeperGone):
-                    await self._link.request("annotate", id=sandbox_id, record=dict(record))
+        if self._link is not None:
+            with contextlib.suppress(KeeperGone):
+                await self._link.request("annotate", id=sandbox_id, record=dict(record))
 
     async def delete(self, sandbox_id: SandboxId, *, grace_seconds: float = 2.0) -> None:
         with contextlib.suppress(KeeperGone):
             link = await self._living_link()
             await link.request("stop", id=sandbox_id, grace_seconds=grace_seconds)
-        instance = self._instances.pop(sandbox_id, None)
-        if instance is not None and instance.phase is not Phase.ENDED:
-            self._events.publish(replace(instance, phase=Phase.ENDED, exit_message="deleted"))
+        if instance := self._instances.get(sandbox_id):
+            self._removed(instance)
 
     async def logs(self, sandbox_id: SandboxId, *, tail_bytes: int = 65_536) -> bytes:
         if self._link is None or sandbox_id not in self._instances:
@@ -206,7 +232,7 @@ class LocalBackend:
             deadline = anyio.current_time() + _CONNECT_SECONDS
             while True:
                 with contextlib.suppress(OSError, KeeperEnding, KeeperGone):
-                    return self._led(await KeeperLink.open(self._paths.control, self._hive_ports))
+                    return self._led(await KeeperLink.open(self._paths.control, self._hive_ports, self._shared))
                 started = await anyio.to_thread.run_sync(start_keeper, self._settings, self._paths)
                 if not started and anyio.current_time() > deadline:
                     raise ConfigError(_locked_elsewhere(self._paths))
@@ -252,17 +278,25 @@ class LocalBackend:
             _audit(message)
             return
         instance = self._instance(message["sandbox"])
-        if instance.id in self._instances:
+        if instance.id in self._ended_early:  # being created here, whose answer tells all but the end
+            if instance.phase is Phase.ENDED:
+                self._ended_early[instance.id] = instance
+        elif message["event"] != "removed":
             self._noted(instance)
-        elif instance.id in self._ended_early:
-            self._ended_early[instance.id] = instance
+        elif instance.id in self._instances:
+            self._removed(self._instances[instance.id])
 
     def _noted(self, instance: Instance) -> Instance:
         known = self._instances.get(instance.id)
         self._instances[instance.id] = instance
-        if known is None or known.phase is not instance.phase:
+        if known is None or known.phase is not instance.phase or known.record != instance.record:
             self._events.publish(instance)
         return instance
+
+    def _removed(self, instance: Instance) -> None:
+        del self._instances[instance.id]
+        if instance.phase is not Phase.ENDED:
+            self._events.publish(replace(instance, phase=Phase.ENDED, exit_message="deleted"))
 
     def _instance(self, view: Mapping[str, Any]) -> Instance:
         return Instance(

@@ -39,14 +39,22 @@ class KeeperRefusal(Exception):
         self.answer = answer
 
 
+Apply = Callable[[Mapping[str, Any]], None]
+
+
+def _ignore(answer: Mapping[str, Any]) -> None:
+    del answer
+
+
 class _Pending:
-    def __init__(self) -> None:
+    def __init__(self, apply: Apply) -> None:
+        self.apply = apply
         self.done = anyio.Event()
         self.answer: Mapping[str, Any] | None = None
 
 
 class KeeperLink:
-    """A connection as the leader. `run` must be running for requests to be answered."""
+    """A connection as one of the hubs. `run` must be running for requests to be answered."""
 
     def __init__(self, stream: SocketStream) -> None:
         self._stream = stream
@@ -60,21 +68,23 @@ class KeeperLink:
         """The keeper's answer to our first word: its pid, its sandboxes, its control groups."""
 
     @classmethod
-    async def open(cls, path: Path, ports: Sequence[int] = ()) -> KeeperLink:
-        """Connect and become the leader.
+    async def open(cls, path: Path, ports: Sequence[int] = (), shared: str | None = None) -> KeeperLink:
+        """Connect and join the hubs that lead it.
 
         Args:
             ports: Where the hive itself listens, which no sandbox may reach.
+            shared: What the replicas of one hive have in common; None for a hub that is alone.
 
         Raises:
             OSError: Nobody listens there.
             KeeperEnding, KeeperGone: The keeper is about to end.
-            ConfigError: Another hub leads it, or it is of another version.
+            ConfigError: Another hive leads it, or it is of another version.
         """
         link = cls(await anyio.connect_unix(path))
         try:
             with anyio.fail_after(_HELLO_SECONDS):
-                await link._send({"op": "hello", "n": 0, "pid": os.getpid(), "ports": list(ports)})
+                hello = {"op": "hello", "n": 0, "pid": os.getpid(), "ports": list(ports), "shared": shared}
+                await link._send(hello)
                 answer = await link._receive()
         except (KeeperGone, TimeoutError) as error:
             await link.aclose()
@@ -83,10 +93,7 @@ class KeeperLink:
             await link.aclose()
             if failure["kind"] == "ending":
                 raise KeeperEnding
-            raise ConfigError(
-                f"another hive (process {failure['pid']}) runs on this state directory: stop it, connect to it "
-                "instead of starting a second one, or give this one a state directory of its own (ASH_HUB_STATE_DIR)"
-            )
+            raise ConfigError(_refused(failure, shares=shared is not None))
         link.hello = answer["ok"]
         if link.hello["protocol"] != PROTOCOL:
             await link.aclose()
@@ -105,6 +112,8 @@ class KeeperLink:
                     on_event(message)
                 elif pending := self._pending.get(message["n"]):
                     pending.answer = message
+                    if "ok" in message:
+                        pending.apply(message["ok"])
                     pending.done.set()
         except KeeperGone:
             pass
@@ -113,8 +122,11 @@ class KeeperLink:
             for pending in self._pending.values():
                 pending.done.set()
 
-    async def request(self, operation: str, **fields: Any) -> Mapping[str, Any]:
+    async def request(self, operation: str, *, apply: Apply = _ignore, **fields: Any) -> Mapping[str, Any]:
         """Send one request and return its answer.
+
+        Args:
+            apply: Called with the answer before any event that came after it.
 
         Raises:
             KeeperRefusal, KeeperGone
@@ -122,7 +134,7 @@ class KeeperLink:
         if self.closed.is_set():
             raise KeeperGone
         number = next(self._numbers)
-        pending = self._pending[number] = _Pending()
+        pending = self._pending[number] = _Pending(apply)
         try:
             await self._send({"op": operation, "n": number, **fields})
             await pending.done.wait()
@@ -157,3 +169,18 @@ class KeeperLink:
             anyio.ClosedResourceError,
         ) as error:
             raise KeeperGone from error
+
+
+def _refused(failure: Mapping[str, Any], *, shares: bool) -> str:
+    if failure["kind"] != "led":
+        return f"{failure['message']}: stop one of them first"
+    if shares and failure["shared"]:
+        join = (
+            "share the Redis that it was started with, under the same prefix (ASH_HUB_REDIS_URL, ASH_HUB_REDIS_PREFIX)"
+        )
+    else:
+        join = "start both with the same --redis-url (ASH_HUB_REDIS_URL), and they are one hive"
+    return (
+        f"another hive (process {failure['pid']}) runs on this state directory: stop it, connect to it instead of "
+        f"starting a second one, {join}, or give this one a state directory of its own (ASH_HUB_STATE_DIR)"
+    )

@@ -1,10 +1,14 @@
-"""The keeper's socket: one JSON object a line, one hub at a time, and the grace after a hub is gone.
+"""The keeper's socket: one JSON object a line, the hubs of one hive at its other ends, and the grace after the last.
 
 Requests are `{"op", "n", …}`; each has one answer `{"n", "ok": {…}}` or `{"n", "error": {"kind", "message", …}}`.
-Beside them the keeper sends `{"event": "ended", "sandbox": {…}}`, and `{"event": "egress", "sandbox": id, …}` for each
-decision of the egress proxy. The first request is `hello`. `leave` says that a
-hub goes on purpose: its sandboxes stay, without a time limit, and the keeper ends if there are none. A hub that is
-gone without `leave` has the grace to come back.
+Beside them the keeper tells every hub of a sandbox that was `started`, `annotated`, `ended` by itself or `removed`
+(`{"event": …, "sandbox": {…}}`), and one hub, so that it is written down once, of each decision of the egress proxy
+(`{"event": "egress", "sandbox": id, …}`).
+
+The first request is `hello`. Hubs that say the same `shared` there are replicas of one hive and all equal; any other
+second hub is refused. `leave` says that a hub goes on purpose. After the last one is gone the sandboxes stay without a
+time limit if it left to `keep` them, and otherwise for the grace, in which a hub may come; the keeper ends when a hub
+has left and nothing runs.
 """
 
 from __future__ import annotations
@@ -25,12 +29,15 @@ from .sandbox import LaunchError, Sandbox
 
 __all__ = ["PROTOCOL", "SOCKET_NAME", "Keeper"]
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised when a hub and a keeper of different versions would not understand each other."""
 SOCKET_NAME = "keeper.sock"
 _LINE_LIMIT = 16 * 1024 * 1024
 _FIRST_HUB_SECONDS = 10.0
 _CREDENTIALS = struct.Struct("3i")
+_MOST_HUBS = 64
+_MOST_UNREAD_BYTES = 16 * 1024 * 1024
+"""A hub that leaves more than this unread is cut off: it will come again, and ask for all there is."""
 
 Answer = Mapping[str, Any]
 
@@ -43,8 +50,27 @@ class Refused(Exception):
         self.answer: Answer = {"kind": kind, "message": message, **data}
 
 
+class _Hub:
+    """A hub at the other end of a connection."""
+
+    def __init__(self, writer: asyncio.StreamWriter, pid: int) -> None:
+        self.writer = writer
+        self.pid = pid
+        self.has_left = False
+        self.keeps = False
+        """Whether it left its sandboxes to whichever hub comes, however late."""
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        if self.writer.is_closing():
+            return
+        if self.writer.transport.get_write_buffer_size() > _MOST_UNREAD_BYTES:
+            self.writer.transport.abort()
+            return
+        _send(self.writer, message)
+
+
 class Keeper:
-    """All sandboxes of one hive, and the hub that leads them."""
+    """All sandboxes of one hive, and the hubs that lead them."""
 
     def __init__(self, config: Mapping[str, Any], hierarchy: Hierarchy) -> None:
         self._grace: float = config["grace_seconds"]
@@ -54,9 +80,12 @@ class Keeper:
         self._egress = Egress(self._decided)
         self._sandboxes: dict[str, Sandbox] = {}
         self._starts: dict[str, asyncio.Task[Exception | None]] = {}
-        self._leader: asyncio.StreamWriter | None = None
-        self._leader_pid = 0
-        self._left = False
+        self._hubs: list[_Hub] = []
+        """The longest connected first."""
+        self._shared: str | None = None
+        self._ports: set[int] = set()
+        self._is_kept = False
+        """Whether the sandboxes stay although there is no hub."""
         self._ending = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._operations: Mapping[str, Callable[[Mapping[str, Any]], Awaitable[Answer]]] = {
@@ -64,7 +93,7 @@ class Keeper:
             "stop": self._stop,
             "annotate": self._annotate,
             "logs": self._logs,
-            "leave": self._leave,
+            "list": self._list,
         }
 
     def finish(self) -> None:
@@ -94,18 +123,19 @@ class Keeper:
         self._timer = asyncio.get_running_loop().call_later(seconds, self.finish)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hub: _Hub | None = None
         try:
-            if self._admitted(writer) and await self._greeted(reader, writer):
-                await self._led(reader)
+            if self._admitted(writer) and (hub := await self._greeted(reader, writer)):
+                await self._led(reader, hub)
         except (ConnectionError, ValueError, LookupError, TypeError, AttributeError):
             pass  # a peer that breaks the protocol or goes away is dropped like one that has left
         except asyncio.CancelledError:
             pass  # the loop ends, and nobody waits for this task but the loop
         finally:
-            if self._leader is writer and not self._ending.is_set():
-                self._lost_hub()
+            if hub is None:
                 writer.close()
-            elif self._leader is not writer:
+            elif not self._ending.is_set():
+                self._lost(hub)
                 writer.close()
 
     @staticmethod
@@ -113,37 +143,64 @@ class Keeper:
         peer = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         return _CREDENTIALS.unpack(peer)[1] in (0, os.geteuid())
 
-    async def _greeted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _greeted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> _Hub | None:
         request = json.loads(await reader.readline() or b"{}")
         if request.get("op") != "hello":
-            return False
-        if self._leader is not None or self._ending.is_set():
-            kind = "ending" if self._ending.is_set() else "led"
-            error = {"kind": kind, "message": "another hub leads this keeper", "pid": self._leader_pid}
-            _send(writer, {"n": request["n"], "error": error})
-            return False
-        self._leader, self._leader_pid, self._left = writer, request["pid"], False
+            return None
+        refusal = self._refusal(request["shared"])
+        if refusal is not None:
+            _send(writer, {"n": request["n"], "error": refusal})
+            return None
+        hub = _Hub(writer, request["pid"])
+        self._shared, self._is_kept = request["shared"], False
+        self._hubs.append(hub)
         if self._timer is not None:
             self._timer.cancel()
-        self._egress.hive_listens_on(request["ports"])
-        known = [sandbox.view() for sandbox in self._sandboxes.values() if sandbox.phase != "starting"]
+        self._ports |= set(request["ports"])
+        self._egress.hive_listens_on(sorted(self._ports))
         groups = {"version": self._hierarchy.version, "controllers": sorted(self._hierarchy.directories)}
-        hello = {"protocol": PROTOCOL, "pid": os.getpid(), "sandboxes": known, "cgroups": groups}
+        hello = {"protocol": PROTOCOL, "pid": os.getpid(), "sandboxes": self._views(), "cgroups": groups}
         _send(writer, {"n": request["n"], "ok": hello})
-        return True
+        return hub
 
-    async def _led(self, reader: asyncio.StreamReader) -> None:
+    def _refusal(self, shared: str | None) -> Answer | None:
+        """Say why a hub may not join those that are here, or None."""
+        if self._ending.is_set():
+            return {"kind": "ending", "message": "the keeper is about to end"}
+        if self._hubs and (shared is None or shared != self._shared):
+            message = "another hub leads this keeper"
+            return {"kind": "led", "message": message, "pid": self._hubs[0].pid, "shared": self._shared is not None}
+        if len(self._hubs) >= _MOST_HUBS:
+            return {"kind": "crowded", "message": f"{_MOST_HUBS} hubs lead this keeper, which is its limit"}
+        return None
+
+    async def _led(self, reader: asyncio.StreamReader, hub: _Hub) -> None:
         while line := await reader.readline():
             request = json.loads(line)
-            self._tasks.create_task(self._answer(request, self._operations[request["op"]]))
+            if request["op"] == "leave":
+                hub.send({"n": request["n"], "ok": self._leave(hub, keeps=request["keep"])})
+            else:
+                self._tasks.create_task(self._answer(hub, request, self._operations[request["op"]]))
 
-    def _lost_hub(self) -> None:
-        self._leader = None
-        if not self._left:
+    def _lost(self, hub: _Hub) -> None:
+        self._hubs.remove(hub)
+        if self._hubs:
+            return
+        self._is_kept = hub.has_left and hub.keeps
+        if not self._is_kept:
             self._wait_for_hub(self._grace)
+        elif not self._running():
+            self.finish()
+
+    def _leave(self, hub: _Hub, *, keeps: bool) -> Answer:
+        hub.has_left, hub.keeps = True, keeps
+        stays = self._running() or any(not other.has_left for other in self._hubs)
+        if not stays:
+            self.finish()
+        return {"stays": stays}
 
     async def _answer(
-        self, request: Mapping[str, Any], operation: Callable[[Mapping[str, Any]], Awaitable[Answer]]
+        self, hub: _Hub, request: Mapping[str, Any], operation: Callable[[Mapping[str, Any]], Awaitable[Answer]]
     ) -> None:
         try:
             answer = {"n": request["n"], "ok": await operation(request)}
@@ -153,11 +210,12 @@ class Keeper:
             # One request must not end the sandboxes of all others.
             traceback.print_exc()
             answer = {"n": request["n"], "error": {"kind": "fault", "message": f"the keeper failed: {fault!r}"}}
-        self._tell(answer)
+        hub.send(answer)
 
-    def _tell(self, message: Mapping[str, Any]) -> None:
-        if self._leader is not None:
-            _send(self._leader, message)
+    def _tell(self, event: str, sandbox: Sandbox) -> None:
+        message = {"event": event, "sandbox": sandbox.view()}
+        for hub in self._hubs:
+            hub.send(message)
 
     async def _start(self, request: Mapping[str, Any]) -> Answer:
         name = request["id"]
@@ -186,18 +244,20 @@ class Keeper:
             raise
         finally:
             del self._starts[name]
+        self._tell("started", sandbox)
         return sandbox.view()
 
     def _ended(self, sandbox: Sandbox) -> None:
-        self._tell({"event": "ended", "sandbox": sandbox.view()})
-        if self._left and self._leader is None and not self._running():
+        self._tell("ended", sandbox)
+        if self._is_kept and not self._hubs and not self._running():
             self.finish()
 
     def _decided(self, record: Mapping[str, Any]) -> None:
-        """Write what the egress proxy decided into the sandbox's log, and tell the hub."""
+        """Write what the egress proxy decided into the sandbox's log, and tell one hub, which writes it down."""
         if sandbox := self._sandboxes.get(record["sandbox"]):
             sandbox.log.add(json.dumps(record, separators=(",", ":")).encode() + b"\n")
-            self._tell(record)
+            if self._hubs:
+                self._hubs[0].send(record)
 
     def _running(self) -> bool:
         return any(sandbox.phase != "ended" for sandbox in self._sandboxes.values())
@@ -209,25 +269,28 @@ class Keeper:
             await asyncio.wait([start])
         elif sandbox := self._sandboxes.get(name):
             await sandbox.end(request["grace_seconds"])
-            self._sandboxes.pop(name, None)
+            if self._sandboxes.pop(name, None):  # by the first of those who stop it at once
+                self._tell("removed", sandbox)
         return {}
 
     async def _annotate(self, request: Mapping[str, Any]) -> Answer:
         if sandbox := self._sandboxes.get(request["id"]):
             sandbox.record = request["record"]
+            if sandbox.phase != "starting":
+                self._tell("annotated", sandbox)
         return {}
+
+    async def _list(self, request: Mapping[str, Any]) -> Answer:
+        del request
+        return {"sandboxes": self._views()}
+
+    def _views(self) -> list[Answer]:
+        return [sandbox.view() for sandbox in self._sandboxes.values() if sandbox.phase != "starting"]
 
     async def _logs(self, request: Mapping[str, Any]) -> Answer:
         sandbox = self._sandboxes.get(request["id"])
         data = sandbox.log.last(request["tail_bytes"]) if sandbox else b""
         return {"data": base64.b64encode(data).decode()}
-
-    async def _leave(self, request: Mapping[str, Any]) -> Answer:
-        self._left = True
-        stays = self._running()
-        if not stays:
-            self.finish()
-        return {"stays": stays}
 
 
 async def _outcome(start: Coroutine[Any, Any, None]) -> Exception | None:

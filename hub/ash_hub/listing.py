@@ -1,0 +1,138 @@
+"""`tools/list` as bytes: each toolset is written once, and a page is joined from what is written.
+
+What is kept is a toolset with the session's name left open, so sandboxes of one recipe share it, whatever they are
+called. What a tool looks like in an era is the SDK's word: it is written from what the SDK makes of it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mcp_types import methods
+from pydantic import BaseModel, ValidationError
+
+from ash_hub.expansion import START, Cursor, cut
+from ash_hub.sandbox import Sandbox
+from ash_hub.tools import Listing
+
+__all__ = ["Listings", "Page"]
+
+log = logging.getLogger("ash.hub")
+
+METHOD: Final = "tools/list"
+PAGE_BYTES: Final = 960 * 1024
+"""Of the tools in one answer. Clients refuse events over 1 MiB; and a list that fits is one page whatever its count,
+since some clients show the first page only."""
+MAX_KEPT_BYTES: Final = 64 * 1024 * 1024
+
+# Stands for the session's name in what is kept. JSON has it nowhere: it is written as an escape there.
+_OPEN: Final = b"\0"
+_ENVELOPE: Final = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
+
+Written = tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One answer's worth of tools."""
+
+    tools: bytes
+    """What stands between the brackets of the JSON array."""
+    next_cursor: str | None
+
+
+class Listings:
+    """Writes pages, and keeps what it has written up to a number of bytes, least recently used out first.
+
+    Args:
+        own: The hive's own tools, which begin the first page.
+    """
+
+    def __init__(
+        self,
+        own: Sequence[Mapping[str, Any]],
+        *,
+        name_limit: int,
+        page_bytes: int = PAGE_BYTES,
+        max_kept_bytes: int = MAX_KEPT_BYTES,
+    ) -> None:
+        self._own = own
+        self._own_written: dict[object, Written] = {}
+        self._name_limit = name_limit
+        self._page_bytes = page_bytes
+        self._max_kept = max_kept_bytes
+        self._kept: OrderedDict[tuple[str, int, object], Written] = OrderedDict()
+        self.kept_bytes = 0
+
+    def page(self, version: str, sandboxes: Iterable[Sandbox], cursor: str | None) -> Page:
+        """Return a page of the hive's tools and those of `sandboxes`, as a client of protocol `version` reads it.
+
+        Raises:
+            ConfigError: The cursor is none.
+        """
+        begin = START if cursor is None else Cursor.parse(cursor)
+        own = self._own_tools(version) if cursor is None else ()
+        room = self._page_bytes - sum(len(tool) + 1 for tool in own)
+        tools, following = cut(sandboxes, lambda sandbox: self._tools_of(sandbox, version), begin, room)
+        return Page(b",".join((*own, *tools)), str(following) if following is not None else None)
+
+    def _own_tools(self, version: str) -> Written:
+        shape = _shape(version)
+        if shape not in self._own_written:
+            self._own_written[shape] = tuple(_write(tool, version) for tool in self._own)
+        return self._own_written[shape]
+
+    def _tools_of(self, sandbox: Sandbox, version: str) -> Sequence[bytes]:
+        toolset = sandbox.toolset
+        assert toolset is not None
+        listing = toolset.listing(sandbox.session, self._name_limit)
+        key = (toolset.digest, listing.room, _shape(version))
+        written = self._kept.get(key)
+        if written is None:
+            written = self._keep(key, _templates(listing, version))
+        else:
+            self._kept.move_to_end(key)
+        session = sandbox.session.encode()
+        return [tool.replace(_OPEN, session, 1) for tool in written]
+
+    def _keep(self, key: tuple[str, int, object], written: Written) -> Written:
+        self._kept[key] = written
+        self.kept_bytes += _size(written)
+        while self.kept_bytes > self._max_kept:
+            _, dropped = self._kept.popitem(last=False)
+            self.kept_bytes -= _size(dropped)
+        return written
+
+
+def _shape(version: str) -> type[BaseModel] | object:
+    """Return what versions have in common that list tools alike."""
+    return methods.SERVER_RESULTS[METHOD, version]
+
+
+def _templates(listing: Listing, version: str) -> Written:
+    written: list[bytes] = []
+    for name, tool in listing.tools:
+        try:
+            fields = _write(tool.to_json(f"_{name}"), version)
+        except (ValidationError, ValueError):
+            # one that the SDK would refuse, and the whole list with it
+            log.warning("a tool cannot be listed in protocol %s", version, extra={"tool": tool.name})
+            continue
+        written.append(fields.replace(b'{"name":"_', b'{"name":"' + _OPEN + b"_", 1))
+    return tuple(written)
+
+
+def _write(tool: Mapping[str, Any], version: str) -> bytes:
+    (shaped,) = methods.serialize_server_result(METHOD, version, {"tools": [tool], **_ENVELOPE})["tools"]
+    ordered = {"name": shaped.pop("name"), **shaped}
+    # ASCII, so that no line separator of Unicode can end a line of an event stream early
+    return json.dumps(ordered, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def _size(written: Written) -> int:
+    return sum(map(len, written))
