@@ -16,7 +16,8 @@ from typing import Any, cast
 import pytest
 import redis
 
-BINARY = shutil.which("redis-server")
+BINARY = shutil.which(os.environ.get("ASH_TEST_REDIS", "redis-server")) or shutil.which("valkey-server")
+"""`ASH_TEST_REDIS` names another, such as valkey-server."""
 _START_SECONDS = 10.0
 
 

@@ -165,6 +165,7 @@ class Intake(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         if self._phase is Phase.ASGI:
+            self._disarm()
             super().on_body(body)
         elif self._phase is Phase.ADMITTING:
             self._body += body
@@ -176,6 +177,7 @@ class Intake(HttpToolsProtocol):
             return  # the parser takes what follows for another protocol; see _resume_after_upgrade
         self._received_all = True
         if self._phase is Phase.ASGI:
+            self._disarm()
             super().on_message_complete()
         else:
             self._received_body()
@@ -278,7 +280,7 @@ class Intake(HttpToolsProtocol):
         if self._timer is None and self.timeout_keep_alive_task is None:
             if self._phase is Phase.HEAD:
                 self._arm(self.relay.limits.head_timeout_seconds)
-            elif self._phase is Phase.COLLECTING:
+            elif self._phase is Phase.COLLECTING or (self._phase is Phase.ASGI and not self._received_all):
                 self._arm(self.relay.limits.body_timeout_seconds)
 
     def _arm(self, seconds: float) -> None:
@@ -293,6 +295,10 @@ class Intake(HttpToolsProtocol):
         self._timer = None
         if self._phase is Phase.HEAD and not self._in_head:
             self.transport.close()  # it never asked for anything
+        elif self._phase is Phase.ASGI and self.flow.read_paused:
+            self._arm(self.relay.limits.body_timeout_seconds)  # the app is the slow one
+        elif self._answer_begun():
+            self.transport.close()
         else:
             self._refuse(AshTimeout("the request did not arrive in time; send it again", retryable=True), 408)
 

@@ -257,6 +257,7 @@ class _RelayProtocol(Intake):
         if isinstance(decision, RelayedCall):
             self._relay(decision)
         elif isinstance(decision, Cancellation | ClientAnswer):
+            self._body = bytearray()
             self.relay.tell(decision)
             self.write(answers.accepted(self))
             self.finished()

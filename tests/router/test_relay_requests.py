@@ -130,7 +130,13 @@ async def test_a_chunked_body_over_its_limit_is_refused_while_it_comes(tight: Ri
 
 
 @pytest.mark.parametrize(
-    "sent", [b"GET /plain HTTP/1.1\r\nhost:", modern("call", b"{", framing="content-length: 9\r\n")]
+    "sent",
+    [
+        b"GET /plain HTTP/1.1\r\nhost:",
+        modern("call", b"{", framing="content-length: 9\r\n"),
+        b"POST /plain HTTP/1.1\r\nhost: hub\r\ncontent-length: 9\r\n\r\nabc",
+        b"POST /plain HTTP/1.1\r\nhost: hub\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n",
+    ],
 )
 async def test_a_request_that_does_not_arrive_in_time_is_refused(tight: Rig, sent: bytes):
     answered, _, body = await refusal(tight, sent)

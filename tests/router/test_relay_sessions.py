@@ -203,6 +203,22 @@ async def test_a_cancellation_goes_where_the_call_went(rig: Rig, box: Box):
         assert (status, headers["content-type"]) == (202, "application/json")
 
 
+async def test_what_follows_a_notice_on_its_connection_is_read_by_itself(rig: Rig, box: Box):
+    async with session(rig) as (wire, session_id), rig.connect() as other:
+        for request_id in ("one", "two"):
+            await wire.send(legacy(message("tools/call", {"name": "sb1_wait"}, request_id), session_id))
+            with anyio.fail_after(10):
+                await box.waiting.wait()
+            await other.send(legacy(message("notifications/cancelled", {"requestId": request_id}), session_id))
+            assert (await other.answer())[0] == 202
+            assert (await wire.answer())[0] == 200
+            box.waiting.clear()
+        await other.send(legacy(add(), session_id))
+        status, headers, body = await other.answer()
+        assert (status, headers["ash-origin"]) == (200, "sandbox")
+        assert b"3" in body
+
+
 async def test_a_session_that_the_hub_dropped_is_answered_by_the_hub(rig: Rig, script: Scripted):
     async with session(rig) as (wire, session_id):
         rig.gone_sessions.add(session_id)

@@ -1,0 +1,111 @@
+"""A router without a hub, beside a real hive on one Redis: it serves sandboxes and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from anyio import to_thread
+from mcp.client import Client
+from pydantic import SecretStr
+
+from ash_hub.app import Hive, open_hive
+from ash_hub.bench.wire import modern_call
+from ash_hub.routing import Router, open_router
+from ash_hub.settings import HubSettings
+from tests.redis_server import RedisServer, running_redis
+
+pytestmark = [pytest.mark.anyio, pytest.mark.redis, pytest.mark.heavy]
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="ash-", dir="/tmp"))  # a socket's path must be short
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with running_redis(tmp_path) as server:
+        yield server
+
+
+def settings(folder: Path, server: RedisServer, run: str) -> HubSettings:
+    return HubSettings(port=0, state_dir=folder / "s", run_dir=folder / run, redis_url=SecretStr(server.url))
+
+
+@pytest.fixture
+async def hive(folder: Path, server: RedisServer) -> AsyncGenerator[Hive]:
+    async with open_hive(settings(folder, server, "r")) as hive:
+        yield hive
+
+
+@pytest.fixture
+async def router(folder: Path, server: RedisServer, hive: Hive) -> AsyncGenerator[Router]:
+    async with open_router(settings(folder, server, "q")) as router:
+        yield router
+
+
+async def post(router: Router, name: str, session: str | None = None) -> httpx.Response:
+    """Call a tool in the stateless era, by a session header where there is one."""
+    headers = {} if session is None else {"x-session-id": session}
+    raw = modern_call("tools/call", {"name": name, "arguments": {"text": "hello"}}, headers)
+    head, _, body = raw.partition(b"\r\n\r\n")
+    lines = [line.split(": ", 1) for line in head.decode().split("\r\n")[1:]]
+    sent = {key: value for key, value in lines if key.lower() not in ("host", "content-length")}
+    async with httpx.AsyncClient(timeout=20) as http:
+        return await http.post(router.url, content=body, headers=sent)
+
+
+async def spawn(hive: Hive) -> Any:
+    async with Client(hive.url) as client:
+        result = await client.call_tool("spawn", {"recipe": "echo"})
+    assert result.structured_content is not None, result.content
+    return result.structured_content
+
+
+async def test_what_was_just_spawned_is_called_at_once_by_every_door(hive: Hive, router: Router):
+    made = await spawn(hive)
+    for name, session in (
+        (f"{made['session']}_echo", None),
+        ("echo", made["session"]),
+        ("echo", made["sandbox_id"]),
+    ):
+        answer = await post(router, name, session)
+        assert (answer.status_code, answer.headers["ash-origin"]) == (200, "sandbox"), answer.text
+        assert "hello" in answer.text
+
+
+async def test_without_a_session_it_says_what_is_missing_and_of_an_unknown_one_that_there_is_none(router: Router):
+    answer = await post(router, "echo")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("missing session header")
+    for unknown in ("sb77", "sbx-nobody"):
+        answer = await post(router, "echo", unknown)
+        assert (answer.status_code, answer.json()["error"]["message"]) == (404, "route not found")
+
+
+async def test_without_redis_the_known_are_called_and_of_the_others_nothing_is_claimed(
+    hive: Hive, router: Router, server: RedisServer
+):
+    made = await spawn(hive)
+    assert (await post(router, "echo", made["session"])).status_code == 200
+    await to_thread.run_sync(server.stop)
+    assert (await post(router, "echo", made["session"])).status_code == 200
+    with anyio.fail_after(5):
+        answer = await post(router, "echo", "sb77")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["kind"], error["retryable"]) == (503, "connect_failed", True)
+    await to_thread.run_sync(server.start)
