@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,7 +137,7 @@ class Cluster:
 
 
 @contextmanager
-def running(count: int = 3) -> Iterator[Cluster]:
+def running(count: int = 3) -> Generator[Cluster]:
     """Start all of it and end it again; nothing is left.
 
     Raises:

@@ -29,7 +29,12 @@ CALLERS = 24
 SLACK_SECONDS = 0.3
 """How long after a kill its effects may show: nginx and the other hives notice a broken connection at once."""
 CALL_SECONDS = 30.0
-META = {"io.modelcontextprotocol/protocolVersion": MODERN, "io.modelcontextprotocol/clientCapabilities": {}}
+MOST_HANDSHAKES = 1000
+"""Of one caller: a hive that forgets every session would be asked for ever."""
+META: dict[str, Any] = {
+    "io.modelcontextprotocol/protocolVersion": MODERN,
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
 
 
 @dataclass
@@ -138,7 +143,7 @@ class Storm:
         call.ended_at = time.time()
 
     async def _in_session(self, http: httpx.AsyncClient, call: Call, session: Session) -> httpx.Response:
-        for _ in range(4):
+        while True:
             if session.id is None:
                 hello = await self._post(http, call, {}, _request("initialize", _HELLO, call.number), suffix="h")
                 if hello.status_code != 200:
@@ -152,10 +157,9 @@ class Storm:
             body = _request("tools/call", params, call.number)
             call.sent_at = time.time()
             answer = await self._post(http, call, self._session_headers(session), body)
-            if answer.status_code != 404:
+            if answer.status_code != 404 or session.handshakes > MOST_HANDSHAKES:
                 return answer
             session.id = None  # its hive is gone, and the call did not run: begin anew, as the protocol says
-        return answer
 
     @staticmethod
     def _session_headers(session: Session) -> dict[str, str]:
@@ -217,7 +221,7 @@ class Storm:
             if call.outcome.startswith("untyped") or call.retryable is None:
                 self.figures.problems.append(f"call {call.number} ({call.way}): {call.outcome}")
             names = (f"{call.number}{suffix}" for suffix in ("", "h", "i"))
-            hives = set().union(*(had.get(name, ()) for name in names), owners.get(call.owner or "", ()))
+            hives = set[str]().union(*(had.get(name, ()) for name in names), owners.get(call.owner or "", ()))
             if not any(
                 hive in hives and call.sent_at - SLACK_SECONDS <= at <= call.ended_at + SLACK_SECONDS
                 for hive, at in self.figures.kills
