@@ -27,7 +27,9 @@ def run_hive(settings: HubSettings, *, demo: bool) -> int:
     try:
         logs.set_up(settings.logs, settings.log_level, to_stderr=not demo and not sys.stderr.isatty())
     except OSError as exc:
-        raise typer.BadParameter(f"{settings.logs} cannot hold the log: {exc.strerror}; set ASH_HUB_LOG_DIR") from exc
+        raise typer.BadParameter(
+            f"{settings.logs} cannot hold the log: {exc.strerror}; set ASH_HUB_STATE_DIR, or ASH_HUB_LOG_DIR alone"
+        ) from exc
     codes: list[int] = []
 
     async def serve() -> None:
