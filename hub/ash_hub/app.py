@@ -59,8 +59,14 @@ def _announced(run_dir: Path, url: str) -> Generator[None]:
     """Say in the run directory where this user's hive is, for the stdio bridge."""
     file = run_dir / HIVE_FILE
     fresh = file.with_suffix(f".{os.getpid()}")
-    fresh.write_text(json.dumps({"url": url, "pid": os.getpid(), "started_at": time.time()}), encoding="utf-8")
-    fresh.replace(file)
+    try:
+        fresh.write_text(json.dumps({"url": url, "pid": os.getpid(), "started_at": time.time()}), encoding="utf-8")
+        fresh.replace(file)
+    except OSError as exc:
+        fresh.unlink(missing_ok=True)
+        raise ConfigError(
+            f"{file} cannot be written: {exc.strerror}; make room there or choose another place with ASH_HUB_RUN_DIR"
+        ) from exc
     try:
         yield
     finally:

@@ -40,7 +40,7 @@ def test_this_host_isolates() -> None:
     checks = found(host.probe())
     assert checks["bubblewrap"].ok and checks["namespaces"].ok
     assert all(check.ok for check in checks.values() if check.required)
-    assert all(check.ok or check.fix for check in checks.values() if check.name != "system call filter")
+    assert all(check.ok or check.fix for check in checks.values())
 
 
 def test_a_host_without_bubblewrap_is_told_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,3 +78,39 @@ def test_an_old_bubblewrap_is_said_to_lack_what_it_lacks() -> None:
     assert "0.6.1" in checks["bubblewrap"].detail
     assert checks["disk limits"].ok
     assert "filter only" in checks["nested namespaces"].detail and checks["nested namespaces"].fix
+
+
+@pytest.mark.usefixtures("broken")
+@pytest.mark.parametrize(
+    ("part", "value", "names", "advice"),
+    [
+        ("seccomp.ARCHITECTURES", dict[str, object](), ["system call filter"], "x86_64"),
+        ("_veils", lambda: False, ["mount table"], "install Ash outside of homes"),
+        (
+            "cgroups.usable",
+            lambda: (0, frozenset[str]()),
+            ["memory limits", "processor time limits", "file count limits"],
+            "Delegate=yes",
+        ),
+        ("cgroups.usable", lambda: (2, frozenset({"memory", "pids"})), ["processor time limits"], "Delegate=yes"),
+        ("sys.version_info", (3, 10, 0), ["python"], "Python 3.11"),
+        ("sys.platform", "darwin", ["linux"], "on Linux"),
+    ],
+    ids=["no filter", "no overlays", "no groups", "no processor group", "an old Python", "another system"],
+)
+def test_a_host_that_lacks_a_part_is_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, part: str, value: object, names: list[str], advice: str
+) -> None:
+    before = found(host.probe())
+    monkeypatch.setattr(f"ash_hub.backends.local.host.{part}", value)
+    checks = found(host.probe())
+    for name in names:
+        assert not checks[name].ok and advice in (checks[name].fix or ""), checks[name]
+    changed = {name for name, check in checks.items() if check.ok != before[name].ok}
+    assert changed <= {*names, "processes limits", "nested namespaces"}
+
+
+def test_a_host_without_redis_is_told_what_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check = found(host.probe())["redis-server"]
+    assert check.ok and "only several replicas of a hive need it" in check.detail

@@ -20,6 +20,11 @@ from tests.router.issuer import AUDIENCE, running_issuer
 MODERN: Final = "2026-07-28"
 LEGACY: Final = "2025-11-25"
 _ACCEPT: Final = "application/json, text/event-stream"
+_META: Final[Mapping[str, Any]] = {
+    "io.modelcontextprotocol/protocolVersion": MODERN,
+    "io.modelcontextprotocol/clientCapabilities": {},
+    "io.modelcontextprotocol/clientInfo": {"name": "owner", "version": "1"},
+}
 _NEVER_SAME: Final = ("ash-nonce", "mcp-session-id")
 
 
@@ -74,17 +79,28 @@ class Owner:
             named = params.get("name") or params.get("uri")
             if named is not None:
                 headers["mcp-name"] = str(named)
-            message["params"]["_meta"] = {
-                "io.modelcontextprotocol/protocolVersion": MODERN,
-                "io.modelcontextprotocol/clientCapabilities": {},
-                "io.modelcontextprotocol/clientInfo": {"name": "owner", "version": "1"},
-            }
+            message["params"]["_meta"] = dict(_META)
         else:
             headers["mcp-session-id"] = self.session
         return await self.http("POST", path, headers=headers, body=message)
 
     async def call(self, tool: str, arguments: Mapping[str, Any], era: str = MODERN, path: str = "/mcp") -> Answer:
         return await self.ask(era, "tools/call", {"name": tool, "arguments": dict(arguments)}, path)
+
+    @asynccontextmanager
+    async def listening(self, era: str) -> AsyncGenerator[httpx.Response]:
+        """Open the stream on which an era hears of changed lists."""
+        sent = {"authorization": f"Bearer {self.token}", "accept": _ACCEPT, "mcp-protocol-version": era}
+        if era == LEGACY:
+            sent |= {"mcp-session-id": self.session, "accept": "text/event-stream"}
+            async with self.client.stream("GET", self.hive.url, headers=sent) as response:
+                yield response
+            return
+        params = {"notifications": {"toolsListChanged": True}, "_meta": dict(_META)}
+        message = {"jsonrpc": "2.0", "id": 8, "method": "subscriptions/listen", "params": params}
+        sent |= {"mcp-method": "subscriptions/listen"}
+        async with self.client.stream("POST", self.hive.url, headers=sent, json=message) as response:
+            yield response
 
     async def open_session(self) -> None:
         """Begin a session of the handshake era."""

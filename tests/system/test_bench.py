@@ -12,6 +12,10 @@ import pytest
 from ash_hub.bench.rows import Row, median, row_to_json
 from tests.hive_process import ASH
 
+FEWEST_CALLS = 10
+MOST_TIMES_SLOWER = 25.0
+"""Median under load over quiet."""
+
 
 @pytest.mark.heavy
 def test_a_short_run_shows_both_sides_of_every_ratio() -> None:
@@ -30,6 +34,22 @@ def test_a_short_run_shows_both_sides_of_every_ratio() -> None:
     whole = [row for what, row in rows.items() if what.startswith("tools/list of 1006 tools")]
     assert len(whole) == 2 and all(0 < row["hive"] <= 5 for row in whole), whole
     assert set(Path("/tmp").glob("ash-bench-*")) == before
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(300)
+def test_a_sandbox_that_does_its_worst_leaves_its_neighbour_answering() -> None:
+    """Without bounds on a sandbox a call beside it would wait for hundreds of processes, or for memory and disk."""
+    done = subprocess.run(
+        [*ASH, "bench", "--neighbour", "--private", "--short", "--json"], capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row["load"]: row for row in json.loads(done.stdout)["rows"]}
+    assert set(rows) == {"cpu", "memory", "forks", "disk", "output"}
+    for row in rows.values():
+        assert row["samples"] >= FEWEST_CALLS
+        assert row["ratio"] == pytest.approx(row["loaded_median"] / row["quiet_median"])
+        assert row["ratio"] < MOST_TIMES_SLOWER, row
 
 
 def test_a_ratio_needs_both_sides() -> None:

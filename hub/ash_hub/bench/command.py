@@ -17,6 +17,8 @@ SPAWNS: Final = 10
 CALLS: Final = 1600
 SHORT_SPAWNS: Final = 2
 SHORT_CALLS: Final = 160
+LOAD_SECONDS: Final = 4.0
+SHORT_LOAD_SECONDS: Final = 2.0
 
 
 def bench(
@@ -24,6 +26,9 @@ def bench(
     short: Annotated[bool, typer.Option("--short", help="Fewer samples: seconds instead of half a minute.")] = False,
     private: Annotated[
         bool, typer.Option("--private", help="Measure a hive of its own, also if one of yours runs.")
+    ] = False,
+    neighbour: Annotated[
+        bool, typer.Option("--neighbour", help="Instead, time a sandbox's calls while another does its worst.")
     ] = False,
 ) -> None:
     """Measure spawns and calls, beside the same sandbox's server called directly.
@@ -34,6 +39,9 @@ def bench(
     from ash_mcp.cli.context import run_async
     from ash_mcp.cli.output import emit_json, new_console
 
+    if neighbour:
+        _measure_neighbour(as_json=as_json, short=short, private=private)
+        return
     found: list[Row] = []
 
     async def run() -> None:
@@ -47,6 +55,27 @@ def bench(
         emit_json({"rows": [row_to_json(row) for row in found]})
     else:
         new_console().print(table_of(found))
+
+
+def _measure_neighbour(*, as_json: bool, short: bool, private: bool) -> None:
+    from ash_hub.bench import neighbour
+    from ash_hub.bench.target import open_target
+    from ash_mcp.cli.context import run_async
+    from ash_mcp.cli.output import emit_json, say
+
+    found: list[neighbour.Row] = []
+
+    async def run() -> None:
+        with _steps(quiet=as_json) as step:
+            step("timing calls beside a sandbox that does its worst")
+            async with open_target(private=private) as target:
+                found.extend(await neighbour.measure(target.url, SHORT_LOAD_SECONDS if short else LOAD_SECONDS))
+
+    run_async(run, as_json=as_json)
+    if as_json:
+        emit_json({"rows": [neighbour.row_to_json(row) for row in found]})
+    else:
+        say("\n".join(neighbour.line_of(row) for row in found))
 
 
 async def measure(*, short: bool, private: bool, step: Callable[[str], None]) -> Sequence[Row]:

@@ -1,25 +1,25 @@
-"""How a sandbox's calls slow down while another does its worst: `python -m ash_hub.bench.neighbour [URL]`.
+"""How a sandbox's calls slow down while another does its worst: `ash bench --neighbour`.
 
 Each load runs in a sandbox of its own beside a quiet one, whose calls are timed before, during and after it.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from subprocess import DEVNULL
+from typing import Any
 
 import anyio
 
 from ash_mcp import Hive
 from ash_mcp.sandbox import Sandbox
 
-__all__ = ["LOADS", "Row", "measure"]
+__all__ = ["LOADS", "Row", "line_of", "measure", "row_to_json"]
 
 LOADS: Mapping[str, str] = {
     "cpu": "for i in $(seq 8); do (while :; do :; done) & done; wait",
@@ -43,6 +43,8 @@ class Row:
     quiet_slowest: float
     """The 99th of a hundred."""
     loaded_slowest: float
+    samples: int
+    """Calls that were answered under the load."""
 
     @property
     def ratio(self) -> float:
@@ -62,7 +64,9 @@ async def _row(url: str, hive: Hive, quiet: Sandbox, load: str, seconds: float) 
     async with _loaded(url, hive, load):
         loaded = await _times(quiet, seconds=seconds)
     silent += await _times(quiet, seconds=seconds / 2)
-    return Row(load, statistics.median(silent), statistics.median(loaded), _slowest(silent), _slowest(loaded))
+    return Row(
+        load, statistics.median(silent), statistics.median(loaded), _slowest(silent), _slowest(loaded), len(loaded)
+    )
 
 
 @asynccontextmanager
@@ -101,14 +105,13 @@ def _slowest(times: list[float]) -> float:
     return sorted(times)[int(len(times) * 0.99)]
 
 
-def _main() -> None:
-    url = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("ASH_URL", "http://127.0.0.1:8420/mcp")
-    for row in anyio.run(measure, url, 4.0):
-        sys.stdout.write(
-            f"{row.load:<8} median {row.quiet_median:6.2f} -> {row.loaded_median:7.2f} ms ({row.ratio:5.2f} times)   "
-            f"slowest of a hundred {row.quiet_slowest:6.2f} -> {row.loaded_slowest:7.2f} ms\n"
-        )
+def row_to_json(row: Row) -> dict[str, Any]:
+    return {**asdict(row), "ratio": row.ratio}
 
 
-if __name__ == "__main__":
-    _main()
+def line_of(row: Row) -> str:
+    """Return a row for a person."""
+    return (
+        f"{row.load:<8} median {row.quiet_median:6.2f} -> {row.loaded_median:7.2f} ms ({row.ratio:5.2f} times)   "
+        f"slowest of a hundred {row.quiet_slowest:6.2f} -> {row.loaded_slowest:7.2f} ms"
+    )

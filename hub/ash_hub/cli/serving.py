@@ -40,7 +40,9 @@ def _set_up_logs(settings: HubSettings, *, to_stderr: bool) -> None:
     try:
         logs.set_up(settings.logs, settings.log_level, to_stderr=to_stderr)
     except OSError as exc:
-        raise typer.BadParameter(f"{settings.logs} cannot hold the log: {exc.strerror}; set ASH_HUB_LOG_DIR") from exc
+        raise typer.BadParameter(
+            f"{settings.logs} cannot hold the log: {exc.strerror}; set ASH_HUB_STATE_DIR, or ASH_HUB_LOG_DIR alone"
+        ) from exc
 
 
 def _run(make: Callable[[], _Foreground]) -> int:
