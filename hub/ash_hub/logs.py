@@ -6,10 +6,11 @@ Every line is written without what looks like a credential, wherever it came fro
 from __future__ import annotations
 
 import logging
-import logging.handlers
 import sys
 from pathlib import Path
 from typing import Final
+
+from concurrent_log_handler import ConcurrentRotatingFileHandler
 
 from ash_hub.audit import AUDIT_LOGGER
 from ash_hub.redaction import redacted
@@ -55,4 +56,5 @@ def set_up(directory: Path, level: str, *, to_stderr: bool) -> None:
 
 
 def _rotating(file: Path) -> logging.Handler:
-    return logging.handlers.RotatingFileHandler(file, maxBytes=_FILE_BYTES, backupCount=4, encoding="utf-8")
+    # replicas and routers of one state directory write the same files
+    return ConcurrentRotatingFileHandler(str(file), maxBytes=_FILE_BYTES, backupCount=4, encoding="utf-8")
