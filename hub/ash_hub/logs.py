@@ -56,5 +56,6 @@ def set_up(directory: Path, level: str, *, to_stderr: bool) -> None:
 
 
 def _rotating(file: Path) -> logging.Handler:
+    file.touch()  # what cannot be written is said now, and not at the first line
     # replicas and routers of one state directory write the same files
     return ConcurrentRotatingFileHandler(str(file), maxBytes=_FILE_BYTES, backupCount=4, encoding="utf-8")
