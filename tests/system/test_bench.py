@@ -11,10 +11,12 @@ import pytest
 
 from ash_hub.bench.rows import Row, median, row_to_json
 from tests.hive_process import ASH
+from tests.hub.local_parts import needs_isolation
 
 FEWEST_CALLS = 10
-MOST_TIMES_SLOWER = 25.0
-"""Median under load over quiet."""
+MOST_TIMES_SLOWER = 10.0
+"""Median under load over quiet: a neighbour that starves. It cannot tell whether a single bound is there: two
+processors showed 1.1 for `cpu` with control groups and 1.5 without. The escape suite tests each bound by itself."""
 
 
 @pytest.mark.heavy
@@ -38,11 +40,10 @@ def test_a_short_run_shows_both_sides_of_every_ratio() -> None:
 
 @pytest.mark.heavy
 @pytest.mark.timeout(300)
+@needs_isolation
 def test_a_sandbox_that_does_its_worst_leaves_its_neighbour_answering() -> None:
-    """Without bounds on a sandbox a call beside it would wait for hundreds of processes, or for memory and disk."""
-    done = subprocess.run(
-        [*ASH, "bench", "--neighbour", "--private", "--short", "--json"], capture_output=True, text=True, timeout=280
-    )
+    words = [*ASH, "bench", "--neighbour", "--private", "--short", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     rows = {row["load"]: row for row in json.loads(done.stdout)["rows"]}
     assert set(rows) == {"cpu", "memory", "forks", "disk", "output"}

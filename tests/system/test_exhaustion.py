@@ -118,6 +118,7 @@ def test_a_first_start_on_a_full_disk_leaves_nothing_half_written() -> None:
         assert place.stop_hub() == 0
 
 
+@pytest.mark.heavy
 async def test_a_full_disk_refuses_what_it_cannot_keep_and_loses_nothing() -> None:
     with small_home() as place:
         url = await anyio.to_thread.run_sync(place.start)
@@ -157,6 +158,7 @@ def limit_descriptors(pid: int) -> tuple[int, int]:
     return before
 
 
+@pytest.mark.heavy
 async def test_a_hub_without_descriptors_neither_spins_nor_loses_anything() -> None:
     with home() as place:
         url = await anyio.to_thread.run_sync(place.start)
@@ -193,6 +195,7 @@ async def spawned(url: str) -> bool:
         return False
 
 
+@pytest.mark.heavy
 async def test_a_keeper_without_descriptors_refuses_a_spawn_and_goes_on() -> None:
     with home() as place:
         url = await anyio.to_thread.run_sync(place.start)
