@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
+import fastmcp
 import httpx
 import mcp_types as types
 import pytest
+from fastmcp.client.elicitation import ElicitResult
 from mcp.client import Client
 
 from ash_mcp import Hive
@@ -20,7 +25,12 @@ from tests.balancer import alternating
 from tests.redis_server import RedisServer, running_redis
 from tests.system.crash_parts import Home, gone_within, home
 
-pytestmark = [pytest.mark.anyio, pytest.mark.redis, pytest.mark.heavy]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.redis,
+    pytest.mark.heavy,
+    pytest.mark.filterwarnings("ignore:The .* capability is deprecated"),
+]
 
 
 @pytest.fixture
@@ -221,3 +231,36 @@ async def test_a_legacy_session_outlives_the_death_of_its_replica_by_one_handsha
         assert (await http.post(urls[0], json=ask, headers=session)).status_code == 404
         assert time.monotonic() - began < 1
         assert (await http.post(urls[0], json=hello)).status_code == 200
+
+
+async def answer(text: str, kind: Any, params: Any, context: Any) -> Any:
+    return ElicitResult(action="accept", content={"value": text.upper()})
+
+
+async def think(messages: Any, params: Any, context: Any) -> str:
+    return "four"
+
+
+async def test_what_a_sandbox_asks_is_answered_through_whichever_replica_comes_next(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "asker"
+    recipe.mkdir()
+    text = 'name = "asker"\ndescription = "Asks."\nserver = { python = "asking:server" }\n'
+    (recipe / "recipe.toml").write_text(text)
+    shutil.copy(Path(__file__).with_name("asking.py"), recipe)
+    with home(ASH_HUB_REDIS_URL=redis.url, ASH_HUB_RECIPE_DIRS=json.dumps([str(tmp_path)])) as place:
+        ports = [urlsplit(place.start()).port or 0 for _ in range(2)]
+        async with alternating(ports) as port:
+            url = f"http://127.0.0.1:{port}/mcp"
+            asked: dict[str, Any] = {"elicitation_handler": answer, "sampling_handler": think}
+            async with fastmcp.Client(url, mode="legacy", **asked) as old:
+                await old.call_tool("spawn", {"recipe": "asker", "session": "box"})
+                for _ in range(4):
+                    assert (await old.call_tool("box_greet")).data == "hello WHO ARE YOU?"
+                    assert (await old.call_tool("box_think")).data == "four"
+            async with fastmcp.Client(url, mode="2026-07-28", **asked) as new:
+                for _ in range(4):  # each answer reaches the other replica, which takes up the state of the one before
+                    assert (await new.call_tool("box_twice")).data == "FIRST?, then SECOND?"
+                by_call: dict[str, Any] = {"session": "box", "tool": "twice", "arguments": {}}
+                assert "FIRST?, then SECOND?" in str((await new.call_tool("call", by_call)).content)
