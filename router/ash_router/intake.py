@@ -14,7 +14,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Awaitable, Sequence
 from enum import Enum, auto
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
@@ -30,6 +30,9 @@ from ash_router.limits import HeadMeter
 __all__ = ["Intake", "Phase"]
 
 log = logging.getLogger(__name__)
+
+SAME_HEAD_SECONDS: Final = 0.25
+"""How long a verdict holds for the same head on the same connection; a revoked key is refused within two seconds."""
 
 
 class Phase(Enum):
@@ -66,6 +69,10 @@ class Intake(HttpToolsProtocol):
     _resuming = False
     _timer: asyncio.TimerHandle | None = None
     _admitting: asyncio.Task[None] | None = None
+    _last: tuple[str, bytes, bytes, Headers] | None = None
+    """The last head of this connection that was admitted at once: version, method, target, headers."""
+    _last_verdict: Admitted | None = None
+    _last_until = 0.0
 
     @abstractmethod
     def _admitted(self, verdict: Admitted) -> None:
@@ -142,26 +149,47 @@ class Intake(HttpToolsProtocol):
         self._version = self.parser.get_http_version()
         self._keep_alive = self._version != "1.0" and self.parser.should_keep_alive()
         method = self.parser.get_method()
-        if not self._meter.fits(self.url, self.headers):
-            self._refuse(self.relay.limits.head_exceeded(), 431)
-            return
-        problem = _framing.check_head(self._version, method, self.url, self.headers)
-        if problem is not None:
-            self._refuse(ConfigError(problem.message), problem.status)
+        same = self._same_as_before(method)
+        if same is None and not self._is_sound(method):
             return
         self._skipped_upgrade = self.parser.should_upgrade() and _framing.has_body(self.headers)
         self.scope["method"] = method.decode("ascii")
         self.scope["http_version"] = self._version
         self.scope["query_string"] = self.url.partition(b"?")[2]
+        if same is not None:
+            self._decided(same)
+            return
         host, port = self.server or ("", None)
         server = None if port is None else (host, port)
         head = Head(self.scope["method"], self.url, self.headers, self.client, server, self)
         verdict = self.admission.admit(head)
         if isinstance(verdict, Admitted | Refusal):
+            if isinstance(verdict, Admitted):
+                self._last = (self._version, method, self.url, self.headers)
+                self._last_verdict, self._last_until = verdict, self.loop.time() + SAME_HEAD_SECONDS
             self._decided(verdict)
         else:
             self._phase = Phase.ADMITTING
             self._admitting = self.relay.spawn(self._await_verdict(verdict))
+
+    def _same_as_before(self, method: bytes) -> Admitted | None:
+        """Return the verdict on the head that this connection sent a moment ago, if this one is the same to the byte.
+
+        Whoever calls a tool again and again sends the same head. A verdict that could be another by now is asked for.
+        """
+        if self._last_until < self.loop.time() or self._last != (self._version, method, self.url, self.headers):
+            return None
+        return self._last_verdict
+
+    def _is_sound(self, method: bytes) -> bool:
+        """Say whether a head is within its bounds and can be read in one way only; one that is not is refused."""
+        if not self._meter.fits(self.url, self.headers):
+            self._refuse(self.relay.limits.head_exceeded(), 431)
+            return False
+        problem = _framing.check_head(self._version, method, self.url, self.headers)
+        if problem is not None:
+            self._refuse(ConfigError(problem.message), problem.status)
+        return problem is None
 
     def on_body(self, body: bytes) -> None:
         if self._phase is Phase.ASGI:

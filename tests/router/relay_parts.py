@@ -40,8 +40,10 @@ class HeaderAdmission:
 
     def __init__(self) -> None:
         self.gate: asyncio.Event | None = None
+        self.asked: list[Head] = []
 
     def admit(self, head: Head) -> Admitted | Refusal | Awaitable[Admitted | Refusal]:
+        self.asked.append(head)
         name = (head.all(b"x-principal") or ["me"])[0]
         path = unquote(head.target.partition(b"?")[0].decode("latin-1"))
         if name == "nobody":

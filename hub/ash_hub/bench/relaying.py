@@ -119,6 +119,7 @@ async def measure_relay(calls: int) -> Sequence[Row]:
             "direct": (plane, [by_id] * CONNECTIONS),
             "named": (plane, [by_name] * CONNECTIONS),
             "legacy": (plane, await _in_sessions(plane)),
+            "bare": (await stack.enter_async_context(served("bare", socket)), [by_id] * CONNECTIONS),
         }
         if importlib.util.find_spec("aiohttp") is not None:
             asgi = await stack.enter_async_context(served("asgi", socket))
@@ -133,6 +134,7 @@ async def measure_relay(calls: int) -> Sequence[Row]:
             hive=found["direct"].rate,
             direct=asgi_run.rate if asgi_run is not None else None,
             samples=found["direct"].calls,
+            goal="4x",
         ),
         Row(
             what=f"the same, processor time a call{note}",
@@ -140,15 +142,16 @@ async def measure_relay(calls: int) -> Sequence[Row]:
             hive=found["direct"].cpu_ms,
             direct=asgi_run.cpu_ms if asgi_run is not None else None,
             samples=found["direct"].calls,
+            goal="0.25x",
         ),
-        _cpu_row("namespaced call, 2026-07-28, processor time", found["named"]),
-        _cpu_row("namespaced call, 2025-11-25, processor time", found["legacy"]),
+        _cpu_row("the same, against bytes passed on unread", found["direct"], found["bare"], goal="the floor is 1x"),
+        _cpu_row("namespaced call, 2026-07-28, processor time", found["named"], found["bare"], goal="0.1 ms"),
+        _cpu_row("namespaced call, 2025-11-25, processor time", found["legacy"], found["bare"], goal="0.3 ms"),
     ]
 
 
-def _cpu_row(what: str, load: Load, other: Load | None = None) -> Row:
-    direct = other.cpu_ms if other is not None else None
-    return Row(what=what, unit="ms", hive=load.cpu_ms, direct=direct, samples=load.calls)
+def _cpu_row(what: str, load: Load, other: Load, *, goal: str) -> Row:
+    return Row(what=what, unit="ms", hive=load.cpu_ms, direct=other.cpu_ms, samples=load.calls, goal=goal)
 
 
 async def measure_routes(calls: int) -> Sequence[Row]:
@@ -164,7 +167,9 @@ async def measure_routes(calls: int) -> Sequence[Row]:
                 for name, plane in (("few", few), ("many", many))
             },
         )
-    return [_cpu_row(f"processor time a call, {_MANY_ROUTES} routes against 10", found["many"], found["few"])]
+    return [
+        _cpu_row(f"processor time a call, {_MANY_ROUTES} routes against 10", found["many"], found["few"], goal="1.1x")
+    ]
 
 
 async def measure_proxy(calls: int) -> Sequence[Row]:
@@ -180,4 +185,4 @@ async def measure_proxy(calls: int) -> Sequence[Row]:
         ours = (await _loads(calls, plane=(plane, [named] * CONNECTIONS)))["plane"]
         theirs = modern_call("tools/call", _ECHO, {})
         slow = await drive(proxy.port, [theirs] * CONNECTIONS, proxy.pid, calls=max(CONNECTIONS, calls // 100))
-    return [_cpu_row(what, ours, slow)]
+    return [_cpu_row(what, ours, slow, goal="1/700")]

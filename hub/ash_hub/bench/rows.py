@@ -25,6 +25,8 @@ class Row:
     """The same without the hive; None where that makes no sense."""
     samples: int
     """How many were measured on each side."""
+    goal: str = ""
+    """What it should reach, for a person."""
 
     @property
     def ratio(self) -> float | None:
@@ -50,6 +52,7 @@ def row_to_json(row: Row) -> dict[str, Any]:
         "direct": round(row.direct, 4) if row.direct is not None else None,
         "ratio": round(row.ratio, 4) if row.ratio is not None else None,
         "samples": row.samples,
+        "goal": row.goal,
     }
 
 
@@ -63,10 +66,11 @@ def table_of(rows: Iterable[Row]) -> Table:
         table.add_column(header, justify="right")
     table.add_column("unit")
     table.add_column("samples", justify="right")
+    table.add_column("goal")
     for row in rows:
         direct = _shown(row.direct) if row.direct is not None else "-"
         ratio = f"{row.ratio:.2f}x" if row.ratio is not None else "-"
-        table.add_row(row.what, _shown(row.hive), direct, ratio, row.unit, str(row.samples))
+        table.add_row(row.what, _shown(row.hive), direct, ratio, row.unit, str(row.samples), row.goal)
     return table
 
 

@@ -143,6 +143,41 @@ def _endpoint(named: str) -> Endpoint:
     return Endpoint(unix=named)
 
 
+class _Bare(asyncio.Protocol):
+    """One end of a connection whose bytes go to the other end unread: what no relay can do without."""
+
+    def __init__(self, socket: str | None = None) -> None:
+        self._socket = socket
+        self._early = b""
+        self.other: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        if self._socket is not None:
+            self._reaching = asyncio.get_running_loop().create_task(self._reach(self._socket))
+
+    async def _reach(self, socket: str) -> None:
+        far = _Bare()
+        await asyncio.get_running_loop().create_unix_connection(lambda: far, socket)
+        far.other, self.other = self.transport, far.transport
+        self.other.write(self._early)
+
+    def data_received(self, data: bytes) -> None:
+        if self.other is None:
+            self._early += data
+        else:
+            self.other.write(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.other is not None:
+            self.other.close()
+
+
+async def _bare(socket: str) -> None:
+    server = await asyncio.get_running_loop().create_server(lambda: _Bare(socket), "127.0.0.1", 0)
+    await _until_told({"port": server.sockets[0].getsockname()[1]})
+
+
 async def _asgi(socket: str) -> None:
     """Relay as an ASGI app, with what one would take for it."""
     import aiohttp
@@ -246,6 +281,7 @@ _KINDS: Final[dict[str, Callable[..., Awaitable[None]]]] = {
     "constant": _constant,
     "plane": _plane,
     "asgi": _asgi,
+    "bare": _bare,
     "tools": _tools,
     "proxy": _proxy,
     "standin": _standin,
