@@ -120,6 +120,7 @@ async def _measure_lists(hive: Served) -> list[Row]:
                 hive=spent[everything].cpu_ms,
                 direct=spent[own].cpu_ms,
                 samples=_LISTS,
+                goal="5 ms",
             )
         )
     return rows

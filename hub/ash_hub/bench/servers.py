@@ -218,9 +218,13 @@ async def _tools() -> None:
 
 
 async def _proxy(url: str) -> None:
+    """Serve what one would build of FastMCP instead: a server that mounts its proxy to another under a name."""
+    from fastmcp import FastMCP
     from fastmcp.server import create_proxy
 
-    await _serve_mcp(create_proxy(url))
+    server: FastMCP[Any] = FastMCP("front")
+    server.mount(create_proxy(url), namespace="sb0")
+    await _serve_mcp(server)
 
 
 async def _serve_mcp(server: Any) -> None:
