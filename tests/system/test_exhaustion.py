@@ -103,6 +103,8 @@ def test_a_directory_that_cannot_be_written_is_named(name: str) -> None:
         if os.geteuid() == 0:  # modes do not hold root
             mounted(folder, "ro")
             stack.callback(subprocess.run, ["umount", "--lazy", folder], check=True)
+        elif name == "run":
+            pytest.skip("a hive opens a run directory of its own user again; only root can mount one read-only")
         said = refused_start(place)
         assert str(folder) in said and f"ASH_HUB_{name.upper()}_DIR" in said
 
