@@ -14,6 +14,7 @@ from ash_hub._state import Step
 from ash_hub.audit import Audit
 from ash_hub.backends.base import Backend, Instance
 from ash_hub.closing import Closing
+from ash_hub.names import hold_again
 from ash_hub.registry import Registry
 from ash_hub.sandbox import Sandbox
 from ash_hub.shelf import ToolsetShelf
@@ -91,9 +92,7 @@ class Mirror:
         if not self._complete(sandbox, instance):
             return self._siblings.possible  # one that knows its tools may serve it
         if not has_maker:
-            await self._store.reserve_session(sandbox.owner, sandbox.scope, sandbox.session, sandbox.id)
-            if sandbox.key is not None:
-                await self._store.claim_key(sandbox.owner, sandbox.scope, sandbox.key, sandbox.id)
+            await hold_again(self._store, sandbox)
         self._registry.add(sandbox)
         if not has_maker:
             await self._bind(sandbox)

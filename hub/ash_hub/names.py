@@ -10,12 +10,13 @@ import logging
 
 from ash_hub.backends.base import Backend
 from ash_hub.registry import Registry
+from ash_hub.sandbox import Sandbox
 from ash_hub.siblings import Siblings
 from ash_mcp.errors import SessionTaken
 from ash_mcp.types import SandboxId, Scope, SessionName
 from ash_router.store.base import Store
 
-__all__ = ["Names"]
+__all__ = ["Names", "hold_again"]
 
 log = logging.getLogger("ash.hub")
 
@@ -61,3 +62,17 @@ class Names:
             return False
         log.warning("freeing a name of a sandbox that was never made", extra={"sandbox": holder})
         return True
+
+
+async def hold_again(store: Store, sandbox: Sandbox) -> None:
+    """Have the store know what a sandbox held before the store, or the hive, was another.
+
+    Raises:
+        ConnectFailed: The store is away.
+    """
+    try:
+        await store.reserve_session(sandbox.owner, sandbox.scope, sandbox.session, sandbox.id, restoring=True)
+    except SessionTaken:
+        log.error("another sandbox got its name", extra={"sandbox": sandbox.id, "session": sandbox.session})
+    if sandbox.key is not None:
+        await store.claim_key(sandbox.owner, sandbox.scope, sandbox.key, sandbox.id, restoring=True)

@@ -10,7 +10,7 @@ import anyio
 
 from ash_hub.reconcile import Reconciler
 from ash_hub.sandboxes import Sandboxes
-from ash_mcp.errors import ConnectFailed, LeaseHeld, LeaseLost
+from ash_mcp.errors import AshError, ConnectFailed, LeaseHeld, LeaseLost
 from ash_router.ledger import Ledger
 from ash_router.store.base import Lease, Store
 
@@ -68,7 +68,10 @@ class Reaper:
         """Now and then look for what a replica that was killed has left."""
         self._ticks += 1
         if self._ticks % SWEEP_TICKS == 0:
-            await self._reconciler.sweep()
+            try:
+                await self._reconciler.sweep()
+            except AshError as error:
+                log.warning("what replicas may have left could not be looked for: %s", error)
 
     async def _leads(self) -> bool:
         try:

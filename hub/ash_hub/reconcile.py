@@ -16,7 +16,7 @@ from ash_hub.mirror import ending_of
 from ash_hub.sandbox import Sandbox
 from ash_hub.sandboxes import Sandboxes
 from ash_hub.siblings import Alone, Siblings
-from ash_mcp.errors import ConnectFailed
+from ash_mcp.errors import AshError, ConnectFailed
 from ash_mcp.types import SandboxId, State
 from ash_router.routes import Routes
 
@@ -77,8 +77,12 @@ class Reconciler:
             except ConnectFailed:
                 return
         # where the store does not answer, what is known here is the best that there is
-        if not bound.cancelled_caught and self._routes.ids() != self._ready():
+        if bound.cancelled_caught or self._routes.ids() == self._ready():
+            return
+        try:
             await self.run_once()
+        except AshError as error:
+            log.warning("the backend could not be compared with what is known: %s", error)
 
     def _ready(self) -> set[SandboxId]:
         living = self._sandboxes.registry.living()

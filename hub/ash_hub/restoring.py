@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-
 from ash_hub.backends.base import Backend, Phase
+from ash_hub.names import hold_again
 from ash_hub.sandbox import Sandbox
 from ash_hub.sandboxes import Sandboxes
-from ash_mcp.errors import SessionTaken
 from ash_mcp.types import SandboxId, State
 from ash_router.routes import Routes
 from ash_router.store.base import Store
 
 __all__ = ["Restorer"]
-
-log = logging.getLogger("ash.hub")
 
 
 class Restorer:
@@ -41,14 +37,7 @@ class Restorer:
             await self._routes.unbind(sandbox_id)
 
     async def _enlist(self, sandbox: Sandbox, *, is_there: bool) -> None:
-        try:
-            await self._store.reserve_session(
-                sandbox.owner, sandbox.scope, sandbox.session, sandbox.id, restoring=True
-            )
-        except SessionTaken:
-            log.error("another sandbox got its name", extra={"sandbox": sandbox.id, "session": sandbox.session})
-        if sandbox.key is not None:
-            await self._store.claim_key(sandbox.owner, sandbox.scope, sandbox.key, sandbox.id, restoring=True)
+        await hold_again(self._store, sandbox)
         if is_there and sandbox.life.state is State.READY:
             await self._sandboxes.bind(sandbox)
             if sandbox.life.state is not State.READY:  # it ended meanwhile

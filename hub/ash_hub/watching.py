@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -13,6 +14,8 @@ from ash_mcp.errors import AshError, StartFailed
 from ash_mcp.types import SandboxId
 
 __all__ = ["InstanceWatch"]
+
+log = logging.getLogger("ash.hub")
 
 NEWS_SECONDS: Final = 0.5
 """How long the news of a death may lag behind a broken connection."""
@@ -33,13 +36,17 @@ class InstanceWatch:
     ) -> None:
         """Follow the backend until cancelled. `on_lost` is asked to compare everything anew."""
         async for event in self._backend.watch():
-            if event.lost or event.instance is None:
-                await on_lost()
-            elif event.instance.phase is Phase.ENDED:
-                await on_ended(event.instance)
+            try:
+                if event.lost or event.instance is None:
+                    await on_lost()
+                elif event.instance.phase is Phase.ENDED:
+                    await on_ended(event.instance)
+                else:
+                    await on_seen(event.instance)
+            except AshError as error:  # the store is away, say; what was missed is found by the next comparison
+                log.warning("an event of the backend could not be followed: %s", error)
+            if event.instance is not None and event.instance.phase is Phase.ENDED:
                 self._interrupt(event.instance)
-            else:
-                await on_seen(event.instance)
 
     @asynccontextmanager
     async def while_alive(self, sandbox_id: SandboxId) -> AsyncGenerator[None]:
