@@ -171,7 +171,11 @@ def test_bad_settings_are_a_usage_error_that_names_them(
         (["--host", "0.0.0.0"], "--host 127.0.0.1"),
         (["--backend", "nope"], "there are:"),
         (["--advertise", "10.0.0.1:8421"], "--redis-url"),
-        (["--redis-url", "redis://127.0.0.1:1"], "Redis at redis://127.0.0.1:1 cannot be used"),
+        pytest.param(
+            ["--redis-url", "redis://127.0.0.1:1"],
+            "Redis at redis://127.0.0.1:1 cannot be used",
+            marks=pytest.mark.heavy,  # it is given some seconds to come
+        ),
     ],
     ids=["another address", "an unknown backend", "an address for nobody", "no Redis"],
 )

@@ -260,10 +260,6 @@ def play(examples: int, steps: int) -> None:
     run_state_machine_as_test(Kills, settings=bounds)  # pyright: ignore[reportUnknownMemberType]
 
 
-def test_kills_lose_nothing_and_leave_nothing() -> None:
-    play(examples=1, steps=5)
-
-
 @pytest.mark.heavy
 @pytest.mark.timeout(900)
 def test_thirty_kills_lose_nothing_and_leave_nothing() -> None:
@@ -275,9 +271,8 @@ def test_thirty_kills_lose_nothing_and_leave_nothing() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(
-    "seed", [5, pytest.param(6, marks=pytest.mark.heavy), pytest.param(7, marks=pytest.mark.heavy)]
-)
+@pytest.mark.heavy
+@pytest.mark.parametrize("seed", [5, 6, 7])
 async def test_a_hive_that_nobody_takes_over_is_gone_after_the_grace(seed: int) -> None:
     chance, model = random.Random(seed), Model()
     with home(ASH_HUB_BACKEND__GRACE_SECONDS=str(GRACE_SECONDS)) as place:

@@ -109,6 +109,7 @@ def test_a_directory_that_cannot_be_written_is_named(name: str) -> None:
         assert str(folder) in said and f"ASH_HUB_{name.upper()}_DIR" in said
 
 
+@pytest.mark.heavy
 def test_a_first_start_on_a_full_disk_leaves_nothing_half_written() -> None:
     with small_home() as place:
         ballast = fill(place)

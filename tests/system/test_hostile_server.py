@@ -181,6 +181,7 @@ done"""
     assert done.stderr.count("Permission denied") == 4
 
 
+@pytest.mark.heavy
 async def test_a_file_that_changes_into_a_link_leads_nowhere_but_inside(scene: Scene, bait: Bait) -> None:
     """Reads and writes of the hive race against renames of links; the runner does them inside, where links end."""
     box = scene.quiet
