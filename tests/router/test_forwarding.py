@@ -401,7 +401,8 @@ async def test_a_connection_to_an_owner_breaks_when_its_host_is_silent(pair: Pai
 class LargeApp(EventApp):
     """Its stream is large, and it counts what it could send of it."""
 
-    total = 64 * 2**20
+    total = 256 * 2**20
+    """More than twice what the kernel may hold of it between three processes: up to 32 MiB for a socket."""
 
     def __init__(self) -> None:
         super().__init__()
