@@ -42,7 +42,7 @@ GRACE_SECONDS = 1.0
 MOST = 3
 """Sandboxes that are kept from one round to the next."""
 ROUNDS = 30
-MOST_RUNS = 20
+MOST_RUNS = 8
 """Kills in the long run."""
 
 Victim = Literal["hub", "keeper"]
@@ -266,7 +266,7 @@ def test_thirty_kills_lose_nothing_and_leave_nothing() -> None:
     before, runs = Kills.rounds, 0
     while Kills.rounds - before < ROUNDS:
         assert runs < MOST_RUNS, f"only {Kills.rounds - before} kills in {runs} runs"
-        play(examples=2, steps=10)
+        play(examples=6, steps=10)  # the first of a run is always next to nothing
         runs += 1
 
 
