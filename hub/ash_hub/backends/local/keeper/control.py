@@ -240,7 +240,7 @@ class Keeper:
                 log = base64.b64encode(sandbox.log.last(self._log_bytes)).decode()
                 raise Refused("start", f"its main process {sandbox.exit_message}", step="run", log=log)
         except Refused:
-            del self._sandboxes[name]
+            self._sandboxes.pop(name, None)  # a stop may have come first
             raise
         finally:
             del self._starts[name]
@@ -248,7 +248,8 @@ class Keeper:
         return sandbox.view()
 
     def _ended(self, sandbox: Sandbox) -> None:
-        self._tell("ended", sandbox)
+        if sandbox.id not in self._starts:  # else nobody was told that it started, and whoever asked is answered
+            self._tell("ended", sandbox)
         if self._is_kept and not self._hubs and not self._running():
             self.finish()
 
@@ -256,8 +257,9 @@ class Keeper:
         """Write what the egress proxy decided into the sandbox's log, and tell one hub, which writes it down."""
         if sandbox := self._sandboxes.get(record["sandbox"]):
             sandbox.log.add(json.dumps(record, separators=(",", ":")).encode() + b"\n")
-            if self._hubs:
-                self._hubs[0].send(record)
+            staying = next((hub for hub in self._hubs if not hub.has_left), None)
+            if staying is not None:
+                staying.send(record)
 
     def _running(self) -> bool:
         return any(sandbox.phase != "ended" for sandbox in self._sandboxes.values())
@@ -267,7 +269,10 @@ class Keeper:
         if start := self._starts.get(name):
             start.cancel()
             await asyncio.wait([start])
-        elif sandbox := self._sandboxes.get(name):
+            if start.cancelled() or start.result() is not None:
+                return {}
+        # A start that was over before it could be cancelled has made a sandbox like any other.
+        if sandbox := self._sandboxes.get(name):
             await sandbox.end(request["grace_seconds"])
             if self._sandboxes.pop(name, None):  # by the first of those who stop it at once
                 self._tell("removed", sandbox)
