@@ -1,4 +1,4 @@
-"""A hub that only holds sandboxes, to be killed: `python -m tests.hub.local_hub ROOT GRACE COUNT [leave]`."""
+"""A hub that only holds sandboxes, to be killed: `python -m tests.hub.local_hub ROOT GRACE COUNT [leave] [shared]`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from ash_mcp.types import new_sandbox_id
 from tests.hub.local_parts import SPEC, descendants, keeper_pid, settings_in, stand_in
 
 
-async def main(root: Path, grace_seconds: float, count: int, leaves: bool) -> None:
-    async with LocalBackend(settings_in(root, grace_seconds=grace_seconds), runtime=stand_in()) as backend:
+async def main(root: Path, grace_seconds: float, count: int, leaves: bool, shared: str | None) -> None:
+    settings = settings_in(root, grace_seconds=grace_seconds)
+    async with LocalBackend(settings, runtime=stand_in(), shared=shared) as backend:
         for number in range(count):
             spec = replace(SPEC, id=new_sandbox_id(), labels={"number": str(number)}, record={"owner": "local"})
             await backend.create(spec)
@@ -28,4 +29,11 @@ async def main(root: Path, grace_seconds: float, count: int, leaves: bool) -> No
 
 
 if __name__ == "__main__":
-    anyio.run(main, Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), "leave" in sys.argv)
+    anyio.run(
+        main,
+        Path(sys.argv[1]),
+        float(sys.argv[2]),
+        int(sys.argv[3]),
+        "leave" in sys.argv,
+        "tested" if "shared" in sys.argv else None,
+    )

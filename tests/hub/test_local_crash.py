@@ -63,12 +63,15 @@ class Hub:
 
 @asynccontextmanager
 async def another_hub(
-    root: Path, *, grace_seconds: float = 0.0, count: int = 1, leaves: bool = False
+    root: Path, *, grace_seconds: float = 0.0, count: int = 1, leaves: bool = False, shared: bool = False
 ) -> AsyncGenerator[Hub]:
     command = [sys.executable, "-m", "tests.hub.local_hub", str(root), str(grace_seconds), str(count)]
     path = os.pathsep.join(entry for entry in sys.path if entry)
     async with await anyio.open_process(
-        [*command, *(["leave"] if leaves else [])], stdout=PIPE, stderr=None, env=os.environ | {"PYTHONPATH": path}
+        [*command, *["leave"] * leaves, *["shared"] * shared],
+        stdout=PIPE,
+        stderr=None,
+        env=os.environ | {"PYTHONPATH": path},
     ) as process:
         assert process.stdout is not None
         try:

@@ -38,6 +38,7 @@ __all__ = ["KEEPER_DIED", "LocalBackend"]
 KEEPER_DIED = "the keeper died, and its sandboxes with it"
 _CONNECT_SECONDS = 20.0
 _RETRY_SECONDS = 0.02
+_REJOIN_SECONDS = 0.5
 _CLEAN_UP_SECONDS = 10.0
 _LOG_LINES = 20
 _AUDIT = logging.getLogger("ash.audit")
@@ -78,6 +79,9 @@ class LocalBackend:
         """Sandboxes that are being created, with the news of their end if that has overtaken the answer."""
         self._link: KeeperLink | None = None
         self._linking = anyio.Lock()
+        self._keeper: int | None = None
+        """The process that `_instances` belong to."""
+        self._is_left = False
 
     async def __aenter__(self) -> Self:
         self._paths: HivePaths = hive_paths(self._settings)
@@ -97,6 +101,7 @@ class LocalBackend:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
+        self._is_left = True
         with anyio.move_on_after(_CLEAN_UP_SECONDS, shield=True), contextlib.suppress(KeeperGone, ConfigError):
             # A keeper that died may have left sockets and groups, which a new one clears away as it starts and ends.
             link = await self._living_link()
@@ -151,8 +156,9 @@ class LocalBackend:
         finally:
             end = self._ended_early.pop(spec.id)
         instance = self._noted(self._instance(view))
-        if link.closed.is_set():
-            end = replace(instance, phase=Phase.ENDED, exit_message=KEEPER_DIED)
+        if end is None and link.closed.is_set():
+            await self._rejoin()
+            return self._instances.get(spec.id) or _ended(instance, "deleted")
         return instance if end is None else self._noted(end)
 
     async def get(self, sandbox_id: SandboxId) -> Instance | None:
@@ -166,20 +172,31 @@ class LocalBackend:
 
     async def _ask_for_all(self) -> None:
         """Learn what other hubs made and ended, of which the news may be on its way still."""
-        if self._link is not None:
-            with contextlib.suppress(KeeperGone):
-                await self._link.request("list", apply=self._listed)
+        if self._link is None:
+            await self._rejoin()
+            return
+        try:
+            await self._link.request("list", apply=lambda answer: self._compare(answer["sandboxes"]))
+        except KeeperGone:
+            await self._rejoin()
 
-    def _listed(self, answer: Mapping[str, Any]) -> None:
-        instances = [self._instance(view) for view in answer["sandboxes"]]
+    def _compare(self, views: Sequence[Mapping[str, Any]], why: str = "deleted") -> None:
+        """Make what is known be what the keeper says there is; whatever else was known has ended, and `why`."""
+        instances = [self._instance(view) for view in views]
         for instance in instances:
             if instance.id not in self._ended_early:
                 self._noted(instance)
         for missing in self._instances.keys() - {instance.id for instance in instances}:
-            if self._instances[missing].phase is not Phase.ENDED:  # else it ended with the keeper before this one
+            if self._instances[missing].phase is Phase.ENDED:
+                continue  # with the keeper before this one
+            if why == KEEPER_DIED:
+                self._noted(_ended(self._instances[missing], why))
+            else:
                 self._removed(self._instances[missing])
 
     async def annotate(self, sandbox_id: SandboxId, record: Mapping[str, Any]) -> None:
+        if self._link is None:
+            await self._rejoin()
         if self._link is not None:
             with contextlib.suppress(KeeperGone):
                 await self._link.request("annotate", id=sandbox_id, record=dict(record))
@@ -192,7 +209,7 @@ class LocalBackend:
             self._removed(instance)
 
     async def logs(self, sandbox_id: SandboxId, *, tail_bytes: int = 65_536) -> bytes:
-        if self._link is None or sandbox_id not in self._instances:
+        if self._link is None:
             return b""
         try:
             answer = await self._link.request("logs", id=sandbox_id, tail_bytes=tail_bytes)
@@ -250,10 +267,9 @@ class LocalBackend:
             if self._settings.unsafe
             else BubblewrapLauncher(self._facts, self._enforcement, self._paths.directory)
         )
-        for view in link.hello["sandboxes"]:
-            instance = self._instance(view)
-            self._instances[instance.id] = instance
-        self._link = link
+        is_same = self._keeper == link.hello["pid"]
+        self._keeper, self._link = link.hello["pid"], link
+        self._compare(link.hello["sandboxes"], "deleted" if is_same else KEEPER_DIED)
         self._tasks.start_soon(self._follow, link)
         return link
 
@@ -263,9 +279,30 @@ class LocalBackend:
         finally:
             self._link = None
             await link.aclose()
-        for instance in list(self._instances.values()):
-            if instance.phase is not Phase.ENDED:
-                self._noted(replace(instance, phase=Phase.ENDED, exit_message=KEEPER_DIED))
+        await self._rejoin()
+        while self._link is None and self._shared is not None:  # another replica may start the next keeper
+            await anyio.sleep(_REJOIN_SECONDS)
+            await self._rejoin()
+
+    async def _rejoin(self) -> None:
+        """Join the keeper that there is, after a connection was lost; if there is none, all has ended with it."""
+        async with self._linking:
+            if self._link is None and not self._is_left and await self._finds_none():
+                self._compare([], KEEPER_DIED)
+
+    async def _finds_none(self) -> bool:
+        """Join a keeper that lives, or say that none does: a lost connection alone does not mean that it died."""
+        deadline = anyio.current_time() + _CONNECT_SECONDS
+        while anyio.current_time() < deadline:
+            try:
+                self._led(await KeeperLink.open(self._paths.control, self._hive_ports, self._shared))
+            except KeeperGone:
+                await anyio.sleep(_RETRY_SECONDS)
+            except (OSError, KeeperEnding, ConfigError):
+                return True
+            else:
+                return False
+        return False  # one that listens and does not answer may hold them still
 
     def _network(self, spec: SandboxSpec) -> Mapping[str, Any] | None:
         """Return what the egress proxy is to let out; without isolation there is nothing that it could hold back."""
@@ -296,7 +333,7 @@ class LocalBackend:
     def _removed(self, instance: Instance) -> None:
         del self._instances[instance.id]
         if instance.phase is not Phase.ENDED:
-            self._events.publish(replace(instance, phase=Phase.ENDED, exit_message="deleted"))
+            self._events.publish(_ended(instance, "deleted"))
 
     def _instance(self, view: Mapping[str, Any]) -> Instance:
         return Instance(
@@ -309,6 +346,10 @@ class LocalBackend:
             labels=view["labels"],
             record=view["record"],
         )
+
+
+def _ended(instance: Instance, why: str) -> Instance:
+    return replace(instance, phase=Phase.ENDED, exit_message=why)
 
 
 def _require_supported(spec: SandboxSpec) -> None:
