@@ -9,8 +9,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import anyio
@@ -32,11 +34,18 @@ app = typer.Typer(
 @app.command()
 def up() -> None:
     """Serve until Ctrl-C."""
+    over = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        over.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
     with running() as cluster:
-        print(f"three hives that are one: {cluster.url}")
+        print(f"three hives that are one: {cluster.url}", flush=True)
         for replica in cluster.replicas:
-            print(f"  one of them: {replica.url}")
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+            print(f"  one of them: {replica.url}", flush=True)
+        over.wait()
 
 
 @app.command()

@@ -109,7 +109,11 @@ async def _in_sessions(server: Served) -> list[bytes]:
 
 
 async def measure_relay(calls: int) -> Sequence[Row]:
-    """Many calls at once to something that answers at once: what is left is the relay."""
+    """Many calls at once to something that answers at once: what is left is the relay.
+
+    Each connection sends the same head again and again, as a caller in a loop does; a head that differs from the one
+    before it is admitted anew, which costs more.
+    """
     async with AsyncExitStack() as stack:
         socket = await stack.enter_async_context(_constant_socket(stack))
         plane = await stack.enter_async_context(served("plane", socket, "10"))
