@@ -133,10 +133,12 @@ async def test_after_the_keeper_died_a_replica_hears_of_what_another_makes_in_th
 
 async def test_after_the_keeper_died_a_list_has_what_is_in_the_next_one(root: Path) -> None:
     async with local_backend(root, shared="tested") as idle, replica(root) as other:
+        watches = [idle.watch(), other.watch()]
         lost = await idle.create(fresh())
-        seen, same = idle.watch(), other.watch()
+        for events in watches:
+            assert await told(events) == lost
         os.kill(keeper_pid(idle), signal.SIGKILL)
-        for events in (seen, same):
+        for events in watches:
             end = await told(events)
             assert (end.id, end.phase, end.exit_message) == (lost.id, Phase.ENDED, KEEPER_DIED)
         created = await other.create(fresh())
