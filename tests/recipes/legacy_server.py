@@ -1,15 +1,17 @@
 """A stdio MCP server of the handshake era only, in the standard library: what an old server looks like from outside.
 
-Before `initialize` it answers nothing else, and it knows no version newer than 2024-11-05.
+Before `initialize` it answers nothing else, and it knows no version newer than 2024-11-05, or than the one it is told.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import sys
 import threading
 import time
+import uuid
 from typing import Any
 
 TOOLS = [
@@ -24,9 +26,13 @@ TOOLS = [
         ("steps", "Report progress and a log message"),
         ("wait", "Wait until the call is cancelled"),
         ("die", "End the server during the call"),
+        ("ask", "Ask the caller's user twice"),
+        ("think", "Ask the caller's model"),
+        ("roots", "Ask for the caller's roots"),
     )
 ]
 CANCELLED: dict[Any, threading.Event] = {}
+ANSWERS: dict[str, queue.SimpleQueue[dict[str, Any]]] = {}
 WRITING = threading.Lock()
 
 
@@ -38,6 +44,19 @@ def send(message: dict[str, Any]) -> None:
 
 def text(said: str) -> dict[str, Any]:
     return {"content": [{"type": "text", "text": said}]}
+
+
+def ask(method: str, params: dict[str, Any]) -> dict[str, Any]:
+    """Put a question to the client, and return its result or error."""
+    name = str(uuid.uuid4())
+    ANSWERS[name] = queue.SimpleQueue()
+    send({"id": name, "method": method, "params": params})
+    return ANSWERS[name].get(timeout=20)
+
+
+def elicit(message: str) -> dict[str, Any]:
+    form = {"type": "object", "properties": {"value": {"type": "string"}}}
+    return ask("elicitation/create", {"message": message, "requestedSchema": form})
 
 
 def call(number: Any, params: dict[str, Any]) -> None:
@@ -61,6 +80,20 @@ def call(number: Any, params: dict[str, Any]) -> None:
         CANCELLED[number].wait(20)
         with open(arguments["text"], "w", encoding="utf-8") as file:
             file.write("cancelled" if time.monotonic() - began < 19 else "never")
+    elif name == "ask":
+        first = elicit("first?")
+        if "error" in first:
+            return send({"id": number, "result": text(first["error"]["message"])})
+        said = first["result"].get("content", {}).get("value", first["result"]["action"])
+        second = elicit(f"after {said}?")["result"]["content"]["value"]
+        send({"id": number, "result": text(f"{said}, then {second}")})
+    elif name == "think":
+        message = {"role": "user", "content": {"type": "text", "text": arguments["text"]}}
+        answer = ask("sampling/createMessage", {"messages": [message], "maxTokens": 9})
+        send({"id": number, "result": text(answer["result"]["content"]["text"])})
+    elif name == "roots":
+        answer = ask("roots/list", {})
+        send({"id": number, "result": text(" ".join(root["uri"] for root in answer["result"]["roots"]))})
     elif name == "die":
         os._exit(7)
     else:
@@ -76,7 +109,7 @@ def main() -> None:
         if method == "initialize":
             greeted = True
             result: dict[str, Any] = {
-                "protocolVersion": "2024-11-05",
+                "protocolVersion": sys.argv[1] if sys.argv[1:] else "2024-11-05",
                 "capabilities": {"tools": {}, "logging": {}},
                 "serverInfo": {"name": "old", "version": "1"},
                 "instructions": "An old server.",
@@ -89,6 +122,8 @@ def main() -> None:
         elif method == "tools/call":
             CANCELLED[number] = threading.Event()
             threading.Thread(target=call, args=(number, params), daemon=True).start()
+        elif method is None:
+            ANSWERS[str(number)].put(message)
         elif method == "notifications/cancelled":
             CANCELLED.setdefault(params.get("requestId"), threading.Event()).set()
         elif number is not None:

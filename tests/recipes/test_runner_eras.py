@@ -14,6 +14,7 @@ import pytest
 from mcp.shared.exceptions import MCPError
 from mcp_types import LoggingMessageNotificationParams, TextContent
 
+from tests.recipes.mcp_callers import text
 from tests.recipes.runner_parts import ECHO, HERE, LEGACY, Runner, running
 
 pytestmark = pytest.mark.anyio
@@ -48,12 +49,6 @@ def dual(request: pytest.FixtureRequest) -> Generator[Runner]:
     with running(stdio if request.param == "stdio" else _http_server(), port=True) as runner:
         yield runner
         runner.stop()  # a runner that is killed takes its servers with it only where it is the init of a sandbox
-
-
-def text(result: Any) -> str:
-    (block,) = result.content
-    assert isinstance(block, TextContent)
-    return block.text
 
 
 class Heard:
@@ -131,7 +126,10 @@ async def test_an_old_stdio_server_serves_callers_of_both_eras(old: Runner, era:
     heard = Heard()
     async with old.client(era, logging_callback=heard.logged, log_level="debug") as client:
         tools = (await client.list_tools()).tools
-        assert [tool.name for tool in tools] == ["echo", "whoami", "steps", "wait", "die"]
+        assert [tool.name for tool in tools] == [
+            *("echo", "whoami", "steps", "wait", "die"),
+            *("ask", "think", "roots"),
+        ]
         assert client.protocol_version == {"legacy": "2025-11-25", "auto": "2026-07-28"}[era]
         assert client.instructions == "An old server."
         assert text(await client.call_tool("echo", {"text": "hé"})) == "hé"

@@ -116,7 +116,7 @@ def route_to(
     )
 
 
-@dataclass
+@dataclass(repr=False)  # hypothesis would print all of it
 class Rig:
     """A running hub and what a test may want to look at."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,7 +159,7 @@ def requests(draw: st.DrawFn) -> bytes:
     return draw(mutated(head + body)) + behind
 
 
-@dataclass
+@dataclass(repr=False)
 class Listener:
     """A sandbox that reads with h11 and says what it read."""
 
@@ -261,6 +262,7 @@ def responses(draw: st.DrawFn) -> bytes:
 @fuzz
 @given(responses())
 @example(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n{}")
+@example(b"HTTP/1.1 200 \x00OK\r\ncontent-length: 0\r\n\r\n")
 @example(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}x")
 async def test_a_caller_is_told_what_h11_reads_in_an_answer_or_of_a_failure(rig: Rig, listener: Listener, data: bytes):
     listener.answer = data
@@ -277,7 +279,8 @@ async def test_a_caller_is_told_what_h11_reads_in_an_answer_or_of_a_failure(rig:
     assert len(told.values(b"ash-origin")) == 1
     if told.values(b"ash-origin") == [b"hub"]:
         return
-    said = read(data.lstrip(b"\r\n"), h11.CLIENT, ended=True)
+    # what is said beside a status is thrown away, whatever it holds
+    said = read(re.sub(rb"\A[\r\n]*(HTTP/1.[01] \d{3})[^\r\n]*", rb"\1 any", data), h11.CLIENT, ended=True)
     assert isinstance(said, Read), f"h11 refuses what passed: {said}"
     assert (told.start, told.body) == (said.start, said.body)
     assert told.values(b"content-type") == said.values(b"content-type")

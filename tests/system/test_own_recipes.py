@@ -7,14 +7,16 @@ import shutil
 import tempfile
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
+from mcp.client.client import Client
 
 from ash_hub.app import open_hive
 from ash_hub.settings import HubSettings
 from ash_mcp import Hive
 from ash_mcp.errors import StartFailed
+from tests.recipes.mcp_callers import Person, text
 
 pytestmark = pytest.mark.anyio
 
@@ -33,14 +35,20 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="module")
-async def hive(anyio_backend: str) -> AsyncGenerator[Hive]:
+async def url(anyio_backend: str) -> AsyncGenerator[str]:
     folder = Path(tempfile.mkdtemp(prefix="ash-", dir="/tmp"))  # a socket's path must be short
     recipes = folder / "recipes"
     _write_recipes(recipes)
     settings = HubSettings(port=0, state_dir=folder / "state", run_dir=folder / "run", recipe_dirs=(recipes,))
-    async with open_hive(settings) as served, Hive(served.url) as client:
-        yield client
+    async with open_hive(settings) as served:
+        yield served.url
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+async def hive(url: str) -> AsyncGenerator[Hive]:
+    async with Hive(url) as client:
+        yield client
 
 
 def _write_recipes(folder: Path) -> None:
@@ -51,7 +59,7 @@ def _write_recipes(folder: Path) -> None:
     )
     _write(folder / "dice", data, {"dice.py": code})
     stdio = 'name = "old"\ndescription = "Speaks stdio."\n'
-    stdio += 'server = { stdio = { command = ["python3", "/opt/recipe/server.py"] } }\n'
+    stdio += 'server = { stdio = { command = ["python3", "/opt/recipe/server.py", "2025-06-18"] } }\n'
     _write(folder / "old", stdio, {"server.py": STDIO.read_text()})
     for name, server in BROKEN.items():
         _write(folder / name, f'name = "{name}"\ndescription = "Broken."\nstart_timeout_seconds = 10\n{server}\n', {})
@@ -60,8 +68,8 @@ def _write_recipes(folder: Path) -> None:
 def _write(folder: Path, data: str, files: dict[str, str]) -> None:
     folder.mkdir(parents=True)
     (folder / "recipe.toml").write_text(data)
-    for name, text in files.items():
-        (folder / name).write_text(text)
+    for name, content in files.items():
+        (folder / name).write_text(content)
 
 
 async def test_the_recipe_of_the_readme_is_spawned_from_its_directory(hive: Hive) -> None:
@@ -75,6 +83,21 @@ async def test_a_stdio_server_of_the_handshake_era_answers_callers_of_the_other(
         assert "whoami" in [tool.name for tool in await box.tools()]
         assert (await box.call("whoami")).text == "you"
         assert (await box.exec("echo hi")).stdout == "hi\n"
+
+
+@pytest.mark.parametrize("era", ["legacy", "2026-07-28"])
+@pytest.mark.parametrize("door", ["namespaced", "call", "direct"])
+async def test_a_stdio_server_asks_callers_of_both_eras_through_the_hive(
+    hive: Hive, url: str, era: str, door: str
+) -> None:
+    person = Person("one", "two")
+    async with hive.spawn("old") as box:
+        address = url.replace("/mcp", f"/s/{box.session}/mcp") if door == "direct" else url
+        tool = {"namespaced": f"{box.session}_ask", "call": "call", "direct": "ask"}[door]
+        arguments: dict[str, Any] = {"session": box.session, "tool": "ask", "arguments": {}} if door == "call" else {}
+        async with Client(address, mode=era, cache=None, elicitation_callback=person.elicited) as client:
+            assert text(await client.call_tool(tool, arguments)) == "one, then two"
+    assert person.asked == ["first?", "after one?"]
 
 
 @pytest.mark.parametrize(("recipe", "says"), [("missing", "nothing"), ("silent", "it broke"), ("absent", "no-such")])

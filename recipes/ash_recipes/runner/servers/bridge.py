@@ -2,33 +2,37 @@
 
 All callers share one connection to it. Its results come back as they are, progress goes to the call that asked for
 it, and a caller that leaves cancels its call. Log messages carry no sign of the call that they belong to, so they go
-to every call that is open.
+to every call that is open; `asking` finds the caller of what the server asks, `turns` asks a stateless one.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Final
 
 import mcp_types as types
 from mcp.client.client import Client
-from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel.server import Server
 from mcp.server.transport_security import TransportSecuritySettings
+from mcp.shared.dispatcher import ProgressFnT
 from mcp.shared.exceptions import MCPError
 from mcp_types import CONNECTION_CLOSED, INTERNAL_ERROR
+from mcp_types.methods import INPUT_REQUIRED_METHODS
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ash_recipes.runner.servers.asking import Call, Calls, Ctx, SessionCall
 from ash_recipes.runner.servers.base import RecipeServer, StartProblem, intercept
 from ash_recipes.runner.servers.child import Child
+from ash_recipes.runner.servers.turns import TurnCall, Turns
 from ash_recipes.runner.tools import RunnerTools
 
-__all__ = ["Calls", "open_bridge"]
+__all__ = ["open_bridge"]
 
-Ctx = ServerRequestContext[Any, Any]
+MAX_ROUNDS: Final = 10
+"""How often a stateless server may ask in one call of a caller with a session; what the SDK's clients allow."""
 
 # Request, its parameters, its result, and the capability without which the server does not have it.
 _FORWARDED: Final[tuple[tuple[type[types.Request[Any, Any]], type[BaseModel], type[BaseModel], str], ...]] = (
@@ -49,34 +53,6 @@ _FORWARDED: Final[tuple[tuple[type[types.Request[Any, Any]], type[BaseModel], ty
 )
 
 
-class Calls:
-    """The calls that are open now, each with the way back to its caller."""
-
-    def __init__(self) -> None:
-        self._open: set[_Call] = set()
-
-    def add(self, call: _Call) -> None:
-        self._open.add(call)
-
-    def discard(self, call: _Call) -> None:
-        self._open.discard(call)
-
-    async def logged(self, params: types.LoggingMessageNotificationParams) -> None:
-        """Pass a log message of the server on to every open call; where nobody asked for it, it is dropped."""
-        for call in list(self._open):
-            await call.log(params)
-
-
-class _Call:
-    def __init__(self, ctx: Ctx) -> None:
-        self._ctx = ctx
-
-    async def log(self, params: types.LoggingMessageNotificationParams) -> None:
-        await self._ctx.session.send_log_message(  # pyright: ignore[reportDeprecated]
-            params.level, params.data, params.logger, related_request_id=self._ctx.request_id
-        )
-
-
 class _Bridge:
     def __init__(self, app: ASGIApp, child: Child) -> None:
         self._app = app
@@ -92,13 +68,13 @@ class _Bridge:
 
 
 @asynccontextmanager
-async def open_bridge(child: Child, calls: Calls, tools: RunnerTools) -> AsyncGenerator[RecipeServer]:
+async def open_bridge(child: Child, calls: Calls, turns: Turns, tools: RunnerTools) -> AsyncGenerator[RecipeServer]:
     """Start the recipe's server and serve it until the context is left.
 
     Raises:
         StartProblem: It does not start.
     """
-    server = _mirror(await child.client(), child, calls)
+    server = _mirror(await child.client(), child, calls, turns)
     server.middleware.insert(0, intercept(tools))
     app = server.streamable_http_app(
         streamable_http_path="/mcp",
@@ -111,7 +87,7 @@ async def open_bridge(child: Child, calls: Calls, tools: RunnerTools) -> AsyncGe
         await child.aclose()
 
 
-def _mirror(client: Client, child: Child, calls: Calls) -> Server[Any]:
+def _mirror(client: Client, child: Child, calls: Calls, turns: Turns) -> Server[Any]:
     """Return a server that says of itself what the recipe's server says, and forwards what that can do."""
     info = client.server_info
     server: Server[Any] = Server(
@@ -124,36 +100,80 @@ def _mirror(client: Client, child: Child, calls: Calls) -> Server[Any]:
     )
     for request, params, result, capability in _FORWARDED:
         if getattr(client.server_capabilities, capability, None) is not None or capability == "tools":
-            method: str = request.model_fields["method"].default
-            server.add_request_handler(method, params, _forward(child, calls, request, method, result))
+            forward = _Forward(child, calls, turns, request, result)
+            server.add_request_handler(forward.method, params, forward)
     return server
 
 
-def _forward(
-    child: Child, calls: Calls, request: type[types.Request[Any, Any]], method: str, result: type[BaseModel]
-) -> Callable[[Ctx, Any], Awaitable[BaseModel]]:
-    async def forward(ctx: Ctx, params: Any) -> BaseModel:
+class _Forward:
+    """Answers one kind of request with what the recipe's server says to it."""
+
+    def __init__(
+        self,
+        child: Child,
+        calls: Calls,
+        turns: Turns,
+        request: type[types.Request[Any, Any]],
+        result: type[BaseModel],
+    ) -> None:
+        self._child = child
+        self._calls = calls
+        self._turns = turns
+        self._request = request
+        self.method: str = request.model_fields["method"].default
+        self._asks = self.method in INPUT_REQUIRED_METHODS
+        self._result: TypeAdapter[Any] = TypeAdapter(result | types.InputRequiredResult if self._asks else result)
+
+    async def __call__(self, ctx: Ctx, params: Any) -> BaseModel:
         try:
-            client = await child.client()
+            client = await self._child.client()
         except StartProblem as exc:
             raise MCPError(INTERNAL_ERROR, f"the recipe's server has ended and does not start again: {exc}") from exc
-        if method == "logging/setLevel" and client.protocol_version in MODERN_PROTOCOL_VERSIONS:
+        modern = client.protocol_version in MODERN_PROTOCOL_VERSIONS
+        if self.method == "logging/setLevel" and modern:
             return types.EmptyResult()
-        asked = _made(request, params.model_copy(update={"meta": _own_meta(params.meta)}))
-        call = _Call(ctx)
-        calls.add(call)
+        stateless = ctx.protocol_version in MODERN_PROTOCOL_VERSIONS
+
+        async def in_turns(call: TurnCall) -> BaseModel:
+            mine = params.model_copy(update={"input_responses": None, "request_state": None})
+            return await self._called(client, mine, call, call.progress)
+
+        if self._asks and stateless and not modern:
+            return await self._turns.take(ctx, params, in_turns)
+        call = SessionCall(ctx)
+        result = await self._called(client, params, call, ctx.session.report_progress)
+        return result if stateless else await self._answered(client, params, call, result)
+
+    async def _called(self, client: Client, params: Any, call: Call, progress: ProgressFnT) -> BaseModel:
+        asked = _made(self._request, params.model_copy(update={"meta": _own_meta(params.meta)}))
         try:
-            return await client.session.send_request(asked, result, progress_callback=ctx.session.report_progress)
+            with self._calls.open(call) if self._asks else nullcontext():
+                return await client.session.send_request(asked, self._result, progress_callback=progress)
         except MCPError as exc:
             if exc.code == CONNECTION_CLOSED:
-                child.lost(client)
+                self._child.lost(client)
                 message = "the recipe's server ended during the call; the next call starts it again"
                 raise MCPError(INTERNAL_ERROR, message) from exc
             raise
-        finally:
-            calls.discard(call)
 
-    return forward
+    async def _answered(self, client: Client, params: Any, call: SessionCall, result: BaseModel) -> BaseModel:
+        """Ask a caller with a session what a stateless server wants to know, until it has what it needs."""
+        rounds = 0
+        while isinstance(result, types.InputRequiredResult):
+            rounds += 1
+            if rounds > MAX_ROUNDS:
+                raise MCPError(INTERNAL_ERROR, f"the recipe's server asked more than {rounds - 1} times in one call")
+            answers: dict[str, types.InputResponse] = {}
+            for key, request in (result.input_requests or {}).items():
+                answer = await call.ask(request)
+                if isinstance(answer, types.ErrorData):
+                    raise MCPError.from_error_data(answer)
+                answers[key] = answer
+            again = {"input_responses": answers, "request_state": result.request_state}
+            result = await self._called(
+                client, params.model_copy(update=again), call, call.ctx.session.report_progress
+            )
+        return result
 
 
 def _made(request: Callable[..., types.Request[Any, Any]], params: BaseModel) -> types.Request[Any, Any]:

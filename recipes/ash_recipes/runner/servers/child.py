@@ -16,7 +16,6 @@ import anyio
 from anyio.abc import TaskStatus
 from mcp.client._transport import Transport
 from mcp.client.client import Client
-from mcp.client.session import LoggingFnT
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.shared.exceptions import MCPError
 from mcp_types import CONNECTION_CLOSED, Implementation
@@ -24,6 +23,7 @@ from mcp_types import CONNECTION_CLOSED, Implementation
 from ash_recipes.runner.context import Context
 from ash_recipes.runner.jobs import stop
 from ash_recipes.runner.processes import READ_BYTES, Process, Stream
+from ash_recipes.runner.servers.asking import Calls
 from ash_recipes.runner.servers.base import StartProblem
 
 __all__ = ["Child", "http_client_of", "stdio_client_of"]
@@ -125,9 +125,7 @@ class Child:
 
 
 @asynccontextmanager
-async def stdio_client_of(
-    command: Sequence[str], context: Context, cwd: Path, logged: LoggingFnT
-) -> AsyncGenerator[Client]:
+async def stdio_client_of(command: Sequence[str], context: Context, cwd: Path, calls: Calls) -> AsyncGenerator[Client]:
     """Start a command that speaks MCP on its stdin and stdout, and connect to it."""
     parameters = StdioServerParameters(
         command=command[0], args=list(command[1:]), env=context.environment.variables(), cwd=cwd
@@ -136,14 +134,14 @@ async def stdio_client_of(
     async with _pipe_into(tail) as errors, AsyncExitStack() as stack:
 
         def make(mode: str) -> Client:
-            return _client(stdio_client(parameters, errors), mode, logged)
+            return _client(stdio_client(parameters, errors), mode, calls)
 
         yield await _connected(stack, make, command, tail)
 
 
 @asynccontextmanager
 async def http_client_of(
-    command: Sequence[str], url: str, context: Context, cwd: Path, logged: LoggingFnT
+    command: Sequence[str], url: str, context: Context, cwd: Path, calls: Calls
 ) -> AsyncGenerator[Client]:
     """Start a command that serves streamable HTTP on loopback, and connect to it once it listens."""
     tail = Tail()
@@ -152,18 +150,21 @@ async def http_client_of(
         try:
             await _wait_for_port(process, urlsplit(url).port or 80, tail)
             async with AsyncExitStack() as stack:
-                yield await _connected(stack, lambda mode: _client(url, mode, logged), command, tail)
+                yield await _connected(stack, lambda mode: _client(url, mode, calls), command, tail)
         finally:
             with anyio.CancelScope(shield=True):
                 await stop(process)
 
 
-def _client(server: Transport | str, mode: str, logged: LoggingFnT) -> Client:
+def _client(server: Transport | str, mode: str, calls: Calls) -> Client:
     return Client(
         server,
         mode=mode,
-        logging_callback=logged,
-        # Whether a message reaches a caller is that caller's own choice; see the bridge.
+        logging_callback=calls.logged,
+        elicitation_callback=calls.elicit,
+        sampling_callback=calls.sample,
+        list_roots_callback=calls.list_roots,
+        # Whether a message or a question reaches a caller is that caller's own choice.
         log_level="debug",
         client_info=Implementation(name="ash-runner", version="1"),
         cache=None,

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from ash_recipes.runner.context import Context
+from ash_recipes.runner.servers.asking import Calls
 from ash_recipes.runner.servers.base import RecipeServer, StartProblem
-from ash_recipes.runner.servers.bridge import Calls, open_bridge
+from ash_recipes.runner.servers.bridge import open_bridge
 from ash_recipes.runner.servers.child import Child, http_client_of, stdio_client_of
+from ash_recipes.runner.servers.turns import Turns
 from ash_recipes.runner.tools import RunnerTools
 
 __all__ = ["open_http", "open_stdio"]
@@ -26,8 +28,8 @@ async def open_stdio(
         StartProblem: It does not start.
     """
     words, calls = _words(asked), Calls()
-    child = Child(context, lambda: stdio_client_of(words, context, folder or context.workspace, calls.logged))
-    async with open_bridge(child, calls, tools) as server:
+    child = Child(context, lambda: stdio_client_of(words, context, folder or context.workspace, calls))
+    async with open_bridge(child, calls, Turns(context.jobs.tasks), tools) as server:
         yield server
 
 
@@ -45,8 +47,8 @@ async def open_http(
     if not isinstance(port, int) or not isinstance(path, str):
         raise StartProblem("an http server needs a port, and its path is a string")
     url = f"http://127.0.0.1:{port}{path}"
-    child = Child(context, lambda: http_client_of(words, url, context, folder or context.workspace, calls.logged))
-    async with open_bridge(child, calls, tools) as server:
+    child = Child(context, lambda: http_client_of(words, url, context, folder or context.workspace, calls))
+    async with open_bridge(child, calls, Turns(context.jobs.tasks), tools) as server:
         yield server
 
 
