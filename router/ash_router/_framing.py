@@ -10,32 +10,36 @@ from __future__ import annotations
 import base64
 import http
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 __all__ = [
+    "FROM_CALL",
+    "FROM_ENDPOINT",
     "LAST_CHUNK",
+    "TO_CALL",
+    "TO_ENDPOINT",
     "Headers",
     "Problem",
     "ResponseHead",
+    "asked_lines",
     "body_head",
     "check_head",
     "chunk",
     "content_length",
     "decode_name",
-    "direct_head",
     "encode_name",
     "forwarded",
     "has_body",
     "indexed",
+    "lines_of",
     "one",
     "request_head",
-    "response_head",
     "response_problem",
     "sse_event",
     "sse_tail",
-    "wanted_response_headers",
+    "status_line",
 ]
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -48,7 +52,7 @@ _VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 
 _PLAIN: Final = re.compile(r"[\x20-\x7e]+")
 
-_FORWARDED: Final = frozenset(
+TO_CALL: Final = frozenset(
     {
         b"content-type",
         b"accept",
@@ -60,12 +64,14 @@ _FORWARDED: Final = frozenset(
         b"tracestate",
     }
 )
-_FORWARDED_DIRECTLY: Final = _FORWARDED | {b"accept-language", b"mcp-session-id", b"user-agent"}
-_FORWARDED_PREFIX: Final = b"mcp-param-"
+"""Of a caller's headers, those that go with a call to a sandbox."""
+TO_ENDPOINT: Final = TO_CALL | {b"accept-language", b"mcp-session-id", b"user-agent"}
+"""Those that go with a request to a sandbox's own endpoint."""
+_ASKED_PREFIX: Final = b"mcp-param-"
 
 # What a sandbox may say about its answer. Everything else is dropped: cookies, CORS, challenges, redirects and
 # security policies would act on the hive's own origin, and ash-* is the hive's word.
-_RETURNED: Final = frozenset(
+FROM_CALL: Final = frozenset(
     {
         b"allow",
         b"cache-control",
@@ -77,6 +83,7 @@ _RETURNED: Final = frozenset(
         b"x-accel-buffering",
     }
 )
+FROM_ENDPOINT: Final = FROM_CALL | {b"mcp-session-id"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +94,27 @@ class Problem:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
 class ResponseHead:
-    """The head of a response as it came from a sandbox."""
+    """The head of a response as it came from a sandbox, and what is worked out of it, once."""
 
-    status: int
-    headers: Headers
+    __slots__ = ("_kept", "_lines", "headers", "is_stream", "length", "status")
+
+    def __init__(self, status: int, headers: Headers) -> None:
+        self.status = status
+        self.headers = headers
+        kind = one(headers, b"content-type")
+        self.is_stream = kind is not None and kind.lower().startswith(b"text/event-stream")
+        self.length = content_length(headers)
+        """None where none is announced."""
+        self._kept: frozenset[bytes] | None = None
+        self._lines = b""
+
+    def lines(self, kept: frozenset[bytes]) -> bytes:
+        """Return the status and what may reach the caller of its headers: those of `kept`."""
+        if self._kept is not kept:
+            self._kept = kept
+            self._lines = status_line(self.status) + lines_of((k, v) for k, v in self.headers if k in kept)
+        return self._lines
 
 
 def one(headers: Headers, name: bytes) -> bytes | None:
@@ -172,6 +194,8 @@ def encode_name(name: str) -> bytes:
 
     So no name, whoever chose it, can end its header line.
     """
+    if name.isidentifier() and name.isascii():
+        return name.encode()  # what most names are
     if _PLAIN.fullmatch(name) and name == name.strip() and not name.startswith("=?base64?"):
         return name.encode()
     return b"=?base64?" + base64.b64encode(name.encode("utf-8", "surrogatepass")) + b"?="
@@ -188,47 +212,32 @@ def decode_name(value: bytes) -> str | None:
         return None
 
 
-def request_head(
-    headers: Headers, replaced: Mapping[bytes, bytes | None], length: int, *, method: bytes = b"POST"
-) -> bytes:
-    """Return the head of a request to a sandbox: the caller's allowed headers, ours, and the length in hand.
-
-    Args:
-        replaced: Headers that we set, instead of the caller's of the same name; None only drops the caller's.
-    """
-    parts = [method, b" /mcp HTTP/1.1\r\nhost: sandbox\r\ncontent-length: %d\r\n" % length]
-    for key, value in headers:
-        if (key in _FORWARDED and key not in replaced) or key.startswith(_FORWARDED_PREFIX):
-            parts += (key, b": ", value, b"\r\n")
-    for key, ours in replaced.items():
-        if ours is not None:
-            parts += (key, b": ", ours, b"\r\n")
-    parts.append(b"\r\n")
-    return b"".join(parts)
+def lines_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return headers as they stand in a head."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
-def direct_head(method: bytes, headers: Headers, ours: Headers, length: int | None) -> bytes:
-    """Return the head of a request that a caller makes to a sandbox's own endpoint.
+def asked_lines(headers: Headers, kept: frozenset[bytes]) -> bytes:
+    """Return the lines of a caller's headers that a sandbox gets to see: those of `kept`, and those for arguments."""
+    return lines_of(header for header in headers if header[0] in kept or header[0].startswith(_ASKED_PREFIX))
+
+
+def request_head(method: bytes, length: int | None, *lines: bytes) -> bytes:
+    """Return the head of a request to a sandbox.
 
     Args:
         length: Of the body; None where it will come in chunks.
+        lines: Headers, ready.
     """
-    parts = [method, b" /mcp HTTP/1.1\r\nhost: sandbox\r\n"]
-    parts.append(b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length)
-    for key, value in headers:
-        if key in _FORWARDED_DIRECTLY or key.startswith(_FORWARDED_PREFIX):
-            parts += (key, b": ", value, b"\r\n")
-    for key, value in ours:
-        parts += (key, b": ", value, b"\r\n")
-    parts.append(b"\r\n")
-    return b"".join(parts)
+    framing = b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length
+    return b"".join((method, b" /mcp HTTP/1.1\r\nhost: sandbox\r\n", framing, *lines, b"\r\n"))
 
 
-def forwarded(headers: Headers, client: str, scheme: str) -> list[tuple[bytes, bytes]]:
-    """Return what tells a sandbox for whom its hive asks: the socket's word, never that of the caller's headers."""
+def forwarded(headers: Headers, client: str, scheme: str) -> bytes:
+    """Return the lines that tell a sandbox for whom its hive asks: by the socket, never by the caller's headers."""
     told = [(b"x-forwarded-for", client.encode("ascii", "replace")), (b"x-forwarded-proto", scheme.encode())]
     host = one(headers, b"host")
-    return [*told, (b"x-forwarded-host", host)] if host is not None else told
+    return lines_of([*told, (b"x-forwarded-host", host)] if host is not None else told)
 
 
 def response_problem(head: ResponseHead) -> str | None:
@@ -249,15 +258,6 @@ def response_problem(head: ResponseHead) -> str | None:
     return None
 
 
-def wanted_response_headers(headers: Headers, *, session: bool = False) -> list[tuple[bytes, bytes]]:
-    """Keep of a sandbox's response headers what may reach the caller.
-
-    Args:
-        session: Whether that includes the id of a session on the sandbox itself.
-    """
-    return [(key, value) for key, value in headers if key in _RETURNED or (session and key == b"mcp-session-id")]
-
-
 def _status_line(status: int) -> bytes:
     try:
         phrase = http.HTTPStatus(status).phrase
@@ -269,14 +269,9 @@ def _status_line(status: int) -> bytes:
 _STATUS_LINES: Final = {status: _status_line(status) for status in range(200, 600)}
 
 
-def response_head(status: int, *headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return the head of a response to a caller."""
-    parts = [_STATUS_LINES[status]]
-    for group in headers:
-        for key, value in group:
-            parts += (key, b": ", value, b"\r\n")
-    parts.append(b"\r\n")
-    return b"".join(parts)
+def status_line(status: int) -> bytes:
+    """Return the first line of a response."""
+    return _STATUS_LINES[status]
 
 
 def chunk(data: bytes) -> bytes:

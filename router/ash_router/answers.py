@@ -23,11 +23,26 @@ from ash_router import _framing
 from ash_router._framing import Headers
 from ash_router.bodies import RequestId
 
-__all__ = ["FROM_HUB", "FROM_SANDBOX", "NONCE", "Caller", "accepted", "failure", "head", "refusal", "whole_failure"]
+__all__ = [
+    "FROM_HUB",
+    "FROM_SANDBOX",
+    "NONCE",
+    "Caller",
+    "accepted",
+    "failure",
+    "head",
+    "new_nonce",
+    "passed_head",
+    "refusal",
+    "whole_failure",
+]
 
 NONCE: Final = HEADER_NONCE.encode()
 FROM_HUB: Final = (HEADER_ORIGIN.encode(), ORIGIN_HUB.encode())
 FROM_SANDBOX: Final = (HEADER_ORIGIN.encode(), ORIGIN_SANDBOX.encode())
+
+_NONCE_BYTES: Final = 16
+_NONCES: Final[list[bytes]] = []
 
 
 class Caller(Protocol):
@@ -42,7 +57,9 @@ class Caller(Protocol):
     def keeps_alive(self) -> bool: ...
 
     @property
-    def default_headers(self) -> Headers: ...
+    def default_lines(self) -> bytes:
+        """The headers that stand in every answer of the process, ready."""
+        ...
 
     def write(self, data: bytes) -> None: ...
 
@@ -57,8 +74,30 @@ class Caller(Protocol):
 
 def head(caller: Caller, status: int, *headers: Headers) -> bytes:
     """Return the head of an answer, which says so if the connection ends with it."""
-    closing = [] if caller.keeps_alive else [(b"connection", b"close")]
-    return _framing.response_head(status, caller.default_headers, *headers, closing)
+    lines = [_framing.lines_of(group) for group in headers]
+    return b"".join((_framing.status_line(status), caller.default_lines, *lines, _end(caller)))
+
+
+def passed_head(caller: Caller, *lines: bytes) -> bytes:
+    """Return the head of an answer that is not the hive's own.
+
+    Args:
+        lines: What passes of its head, from the status on, and what the hive adds.
+    """
+    return b"".join((*lines, caller.default_lines, _end(caller)))
+
+
+def _end(caller: Caller) -> bytes:
+    return b"\r\n" if caller.keeps_alive else b"connection: close\r\n\r\n"
+
+
+def new_nonce() -> bytes:
+    """Return what nobody can guess, whatever others of it are known."""
+    if not _NONCES:
+        # the kernel is asked for many at once
+        random = secrets.token_hex(_NONCE_BYTES * 256).encode()
+        _NONCES.extend(random[at : at + 2 * _NONCE_BYTES] for at in range(0, len(random), 2 * _NONCE_BYTES))
+    return _NONCES.pop()
 
 
 def accepted(caller: Caller) -> bytes:
@@ -66,9 +105,9 @@ def accepted(caller: Caller) -> bytes:
     return head(caller, 202, [(b"content-length", b"0"), FROM_HUB])
 
 
-def failure(request_id: RequestId, error: AshError, *, nonce: str | None, is_modern: bool) -> bytes:
+def failure(request_id: RequestId, error: AshError, *, nonce: bytes | None, is_modern: bool) -> bytes:
     """Return `error` as the JSON-RPC answer to a tool call."""
-    result = tool_failure(error, nonce=nonce)
+    result = tool_failure(error, nonce=None if nonce is None else nonce.decode("latin-1"))
     if is_modern:
         result = {"resultType": "complete", **result}
     return orjson.dumps({"jsonrpc": "2.0", "id": request_id, "result": result}, default=str)
@@ -87,7 +126,7 @@ def whole_failure(caller: Caller, body: bytes, error: AshError, more: Headers) -
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
         FROM_HUB,
-        (NONCE, secrets.token_hex(16).encode()),
+        (NONCE, new_nonce()),
     ]
     return head(caller, 200, ours, retry_after(error), more) + body
 

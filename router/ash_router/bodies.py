@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, cast
 
 import orjson
@@ -24,10 +25,13 @@ _LONG_NUMBER: Final = re.compile(rb"\d{19}")
 # "name" written with escapes. No encoder does it; a body that does is written anew instead of spliced.
 _ESCAPED_KEY: Final = re.compile(rb"\\u00(?:6[1dDeE5])")
 
+_SHORT: Final = 128
+"""Names up to here are worth being remembered."""
+
 RequestId = str | int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Message:
     """One JSON-RPC message that was POSTed."""
 
@@ -45,7 +49,7 @@ class Message:
         return cast("Mapping[str, Any]", params) if isinstance(params, dict) else {}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ToolCall:
     """A well-formed `tools/call` request."""
 
@@ -83,12 +87,18 @@ def as_tool_call(message: Message) -> ToolCall | None:
 def rename(call: ToolCall, name: str) -> bytes | None:
     """Return the call's body with another tool name, or None if it cannot be kept exact."""
     raw = call.message.raw
-    spot = re.compile(rb'"name"\s*:\s*(' + re.escape(orjson.dumps(call.name)) + rb")").finditer(raw)
-    found = next(spot, None)
-    if found is not None and next(spot, None) is None and _ESCAPED_KEY.search(raw) is None:
+    spot = _spot_of(call.name) if len(call.name) <= _SHORT else _spot_of.__wrapped__(call.name)
+    found = spot.search(raw)
+    if found is not None and spot.search(raw, found.end()) is None and _ESCAPED_KEY.search(raw) is None:
         return raw[: found.start(1)] + orjson.dumps(name) + raw[found.end(1) :]
     fields = _exact_fields(call.message)
     return None if fields is None else _dump({**fields, "params": {**fields["params"], "name": name}})
+
+
+@lru_cache(1024)
+def _spot_of(name: str) -> re.Pattern[bytes]:
+    """Return what finds a tool's name in the body of a call of it."""
+    return re.compile(rb'"name"\s*:\s*(' + re.escape(orjson.dumps(name)) + rb")")
 
 
 def retarget(call: ToolCall, name: str) -> bytes | None:

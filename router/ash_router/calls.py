@@ -13,11 +13,11 @@ from typing import Any, Final
 from ash_mcp.types import SessionName, valid_session_name
 from ash_mcp.wire import MODERN_VERSION
 from ash_router import bodies
-from ash_router._framing import Headers, decode_name
 from ash_router.admission import Admitted
 from ash_router.asking import answer_to
 from ash_router.bodies import HIVE_CALL, Message, ToolCall
 from ash_router.exchange import RelayedCall
+from ash_router.heads import Fields, RequestHead
 from ash_router.routes import Route, Routes, split_tool_name
 from ash_router.sessions import HANDSHAKE_VERSIONS, LegacySession, LegacySessions, UpstreamSession
 
@@ -64,9 +64,6 @@ class LevelChange:
     level: str
 
 
-Fields = Mapping[bytes, bytes | None]
-"""A request's headers as `_framing.indexed` returns them."""
-
 Notice = Cancellation | ClientAnswer | LevelChange | RootsChange
 
 
@@ -77,8 +74,9 @@ class Calls:
         self._routes = routes
         self._sessions = sessions
 
-    def needs_body(self, admitted: Admitted, fields: Fields) -> bool:
+    def needs_body(self, admitted: Admitted, head: RequestHead) -> bool:
         """Say whether a POST to the hive's endpoint may be for a sandbox, so that its body must be read."""
+        fields = head.fields
         for deciding in _DECIDING:
             if fields.get(deciding, b"") is None:
                 return False  # it came twice
@@ -87,39 +85,39 @@ class Calls:
             return True
         if version != _MODERN or fields.get(b"mcp-method") != b"tools/call":
             return False
-        name = _name(fields)
+        name = head.tool
         return name == HIVE_CALL or (name is not None and self._named(admitted, name) is not None)
 
-    def decide(
-        self, admitted: Admitted, headers: Headers, fields: Fields, message: Message
-    ) -> RelayedCall | Notice | None:
+    def decide(self, admitted: Admitted, head: RequestHead, message: Message) -> RelayedCall | Notice | None:
         """Say what a message, whose head passed `needs_body`, means to sandboxes; None: nothing."""
+        fields = head.fields
         if fields.get(b"mcp-protocol-version") == _MODERN:
             call = bodies.as_tool_call(message)
-            if call is None or call.name != _name(fields):
+            if call is None or call.name != head.tool:
                 return None
-            return self._relayed(admitted, headers, call, None)
+            return self._relayed(admitted, head, call, None)
         session = self._session(admitted, fields)
         if session is None:
             return None
         if message.method == "tools/call":
             call = bodies.as_tool_call(message)
-            return None if call is None else self._relayed(session.admitted, headers, call, session)
+            return None if call is None else self._relayed(session.admitted, head, call, session)
         return _notice(session, message)
 
-    def misses(self, admitted: Admitted, fields: Fields, message: Message | None = None) -> bool:
+    def misses(self, admitted: Admitted, head: RequestHead, message: Message | None = None) -> bool:
         """Say whether a request that is no call to a sandbox known here may be one to a sandbox that is not.
 
         Args:
             message: Its body; None where its head said enough for `needs_body` to pass it by.
         """
+        fields = head.fields
         is_modern = fields.get(b"mcp-protocol-version") == _MODERN
         if message is None:
-            name = _name(fields) if is_modern and fields.get(b"mcp-method") == b"tools/call" else None
+            name = head.tool if is_modern and fields.get(b"mcp-method") == b"tools/call" else None
             return name is not None and self._is_unknown(admitted, (split_tool_name(name) or ("",))[0])
         call = bodies.as_tool_call(message)
         session = None if is_modern else self._session(admitted, fields)
-        if call is None or (call.name != _name(fields) if is_modern else session is None):
+        if call is None or (call.name != head.tool if is_modern else session is None):
             return False
         if call.name == HIVE_CALL:
             named: Any = call.arguments.get("session")
@@ -138,7 +136,7 @@ class Calls:
         return session if session is not None and session.admitted.principal == admitted.principal else None
 
     def _relayed(
-        self, admitted: Admitted, headers: Headers, call: ToolCall, session: LegacySession | None
+        self, admitted: Admitted, head: RequestHead, call: ToolCall, session: LegacySession | None
     ) -> RelayedCall | None:
         if call.name == HIVE_CALL:
             found = self._called(admitted, call.arguments)
@@ -158,7 +156,7 @@ class Calls:
         return RelayedCall(
             route=route,
             request_id=call.request_id,
-            headers=headers,
+            head=head,
             body=body,
             tool=tool,
             session=session,
@@ -183,11 +181,6 @@ class Calls:
     def _resolve(self, admitted: Admitted, session: str, tool: str) -> tuple[Route, str] | None:
         route = self._routes.resolve(admitted.principal, admitted.scope, SessionName(session))
         return None if route is None else (route, route.tool_names.get(tool, tool))
-
-
-def _name(fields: Fields) -> str | None:
-    value = fields.get(b"mcp-name")
-    return None if value is None else decode_name(value)
 
 
 def _notice(session: LegacySession, message: Message) -> Notice | None:

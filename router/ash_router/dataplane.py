@@ -10,13 +10,15 @@ from ash_mcp.errors import AshError, ConfigError, ConnectFailed, SandboxNotFound
 from ash_mcp.types import SandboxId
 from ash_mcp.wire import MCP_PATH
 from ash_router.admission import Admitted, Refusal
-from ash_router.calls import Calls, Cancellation, ClientAnswer, Fields, LevelChange, RootsChange
-from ash_router.direct import METHODS, Door, door_of, read_name, resumption_of
+from ash_router.calls import Calls, Cancellation, ClientAnswer, LevelChange, RootsChange
+from ash_router.direct import METHODS, Door, door_of, name_in, resumption_of
 from ash_router.exchange import Services
 from ash_router.forwarding import Forwarder
 from ash_router.handshakes import Handshakes
+from ash_router.heads import RequestHead
 from ash_router.ledger import Ledger
 from ash_router.limits import DEFAULT_LIMITS, RelayLimits
+from ash_router.rounds import Rounds
 from ash_router.routes import Route, Routes
 from ash_router.sessions import LegacySessions, UpstreamSession
 from ash_router.streams import OpenStreams
@@ -53,7 +55,7 @@ class DataPlane:
         self.limits = limits
         self._look_up = look_up
         self.forwarder = forwarder
-        self._routes = routes
+        self.routes = routes
         self._missing = missing
         self.calls = Calls(routes, sessions)
         self._sessions = sessions
@@ -73,6 +75,7 @@ class DataPlane:
             ledger,
             limits,
             OpenStreams(limits.max_streams_per_owner),
+            Rounds(limits.round_seconds),
             explain,
             self.spawn,
         )
@@ -88,6 +91,7 @@ class DataPlane:
         stopping = StreamBroken("the hive stopped during the call; whether the call did its work is unknown")
         self.services.ledger.abort_all(stopping)
         self.services.streams.fail_all(stopping)
+        self.services.rounds.close()
         self._upstreams.close()
         if self.forwarder is not None:
             self.forwarder.close()
@@ -102,15 +106,15 @@ class DataPlane:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def door(self, admitted: Admitted, method: str, fields: Fields) -> Door | Refusal | None:
+    def door(self, admitted: Admitted, method: str, head: RequestHead) -> Door | Refusal | None:
         """Say to which sandbox's own endpoint a request goes, or why to none; None: it is not meant for one."""
-        name = read_name(admitted.path, fields)
+        name = name_in(head, admitted.path)
         if name is None:
             is_resumption = method == "GET" and admitted.path == MCP_PATH
-            return resumption_of(self._sessions, admitted, fields) if is_resumption else None
+            return resumption_of(self._sessions, admitted, head.fields) if is_resumption else None
         if isinstance(name, AshError):
             return Refusal(name)
-        found = door_of(self._routes, admitted, name, method)
+        found = door_of(self.routes, admitted, name, method)
         if found is None:
             return Refusal(self._missing(admitted, name) or SandboxNotFound("route not found"))
         if method not in METHODS:

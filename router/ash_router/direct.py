@@ -15,11 +15,11 @@ from ash_mcp.types import EVERY_SCOPE, SandboxId, SessionName
 from ash_mcp.wire import MCP_PATH
 from ash_router.admission import Admitted
 from ash_router.asking import resumed
-from ash_router.calls import Fields
+from ash_router.heads import Fields, RequestHead
 from ash_router.routes import Route, Routes, visible
 from ash_router.sessions import LegacySession, LegacySessions, UpstreamSession
 
-__all__ = ["METHODS", "SESSION_HEADER", "Door", "Resumption", "door_of", "read_name", "resumption_of"]
+__all__ = ["METHODS", "SESSION_HEADER", "Door", "Resumption", "door_of", "name_in", "resumption_of"]
 
 SESSION_HEADER: Final = b"x-session-id"
 METHODS: Final = frozenset({"GET", "POST", "DELETE"})
@@ -38,7 +38,7 @@ class Resumption:
     """As the sandbox gave it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Door:
     """A request that a caller makes to one of its sandboxes directly."""
 
@@ -53,12 +53,18 @@ class Door:
         return self.method == "GET"
 
 
-def read_name(path: str, fields: Fields) -> str | AshError | None:
+def name_in(head: RequestHead, path: str) -> str | AshError | None:
     """Return which sandbox a request names, why it may not, or None where it names none.
 
     Args:
         path: As admitted: percent-decoded once.
     """
+    if head.named is None or head.named[0] != path:
+        head.named = path, _read_name(path, head.fields)
+    return head.named[1]
+
+
+def _read_name(path: str, fields: Fields) -> str | AshError | None:
     named = None
     if path != MCP_PATH:
         named = _PATH.fullmatch(path)

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from ash_mcp.errors import (
     AshError,
@@ -32,9 +33,11 @@ from ash_router.answers import Caller
 from ash_router.asking import SessionEvents
 from ash_router.bodies import RequestId
 from ash_router.handshakes import Handshakes
+from ash_router.heads import RequestHead
 from ash_router.ledger import Call, Ledger
 from ash_router.limits import RelayLimits
 from ash_router.reply import EventEditor, Reply
+from ash_router.rounds import Rounds
 from ash_router.routes import Route
 from ash_router.sessions import LegacySession, UpstreamSession
 from ash_router.streams import OpenStreams
@@ -45,14 +48,19 @@ __all__ = ["Exchange", "RelayedCall", "Services", "explained"]
 
 log = logging.getLogger(__name__)
 
+_TOKEN_LINE: Final = b"%b: %%b\r\n" % HEADER_TOKEN.encode()
+# What goes with a call of its caller's headers, but for those that are ours to set.
+_OF_CALL: Final = _framing.TO_CALL - {b"mcp-name"}
+_OF_SESSION_CALL: Final = _OF_CALL - {b"mcp-method", b"mcp-protocol-version"}
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(slots=True, eq=False, kw_only=True)
 class RelayedCall:
     """A call that goes to a sandbox."""
 
     route: Route
     request_id: RequestId
-    headers: Headers
+    head: RequestHead
     """The caller's own."""
     body: bytes
     """As the sandbox will get it."""
@@ -74,6 +82,7 @@ class Services:
     ledger: Ledger
     limits: RelayLimits
     streams: OpenStreams
+    rounds: Rounds
     explain: Callable[[Route], Awaitable[AshError]]
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
@@ -85,21 +94,22 @@ class Exchange:
         paused: Whether the caller is slow already, with answers before this one that it has not read yet.
     """
 
+    _entry: Call | None = None
+    _connection: Connection | None = None
+    _task: asyncio.Task[None] | None = None
+    _last_byte_at = 0.0
+    _upstream: UpstreamSession | None = None
+    _renewed = False
+    _done = False
+
     def __init__(self, caller: Caller, call: RelayedCall, services: Services, *, paused: bool = False) -> None:
         self._caller = caller
         self._call = call
         self._services = services
         self._loop = asyncio.get_running_loop()
-        self._entry: Call | None = None
-        self._connection: Connection | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._idle_timer: asyncio.TimerHandle | None = None
-        self._last_byte_at = 0.0
-        self._upstream: UpstreamSession | None = None
-        self._renewed = False
         self._paused = paused
-        self._done = False
-        self._reply = Reply(caller, self._session_header(), editor=self._editor if call.session is not None else None)
+        editor = self._editor if call.session is not None else None
+        self._reply = Reply(caller, _framing.lines_of(self._session_header()), editor=editor)
 
     def start(self) -> None:
         """Send the call, at once where a connection is idle."""
@@ -110,10 +120,9 @@ class Exchange:
         self._entry = services.ledger.begin(call.route.sandbox_id, call.route.owner, self.fail)
         if call.hold is not None:
             call.hold.__enter__()
-        idle = services.limits.idle_stream_seconds
-        if idle is not None:
+        if services.limits.idle_stream_seconds is not None:
             self._last_byte_at = self._loop.time()
-            self._idle_timer = self._loop.call_later(idle, self._check_idle, idle)
+            services.rounds.enter(self)
         self._reach()
 
     def fail(self, error: AshError) -> None:
@@ -199,16 +208,18 @@ class Exchange:
     def _send(self, connection: Connection) -> None:
         call = self._call
         token = self._services.tokens.mint(call.route.sandbox_id, call.route.generation)
-        replaced: dict[bytes, bytes | None] = {HEADER_TOKEN.encode(): token}
+        ours = _TOKEN_LINE % token
         if self._upstream is None:
-            replaced[b"mcp-name"] = _framing.encode_name(call.tool)
+            lines = call.head.lines(_OF_CALL)
+            ours += b"mcp-name: %b\r\n" % _framing.encode_name(call.tool)
         else:
             assert call.session is not None
-            replaced |= self._upstream.headers()
+            lines = call.head.lines(_OF_SESSION_CALL)
+            ours += self._upstream.lines()
             call.session.calls[call.request_id] = self._upstream
             self._upstream.voices[self] = self.say
         self._connection = connection
-        connection.send(_framing.request_head(call.headers, replaced, len(call.body)) + call.body, self)
+        connection.send(_framing.request_head(b"POST", len(call.body), lines, ours) + call.body, self)
         if self._paused:
             connection.pause()
 
@@ -245,7 +256,7 @@ class Exchange:
         session = self._call.session
         return [] if session is None else [(b"mcp-session-id", session.id.encode())]
 
-    def _failure(self, error: AshError, nonce: str | None) -> bytes:
+    def _failure(self, error: AshError, nonce: bytes | None) -> bytes:
         is_modern = self._call.session is None
         return answers.failure(self._call.request_id, error, nonce=nonce, is_modern=is_modern)
 
@@ -258,11 +269,10 @@ class Exchange:
         else:
             self.fail(await explained(self._services, self._call.route, error))
 
-    def _check_idle(self, idle: float) -> None:
-        left = self._last_byte_at + idle - self._loop.time()
-        if left > 0:
-            self._idle_timer = self._loop.call_later(left, self._check_idle, idle)
-        else:
+    def look(self, now: float) -> None:
+        """Look after a sandbox that is silent for too long."""
+        idle = self._services.limits.idle_stream_seconds or math.inf
+        if self._last_byte_at + idle <= now:
             self.fail(AshTimeout(f"the sandbox sent nothing for {idle:g} s"))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -284,14 +294,13 @@ class Exchange:
             self._connection = None
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
         if self._upstream is not None:
             self._upstream.voices.pop(self, None)
         if call.session is not None and call.session.calls.get(call.request_id) is self._upstream:
             call.session.calls.pop(call.request_id, None)
         if self._entry is None:
             return  # it was never let in
+        self._services.rounds.leave(self)
         self._services.ledger.end(self._entry)
         if call.hold is not None:
             call.hold.__exit__(None, None, None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import secrets
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -17,11 +16,11 @@ from ash_mcp.errors import AshError, ConnectFailed, HiveFault, RemoteProtocolErr
 from ash_mcp.types import DEFAULT_SCOPE, Endpoint, SandboxId, SessionName
 from ash_mcp.wire import MCP_PATH, MODERN_VERSION
 from ash_router import _framing, answers, bodies
-from ash_router._framing import Headers, ResponseHead
+from ash_router._framing import ResponseHead
 from ash_router.admission import Admitted
-from ash_router.calls import Fields
 from ash_router.direct import METHODS, Door
 from ash_router.exchange import Services
+from ash_router.heads import Fields, RequestHead
 from ash_router.limits import DEFAULT_LIMITS, RelayLimits
 from ash_router.passage import Passage, Sender
 from ash_router.replicas import Replicas, split_address
@@ -95,7 +94,7 @@ class Forwarding(Passage):
     """A `Sink` between the replica that holds a session and a caller of this one.
 
     Args:
-        headers: The caller's own; of them the owner gets those that a sandbox gets at its own endpoint.
+        head: The caller's own; of it the owner gets those that a sandbox gets at its own endpoint.
         services: Of this replica's relay.
     """
 
@@ -103,15 +102,15 @@ class Forwarding(Passage):
         self,
         sender: Sender,
         forward: Forward,
-        headers: Headers,
+        head: RequestHead,
         forwarder: Forwarder,
         services: Services,
         *,
         paused: bool = False,
     ) -> None:
         door = Door(_route_to(forward.replica, forward.admitted), forward.method)
-        super().__init__(sender, door, headers, (), replace(services, upstreams=forwarder.upstreams), paused=paused)
-        self._reply = _OwnersReply(sender, ())
+        super().__init__(sender, door, head, b"", replace(services, upstreams=forwarder.upstreams), paused=paused)
+        self._reply = _OwnersReply(sender)
         self._forward = forward
         self._forwarder = forwarder
         self._max_kept_bytes = services.limits.max_body_bytes
@@ -129,8 +128,9 @@ class Forwarding(Passage):
         message = bodies.read_message(self._kept) if self._kept else None
         return self._kept is None or (message is not None and message.method == "tools/call")
 
-    def _credentials(self) -> Headers:
-        return [(VOUCHER_HEADER, self._forwarder.vouchers.write(self._forward.replica, self._forward.admitted))]
+    def _credentials(self) -> bytes:
+        voucher = self._forwarder.vouchers.write(self._forward.replica, self._forward.admitted)
+        return _framing.lines_of([(VOUCHER_HEADER, voucher)])
 
     async def _connect(self) -> None:
         try:
@@ -164,7 +164,7 @@ class Forwarding(Passage):
             super().fail(error, status)
             return
         self._end()
-        session_id = _framing.one(self._headers, b"mcp-session-id") or b""
+        session_id = _framing.one(self._head.headers, b"mcp-session-id") or b""
         more = [(b"mcp-session-id", session_id)]
         self._sender.write(answers.whole_failure(self._sender, failure, error, more))
         self._sender.finished()
@@ -178,11 +178,12 @@ class Forwarding(Passage):
 class _OwnersReply(Reply):
     """An answer whose head is the owner's, but for its framing."""
 
-    def _said(self, head: ResponseHead) -> tuple[Headers, list[tuple[bytes, bytes]]]:
+    def _said(self, head: ResponseHead) -> tuple[bytes, bytes]:
         nonce = _framing.one(head.headers, answers.NONCE)
-        self.nonce = secrets.token_hex(16) if nonce is None else nonce.decode("latin-1")
-        returned = [(key, value) for key, value in head.headers if key not in _HOP_BY_HOP]
-        return returned, [(answers.NONCE, self.nonce.encode("latin-1"))] if nonce is None else []
+        self.nonce = answers.new_nonce() if nonce is None else nonce
+        passed = _framing.lines_of((key, value) for key, value in head.headers if key not in _HOP_BY_HOP)
+        ours = [(answers.NONCE, self.nonce)] if nonce is None else []
+        return _framing.status_line(head.status) + passed, _framing.lines_of(ours)
 
 
 def _route_to(replica: str, admitted: Admitted) -> Route:

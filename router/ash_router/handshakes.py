@@ -142,7 +142,7 @@ class Handshakes:
         return orjson.dumps({"jsonrpc": "2.0", "id": f"ash-{next(self._ids)}", "method": method, "params": params})
 
     async def _post(
-        self, route: Route, body: bytes, headers: dict[bytes, bytes | None]
+        self, route: Route, body: bytes, headers: dict[bytes, bytes]
     ) -> tuple[int, _framing.Headers, bytes]:
         answer = await self._upstreams.request(
             route,
@@ -152,13 +152,10 @@ class Handshakes:
         )
         return answer.status, answer.headers, bytes(answer.body)
 
-    def _head(
-        self, route: Route, headers: dict[bytes, bytes | None], length: int, *, method: bytes = b"POST"
-    ) -> bytes:
+    def _head(self, route: Route, headers: dict[bytes, bytes], length: int, *, method: bytes = b"POST") -> bytes:
         token = self._tokens.mint(route.sandbox_id, route.generation)
-        return _framing.request_head(
-            [_ACCEPT, _JSON], {HEADER_TOKEN.encode(): token, **headers}, length, method=method
-        )
+        lines = _framing.lines_of([_ACCEPT, _JSON, (HEADER_TOKEN.encode(), token), *headers.items()])
+        return _framing.request_head(method, length, lines)
 
 
 _NOTHING_MORE: Final = orjson.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"})

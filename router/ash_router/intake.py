@@ -25,6 +25,7 @@ from ash_router import _framing, answers
 from ash_router._framing import Headers
 from ash_router.admission import Admission, Admitted, Head, Refusal
 from ash_router.dataplane import DataPlane
+from ash_router.heads import RequestHead
 from ash_router.limits import HeadMeter
 
 __all__ = ["Intake", "Phase"]
@@ -58,6 +59,8 @@ class Intake(HttpToolsProtocol):
     app: Any  # uvicorn leaves its type open
     admission: ClassVar[Admission]
     relay: ClassVar[DataPlane]
+    _default_headers: ClassVar[Headers | None] = None
+    _default_lines: ClassVar[bytes] = b""
 
     _phase = Phase.HEAD
     _in_head = False
@@ -69,10 +72,15 @@ class Intake(HttpToolsProtocol):
     _resuming = False
     _timer: asyncio.TimerHandle | None = None
     _admitting: asyncio.Task[None] | None = None
-    _last: tuple[str, bytes, bytes, Headers] | None = None
-    """The last head of this connection that was admitted at once: version, method, target, headers."""
-    _last_verdict: Admitted | None = None
+    _head: RequestHead
+    """Of the request that is read, once it is there."""
+    _last: RequestHead | None = None
+    """The last head of this connection that was admitted at once."""
+    _last_verdict: Admitted
     _last_until = 0.0
+    _idle_timer: asyncio.TimerHandle | None = None
+    """Looks whether the client has asked for nothing more after a relayed answer."""
+    _idle_since = 0.0
 
     @abstractmethod
     def _admitted(self, verdict: Admitted) -> None:
@@ -89,6 +97,8 @@ class Intake(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         if self._admitting is not None:
             self._admitting.cancel()
         super().connection_lost(exc)
@@ -149,37 +159,43 @@ class Intake(HttpToolsProtocol):
         self._version = self.parser.get_http_version()
         self._keep_alive = self._version != "1.0" and self.parser.should_keep_alive()
         method = self.parser.get_method()
-        same = self._same_as_before(method)
-        if same is None and not self._is_sound(method):
+        last = self._last
+        if last is not None and last.is_same(self._version, method, self.url, self.headers):
+            self._head = last
+        elif self._is_sound(method):
+            self._head = RequestHead(self._version, method, self.url, self.headers)
+        else:
             return
         self._skipped_upgrade = self.parser.should_upgrade() and _framing.has_body(self.headers)
         self.scope["method"] = method.decode("ascii")
         self.scope["http_version"] = self._version
         self.scope["query_string"] = self.url.partition(b"?")[2]
-        if same is not None:
-            self._decided(same)
-            return
-        host, port = self.server or ("", None)
-        server = None if port is None else (host, port)
-        head = Head(self.scope["method"], self.url, self.headers, self.client, server, self)
-        verdict = self.admission.admit(head)
+        verdict = self._verdict_on(self._head)
         if isinstance(verdict, Admitted | Refusal):
-            if isinstance(verdict, Admitted):
-                self._last = (self._version, method, self.url, self.headers)
-                self._last_verdict, self._last_until = verdict, self.loop.time() + SAME_HEAD_SECONDS
             self._decided(verdict)
         else:
             self._phase = Phase.ADMITTING
             self._admitting = self.relay.spawn(self._await_verdict(verdict))
 
-    def _same_as_before(self, method: bytes) -> Admitted | None:
-        """Return the verdict on the head that this connection sent a moment ago, if this one is the same to the byte.
+    def _verdict_on(self, head: RequestHead) -> Admitted | Refusal | Awaitable[Admitted | Refusal]:
+        held = self._held_verdict(head)
+        if held is not None:
+            return held
+        host, port = self.server or ("", None)
+        server = None if port is None else (host, port)
+        asked = Head(head.method.decode("ascii"), head.target, head.headers, self.client, server, self)
+        verdict = self.admission.admit(asked)
+        if isinstance(verdict, Admitted):
+            self._last, self._last_verdict = head, verdict
+            self._last_until = self.loop.time() + SAME_HEAD_SECONDS
+        return verdict
+
+    def _held_verdict(self, head: RequestHead) -> Admitted | None:
+        """Return the verdict on a head that this connection sent a moment ago.
 
         Whoever calls a tool again and again sends the same head. A verdict that could be another by now is asked for.
         """
-        if self._last_until < self.loop.time() or self._last != (self._version, method, self.url, self.headers):
-            return None
-        return self._last_verdict
+        return self._last_verdict if head is self._last and self._last_until >= self.loop.time() else None
 
     def _is_sound(self, method: bytes) -> bool:
         """Say whether a head is within its bounds and can be read in one way only; one that is not is refused."""
@@ -307,9 +323,27 @@ class Intake(HttpToolsProtocol):
         """Do what follows the last byte that is there now."""
         if self._timer is None and self.timeout_keep_alive_task is None:
             if self._phase is Phase.HEAD:
-                self._arm(self.relay.limits.head_timeout_seconds)
+                if self._in_head or self._idle_timer is None:
+                    self._arm(self.relay.limits.head_timeout_seconds)
             elif self._phase is Phase.COLLECTING or (self._phase is Phase.ASGI and not self._received_all):
                 self._arm(self.relay.limits.body_timeout_seconds)
+
+    def _await_next(self) -> None:
+        """Wait for the next request, as long as uvicorn does after an answer of the app's, with one timer for many."""
+        self.server_state.total_requests += 1
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._look_idle)
+
+    def _look_idle(self) -> None:
+        self._idle_timer = None
+        if self._phase is not Phase.HEAD or self._in_head or self.timeout_keep_alive_task is not None:
+            return  # it asked for something
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._idle_timer = self.loop.call_later(left, self._look_idle)
+        else:
+            self.transport.close()
 
     def _arm(self, seconds: float) -> None:
         self._timer = self.loop.call_later(seconds, self._timed_out)
@@ -341,8 +375,11 @@ class Intake(HttpToolsProtocol):
         return self._keep_alive
 
     @property
-    def default_headers(self) -> Headers:
-        return self.server_state.default_headers
+    def default_lines(self) -> bytes:
+        headers = self.server_state.default_headers
+        if self._default_headers is not headers:  # uvicorn makes new ones each second
+            type(self)._default_headers, type(self)._default_lines = headers, _framing.lines_of(headers)
+        return self._default_lines
 
     def write(self, data: bytes) -> None:
         if not self.transport.is_closing():

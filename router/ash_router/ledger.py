@@ -19,11 +19,9 @@ __all__ = ["Call", "Ledger"]
 class Call:
     """One call in flight."""
 
-    number: int
     sandbox_id: SandboxId | None
     """None where only another replica knows it."""
     owner: str
-    started_at: float
     abort: Callable[[AshError], None] | None
     """Ends the call with a typed failure; None where nobody waits for it."""
 
@@ -34,7 +32,7 @@ class Ledger:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._total = 0
-        self._in_flight: dict[SandboxId | None, dict[int, Call]] = {}
+        self._in_flight: dict[SandboxId | None, set[Call]] = {}
         self._last: dict[SandboxId, float] = {}
         self._owners: dict[str, int] = {}
         self._changed: set[SandboxId] = set()
@@ -42,17 +40,21 @@ class Ledger:
     def begin(self, sandbox_id: SandboxId | None, owner: str, abort: Callable[[AshError], None] | None = None) -> Call:
         """Enter a call; the caller must `end` it."""
         self._total += 1
-        call = Call(self._total, sandbox_id, owner, self._clock(), abort)
-        self._in_flight.setdefault(sandbox_id, {})[call.number] = call
+        call = Call(sandbox_id, owner, abort)
+        calls = self._in_flight.get(sandbox_id)
+        if calls is None:
+            self._in_flight[sandbox_id] = {call}
+        else:
+            calls.add(call)
         self._owners[owner] = self._owners.get(owner, 0) + 1
-        self._note(sandbox_id, call.started_at)
         return call
 
     def end(self, call: Call) -> None:
         """Leave a call; idempotent."""
         calls = self._in_flight.get(call.sandbox_id)
-        if calls is None or calls.pop(call.number, None) is None:
+        if calls is None or call not in calls:
             return
+        calls.remove(call)
         if not calls:
             del self._in_flight[call.sandbox_id]
         left = self._owners[call.owner] - 1
@@ -64,10 +66,10 @@ class Ledger:
 
     def abort(self, sandbox_id: SandboxId, error: AshError) -> int:
         """End every call to a sandbox with `error` and return how many there were."""
-        return self._abort(self._in_flight.get(sandbox_id, {}).values(), error)
+        return self._abort(self._in_flight.get(sandbox_id, ()), error)
 
     def abort_all(self, error: AshError) -> int:
-        return sum(self._abort(calls.values(), error) for calls in list(self._in_flight.values()))
+        return sum(self._abort(calls, error) for calls in list(self._in_flight.values()))
 
     def busy(self, sandbox_id: SandboxId) -> bool:
         return sandbox_id in self._in_flight

@@ -50,6 +50,11 @@ class RelayLimits:
     linger_seconds: float = 1.0
     """How long a refused request's remaining bytes are read and dropped, so that the refusal itself arrives."""
 
+    @property
+    def round_seconds(self) -> float:
+        """How often what may have been silent for too long is looked after."""
+        return min(1.0, (self.idle_stream_seconds or 4.0) / 4, self.body_timeout_seconds / 4)
+
     def head_exceeded(self) -> AshError:
         message = f"a head may be at most {self.max_head_bytes} bytes and {self.max_headers} headers long"
         return CapacityExceeded(message, retryable=False)

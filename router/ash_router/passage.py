@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import secrets
 from collections.abc import Coroutine
 from typing import Any, Final, Protocol
 
@@ -30,11 +29,12 @@ from ash_mcp.errors import (
 from ash_mcp.types import SandboxId
 from ash_mcp.wire import HEADER_TOKEN, MODERN_VERSION, failure_to_json
 from ash_router import _framing, answers, bodies
-from ash_router._framing import Headers, ResponseHead
+from ash_router._framing import ResponseHead
 from ash_router.answers import Caller
 from ash_router.asking import SessionEvents
 from ash_router.direct import Door
 from ash_router.exchange import Services, explained
+from ash_router.heads import RequestHead
 from ash_router.ledger import Call
 from ash_router.reply import Reply
 from ash_router.upstream import Connection
@@ -43,6 +43,14 @@ __all__ = ["Passage", "Sender"]
 
 log = logging.getLogger(__name__)
 
+_TOKEN_LINE: Final = b"%b: %%b\r\n" % HEADER_TOKEN.encode()
+_OF_RESUMPTION: Final = _framing.TO_ENDPOINT - {
+    b"last-event-id",
+    b"mcp-method",
+    b"mcp-name",
+    b"mcp-protocol-version",
+    b"mcp-session-id",
+}
 _MAX_KEPT_BYTES: Final = 64 * 1024
 """Of a request's body, kept to know the id of the call if it fails in the middle of its answer."""
 
@@ -65,37 +73,36 @@ class Passage:
     `forwarding.py` makes of it one between another replica and a caller.
 
     Args:
-        headers: The caller's own.
-        told: For whom the hive asks.
+        head: The caller's own.
+        told: For whom the hive asks, ready lines.
         paused: Whether the caller is slow already.
     """
 
     _max_kept_bytes = _MAX_KEPT_BYTES
+    _entry: Call | None = None
+    _connection: Connection | None = None
+    _task: asyncio.Task[None] | None = None
+    _moved_at = 0.0
+    _pending = b""
+    """Of the request's body, what was not sent on yet."""
+    _kept: bytes | None = b""
+    _ended = False
+    _reaching = False
+    _holding = False
+    _chunked = False
+    _done = False
 
     def __init__(
-        self, sender: Sender, door: Door, headers: Headers, told: Headers, services: Services, *, paused: bool = False
+        self, sender: Sender, door: Door, head: RequestHead, told: bytes, services: Services, *, paused: bool = False
     ) -> None:
         self._sender = sender
         self._door = door
-        self._headers = headers
+        self._head = head
         self._told = told
         self._services = services
         self._loop = asyncio.get_running_loop()
         self._reply = _reply_to(sender, door)
-        self._entry: Call | None = None
-        self._connection: Connection | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._moved_at = 0.0
         self._paused = paused
-        self._pending: list[bytes] = []
-        self._pending_bytes = 0
-        self._kept: bytes | None = b""
-        self._ended = False
-        self._reaching = False
-        self._holding = False
-        self._chunked = False
-        self._done = False
 
     @property
     def begun(self) -> bool:
@@ -106,7 +113,15 @@ class Passage:
         """Enter the books; the first `flush` sends what there is."""
         if self._enter_stream() if self._door.is_stream else self._enter_call(self._door.route.sandbox_id):
             self._moved_at = self._loop.time()
-            self._watch()
+            self._services.rounds.enter(self)
+
+    def start_whole(self, body: bytes) -> None:
+        """`start` and send, where all of the request's body is there."""
+        self._pending = body
+        self._kept = body if len(body) <= self._max_kept_bytes else None
+        self._ended = True
+        self.start()
+        self.flush()
 
     def _enter_stream(self) -> bool:
         services, owner = self._services, self._door.route.owner
@@ -129,8 +144,7 @@ class Passage:
         """Take the next bytes of the request's body."""
         if self._done:
             return
-        self._pending.append(data)
-        self._pending_bytes += len(data)
+        self._pending = self._pending + data if self._pending else data
         if self._kept is not None:
             self._kept = self._kept + data if len(self._kept) + len(data) <= self._max_kept_bytes else None
 
@@ -147,7 +161,7 @@ class Passage:
         elif not self._reaching and not self._begin_at_once():
             self._reaching = True
             self._task = self._services.spawn(self._guarded(self._connect()))
-        if self._connection is None and self._pending_bytes > self._services.limits.high_water_bytes:
+        if self._connection is None and len(self._pending) > self._services.limits.high_water_bytes:
             self._hold(True)
 
     def _begin_at_once(self) -> bool:
@@ -168,27 +182,34 @@ class Passage:
 
     def _send(self, connection: Connection) -> None:
         self._connection = connection
-        body, self._pending, self._pending_bytes = b"".join(self._pending), [], 0
-        length = len(body) if self._ended else _framing.content_length(self._headers)
+        body, self._pending = self._pending, b""
+        length = len(body) if self._ended else _framing.content_length(self._head.headers)
         self._chunked = length is None
-        ours, asked = self._credentials(), _asked_of(self._door, self._headers)
-        head = _framing.direct_head(self._door.method.encode(), asked, ours, length)
+        lines = (self._asked_lines(), self._credentials(), self._told)
+        head = _framing.request_head(self._door.method.encode(), length, *lines)
         connection.send(
             head + self._framed(body), self, more=not self._ended, on_pressure=None if self._ended else self._hold
         )
         if self._paused:
             connection.pause()
 
-    def _credentials(self) -> Headers:
-        """Return what proves that the hive asks, and for whom."""
+    def _credentials(self) -> bytes:
+        """Return the lines that prove that the hive asks."""
         route = self._door.route
-        token = self._services.tokens.mint(route.sandbox_id, route.generation)
-        return [(HEADER_TOKEN.encode(), token), *self._told]
+        return _TOKEN_LINE % self._services.tokens.mint(route.sandbox_id, route.generation)
+
+    def _asked_lines(self) -> bytes:
+        """Return the caller's headers as the sandbox should see them."""
+        resumed = self._door.resumed
+        if resumed is None:
+            return self._head.lines(_framing.TO_ENDPOINT)
+        last = _framing.lines_of([(b"last-event-id", resumed.last_event_id)])
+        return self._head.lines(_OF_RESUMPTION) + resumed.upstream.lines() + last
 
     def _send_more(self, connection: Connection) -> None:
         if not self._pending and not (self._ended and self._chunked):
             return
-        body, self._pending, self._pending_bytes = b"".join(self._pending), [], 0
+        body, self._pending = self._pending, b""
         data = self._framed(body)
         if data:
             connection.send_more(data, more=not self._ended)
@@ -246,7 +267,7 @@ class Passage:
             return
         self._end()
         if not self._reply.begun:
-            nonce = (answers.NONCE.decode(), secrets.token_hex(16))
+            nonce = (answers.NONCE.decode(), answers.new_nonce().decode())
             self._sender.write(answers.refusal(self._sender, error, status, [nonce]))
             self._sender.finished()
             return
@@ -274,7 +295,7 @@ class Passage:
         if message is None or not isinstance(request_id, str | int) or isinstance(request_id, bool):
             return None
         if message.method == "tools/call":
-            is_modern = _framing.one(self._headers, b"mcp-protocol-version") == MODERN_VERSION.encode()
+            is_modern = self._head.fields.get(b"mcp-protocol-version") == MODERN_VERSION.encode()
             return answers.failure(request_id, error, nonce=self._reply.nonce, is_modern=is_modern)
         said = {"code": -32000, "message": error.message, "data": failure_to_json(error)}
         return orjson.dumps({"jsonrpc": "2.0", "id": request_id, "error": said}, default=str)
@@ -292,17 +313,15 @@ class Passage:
             log.exception("a request to a sandbox failed in the hive itself")
             self.fail(HiveFault("the hive itself failed; its log has the details"))
 
-    def _watch(self) -> None:
-        """Look after whoever is silent too long: the caller with its request, then the sandbox."""
+    def look(self, now: float) -> None:
+        """Look after whoever is silent for too long: the caller with its request, then the sandbox."""
         limits = self._services.limits
-        bounds = (limits.idle_stream_seconds or math.inf, limits.body_timeout_seconds)
         on_sandbox = self._ended or self._holding
-        left = self._moved_at + bounds[not on_sandbox] - self._loop.time()
-        if left > 0:
-            # whose turn it is may change meanwhile, and the other's bound be the shorter one
-            self._timer = self._loop.call_later(min(left, *bounds), self._watch)
-        elif on_sandbox:
-            self.fail(AshTimeout(f"the sandbox was silent for {bounds[0]:g} s"))
+        bound = (limits.idle_stream_seconds or math.inf) if on_sandbox else limits.body_timeout_seconds
+        if self._moved_at + bound > now:
+            return
+        if on_sandbox:
+            self.fail(AshTimeout(f"the sandbox was silent for {bound:g} s"))
         else:
             self._sender.request_stalled()
 
@@ -316,8 +335,7 @@ class Passage:
             self._connection = None
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._services.rounds.leave(self)
         if self._entry is not None:
             self._services.ledger.end(self._entry)
         if self._door.is_stream:
@@ -327,18 +345,9 @@ class Passage:
 def _reply_to(sender: Sender, door: Door) -> Reply:
     resumed = door.resumed
     if resumed is None:
-        return Reply(sender, (), passes_session=True)
+        return Reply(sender, kept=_framing.FROM_ENDPOINT)
     return Reply(
         sender,
-        [(b"mcp-session-id", resumed.session.id.encode())],
+        _framing.lines_of([(b"mcp-session-id", resumed.session.id.encode())]),
         editor=lambda: SessionEvents(resumed.session, resumed.upstream),
     )
-
-
-def _asked_of(door: Door, headers: Headers) -> Headers:
-    """Return the caller's headers as the sandbox should see them."""
-    if door.resumed is None:
-        return headers
-    ours = {**door.resumed.upstream.headers(), b"last-event-id": door.resumed.last_event_id}
-    kept = [(key, value) for key, value in headers if key not in ours]
-    return [*kept, *((key, value) for key, value in ours.items() if value is not None)]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar
 from urllib.parse import quote
 
@@ -23,11 +24,12 @@ from ash_mcp.errors import AshTimeout, SandboxNotFound
 from ash_mcp.wire import MCP_PATH
 from ash_router import _framing, answers, bodies
 from ash_router.admission import ADMITTED_KEY, Admission, Admitted, Refusal
-from ash_router.calls import Cancellation, ClientAnswer, Fields, LevelChange, RootsChange
+from ash_router.calls import Cancellation, ClientAnswer, LevelChange, RootsChange
 from ash_router.dataplane import DataPlane
 from ash_router.direct import Door
 from ash_router.exchange import Exchange, RelayedCall
 from ash_router.forwarding import Forwarder, Forwarding
+from ash_router.heads import RequestHead, SameHead
 from ash_router.intake import Intake, Phase
 from ash_router.limits import RelayLimits
 from ash_router.passage import Passage
@@ -49,13 +51,24 @@ class Relay(DataPlane):
         return type("RelayProtocol", (_RelayProtocol,), kept)
 
 
+@dataclass(slots=True)
+class _Again:
+    """A request by which the next one of its connection is known again."""
+
+    same: SameHead
+    head: RequestHead
+    door: Door | Refusal | None = None
+    """Where such a request goes, for whom and as long as the routes are those of then."""
+    found_for: Admitted | None = None
+    found_at: int = 0
+
+
 class _RelayProtocol(Intake):
     """One connection of a caller. It is also the `Caller` of its exchange and the `Sender` of its passage."""
 
     forwarder: ClassVar[Forwarder | None]
 
     _verdict: Admitted
-    _fields: Fields
     _exchange: Exchange | Passage | None = None
     _passage: Passage | None = None
     """The same as `_exchange` while its request still comes."""
@@ -63,6 +76,10 @@ class _RelayProtocol(Intake):
     """Bytes of the body of its request."""
     _looked_for: object = None
     """The scope of the request for which other processes were asked last."""
+    _again: _Again | None = None
+    """The last request, if it was one to a sandbox and came whole."""
+    _told: tuple[RequestHead, bytes] | None = None
+    """For whom a sandbox is asked, of the head that says so in part."""
 
     # What asyncio calls.
 
@@ -72,6 +89,17 @@ class _RelayProtocol(Intake):
         if exchange is not None:
             exchange.caller_left()
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        is_first = self._phase is Phase.HEAD and not self._in_head and not self._pipelined
+        if is_first and self._again is not None:
+            body = self._again.same.body_of(data)
+            if body is not None and self._take_again(self._again, body):
+                return
+        super().data_received(data)
+        if is_first and self._received_all and self._phase in (Phase.RELAYING, Phase.PASSING):
+            same = SameHead.of(data) if self._keep_alive and not self._pipelined else None
+            self._again = None if same is None else _Again(same, self._head)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -122,14 +150,41 @@ class _RelayProtocol(Intake):
 
     # From the verdict on.
 
+    def _take_again(self, again: _Again, body: bytes) -> bool:
+        """Take a whole request with the same head as the last one's, if it is one to a sandbox as that was.
+
+        False leaves all to the parser: what is no such request, or not surely one.
+        """
+        head, verdict = again.head, self._held_verdict(again.head)
+        if verdict is None or len(body) > self.relay.limits.max_body_bytes:
+            return False
+        routes_at = self.relay.routes.changes
+        if again.found_for is not verdict or again.found_at != routes_at:
+            again.door = self.relay.door(verdict, head.method.decode("ascii"), head)
+            again.found_for, again.found_at = verdict, routes_at
+        door, call = again.door, None
+        if door is None:
+            message = bodies.read_message(body)
+            call = self.relay.calls.decide(verdict, head, message) if message is not None else None
+        if not isinstance(door, Door) and not isinstance(call, RelayedCall):
+            return False
+        self._unset_keepalive_if_required()
+        self._disarm()
+        self._verdict, self._head = verdict, head
+        self._received_all = True
+        if isinstance(door, Door):
+            self._phase = Phase.PASSING
+            passage = self._exchange = self._passage = self._passage_to(door)
+            passage.start_whole(body)
+        elif isinstance(call, RelayedCall):
+            self._relay(call)
+        return True
+
     def _admitted(self, verdict: Admitted) -> None:
         self._verdict = verdict
-        fields = self._fields = _framing.indexed(self.headers)
-        door = self.relay.door(verdict, self.scope["method"], fields)
+        door = self.relay.door(verdict, self.scope["method"], self._head)
         if isinstance(door, Door):
-            client = self.client[0] if self.client is not None else ""
-            told = _framing.forwarded(self.headers, client, self.scheme or "http")
-            self._pass(Passage(self, door, self.headers, told, self.relay.services, paused=self.flow.write_paused))
+            self._pass(self._passage_to(door))
             return
         if door is not None:
             if not (isinstance(door.error, SandboxNotFound) and self._look_up(self._admitted_again)):
@@ -141,9 +196,9 @@ class _RelayProtocol(Intake):
         self.scope["path"] = self.root_path + verdict.path
         self.scope["raw_path"] = quote(self.scope["path"]).encode("ascii")
         is_message = self.scope["method"] == "POST" and verdict.path == MCP_PATH
-        if is_message and self.relay.calls.needs_body(verdict, fields):
+        if is_message and self.relay.calls.needs_body(verdict, self._head):
             self._collect()
-        elif not (is_message and self.relay.calls.misses(verdict, fields) and self._look_up(self._admitted_again)):
+        elif not (is_message and self.relay.calls.misses(verdict, self._head) and self._look_up(self._admitted_again)):
             self._start_asgi()
 
     # A sandbox that is not known here.
@@ -163,7 +218,7 @@ class _RelayProtocol(Intake):
             return
         self._admitting = None
         self.flow.resume_reading()
-        door = self.relay.door(self._verdict, self.scope["method"], self._fields)
+        door = self.relay.door(self._verdict, self.scope["method"], self._head)
         if error is not None and isinstance(door, Refusal):
             self._refuse(error, 503)
         else:
@@ -174,17 +229,24 @@ class _RelayProtocol(Intake):
         self._admitted(self._verdict)
 
     def _is_forwarded(self, forwarder: Forwarder) -> bool:
-        forward = forwarder.forward_of(self._verdict, self.scope["method"], self._fields)
+        forward = forwarder.forward_of(self._verdict, self.scope["method"], self._head.fields)
         if forward is None:
             return False
         services, paused = self.relay.services, self.flow.write_paused
-        self._pass(Forwarding(self, forward, self.headers, forwarder, services, paused=paused))
+        self._pass(Forwarding(self, forward, self._head, forwarder, services, paused=paused))
         return True
 
     # A sandbox's own endpoint, or another replica's.
 
+    def _passage_to(self, door: Door) -> Passage:
+        if self._told is None or self._told[0] is not self._head:
+            client = self.client[0] if self.client is not None else ""
+            self._told = self._head, _framing.forwarded(self._head.headers, client, self.scheme or "http")
+        services, paused = self.relay.services, self.flow.write_paused
+        return Passage(self, door, self._head, self._told[1], services, paused=paused)
+
     def _pass(self, passage: Passage) -> None:
-        announced = self._fields.get(b"content-length")
+        announced = self._head.fields.get(b"content-length")
         if announced is not None and int(announced) > self.relay.limits.max_direct_body_bytes:
             self._direct_body_exceeded()
             return
@@ -193,9 +255,9 @@ class _RelayProtocol(Intake):
         self._continue()
         self._exchange = self._passage = passage
         passage.start()
-        body, self._body = self._body, bytearray()
+        body, self._body = bytes(self._body), bytearray()
         if body:
-            self.on_body(bytes(body))
+            self.on_body(body)
         if self._received_all:  # before a verdict that took its time
             passage.body_ended()
 
@@ -247,10 +309,10 @@ class _RelayProtocol(Intake):
         message = bodies.read_message(bytes(self._body))
         decision = None
         if message is not None:
-            decision = self.relay.calls.decide(self._verdict, self.headers, self._fields, message)
+            decision = self.relay.calls.decide(self._verdict, self._head, message)
             if (
                 decision is None
-                and self.relay.calls.misses(self._verdict, self._fields, message)
+                and self.relay.calls.misses(self._verdict, self._head, message)
                 and self._look_up(self._collected)
             ):
                 return
@@ -312,7 +374,9 @@ class _RelayProtocol(Intake):
             return
         self._phase = Phase.HEAD
         if self._keep_alive:
-            self.on_response_complete()
+            if self.flow.read_paused:
+                self.flow.resume_reading()
+            self._await_next()
         else:
             self.transport.close()
 

@@ -5,15 +5,16 @@ What this returns is to be written to the caller, in order.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from ash_router import _framing, answers
-from ash_router._framing import Headers, ResponseHead
+from ash_router._framing import ResponseHead
 from ash_router.answers import Caller
 
 __all__ = ["EventEditor", "Reply"]
+
+_OF_SANDBOX: Final = _framing.lines_of([answers.FROM_SANDBOX, (answers.NONCE, b"%b")])
 
 
 class EventEditor(Protocol):
@@ -33,37 +34,43 @@ class Reply:
     """One answer.
 
     Args:
-        headers: Ours, beside the sandbox's own.
-        passes_session: Whether the id of a session on the sandbox itself reaches the caller.
+        lines: Ours, beside the sandbox's own headers.
+        kept: Which of those reach the caller.
         editor: Makes what edits the answer if it is an event stream; None passes it on as it comes.
     """
+
+    _editor: EventEditor | None = None
+    _waiting: list[bytes] | None = None
+    """Events of ours that stand in line."""
+    _chunked = False
+    _fixed_length = False
+    _is_stream = False
+    _tail = b""
+    begun = False
+    nonce = b""
 
     def __init__(
         self,
         caller: Caller,
-        headers: Headers,
+        lines: bytes = b"",
         *,
-        passes_session: bool = False,
+        kept: frozenset[bytes] = _framing.FROM_CALL,
         editor: Callable[[], EventEditor] | None = None,
     ) -> None:
         self._caller = caller
-        self._headers = headers
-        self._passes_session = passes_session
+        self._lines = lines
+        self._kept = kept
         self._make_editor = editor
-        self._editor: EventEditor | None = None
-        self._waiting: list[bytes] = []
-        self._chunked = False
-        self._fixed_length = False
-        self._is_stream = False
-        self._tail = b""
-        self.begun = False
-        self.nonce = ""
 
     def frame(self, head: ResponseHead | None, data: bytes, complete: bool) -> bytes:
         """Take what came from the sandbox and return it as it goes to the caller."""
+        if head is not None and complete and self._make_editor is None:
+            return self._begin(head, len(data)) + data
         out = b""
         if head is not None:
-            self._read(head)
+            self._is_stream = head.is_stream
+            if head.is_stream and self._make_editor is not None:
+                self._editor = self._make_editor()
         if self._editor is not None:
             data = self._editor.feed(data, last=complete)
             data = self._let_in(data)
@@ -79,7 +86,7 @@ class Reply:
 
     def say(self, event: bytes) -> bytes:
         """Put an event of our own into an edited stream, now or as soon as the one that is passing has ended."""
-        self._waiting.append(event)
+        self._waiting = [*(self._waiting or ()), event]
         if not self.begun or not self._chunked or self._editor is None:
             return b""
         data = self._let_in(b"")
@@ -99,35 +106,27 @@ class Reply:
             return event
         return _framing.chunk(event) + _framing.LAST_CHUNK if event else _framing.LAST_CHUNK
 
-    def _read(self, head: ResponseHead) -> None:
-        kind = _framing.one(head.headers, b"content-type")
-        self._is_stream = kind is not None and kind.lower().startswith(b"text/event-stream")
-        if self._is_stream and self._make_editor is not None:
-            self._editor = self._make_editor()
-
     def _begin(self, head: ResponseHead, whole_length: int | None) -> bytes:
         self.begun = True
-        returned, ours = self._said(head)
-        length = whole_length
+        length, framing = whole_length, b""
         if length is None and self._editor is None:  # what is edited may become longer
-            length = _framing.content_length(head.headers)
+            length = head.length
         if head.status != 204:
             if length is not None:
                 self._fixed_length = True
-                ours.append((b"content-length", b"%d" % length))
+                framing = b"content-length: %d\r\n" % length
             elif self._caller.takes_chunks:
                 self._chunked = True
-                ours.append((b"transfer-encoding", b"chunked"))
-        return answers.head(self._caller, head.status, returned, ours, self._headers)
+                framing = b"transfer-encoding: chunked\r\n"
+        return answers.passed_head(self._caller, *self._said(head), framing, self._lines)
 
-    def _said(self, head: ResponseHead) -> tuple[Headers, list[tuple[bytes, bytes]]]:
-        """Return what passes of the answer's own headers, and what we say of it."""
-        self.nonce = secrets.token_hex(16)
-        returned = _framing.wanted_response_headers(head.headers, session=self._passes_session)
-        return returned, [answers.FROM_SANDBOX, (answers.NONCE, self.nonce.encode())]
+    def _said(self, head: ResponseHead) -> tuple[bytes, bytes]:
+        """Return what passes of the answer's own head, and the lines that we say of it."""
+        nonce = self.nonce = answers.new_nonce()
+        return head.lines(self._kept), _OF_SANDBOX % nonce
 
     def _let_in(self, data: bytes) -> bytes:
         if self._waiting and self._editor is not None and self._editor.between_events:
             data += b"".join(self._waiting)
-            self._waiting.clear()
+            self._waiting = None
         return data

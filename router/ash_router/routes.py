@@ -84,6 +84,8 @@ class Routes:
         self._by_id: dict[SandboxId, Route] = {}
         self._by_name: dict[tuple[str, Scope, str], Route] = {}
         self._by_owner: dict[str, dict[SandboxId, Route]] = {}
+        self.changes = 0
+        """Grows with each change: what was looked up before holds as long as it is the same."""
 
     async def bind(self, route: Route) -> None:
         """Make `route` the way to its sandbox, here at once and in the store for every replica.
@@ -243,6 +245,7 @@ class Routes:
         if self._by_id.get(route.sandbox_id) == route:
             return
         self._forget(route.sandbox_id)
+        self.changes += 1
         self._by_id[route.sandbox_id] = route
         self._by_name[route.owner, route.scope, route.session] = route
         self._by_owner.setdefault(route.owner, {})[route.sandbox_id] = route
@@ -251,6 +254,7 @@ class Routes:
         route = self._by_id.pop(sandbox_id, None)
         if route is None:
             return
+        self.changes += 1
         key = (route.owner, route.scope, route.session)
         if self._by_name.get(key) is route:
             del self._by_name[key]

@@ -20,6 +20,7 @@ from typing import Any, Final, cast
 import orjson
 
 from ash_mcp.types import SandboxId
+from ash_router import _framing
 from ash_router.admission import ADMITTED_KEY, Admitted
 from ash_router.routes import Route
 
@@ -69,14 +70,14 @@ class UpstreamSession:
         if stop is not None:
             stop()
 
-    def headers(self) -> dict[bytes, bytes | None]:
-        """Return the headers that a request in this session carries instead of the client's own."""
-        return {
-            b"mcp-session-id": self.id,
-            b"mcp-protocol-version": self.version,
-            b"mcp-method": None,
-            b"mcp-name": None,
-        }
+    def headers(self) -> dict[bytes, bytes]:
+        """Return the headers that a request in this session carries; no other of the session and the version go."""
+        session = {} if self.id is None else {b"mcp-session-id": self.id}
+        return {**session, b"mcp-protocol-version": self.version}
+
+    def lines(self) -> bytes:
+        """Return `headers` as they stand in a head."""
+        return _framing.lines_of(self.headers().items())
 
 
 @dataclass(frozen=True, slots=True)

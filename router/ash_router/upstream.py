@@ -10,14 +10,15 @@ import asyncio
 import select
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol, cast
 
 import httptools
 
 from ash_mcp.errors import AshError, AshTimeout, ConnectFailed, RemoteProtocolError, StreamBroken
-from ash_mcp.types import Endpoint, SandboxId
+from ash_mcp.types import SandboxId
 from ash_router._framing import Headers, ResponseHead, response_problem
+from ash_router.heads import SameHead
+from ash_router.rounds import Rounds
 from ash_router.routes import Route
 
 __all__ = ["Answer", "Connection", "Sink", "Upstreams"]
@@ -36,20 +37,41 @@ class Sink(Protocol):
 
 
 class Connection(asyncio.Protocol):
-    """One connection to one sandbox."""
+    """One connection to one sandbox.
 
-    def __init__(self, release: Callable[[Connection, bool], None], *, max_head_bytes: int, max_headers: int) -> None:
+    Args:
+        key: The sandbox, and which of its lives.
+    """
+
+    idle_since = 0.0
+    _transport: asyncio.Transport | None = None
+    _sink: Sink | None = None
+    _closed = False
+    _sending = False
+    _on_pressure: Callable[[bool], None] | None = None
+    _same: SameHead | None = None
+    """Tells the last answer's head again, if that answer came whole and leaves the connection open."""
+    _same_head: ResponseHead | None = None
+    _reading = False
+    """Whether the parser has begun with an answer."""
+
+    def __init__(
+        self,
+        key: tuple[SandboxId, int],
+        release: Callable[[Connection, bool], None],
+        *,
+        max_head_bytes: int,
+        max_headers: int,
+    ) -> None:
+        self.key = key
         self._release = release
         self._max_head_bytes = max_head_bytes
         self._max_headers = max_headers
-        self._transport: asyncio.Transport | None = None
         self._poll = select.poll()
         self._parser = httptools.HttpResponseParser(self)
-        self._sink: Sink | None = None
-        self._closed = False
-        self._reset()
 
-    def _reset(self) -> None:
+    def _begin(self) -> None:
+        self._reading = True
         self._headers: list[tuple[bytes, bytes]] = []
         self._head_bytes = 0
         self._head: ResponseHead | None = None
@@ -58,8 +80,6 @@ class Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._complete = False
         self._reusable = False
-        self._sending = False
-        self._on_pressure: Callable[[bool], None] | None = None
 
     def send(
         self, data: bytes, sink: Sink, *, more: bool = False, on_pressure: Callable[[bool], None] | None = None
@@ -71,7 +91,7 @@ class Connection(asyncio.Protocol):
             on_pressure: Learns when the sandbox reads too slowly (True) and when it has caught up.
         """
         assert self._transport is not None and self._sink is None
-        self._reset()
+        self._reading = False
         self._sink = sink
         self._sending = more
         self._on_pressure = on_pressure
@@ -128,9 +148,19 @@ class Connection(asyncio.Protocol):
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN | select.POLLRDHUP)
 
     def data_received(self, data: bytes) -> None:
-        if self._sink is None:
+        sink = self._sink
+        if sink is None:
             self.close()  # it speaks out of turn
             return
+        first = not self._reading
+        if first:
+            body = None if self._same is None else self._same.body_of(data)
+            if body is not None:
+                self._sink = None
+                self._release(self, not self._sending)
+                sink.received(self._same_head, body, True)
+                return
+            self._begin()
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
@@ -141,7 +171,7 @@ class Connection(asyncio.Protocol):
             if self._head_bytes > self._max_head_bytes:
                 self._refuse("the head of the sandbox's answer is too long")
             return
-        self._pass_on()
+        self._pass_on(data if first else None)
 
     def pause_writing(self) -> None:
         if self._on_pressure is not None:
@@ -160,7 +190,7 @@ class Connection(asyncio.Protocol):
         self._release(self, False)
         if sink is None:
             return
-        if self._head is not None and self._ends_with_connection() and exc is None:
+        if self._reading and self._head is not None and self._ends_with_connection() and exc is None:
             sink.received(None, b"", True)
         else:
             sink.broken(StreamBroken("the connection to the sandbox broke before the call was answered"))
@@ -198,7 +228,12 @@ class Connection(asyncio.Protocol):
 
     # Inner steps.
 
-    def _pass_on(self) -> None:
+    def _pass_on(self, whole: bytes | None) -> None:
+        """Give the sink what is new.
+
+        Args:
+            whole: All that has come of the answer, if it came in one piece.
+        """
         sink, head, complete = self._sink, self._head, self._complete
         assert sink is not None and head is not None
         is_new, self._head_is_new = self._head_is_new, False
@@ -209,6 +244,8 @@ class Connection(asyncio.Protocol):
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         if complete:
             self._sink = None
+            if whole is not None and self._reusable and whole.startswith(b"HTTP/1.1 2"):  # and not with an interim one
+                self._same, self._same_head = SameHead.of(whole), head
             # the rest of a request that was answered early must not be taken for the next one
             self._release(self, self._reusable and not self._sending)
         if is_new or data or complete:
@@ -222,12 +259,6 @@ class Connection(asyncio.Protocol):
 
     def _ends_with_connection(self) -> bool:
         return not any(key in (b"content-length", b"transfer-encoding") for key, _ in self._headers)
-
-
-@dataclass(slots=True)
-class _Idle:
-    connection: Connection
-    timer: asyncio.TimerHandle
 
 
 class Upstreams:
@@ -256,18 +287,18 @@ class Upstreams:
         self._max_head_bytes = max_head_bytes
         self._max_headers = max_headers
         # By id and generation and never by address: an address may belong to another sandbox tomorrow.
-        self._idle: dict[tuple[SandboxId, int], list[_Idle]] = {}
-        self._open: dict[Connection, tuple[SandboxId, int]] = {}
+        self._idle: dict[tuple[SandboxId, int], list[Connection]] = {}
+        self._open: set[Connection] = set()
+        self._rounds = Rounds(idle_seconds / 4)
 
     def idle(self, route: Route) -> Connection | None:
         """Take an idle connection that is still good, or None."""
         kept = self._idle.get((route.sandbox_id, route.generation))
         while kept:
-            entry = kept.pop()
-            entry.timer.cancel()
-            if entry.connection.alive:
-                return entry.connection
-            entry.connection.close()
+            connection = kept.pop()
+            if connection.alive and connection.idle_since + self._idle_seconds > asyncio.get_running_loop().time():
+                return connection
+            connection.close()
         return None
 
     async def connect(self, route: Route) -> Connection:
@@ -278,14 +309,14 @@ class Upstreams:
         """
         try:
             async with asyncio.timeout(self._connect_timeout):
-                connection = await self._dial(route.endpoint)
+                connection = await self._dial(route)
         except (OSError, TimeoutError) as exc:
             raise _unreachable(route) from exc
         if connection.closed:
             raise _unreachable(route)
         if self._silent_seconds is not None:
             connection.expect_life(self._silent_seconds)
-        self._open[connection] = (route.sandbox_id, route.generation)
+        self._open.add(connection)
         return connection
 
     async def request(self, route: Route, data: bytes, *, timeout_seconds: float, max_bytes: int) -> Answer:
@@ -313,45 +344,60 @@ class Upstreams:
     def forget(self, sandbox_id: SandboxId) -> None:
         """Close the idle connections to a sandbox that has ended."""
         for key in [key for key in self._idle if key[0] == sandbox_id]:
-            for entry in self._idle.pop(key):
-                entry.timer.cancel()
-                entry.connection.close()
+            for connection in self._idle.pop(key):
+                connection.close()
 
     def close(self) -> None:
         """Close every connection."""
+        self._rounds.close()
         for key in list(self._idle):
             self.forget(key[0])
         for connection in list(self._open):
             connection.close()
 
-    async def _dial(self, endpoint: Endpoint) -> Connection:
-        loop = asyncio.get_running_loop()
+    async def _dial(self, route: Route) -> Connection:
+        def new() -> Connection:
+            return Connection(
+                (route.sandbox_id, route.generation),
+                self._release,
+                max_head_bytes=self._max_head_bytes,
+                max_headers=self._max_headers,
+            )
+
+        endpoint = route.endpoint
         if endpoint.unix is not None:
-            _, connection = await loop.create_unix_connection(self._new, endpoint.unix)
+            _, connection = await asyncio.get_running_loop().create_unix_connection(new, endpoint.unix)
         else:
             assert endpoint.host is not None and endpoint.port is not None
-            _, connection = await loop.create_connection(self._new, endpoint.host, endpoint.port)
+            _, connection = await asyncio.get_running_loop().create_connection(new, endpoint.host, endpoint.port)
         return connection
 
-    def _new(self) -> Connection:
-        return Connection(self._release, max_head_bytes=self._max_head_bytes, max_headers=self._max_headers)
-
     def _release(self, connection: Connection, reusable: bool) -> None:
-        key = self._open.get(connection)
-        if key is None:
+        if connection not in self._open:
             return
-        kept = self._idle.get(key)
+        kept = self._idle.get(connection.key)
         if reusable and (kept is None or len(kept) < self._max_idle):
-            timer = asyncio.get_running_loop().call_later(self._idle_seconds, connection.close)
-            self._idle.setdefault(key, []).append(_Idle(connection, timer))
+            connection.idle_since = asyncio.get_running_loop().time()
+            if kept is None:
+                kept = self._idle[connection.key] = []
+                self._rounds.enter(self)
+            kept.append(connection)
             return
-        if connection in self._open:
-            del self._open[connection]
+        self._open.discard(connection)
         connection.close()
-        if kept is not None:
-            self._idle[key] = left = [entry for entry in kept if entry.connection is not connection]
-            if not left:
+        if kept is not None and connection in kept:
+            kept.remove(connection)
+
+    def look(self, now: float) -> None:
+        """Close what has been idle for so long that its sandbox may do so."""
+        for key, kept in list(self._idle.items()):
+            for connection in [one for one in kept if one.idle_since + self._idle_seconds <= now]:
+                kept.remove(connection)
+                connection.close()
+            if not kept:
                 del self._idle[key]
+        if not self._idle:
+            self._rounds.leave(self)
 
 
 def _unreachable(route: Route) -> ConnectFailed:

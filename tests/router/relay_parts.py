@@ -165,8 +165,9 @@ async def open_rig(
     app: Any = None,
     forwarder: Forwarder | None = None,
     shared: Store | None = None,
+    gate: Admission | None = None,
 ) -> AsyncGenerator[Rig]:
-    """Open a hub; over `shared` others may bind routes, which it looks up there."""
+    """Open a hub; over `shared` others may bind routes, which it looks up there; `gate` admits as a hive's own."""
     routes, ledger, admission = Routes(shared or MemoryStore()), Ledger(), HeaderAdmission()
 
     async def explain(route: Route) -> AshError:
@@ -197,7 +198,7 @@ async def open_rig(
         look_up=None if shared is None else routes.catch_up,
         missing=lambda _, name: rig.ended.get(name),
     )
-    seam: Admission = admission
+    seam: Admission = gate or admission
     served = sessions.middleware(app or hub_app())
     server = Server(config(served, http=relay.protocol(seam), host="127.0.0.1", port=0))
     async with server.running():

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
 
 import pytest
 
 from ash_router import intake
-from tests.router.relay_parts import Rig, Wire
+from ash_router.credentials import Credentials
+from ash_router.gate import Gate
+from ash_router.keys import KeyFile, KeyRing
+from ash_router.names import NameRules
+from tests.router.relay_parts import Rig, Wire, modern, open_rig, tool_call
+from tests.router.sandbox_parts import open_box
 
 pytestmark = pytest.mark.anyio
 
@@ -59,3 +66,24 @@ async def test_nobody_is_let_in_because_another_was_a_moment_ago(rig: Rig) -> No
     async with rig.connect() as wire:
         assert await who(wire, "me") == "me"
         assert await who(wire, "nobody") == "401"
+
+
+@pytest.mark.parametrize("how", ["revoked", "expired"])
+async def test_a_key_that_is_good_no_more_is_refused_on_the_connection_that_used_it_all_the_time(
+    tmp_path: Path, how: str
+) -> None:
+    keys = KeyFile(tmp_path / "keys.json")
+    key, token = keys.add(subject="me", ttl_seconds=1.0 if how == "expired" else None)
+    gate = Gate(NameRules(port=0), Credentials(keys=KeyRing(keys)), local=False)
+    async with open_rig(tmp_path, gate=gate) as rig, open_box(tmp_path) as box, rig.connect() as wire:
+        await rig.bind("sb1", box.socket)
+        call = modern("sb1_add", tool_call("sb1_add", {"a": 1, "b": 1}), more=f"authorization: Bearer {token}\r\n")
+        call = call.replace(b"host: hub", b"host: localhost")
+        began, status = time.monotonic(), 200
+        if how == "revoked":
+            keys.revoke([key.id])
+        while status == 200:
+            await wire.send(call)
+            status, _, _ = await wire.answer()
+            assert time.monotonic() - began < 2
+        assert status == 401
