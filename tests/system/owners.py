@@ -123,6 +123,10 @@ class Two:
     bob: Owner
 
 
+def _client() -> httpx.AsyncClient:
+    return httpx.AsyncClient(timeout=30)  # a stream may be silent while other tests keep the machine busy
+
+
 @asynccontextmanager
 async def open_two(**more: Any) -> AsyncGenerator[Two]:
     """Serve a hive for both; each has sandboxes `prey` (alive) and `dead` (ended), and a session of its own."""
@@ -136,7 +140,7 @@ async def open_two(**more: Any) -> AsyncGenerator[Two]:
             auth={"oidc": {"issuer": issuer.url, "audience": [AUDIENCE]}},  # type: ignore[arg-type]
             **more,
         )
-        async with open_hive(settings) as hive, httpx.AsyncClient() as first, httpx.AsyncClient() as second:
+        async with open_hive(settings) as hive, _client() as first, _client() as second:
             ann, bob = Owner(hive, key, first), Owner(hive, issuer.token("bob"), second)
             for owner, session in ((ann, "anns"), (bob, "bobs")):
                 await owner.open_session()

@@ -125,7 +125,7 @@ async def test_a_bad_answer_is_its_callers_failure_and_nobody_elses(scene: Scene
         assert failed.value.kind == kind and says in str(failed.value)
         assert failed.value.kind != "hive_failure" and bait.secret not in str(failed.value)
     assert patience.cancelled_caught is (kind is None)
-    assert resident_bytes() - before < LONGEST_LINE + 32 * MIB
+    assert resident_bytes() - before < 2 * LONGEST_LINE  # a buffer that grows is moved
     assert (await scene.quiet.call("echo", text="as ever")).structured == {"text": "as ever"}
     assert (await scene.hostile.call("fine")).text == "fine"
 
