@@ -18,6 +18,7 @@ __all__ = ["Fields", "RequestHead", "SameHead"]
 Fields = Mapping[bytes, bytes | None]
 """A request's headers as `_framing.indexed` returns them."""
 
+_DIGITS: Final = re.compile(rb"[1-9][0-9]{0,8}")
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([1-9][0-9]{0,8})\r\n", re.IGNORECASE)
 
 
@@ -92,3 +93,8 @@ class SameHead:
         body = message[digits_end + len(after) :]
         # its length in the one way to write it, so that nothing but digits can stand there
         return body if message[digits_at:digits_end] == b"%d" % len(body) else None
+
+    def is_head_of(self, data: bytes) -> bool:
+        """Say whether `data` is such a head and not more, so that its body is still to come."""
+        digits = data[self._digits_at : len(data) - len(self._after)]
+        return data == b"%b%b%b" % (self._before, digits, self._after) and _DIGITS.fullmatch(digits) is not None

@@ -54,6 +54,8 @@ class Connection(asyncio.Protocol):
     _same_head: ResponseHead | None = None
     _reading = False
     """Whether the parser has begun with an answer."""
+    _early = b""
+    """A head that is known, whose body is still to come."""
 
     def __init__(
         self,
@@ -80,6 +82,8 @@ class Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._complete = False
         self._reusable = False
+        self._came: bytes | None = None
+        """All of the answer, as long as its head was not passed on."""
 
     def send(
         self, data: bytes, sink: Sink, *, more: bool = False, on_pressure: Callable[[bool], None] | None = None
@@ -91,7 +95,7 @@ class Connection(asyncio.Protocol):
             on_pressure: Learns when the sandbox reads too slowly (True) and when it has caught up.
         """
         assert self._transport is not None and self._sink is None
-        self._reading = False
+        self._reading, self._early = False, b""
         self._sink = sink
         self._sending = more
         self._on_pressure = on_pressure
@@ -152,8 +156,12 @@ class Connection(asyncio.Protocol):
         if sink is None:
             self.close()  # it speaks out of turn
             return
-        first = not self._reading
-        if first:
+        if not self._reading:
+            if self._early:
+                data, self._early = self._early + data, b""
+            elif self._same is not None and self._same.is_head_of(data):
+                self._early = data
+                return
             body = None if self._same is None else self._same.body_of(data)
             if body is not None:
                 self._sink = None
@@ -161,6 +169,9 @@ class Connection(asyncio.Protocol):
                 sink.received(self._same_head, body, True)
                 return
             self._begin()
+            self._came = data
+        elif self._came is not None:  # in two pieces, as many servers send it, or in more
+            self._came = self._came + data if self._head_is_new else None
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
@@ -171,7 +182,7 @@ class Connection(asyncio.Protocol):
             if self._head_bytes > self._max_head_bytes:
                 self._refuse("the head of the sandbox's answer is too long")
             return
-        self._pass_on(data if first else None)
+        self._pass_on()
 
     def pause_writing(self) -> None:
         if self._on_pressure is not None:
@@ -228,24 +239,23 @@ class Connection(asyncio.Protocol):
 
     # Inner steps.
 
-    def _pass_on(self, whole: bytes | None) -> None:
-        """Give the sink what is new.
-
-        Args:
-            whole: All that has come of the answer, if it came in one piece.
-        """
+    def _pass_on(self) -> None:
+        """Give the sink what is new; of an answer with a length not before its body begins."""
         sink, head, complete = self._sink, self._head, self._complete
         assert sink is not None and head is not None
-        is_new, self._head_is_new = self._head_is_new, False
-        if is_new and (problem := response_problem(head)) is not None:
+        if self._head_is_new and (problem := response_problem(head)) is not None:
             self._refuse(problem)
             return
+        if self._head_is_new and head.length and not head.is_stream and not self._parts:
+            return
+        is_new, self._head_is_new = self._head_is_new, False
         parts, self._parts = self._parts, []
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         if complete:
             self._sink = None
-            if whole is not None and self._reusable and whole.startswith(b"HTTP/1.1 2"):  # and not with an interim one
-                self._same, self._same_head = SameHead.of(whole), head
+            # a 2, so not behind an interim answer
+            if is_new and self._came is not None and self._reusable and self._came.startswith(b"HTTP/1.1 2"):
+                self._same, self._same_head = SameHead.of(self._came), head
             # the rest of a request that was answered early must not be taken for the next one
             self._release(self, self._reusable and not self._sending)
         if is_new or data or complete:

@@ -69,6 +69,23 @@ def test_another_head_or_half_a_message_is_not_taken_for_it(raw: bytes) -> None:
     assert same(message(b"{}")).body_of(raw) is None
 
 
+@pytest.mark.parametrize(
+    ("raw", "known"),
+    [
+        (HEAD % 2, True),
+        (HEAD % 123, True),
+        (HEAD % 2 + b"a", False),
+        (HEAD.replace(b"%d", b"02"), False),
+        (HEAD.replace(b"%d", b""), False),
+        (HEAD.replace(b"%d", b"2\r\nx: y"), False),
+        ((HEAD % 2)[:-1], False),
+        (b"", False),
+    ],
+)
+def test_a_head_alone_is_known_too(raw: bytes, known: bool) -> None:
+    assert same(message(b"{}")).is_head_of(raw) is known
+
+
 NAMES = st.sampled_from([b"host", b"x-a", b"Content-Length", b"accept", b"transfer-encoding"])
 HEADERS = st.lists(st.tuples(NAMES, st.binary(max_size=6)), max_size=4)
 LENGTH = st.sampled_from([b"content-length: %d", b"Content-Length:%d", b"CONTENT-LENGTH: \t%d"])

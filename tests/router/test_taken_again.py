@@ -206,6 +206,41 @@ async def test_a_sandbox_that_says_too_much_the_second_time_is_refused(
         assert (await ask(wire, direct(body=b"", framing="content-length: 0\r\n")))[0] == 502
 
 
+@pytest.mark.parametrize("pieces", [1, 2, 3, 4])
+async def test_an_answer_in_pieces_is_the_same_answer_each_time(rig: Rig, tmp_path: Path, pieces: int) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head, body = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n", b"{  }"
+        cut = {1: [head + body], 2: [head, body], 3: [head, body[:1], body[1:]], 4: [head[:9], head[9:], body, b""]}
+        while await reader.readuntil(b"\r\n\r\n"):
+            for piece in cut[pieces]:
+                writer.write(piece)
+                await asyncio.sleep(0.01)
+
+    async with open_script(tmp_path, script) as socket, rig.connect() as wire:
+        await rig.bind("sb1", socket)
+        for _ in range(3):
+            assert await ask(wire, direct(body=b"", framing="content-length: 0\r\n")) == (200, b"{  }")
+
+
+@pytest.mark.parametrize("before", [0, 1])
+async def test_a_sandbox_that_dies_after_its_head_is_a_typed_failure(rig: Rig, tmp_path: Path, before: int) -> None:
+    left = [before]
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n" + b"{}" * bool(left[0]))
+            if not left[0]:
+                return
+            left[0] -= 1
+
+    async with open_script(tmp_path, script) as socket, rig.connect() as wire:
+        await rig.bind("sb1", socket)
+        for _ in range(before):
+            assert (await ask(wire, modern("sb1_add", add("sb1_add", 1))))[0] == 200
+        _, body = await ask(wire, modern("sb1_add", add("sb1_add", 1)))
+        assert failure(body)["kind"] == "stream_broken"
+
+
 async def test_idle_connections_are_closed_before_the_sandbox_would(tmp_path: Path) -> None:
     limits = RelayLimits(idle_upstream_seconds=0.2)
     async with open_rig(tmp_path, limits=limits) as rig, open_box(tmp_path) as box, rig.connect() as wire:
