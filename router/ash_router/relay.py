@@ -118,6 +118,8 @@ class _RelayProtocol(Intake):
             self._keep_alive = False
             if isinstance(self._exchange, Passage):
                 self._exchange.stopping()
+        elif self._phase is Phase.ASGI and self._head.method == b"GET" and self._verdict.path == MCP_PATH:
+            self.transport.close()  # a stream of the handshake era that only listens would never end by itself
         else:
             super().shutdown()
 

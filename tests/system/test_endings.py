@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 
 from ash_hub.app import Hive, open_hive
@@ -18,6 +20,13 @@ from ash_mcp.errors import AshError, SandboxGone
 from ash_mcp.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
+
+ACCEPT = "application/json, text/event-stream"
+META = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
 
 
 @pytest.fixture
@@ -66,6 +75,31 @@ async def test_a_graceful_stop_ends_calls_in_flight_with_a_typed_failure(folder:
     assert isinstance(failure, SandboxGone) and not failure.trainable
     assert failure.data["reason"] == "hive_stopped"
     assert not list((folder / "run").rglob("*.sock"))
+
+
+async def begin_session(client: httpx.AsyncClient, url: str) -> dict[str, str]:
+    """Return the headers of a session of the handshake era."""
+    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
+    response = await client.post(url, headers={"accept": ACCEPT}, json=message)
+    return {"mcp-session-id": response.headers["mcp-session-id"], "mcp-protocol-version": "2025-11-25"}
+
+
+@pytest.mark.parametrize("era", ["2025-11-25", "2026-07-28"])
+async def test_whoever_only_listens_does_not_hold_a_stop(folder: Path, era: str) -> None:
+    params = {"notifications": {"toolsListChanged": True}, "_meta": META}
+    listen = {"jsonrpc": "2.0", "id": 1, "method": "subscriptions/listen", "params": params}
+    modern = {"mcp-protocol-version": era, "mcp-method": "subscriptions/listen"}
+    async with httpx.AsyncClient(timeout=30) as client, AsyncExitStack() as stack:
+        async with open_hive(settings(folder)) as hive:
+            if era == "2026-07-28":
+                asked = client.stream("POST", hive.url, headers={**modern, "accept": ACCEPT}, json=listen)
+            else:
+                session = await begin_session(client, hive.url)
+                asked = client.stream("GET", hive.url, headers={**session, "accept": "text/event-stream"})
+            assert (await stack.enter_async_context(asked)).status_code == 200
+            began = anyio.current_time()
+        assert anyio.current_time() - began < 3  # and not the 5 s that a call may take to end
 
 
 async def test_kept_sandboxes_wait_for_the_next_hive(folder: Path) -> None:
