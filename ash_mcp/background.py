@@ -6,10 +6,12 @@ import fcntl
 import os
 import select
 import stat
+import subprocess
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -120,7 +122,9 @@ class UserHive:
         environ = {"ASH_HUB_IDLE_EXIT_SECONDS": str(DEFAULT_IDLE_EXIT_SECONDS), **os.environ, **self.environ}
         environ["ASH_HUB_RUN_DIR"] = str(self.files.run_dir)
         words = ["/bin/sh", "-c", _DETACH, str(self.files.start_log), *self.command]
-        done = await anyio.run_process(words, env=environ, cwd="/", start_new_session=True)
+        run = partial(subprocess.run, words, env=environ, cwd="/", start_new_session=True, check=True)
+        # by a thread: uvloop would wait for the end of the hive, which has inherited a pipe of uvloop's own
+        done = await anyio.to_thread.run_sync(partial(run, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE))
         return int(done.stdout)
 
     def _log_hint(self) -> str:

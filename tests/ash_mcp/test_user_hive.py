@@ -48,6 +48,9 @@ def _hive(files: HiveFiles, script: str, start_seconds: float = 20.0) -> UserHiv
     return UserHive(files=files, command=(sys.executable, "-c", script), start_seconds=start_seconds)
 
 
+@pytest.mark.parametrize(
+    "anyio_backend", [("asyncio", {"use_uvloop": uv}) for uv in (False, True)], ids=["asyncio", "uvloop"]
+)
 async def test_many_who_start_at_once_start_one_hive(files: HiveFiles) -> None:
     found: list[str] = []
 
