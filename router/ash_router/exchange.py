@@ -167,11 +167,10 @@ class Exchange:
         if head is not None and head.status == 404 and self._renew_session():
             return
         out = self._reply.frame(head, data, complete)
-        if complete:
-            self._end()
         if out:
             self._caller.write(out)
         if complete:
+            self._end()
             self._caller.finished()
 
     def broken(self, error: AshError) -> None:

@@ -237,11 +237,10 @@ class Passage:
             self._connection = None
         self._moved_at = self._loop.time()
         out = self._reply.frame(head, data, complete)
-        if complete:
-            self._end()
         if out:
             self._sender.write(out)
         if complete:
+            self._end()
             self._sender.finished()
 
     def broken(self, error: AshError) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
@@ -11,12 +11,13 @@ from typing import Final
 import anyio
 
 from ash_hub.bench.concurrency import measure_concurrency
-from ash_hub.bench.relaying import measure_proxy, measure_relay, measure_routes
+from ash_hub.bench.relaying import measure_proxy, measure_relay, measure_routes, served
 from ash_hub.bench.rows import Row, median
 from ash_hub.bench.target import Target
 from ash_hub.bench.wire import Wire, connected, endpoint_of, handshake, legacy_call, modern_call
 from ash_mcp.client import Hive
 from ash_mcp.sandbox import Sandbox
+from ash_mcp.types import Endpoint
 
 __all__ = ["MEASUREMENTS", "Bench", "Measurement"]
 
@@ -109,29 +110,51 @@ async def _door_way(bench: Bench, box: Sandbox, stack: AsyncExitStack, *, direct
 
 
 async def measure_calls(bench: Bench) -> Sequence[Row]:
-    """A call at a time, in both eras."""
+    """A call at a time, in both eras, and by `X-Session-ID` beside a hop that passes bytes on unread."""
     rows: list[Row] = []
     ways_in = (("2026-07-28", _modern_way), ("2025-11-25", _legacy_way), ("X-Session-ID", _door_way))
     for era, way in ways_in:
         bench.step(f"calls one at a time, {era}")
-        taken: dict[bool, list[float]] = {True: [], False: []}
+        is_door = era == "X-Session-ID"
         async with AsyncExitStack() as stack:
-            ways = {direct: await way(bench, bench.box, stack, direct=direct) for direct in (True, False)}
-            for _ in range(bench.calls):
-                for direct, (wire, request) in ways.items():
-                    began = time.perf_counter()
-                    await wire.exchange(request)
-                    taken[direct].append(time.perf_counter() - began)
-        row = Row(
-            what=f"call, {era}, p50",
-            unit="ms",
-            hive=median(taken[False]) * 1000,
-            direct=median(taken[True]) * 1000,
-            samples=bench.calls,
-            goal="1.1x" if era == "X-Session-ID" else "",
-        )
-        rows.append(row)
+            ways = {
+                "direct": await way(bench, bench.box, stack, direct=True),
+                "hive": await way(bench, bench.box, stack, direct=False),
+            }
+            if is_door:
+                ways["unread"] = await _unread_way(bench, bench.box, stack)
+            taken = await _in_turns(bench.calls, ways)
+        p50 = {name: median(times) * 1000 for name, times in taken.items()}
+        what, goal = f"call, {era}, p50", "1.1x" if is_door else ""
+        rows.append(_p50_row(what, p50["hive"], p50["direct"], bench.calls, goal))
+        if is_door:
+            what = "the same through a hop that passes bytes on unread, p50"
+            rows.append(_p50_row(what, p50["unread"], p50["direct"], bench.calls, "the floor of it"))
     return rows
+
+
+def _p50_row(what: str, hive: float, direct: float, samples: int, goal: str) -> Row:
+    return Row(what=what, unit="ms", hive=hive, direct=direct, samples=samples, goal=goal)
+
+
+async def _in_turns(calls: int, ways: Mapping[str, tuple[Wire, bytes]]) -> dict[str, list[float]]:
+    """Return how long each call took by each way."""
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(calls):
+        for name, (wire, request) in ways.items():
+            began = time.perf_counter()
+            await wire.exchange(request)
+            taken[name].append(time.perf_counter() - began)
+    return taken
+
+
+async def _unread_way(bench: Bench, box: Sandbox, stack: AsyncExitStack) -> tuple[Wire, bytes]:
+    """The direct way with a hop in it that does nothing: what no hive can be faster than."""
+    endpoint, headers = bench.target.direct(box.id)
+    assert endpoint.unix is not None
+    hop = await stack.enter_async_context(served("bare", endpoint.unix))
+    wire = await stack.enter_async_context(connected(Endpoint(host="127.0.0.1", port=hop.port)))
+    return wire, modern_call("tools/call", {"name": TOOL, "arguments": ARGUMENTS}, headers)
 
 
 async def measure_throughput(bench: Bench) -> Sequence[Row]:
