@@ -21,6 +21,7 @@ from ash_hub.shelf import ToolsetShelf
 from ash_hub.siblings import Siblings
 from ash_mcp.errors import ConnectFailed, LeaseHeld
 from ash_mcp.types import EndReason, Scope, State
+from ash_router.ledger import Ledger
 from ash_router.store.base import Store
 
 __all__ = ["Mirror", "ending_of"]
@@ -43,6 +44,7 @@ class Mirror:
         backend: Backend,
         store: Store,
         shelf: ToolsetShelf,
+        ledger: Ledger,
         registry: Registry,
         closing: Closing,
         siblings: Siblings,
@@ -55,6 +57,7 @@ class Mirror:
         self._backend = backend
         self._store = store
         self._shelf = shelf
+        self._ledger = ledger
         self._registry = registry
         self._closing = closing
         self._siblings = siblings
@@ -93,6 +96,8 @@ class Mirror:
             return self._siblings.possible  # one that knows its tools may serve it
         if not has_maker:
             await hold_again(self._store, sandbox)
+            if (last_call := instance.record.get("last_call_at")) is not None:
+                self._ledger.learn({sandbox.id: float(last_call)})
         self._registry.add(sandbox)
         if not has_maker:
             await self._bind(sandbox)

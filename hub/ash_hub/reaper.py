@@ -50,9 +50,7 @@ class Reaper:
 
     async def tick(self) -> None:
         """Look once."""
-        changed = self._ledger.take_changed()
-        if changed:
-            await self._store.touch(changed)
+        await self._sandboxes.report_calls()
         await self._sandboxes.forget()
         if await self._leads():
             await self._learn()

@@ -96,6 +96,7 @@ class Sandboxes:
             parts.backend,
             parts.store,
             parts.shelf,
+            parts.ledger,
             self.registry,
             self._closing,
             parts.siblings,
@@ -282,7 +283,21 @@ class Sandboxes:
     async def _write_down(self, sandbox: Sandbox) -> None:
         """Have the backend keep how a sandbox stands, for other replicas and the next hive."""
         sandbox.revision += 1
-        await self._parts.backend.annotate(sandbox.id, sandbox.record())
+        # replicas have the last calls in the store, which outlives each of them; each knows but a part
+        last_call = None if self._parts.siblings.possible else self._parts.ledger.last_call(sandbox.id)
+        await self._parts.backend.annotate(sandbox.id, sandbox.record(last_call))
+
+    async def report_calls(self) -> None:
+        """Write down which sandboxes were called since this was last done, so that they idle out in time."""
+        changed = self._parts.ledger.take_changed()
+        if not changed:
+            return
+        await self._parts.store.touch(changed)
+        if self._parts.siblings.possible:
+            return
+        for sandbox in self.registry.living():
+            if sandbox.id in changed and sandbox.life.state is State.READY:
+                await self._write_down(sandbox)
 
     async def extend(self, principal: Principal, scope: Scope, name: str, ttl_seconds: float) -> Sandbox:
         """Give a sandbox `ttl_seconds` from now."""

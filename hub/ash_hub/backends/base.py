@@ -149,6 +149,14 @@ class Backend(Protocol):
         """
         ...
 
+    def now(self) -> float:
+        """Return the time, in seconds since the epoch, that records of sandboxes are written in.
+
+        Every hub that has these sandboxes, at once or after another, is told the same, within a second; setting the
+        machine's clock does not change it.
+        """
+        ...
+
     def describe(self) -> Mapping[str, Any]:
         """Return what this backend gives on this host, for `ash doctor` and `/readyz`: JSON values."""
         ...

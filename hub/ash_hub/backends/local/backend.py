@@ -30,6 +30,7 @@ from ash_hub.backends.local.paths import HivePaths, hive_paths
 from ash_hub.backends.local.runtime import Runtime, compile_runner, find_runtime
 from ash_hub.backends.local.settings import LocalSettings
 from ash_hub.backends.local.starter import start_keeper
+from ash_hub.clock import lead, steady
 from ash_mcp.errors import CapacityExceeded, ConfigError, Conflict, StartFailed, Unsupported
 from ash_mcp.types import Endpoint, SandboxId, SandboxSpec
 
@@ -82,6 +83,8 @@ class LocalBackend:
         self._keeper: int | None = None
         """The process that `_instances` belong to."""
         self._is_left = False
+        self._lead = lead()
+        """By how much our time is ahead of the steady clock: what the keeper says, as soon as there is one."""
 
     async def __aenter__(self) -> Self:
         self._paths: HivePaths = hive_paths(self._settings)
@@ -220,6 +223,9 @@ class LocalBackend:
     def watch(self) -> AsyncIterator[BackendEvent]:
         return self._events.watch()
 
+    def now(self) -> float:
+        return self._lead + steady()
+
     def describe(self) -> Mapping[str, Any]:
         return {
             "kind": self.kind,
@@ -250,7 +256,7 @@ class LocalBackend:
             while True:
                 with contextlib.suppress(OSError, KeeperEnding, KeeperGone):
                     return self._led(await KeeperLink.open(self._paths.control, self._hive_ports, self._shared))
-                started = await anyio.to_thread.run_sync(start_keeper, self._settings, self._paths)
+                started = await anyio.to_thread.run_sync(start_keeper, self._settings, self._paths, self._lead)
                 if not started and anyio.current_time() > deadline:
                     raise ConfigError(_locked_elsewhere(self._paths))
                 await anyio.sleep(0 if started else _RETRY_SECONDS)
@@ -268,7 +274,7 @@ class LocalBackend:
             else BubblewrapLauncher(self._facts, self._enforcement, self._paths.directory)
         )
         is_same = self._keeper == link.hello["pid"]
-        self._keeper, self._link = link.hello["pid"], link
+        self._keeper, self._link, self._lead = link.hello["pid"], link, link.hello["lead"]
         self._compare(link.hello["sandboxes"], "deleted" if is_same else KEEPER_DIED)
         self._tasks.start_soon(self._follow, link)
         return link
