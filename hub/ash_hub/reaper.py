@@ -52,7 +52,7 @@ class Reaper:
         """Look once."""
         await self._sandboxes.report_calls()
         await self._sandboxes.forget()
-        if await self._leads():
+        if self._sandboxes.unready() is None and await self._leads():  # else another may take the lease
             await self._learn()
             await self._sandboxes.expire()
             await self._sweep()

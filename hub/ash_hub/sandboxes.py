@@ -31,7 +31,7 @@ from ash_hub.shelf import ToolsetShelf
 from ash_hub.siblings import Alone, Siblings
 from ash_hub.specs import spec_for
 from ash_hub.starting import Progress, Starter
-from ash_mcp.errors import AshError, CapacityExceeded, SandboxGone, StartFailed
+from ash_mcp.errors import AshError, CapacityExceeded, ConnectFailed, SandboxGone, StartFailed
 from ash_mcp.types import (
     DEFAULT_SCOPE,
     EVERY_SCOPE,
@@ -138,7 +138,16 @@ class Sandboxes:
 
     def unready(self) -> str | None:
         """Say why no spawn can succeed now, or None."""
-        return "stopping" if self._stopping else None
+        return "stopping" if self._stopping else self._parts.backend.unready()
+
+    def _require_backend(self) -> None:
+        """Refuse what would have to be taken back.
+
+        Raises:
+            ConnectFailed: The backend cannot be reached; retryable.
+        """
+        if (why := self._parts.backend.unready()) is not None:
+            raise ConnectFailed(f"this hive cannot change its sandboxes now: {why}")
 
     # -- spawning
 
@@ -302,13 +311,19 @@ class Sandboxes:
     async def extend(self, principal: Principal, scope: Scope, name: str, ttl_seconds: float) -> Sandbox:
         """Give a sandbox `ttl_seconds` from now."""
         sandbox = self.ready(principal, scope, name)
+        self._require_backend()
         self._rules.check_ttl(ttl_seconds)
         sandbox.life = _state.extended(sandbox.life, self._clock(), ttl_seconds)
         await self._write_down(sandbox)
         return sandbox
 
     async def destroy(self, targets: Iterable[Sandbox]) -> None:
-        """End sandboxes for their owner; those that have ended already stay as they are."""
+        """End sandboxes for their owner; those that have ended already stay as they are.
+
+        Raises:
+            ConnectFailed: The backend cannot be reached, and none was ended.
+        """
+        self._require_backend()
         await self._end_all(targets, EndReason.DESTROYED)
 
     async def expire(self) -> None:

@@ -157,6 +157,10 @@ class Backend(Protocol):
         """
         ...
 
+    def unready(self) -> str | None:
+        """Say why sandboxes can be neither made nor ended now, or None. Those that run do not hang on it."""
+        ...
+
     def describe(self) -> Mapping[str, Any]:
         """Return what this backend gives on this host, for `ash doctor` and `/readyz`: JSON values."""
         ...

@@ -97,6 +97,9 @@ class MemoryBackend:
     def now(self) -> float:
         return self._clock()
 
+    def unready(self) -> str | None:
+        return None
+
     def describe(self) -> Mapping[str, Any]:
         return {"kind": self.kind, "warnings": []}
 
