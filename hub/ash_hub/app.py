@@ -28,7 +28,7 @@ from ash_mcp.paths import HIVE_FILE
 from ash_router.ledger import Ledger
 from ash_router.store.select import open_store
 
-__all__ = ["Hive", "open_hive"]
+__all__ = ["Hive", "open_hive", "shared_by_replicas"]
 
 log = logging.getLogger("ash.hub")
 
@@ -164,10 +164,10 @@ def _load_backend(settings: HubSettings, ports: tuple[int, ...]) -> Backend:
 
 def _places(settings: HubSettings, ports: tuple[int, ...]) -> Places:
     directories = (settings.state_dir, settings.run_dir, settings.logs)
-    return Places(*directories, ports, shared=_shared(settings), keep=settings.keep)
+    return Places(*directories, ports, shared=shared_by_replicas(settings), keep=settings.keep)
 
 
-def _shared(settings: HubSettings) -> str | None:
+def shared_by_replicas(settings: HubSettings) -> str | None:
     """Return what only the replicas of one hive have in common, without the password in it."""
     if settings.redis_url is None:
         return None

@@ -30,7 +30,7 @@ from .cgroups import Hierarchy
 from .egress import Egress
 from .sandbox import LaunchError, Sandbox
 
-__all__ = ["PROTOCOL", "SOCKET_NAME", "Keeper"]
+__all__ = ["MOST_UNREAD_BYTES", "PROTOCOL", "SOCKET_NAME", "Keeper"]
 
 PROTOCOL = 4
 """Raised when a hub and a keeper of different versions would not understand each other."""
@@ -39,7 +39,7 @@ _LINE_LIMIT = 16 * 1024 * 1024
 _FIRST_HUB_SECONDS = 10.0
 _CREDENTIALS = struct.Struct("3i")
 _MOST_HUBS = 64
-_MOST_UNREAD_BYTES = 16 * 1024 * 1024
+MOST_UNREAD_BYTES = 16 * 1024 * 1024
 """A hub that leaves more than this unread is cut off: it will come again, and ask for all there is."""
 
 Answer = Mapping[str, Any]
@@ -66,7 +66,7 @@ class _Hub:
     def send(self, message: Mapping[str, Any]) -> None:
         if self.writer.is_closing():
             return
-        if self.writer.transport.get_write_buffer_size() > _MOST_UNREAD_BYTES:
+        if self.writer.transport.get_write_buffer_size() > MOST_UNREAD_BYTES:
             self.writer.transport.abort()
             return
         _send(self.writer, message)
