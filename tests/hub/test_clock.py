@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +26,7 @@ from tests.hub.local_parts import (
     settings_in,
     stand_in,
 )
+from tests.system.crash_parts import home
 
 STEPS = pytest.mark.parametrize("step", [86_400.0 * 3, -86_400.0], ids=["forward", "back"])
 
@@ -39,9 +38,8 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="ash-", dir="/tmp"))
-    yield made
-    shutil.rmtree(made)
+    with home() as place:
+        yield place.folder
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, step: float) -> None:
