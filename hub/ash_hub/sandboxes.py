@@ -19,6 +19,7 @@ from ash_hub.asks import SpawnAsk
 from ash_hub.audit import Audit
 from ash_hub.backends.base import Backend
 from ash_hub.closing import Closing
+from ash_hub.endings import Endings
 from ash_hub.mirror import Mirror
 from ash_hub.names import Names
 from ash_hub.pool import Blank, Pool
@@ -89,8 +90,16 @@ class Sandboxes:
         self._rules = Rules(parts.settings, parts.catalog)
         self.registry = Registry()
         self._names = Names(parts.store, parts.backend, self.registry, parts.siblings)
+        self._endings = Endings(parts.settings.state_dir / "ended", parts.settings.ended_retention_seconds)
         self._closing = Closing(
-            parts.store, parts.routes, parts.ledger, parts.tokens, parts.on_changed, parts.on_gone, clock
+            parts.store,
+            parts.routes,
+            parts.ledger,
+            parts.tokens,
+            self._endings,
+            parts.on_changed,
+            parts.on_gone,
+            clock,
         )
         self.mirror = Mirror(
             parts.backend,
@@ -339,6 +348,11 @@ class Sandboxes:
         for reason, sandboxes in overdue.items():
             await self._end_all(sandboxes, reason)
 
+    def recall(self) -> None:
+        """Learn why those ended that earlier hives had."""
+        for sandbox in self._endings.load(self._clock()):
+            self.registry.add(sandbox)
+
     async def forget(self) -> None:
         """Forget what ended long ago."""
         now = self._clock()
@@ -346,6 +360,7 @@ class Sandboxes:
             ended_at = sandbox.life.ended_at
             if ended_at is not None and now - ended_at >= self._parts.settings.ended_retention_seconds:
                 self.registry.remove(sandbox)
+                self._endings.drop(sandbox.id)
                 await self._closing.release_key(sandbox)
 
     async def stop(self, *, keep: bool) -> None:
