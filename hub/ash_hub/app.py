@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from ash_hub.assembly import Assembly
 from ash_hub.auth import open_auth, require_auth
 from ash_hub.backends.base import Backend, BackendFactory, Places
+from ash_hub.files import replace_text
 from ash_hub.listeners import listen, listen_inside, require_redis
 from ash_hub.recipes import Catalog, explain_invalid
 from ash_hub.sandboxes import Sandboxes
@@ -28,7 +29,7 @@ from ash_mcp.paths import HIVE_FILE
 from ash_router.ledger import Ledger
 from ash_router.store.select import open_store
 
-__all__ = ["Hive", "open_hive"]
+__all__ = ["Hive", "open_hive", "shared_by_replicas"]
 
 log = logging.getLogger("ash.hub")
 
@@ -58,12 +59,9 @@ class Hive:
 def _announced(run_dir: Path, url: str) -> Generator[None]:
     """Say in the run directory where this user's hive is, for the stdio bridge."""
     file = run_dir / HIVE_FILE
-    fresh = file.with_suffix(f".{os.getpid()}")
     try:
-        fresh.write_text(json.dumps({"url": url, "pid": os.getpid(), "started_at": time.time()}), encoding="utf-8")
-        fresh.replace(file)
+        replace_text(file, json.dumps({"url": url, "pid": os.getpid(), "started_at": time.time()}))
     except OSError as exc:
-        fresh.unlink(missing_ok=True)
         raise ConfigError(
             f"{file} cannot be written: {exc.strerror}; make room there or choose another place with ASH_HUB_RUN_DIR"
         ) from exc
@@ -125,6 +123,7 @@ async def open_hive(settings: HubSettings, backend: Backend | None = None) -> As
 async def _running(parts: Assembly) -> AsyncGenerator[None]:
     """Run what works beside the requests: the watch, the news, the reaper, the SDK's sessions."""
     async with anyio.create_task_group() as group, parts.manager.run():
+        parts.sandboxes.recall()
         await group.start(parts.replicas.run)
         group.start_soon(parts.watch.run, parts.mirror.seen, parts.mirror.ended, parts.reconciler.run_once)
         group.start_soon(parts.routes.run)
@@ -164,10 +163,10 @@ def _load_backend(settings: HubSettings, ports: tuple[int, ...]) -> Backend:
 
 def _places(settings: HubSettings, ports: tuple[int, ...]) -> Places:
     directories = (settings.state_dir, settings.run_dir, settings.logs)
-    return Places(*directories, ports, shared=_shared(settings), keep=settings.keep)
+    return Places(*directories, ports, shared=shared_by_replicas(settings), keep=settings.keep)
 
 
-def _shared(settings: HubSettings) -> str | None:
+def shared_by_replicas(settings: HubSettings) -> str | None:
     """Return what only the replicas of one hive have in common, without the password in it."""
     if settings.redis_url is None:
         return None

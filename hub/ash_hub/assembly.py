@@ -11,7 +11,6 @@ from mcp.server.transport_security import TransportSecuritySettings
 from ash_hub.audit import Audit, AuditedAdmission
 from ash_hub.auth import Auth
 from ash_hub.backends.base import Backend
-from ash_hub.clock import even_clock
 from ash_hub.doors import Doors
 from ash_hub.legacy import SdkSessions
 from ash_hub.metrics import Metrics
@@ -65,7 +64,7 @@ class Assembly:
     ) -> None:
         audit = Audit()
         self.admission = AuditedAdmission(auth.gate, audit)
-        clock = even_clock()
+        clock = backend.now
         self.ledger = Ledger(clock)
         self.routes = Routes(store, forgotten=self._forget)
         self.watch = InstanceWatch(backend)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from ash_hub.endings import Endings
 from ash_hub.sandbox import Sandbox
 from ash_mcp.types import SandboxId, Scope
 from ash_router.ledger import Ledger
@@ -28,6 +29,7 @@ class Closing:
         routes: Routes,
         ledger: Ledger,
         tokens: CallTokens,
+        endings: Endings,
         on_changed: Callable[[str, Scope], Awaitable[None]],
         on_gone: Callable[[SandboxId], None],
         clock: Callable[[], float],
@@ -36,6 +38,7 @@ class Closing:
         self._routes = routes
         self._ledger = ledger
         self._tokens = tokens
+        self._endings = endings
         self._on_changed = on_changed
         self._on_gone = on_gone
         self._clock = clock
@@ -54,7 +57,8 @@ class Closing:
             await self._on_changed(sandbox.owner, sandbox.scope)
 
     async def let_go(self, sandbox: Sandbox) -> None:
-        """Give back the names that a sandbox held."""
+        """Give back the names that a sandbox held, and keep why it ended."""
+        self._endings.keep(sandbox, self._clock())
         await self._store.release_session(sandbox.owner, sandbox.scope, sandbox.session, sandbox.id)
         if sandbox.life.ready_at is None:  # a spawn that failed may be tried again with its key
             await self.release_key(sandbox)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ash_hub._state import Step
 from ash_hub.audit import Audit
-from ash_hub.backends.base import Backend, Instance
+from ash_hub.backends.base import Backend, Instance, Phase
 from ash_hub.closing import Closing
 from ash_hub.names import hold_again
 from ash_hub.registry import Registry
@@ -21,6 +21,7 @@ from ash_hub.shelf import ToolsetShelf
 from ash_hub.siblings import Siblings
 from ash_mcp.errors import ConnectFailed, LeaseHeld
 from ash_mcp.types import EndReason, Scope, State
+from ash_router.ledger import Ledger
 from ash_router.store.base import Store
 
 __all__ = ["Mirror", "ending_of"]
@@ -43,6 +44,7 @@ class Mirror:
         backend: Backend,
         store: Store,
         shelf: ToolsetShelf,
+        ledger: Ledger,
         registry: Registry,
         closing: Closing,
         siblings: Siblings,
@@ -55,6 +57,7 @@ class Mirror:
         self._backend = backend
         self._store = store
         self._shelf = shelf
+        self._ledger = ledger
         self._registry = registry
         self._closing = closing
         self._siblings = siblings
@@ -75,6 +78,8 @@ class Mirror:
         known = self._registry.by_id(instance.id)
         if known is None:
             return await self._enter(told, instance, has_maker=has_maker)
+        if known.life.state.ended:
+            return self._siblings.possible  # another may be about to remove it; a sweep looks twice
         if known.life.state is State.STARTING and known.maker != self._siblings.id:
             return await self._grown(known, told, instance, has_maker=has_maker)
         if known.life.state is State.READY:
@@ -93,6 +98,8 @@ class Mirror:
             return self._siblings.possible  # one that knows its tools may serve it
         if not has_maker:
             await hold_again(self._store, sandbox)
+            if (last_call := instance.record.get("last_call_at")) is not None:
+                self._ledger.learn({sandbox.id: float(last_call)})
         self._registry.add(sandbox)
         if not has_maker:
             await self._bind(sandbox)
@@ -207,13 +214,29 @@ class Mirror:
         sandbox.step(Step.END, self._clock())
 
     async def remove(self, instance: Instance) -> None:
-        """Remove an instance that nobody can take over, and give back the names that it held."""
+        """Remove an instance that nobody can take over, give back the names that it held, and keep why it ended."""
         await self._backend.delete(instance.id, grace_seconds=0.0)
         try:
             sandbox = Sandbox.from_record(instance.id, instance.record)
         except (KeyError, TypeError, ValueError):
             return
+        if self._registry.by_id(sandbox.id) is None:
+            self._bury(sandbox, instance)
         await self._closing.let_go(sandbox)
+
+    def _bury(self, sandbox: Sandbox, instance: Instance) -> None:
+        """Take a sandbox that ended while nobody looked into the registry, for its owner to learn why."""
+        now, reason = self._clock(), ending_of(instance)
+        if reason is not None:
+            sandbox.step(Step.STOP, now, reason)
+            sandbox.step(Step.END, now)
+        elif sandbox.life.ready_at is None:
+            sandbox.step(Step.FAIL, now, EndReason.START_FAILED, "the hive that started it died")
+        elif instance.phase is Phase.ENDED:
+            sandbox.step(Step.FAIL, now, EndReason.PROCESS_DIED, instance.exit_message)
+        else:
+            sandbox.step(Step.FAIL, now, EndReason.LOST, "this hive does not know its tools")
+        self._registry.add(sandbox)
 
 
 def ending_of(instance: Instance) -> EndReason | None:

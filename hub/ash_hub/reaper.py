@@ -50,11 +50,9 @@ class Reaper:
 
     async def tick(self) -> None:
         """Look once."""
-        changed = self._ledger.take_changed()
-        if changed:
-            await self._store.touch(changed)
+        await self._sandboxes.report_calls()
         await self._sandboxes.forget()
-        if await self._leads():
+        if self._sandboxes.unready() is None and await self._leads():  # else another may take the lease
             await self._learn()
             await self._sandboxes.expire()
             await self._sweep()

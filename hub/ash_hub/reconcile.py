@@ -49,7 +49,7 @@ class Reconciler:
             if instance.phase is not Phase.ENDED:
                 if not await mirror.seen(instance):
                     await self._remove(instance)
-            elif registry.by_id(instance.id) is not None:
+            elif (known := registry.by_id(instance.id)) is not None and not known.life.state.ended:
                 await mirror.ended(instance)
             elif not await self._siblings.lives(str(instance.record.get("maker"))):
                 await self._remove(instance)

@@ -21,7 +21,10 @@ class Registry:
 
     def add(self, sandbox: Sandbox) -> None:
         self._by_id[sandbox.id] = sandbox
-        self._by_name[sandbox.owner, sandbox.scope, sandbox.session] = sandbox
+        key = (sandbox.owner, sandbox.scope, sandbox.session)
+        named = self._by_name.get(key)
+        if named is None or named.life.state.ended or not sandbox.life.state.ended:  # a name is the living one's
+            self._by_name[key] = sandbox
 
     def remove(self, sandbox: Sandbox) -> None:
         self._by_id.pop(sandbox.id, None)

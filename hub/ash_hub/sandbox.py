@@ -16,7 +16,7 @@ from ash_mcp.types import Endpoint, EndReason, SandboxId, SandboxInfo, Scope, Se
 
 __all__ = ["Sandbox"]
 
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 
 _WHY: Mapping[EndReason, str] = {
     EndReason.DESTROYED: "it was destroyed",
@@ -100,8 +100,12 @@ class Sandbox:
             reason=reason.value,
         )
 
-    def record(self) -> dict[str, Any]:
-        """Return what a new hub needs to take this sandbox over; no secret is in it."""
+    def record(self, last_call_at: float | None = None) -> dict[str, Any]:
+        """Return what a new hub needs to take this sandbox over; no secret is in it.
+
+        Args:
+            last_call_at: When it was last called; None before any call, and where the store keeps that.
+        """
         return {
             "version": RECORD_VERSION,
             "revision": self.revision,
@@ -115,6 +119,7 @@ class Sandbox:
             "ready_at": self.life.ready_at,
             "expires_at": self.life.expires_at,
             "idle_seconds": self.life.idle_seconds,
+            "last_call_at": last_call_at,
             "labels": dict(self.labels),
             "warnings": list(self.warnings),
             "toolset": self.toolset.digest if self.toolset is not None else None,

@@ -19,6 +19,7 @@ from ash_hub.asks import SpawnAsk
 from ash_hub.audit import Audit
 from ash_hub.backends.base import Backend
 from ash_hub.closing import Closing
+from ash_hub.endings import Endings
 from ash_hub.mirror import Mirror
 from ash_hub.names import Names
 from ash_hub.pool import Blank, Pool
@@ -31,7 +32,7 @@ from ash_hub.shelf import ToolsetShelf
 from ash_hub.siblings import Alone, Siblings
 from ash_hub.specs import spec_for
 from ash_hub.starting import Progress, Starter
-from ash_mcp.errors import AshError, CapacityExceeded, SandboxGone, StartFailed
+from ash_mcp.errors import AshError, CapacityExceeded, ConnectFailed, SandboxGone, StartFailed
 from ash_mcp.types import (
     DEFAULT_SCOPE,
     EVERY_SCOPE,
@@ -89,13 +90,22 @@ class Sandboxes:
         self._rules = Rules(parts.settings, parts.catalog)
         self.registry = Registry()
         self._names = Names(parts.store, parts.backend, self.registry, parts.siblings)
+        self._endings = Endings(parts.settings.state_dir / "ended", parts.settings.ended_retention_seconds)
         self._closing = Closing(
-            parts.store, parts.routes, parts.ledger, parts.tokens, parts.on_changed, parts.on_gone, clock
+            parts.store,
+            parts.routes,
+            parts.ledger,
+            parts.tokens,
+            self._endings,
+            parts.on_changed,
+            parts.on_gone,
+            clock,
         )
         self.mirror = Mirror(
             parts.backend,
             parts.store,
             parts.shelf,
+            parts.ledger,
             self.registry,
             self._closing,
             parts.siblings,
@@ -137,7 +147,16 @@ class Sandboxes:
 
     def unready(self) -> str | None:
         """Say why no spawn can succeed now, or None."""
-        return "stopping" if self._stopping else None
+        return "stopping" if self._stopping else self._parts.backend.unready()
+
+    def _require_backend(self) -> None:
+        """Refuse what would have to be taken back.
+
+        Raises:
+            ConnectFailed: The backend cannot be reached; retryable.
+        """
+        if (why := self._parts.backend.unready()) is not None:
+            raise ConnectFailed(f"this hive cannot change its sandboxes now: {why}")
 
     # -- spawning
 
@@ -282,18 +301,38 @@ class Sandboxes:
     async def _write_down(self, sandbox: Sandbox) -> None:
         """Have the backend keep how a sandbox stands, for other replicas and the next hive."""
         sandbox.revision += 1
-        await self._parts.backend.annotate(sandbox.id, sandbox.record())
+        # replicas have the last calls in the store, which outlives each of them; each knows but a part
+        last_call = None if self._parts.siblings.possible else self._parts.ledger.last_call(sandbox.id)
+        await self._parts.backend.annotate(sandbox.id, sandbox.record(last_call))
+
+    async def report_calls(self) -> None:
+        """Write down which sandboxes were called since this was last done, so that they idle out in time."""
+        changed = self._parts.ledger.take_changed()
+        if not changed:
+            return
+        await self._parts.store.touch(changed)
+        if self._parts.siblings.possible:
+            return
+        for sandbox in self.registry.living():
+            if sandbox.id in changed and sandbox.life.state is State.READY:
+                await self._write_down(sandbox)
 
     async def extend(self, principal: Principal, scope: Scope, name: str, ttl_seconds: float) -> Sandbox:
         """Give a sandbox `ttl_seconds` from now."""
         sandbox = self.ready(principal, scope, name)
+        self._require_backend()
         self._rules.check_ttl(ttl_seconds)
         sandbox.life = _state.extended(sandbox.life, self._clock(), ttl_seconds)
         await self._write_down(sandbox)
         return sandbox
 
     async def destroy(self, targets: Iterable[Sandbox]) -> None:
-        """End sandboxes for their owner; those that have ended already stay as they are."""
+        """End sandboxes for their owner; those that have ended already stay as they are.
+
+        Raises:
+            ConnectFailed: The backend cannot be reached, and none was ended.
+        """
+        self._require_backend()
         await self._end_all(targets, EndReason.DESTROYED)
 
     async def expire(self) -> None:
@@ -309,6 +348,11 @@ class Sandboxes:
         for reason, sandboxes in overdue.items():
             await self._end_all(sandboxes, reason)
 
+    def recall(self) -> None:
+        """Learn why those ended that earlier hives had."""
+        for sandbox in self._endings.load(self._clock()):
+            self.registry.add(sandbox)
+
     async def forget(self) -> None:
         """Forget what ended long ago."""
         now = self._clock()
@@ -316,6 +360,7 @@ class Sandboxes:
             ended_at = sandbox.life.ended_at
             if ended_at is not None and now - ended_at >= self._parts.settings.ended_retention_seconds:
                 self.registry.remove(sandbox)
+                self._endings.drop(sandbox.id)
                 await self._closing.release_key(sandbox)
 
     async def stop(self, *, keep: bool) -> None:

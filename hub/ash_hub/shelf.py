@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 
 from ash_hub.answers import tool_shape
+from ash_hub.files import replace_text
 from ash_hub.tools import PinnedTool, Toolset
 from ash_mcp.errors import StartFailed
 
@@ -31,14 +30,10 @@ class ToolsetShelf:
         file = self._file(toolset.digest)
         if not file.exists():
             body = {"tools": [tool_shape(tool) for tool in toolset.tools], "notes": list(toolset.notes)}
-            fresh = file.with_suffix(f".{os.getpid()}")
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
-                fresh.write_text(json.dumps(body), encoding="utf-8")
-                fresh.replace(file)
+                replace_text(file, json.dumps(body))
             except OSError as error:
-                with suppress(OSError):
-                    fresh.unlink()
                 raise StartFailed(
                     f"its tools cannot be kept in {self._directory}: {error.strerror}", step="tools"
                 ) from error

@@ -137,6 +137,11 @@ async def what_another_replica_does_is_seen(make: Make) -> None:
         assert not it.leftovers()
 
 
+async def replicas_tell_the_same_time(make: Make) -> None:
+    async with make() as it, it.another() as other:
+        assert abs(it.backend.now() - other.now()) < 1.0
+
+
 async def another_replica_may_leave(make: Make) -> None:
     async with make() as it:
         async with it.another() as other:
@@ -334,6 +339,7 @@ BEHAVIOURS: tuple[Callable[[Make], Awaitable[None]], ...] = (
     annotate_replaces_the_record_and_nothing_else,
     a_changed_record_is_told,
     what_another_replica_does_is_seen,
+    replicas_tell_the_same_time,
     another_replica_may_leave,
     delete_leaves_nothing_and_can_be_repeated,
     watch_reports_start_and_end,

@@ -1,20 +1,34 @@
-"""Somebody sets the machine's clock while a hive runs."""
+"""Somebody sets the machine's clock while a hive runs, and while none does."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import time
+import os
+import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import anyio
 import pytest
 
+from ash_hub import clock
 from ash_hub.app import open_hive
-from ash_hub.clock import even_clock
+from ash_hub.backends.local import LocalBackend
 from ash_hub.settings import HubSettings
 from ash_mcp import Hive
-from tests.hub.local_parts import needs_isolation
+from ash_mcp.types import new_sandbox_id
+from tests.hub.local_parts import (
+    SPEC,
+    WAIT_SECONDS,
+    keeper_pid,
+    local_backend,
+    needs_isolation,
+    settings_in,
+    stand_in,
+)
+from tests.system.crash_parts import home
+
+STEPS = pytest.mark.parametrize("step", [86_400.0 * 3, -86_400.0], ids=["forward", "back"])
 
 
 @pytest.fixture
@@ -24,31 +38,76 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="ash-", dir="/tmp"))
-    yield made
-    shutil.rmtree(made)
+    with home() as place:
+        yield place.folder
 
 
-def test_it_starts_at_the_time_of_day_and_keeps_its_pace() -> None:
-    wall, steady = [1_000_000.0], [50.0]
-    clock = even_clock(lambda: wall[0], lambda: steady[0])
-    assert clock() == 1_000_000.0
-    steady[0] += 7
-    wall[0] -= 86_400
-    assert clock() == 1_000_007.0
+def set_clock(monkeypatch: pytest.MonkeyPatch, step: float) -> None:
+    """Have every hub that opens from now on find another time of day."""
+    there = clock.lead()
+    monkeypatch.setattr("ash_hub.backends.local.backend.lead", lambda: there + step)
+
+
+def test_the_lead_is_what_the_time_of_day_is_ahead() -> None:
+    assert clock.lead(lambda: 1_000_000.0, lambda: 50.0) == 999_950.0
+
+
+def test_a_clock_starts_at_the_time_of_day_and_keeps_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [50.0]
+    monkeypatch.setattr(clock, "steady", lambda: now[0])
+    monkeypatch.setattr(clock, "lead", lambda: 999_950.0)
+    even = clock.even_clock()
+    assert even() == 1_000_000.0
+    monkeypatch.setattr(clock, "lead", lambda: 0.0)
+    now[0] += 7
+    assert even() == 1_000_007.0
+
+
+@needs_isolation
+@pytest.mark.heavy
+@pytest.mark.anyio
+@STEPS
+async def test_a_clock_that_is_set_between_two_hives_moves_no_deadline(
+    folder: Path, step: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = HubSettings(port=0, state_dir=folder / "state", run_dir=folder / "run", keep=True)
+    async with open_hive(settings) as served, Hive(served.url) as hive:
+        box = await hive.spawn("echo", ttl_seconds=3600, idle_seconds=60)
+        await anyio.sleep(1.1)
+        called_at = served.backend.now()
+        await box.call("echo", text="idle from here on")
+        await anyio.sleep(1.1)  # once a second it is written down who was called
+        (before,) = await hive.list()
+        now, steady = served.backend.now(), clock.steady()
+    set_clock(monkeypatch, step)
+    async with open_hive(settings) as served, Hive(served.url) as hive:
+        assert abs((served.backend.now() - now) - (clock.steady() - steady)) < 0.1
+        await served.sandboxes.expire()
+        (after,) = await hive.list()
+        assert (after.id, after.state, after.expires_at) == (before.id, "ready", before.expires_at)
+        assert after.last_call_at is not None and abs(after.last_call_at - called_at) < 0.5
+        later = await hive.extend(box.session, 7200)
+        assert abs(later.expires_at - 7200 - served.backend.now()) < 1
+        await hive.destroy(box.session)
 
 
 @needs_isolation
 @pytest.mark.anyio
-@pytest.mark.parametrize("step", [86_400.0 * 3, -86_400.0], ids=["forward", "back"])
-async def test_a_clock_that_is_set_ends_no_sandbox(folder: Path, step: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    wall = [time.time]
-    monkeypatch.setattr("ash_hub.assembly.even_clock", lambda: even_clock(lambda: wall[0]()))
-    settings = HubSettings(port=0, state_dir=folder / "state", run_dir=folder / "run")
-    async with open_hive(settings) as served, Hive(served.url) as hive, hive.spawn("echo", ttl_seconds=3600) as box:
-        wall[0] = lambda: time.time() + step
-        assert (await box.call("echo", text="still here")).structured == {"text": "still here"}
-        await served.sandboxes.expire()
-        (info,) = await hive.list()
-        assert info.state == "ready" and info.id == box.id
-        assert (await hive.extend(box.session, 7200)).expires_at > info.expires_at
+@STEPS
+async def test_replicas_and_the_next_keeper_tell_the_time_of_the_first(
+    folder: Path, step: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with local_backend(folder, shared="tested") as first:
+        began, steady = first.now(), clock.steady()
+        set_clock(monkeypatch, step)
+        async with LocalBackend(settings_in(folder), runtime=stand_in(), shared="tested") as second:
+            assert abs(second.now() - first.now()) < 0.1
+            keeper = keeper_pid(first)
+            os.kill(keeper, signal.SIGKILL)
+            with anyio.fail_after(WAIT_SECONDS):
+                while keeper in (first.describe()["keeper"], second.describe()["keeper"]):
+                    await anyio.sleep(0.01)
+            for backend in (second, first):
+                made = await backend.create(replace(SPEC, id=new_sandbox_id()))
+                await backend.delete(made.id, grace_seconds=0)
+                assert abs((backend.now() - began) - (clock.steady() - steady)) < 0.1

@@ -7,10 +7,12 @@ from typing import Any
 import anyio
 import pytest
 
+from ash_hub.reaper import Reaper
 from ash_mcp.errors import (
     AshError,
     CapacityExceeded,
     ConfigError,
+    ConnectFailed,
     RecipeNotFound,
     SandboxGone,
     SandboxNotFound,
@@ -18,6 +20,7 @@ from ash_mcp.errors import (
     StartFailed,
 )
 from ash_mcp.types import DEFAULT_SCOPE, EVERY_SCOPE, EndReason, Principal, Scope, State
+from ash_router.store.memory import MemoryStore
 from tests.hub.world import LOCAL, MakeWorld, World
 
 pytestmark = pytest.mark.anyio
@@ -277,6 +280,25 @@ async def test_what_ended_is_forgotten_after_an_hour(world: World) -> None:
     world.clock[0] += 1
     await world.sandboxes.forget()
     assert not world.sandboxes.registry.of(LOCAL, DEFAULT_SCOPE, ended=True)
+
+
+async def test_a_backend_out_of_reach_ends_nothing_and_is_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = await world.spawn(ttl_seconds=60)
+    reaper = Reaper(world.sandboxes, world.reconciler, world.ledger, MemoryStore(), holder="tested")
+    with monkeypatch.context() as away:
+        away.setattr(world.backend, "unready", lambda: "it is away")
+        assert world.sandboxes.unready() == "it is away"
+        with pytest.raises(ConnectFailed, match="it is away"):
+            await world.sandboxes.destroy([sandbox])
+        with pytest.raises(ConnectFailed, match="it is away"):
+            await world.sandboxes.extend(LOCAL, DEFAULT_SCOPE, sandbox.session, 60)
+        world.clock[0] += 100
+        await reaper.tick()
+        assert world.sandboxes.ready(LOCAL, DEFAULT_SCOPE, sandbox.session) is sandbox
+    await reaper.tick()
+    assert sandbox.life.reason is EndReason.TTL_EXPIRED
 
 
 async def test_stopping_ends_everything_and_refuses_spawns(world: World) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,9 @@ import pytest
 from ash_hub.backends.base import BackendEvent, Instance, Phase
 from ash_hub.backends.local import LocalBackend
 from ash_hub.backends.local.backend import KEEPER_DIED
-from ash_mcp.errors import ConfigError
+from ash_hub.backends.local.link import KeeperCrowded, KeeperLink
+from ash_hub.backends.local.paths import hive_paths
+from ash_mcp.errors import CapacityExceeded, ConfigError
 from ash_mcp.types import SandboxSpec, new_sandbox_id
 from tests.hub.local_parts import (
     SPEC,
@@ -160,3 +164,70 @@ async def test_a_hub_that_lost_its_connection_alone_joins_again_and_ends_nothing
         assert keeper_pid(backend) == keeper
         assert await backend.list() == [replace(kept, record={"by": "another"})]
         assert (await bash(kept, "echo unharmed")).out == "unharmed\n"
+
+
+@contextlib.asynccontextmanager
+async def crowd(root: Path) -> AsyncGenerator[list[KeeperLink]]:
+    """Join the keeper as often as it lets anybody."""
+    links: list[KeeperLink] = []
+    try:
+        with contextlib.suppress(KeeperCrowded):
+            while True:
+                links.append(await another_link(root))
+        yield links
+    finally:
+        for link in links:
+            await link.aclose()
+
+
+async def another_link(root: Path) -> KeeperLink:
+    return await KeeperLink.open(hive_paths(settings_in(root)).control, shared="tested")
+
+
+async def last_place(root: Path) -> KeeperLink:
+    """Take the place of a hub whose connection was closed, as soon as the keeper has seen that."""
+    with anyio.fail_after(WAIT_SECONDS):
+        while True:
+            with contextlib.suppress(KeeperCrowded):
+                return await another_link(root)
+
+
+async def test_a_hub_that_finds_its_place_taken_waits_and_ends_nothing(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with local_backend(root, shared="tested") as backend:
+        kept, gone = await backend.create(fresh()), await backend.create(fresh())
+        keeper, link = keeper_pid(backend), backend._link  # pyright: ignore[reportPrivateUsage]
+        assert link is not None and backend.unready() is None
+        events = backend.watch()
+        async with crowd(root) as others:
+            async with backend._linking:  # pyright: ignore[reportPrivateUsage]
+                await link.aclose()
+                others.append(await last_place(root))
+            with caplog.at_level(logging.WARNING), anyio.fail_after(WAIT_SECONDS):
+                while backend.unready() is None:
+                    await anyio.sleep(0.01)
+            assert "64 hubs lead this keeper" in str(backend.unready()) and str(backend.unready()) in caplog.text
+            with pytest.raises(CapacityExceeded, match="64 hubs"):
+                await backend.create(fresh())
+            await backend.delete(gone.id)
+            assert await backend.list() == [kept, gone]
+            assert (await bash(kept, "echo unharmed")).out == "unharmed\n"
+            await others.pop().aclose()
+            end = await told(events)
+            assert (end.id, end.phase) == (gone.id, Phase.ENDED)
+            assert backend.unready() is None and keeper_pid(backend) == keeper
+            with anyio.fail_after(WAIT_SECONDS):
+                while await backend.list() != [kept]:
+                    await anyio.sleep(0.01)
+
+
+async def test_what_was_asked_for_when_the_connection_was_lost_is_done_all_the_same(root: Path) -> None:
+    async with local_backend(root) as backend:
+        kept, gone = await backend.create(fresh()), await backend.create(fresh())
+        for ask in (lambda: backend.annotate(kept.id, {"a": 1}), lambda: backend.delete(gone.id, grace_seconds=0.0)):
+            link = backend._link  # pyright: ignore[reportPrivateUsage]
+            assert link is not None
+            await link.aclose()
+            await ask()
+        assert await backend.list() == [replace(kept, record={"a": 1})]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import httpx
 import pytest
 
@@ -18,6 +21,8 @@ from ash_hub.settings import HubSettings
 from ash_mcp import Hive as Client
 from ash_mcp.errors import AshError, SandboxGone
 from ash_mcp.sandbox import Sandbox
+from tests.hub.local_parts import descendants, needs_isolation
+from tests.system.crash_parts import home
 
 pytestmark = pytest.mark.anyio
 
@@ -129,3 +134,29 @@ async def test_a_sandbox_that_dies_ends_its_calls_within_a_second_with_its_reaso
             await box.call("echo", text="x")
     (failure,) = failures
     assert not failure.trainable and not failure.retryable
+
+
+@pytest.mark.heavy
+@needs_isolation
+async def test_a_hive_that_starts_after_a_crash_knows_why_sandboxes_ended() -> None:
+    with home() as place:
+        async with Client(await anyio.to_thread.run_sync(place.start)) as client:
+            for name in ("destroyed", "died"):
+                await client.spawn("echo", session=name)
+            await client.destroy("destroyed")
+        place.kill_hub()
+        for process in descendants(place.known_keeper()):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        async with Client(await anyio.to_thread.run_sync(place.start)) as client:
+            for name, reason in (("destroyed", "destroyed"), ("died", "process_died")):
+                with pytest.raises(SandboxGone) as gone:
+                    await client.attach(name)
+                assert gone.value.data["reason"] == reason
+            assert {it.session: it.reason for it in await client.list(include_ended=True)} == {
+                "destroyed": "destroyed",
+                "died": "process_died",
+            }
+            assert await client.list() == []
+        assert place.stop_hub() == 0
+        assert place.remains() == []

@@ -98,6 +98,16 @@ async def test_what_one_spawns_all_list_call_and_end(urls: tuple[str, str], mode
         assert (ended["sandbox_id"], ended["reason"]) == (made["sandbox_id"], "destroyed")
 
 
+async def test_one_that_starts_later_knows_why_a_sandbox_ended(place: Home) -> None:
+    first = place.start()
+    await call(first, "spawn", recipe="echo", session="mine")
+    await call(first, "destroy", session="mine")
+    later = place.start()
+    gone = await call(later, "mine_echo", text="hi")
+    assert gone.is_error and (gone.meta or {})[FAILURE_META_KEY]["data"]["reason"] == "destroyed"
+    assert (await sessions(later, include_ended=True))["mine"]["reason"] == "destroyed"
+
+
 async def test_a_change_through_one_is_heard_by_connections_to_the_other(urls: tuple[str, str]) -> None:
     heard: list[Any] = []
 

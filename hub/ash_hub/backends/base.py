@@ -149,6 +149,18 @@ class Backend(Protocol):
         """
         ...
 
+    def now(self) -> float:
+        """Return the time, in seconds since the epoch, that records of sandboxes are written in.
+
+        Every hub that has these sandboxes, at once or after another, is told the same, within a second; setting the
+        machine's clock does not change it.
+        """
+        ...
+
+    def unready(self) -> str | None:
+        """Say why sandboxes can be neither made nor ended now, or None. Those that run do not hang on it."""
+        ...
+
     def describe(self) -> Mapping[str, Any]:
         """Return what this backend gives on this host, for `ash doctor` and `/readyz`: JSON values."""
         ...

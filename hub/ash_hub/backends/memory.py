@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from ash_hub.backends._broadcast import Broadcast
 from ash_hub.backends.base import BackendEvent, Instance, Phase
+from ash_hub.clock import even_clock
 from ash_mcp.errors import AshError, Conflict, StartFailed
 from ash_mcp.types import Endpoint, SandboxId, SandboxSpec
 
@@ -33,6 +34,7 @@ class MemoryBackend:
         """
         self._serve = serve
         self._said = said
+        self._clock = even_clock()
         self._events = Broadcast()
         self._replicas = [self]
         self._instances: dict[SandboxId, Instance] = {}
@@ -91,6 +93,12 @@ class MemoryBackend:
 
     def watch(self) -> AsyncIterator[BackendEvent]:
         return self._events.watch()
+
+    def now(self) -> float:
+        return self._clock()
+
+    def unready(self) -> str | None:
+        return None
 
     def describe(self) -> Mapping[str, Any]:
         return {"kind": self.kind, "warnings": []}

@@ -25,11 +25,12 @@ from ash_hub.backends.local.launchers.base import Launcher
 from ash_hub.backends.local.launchers.bubblewrap import BubblewrapLauncher
 from ash_hub.backends.local.launchers.unsafe import UnsafeLauncher
 from ash_hub.backends.local.limits import Enforcement, limits_of
-from ash_hub.backends.local.link import KeeperEnding, KeeperGone, KeeperLink, KeeperRefusal
+from ash_hub.backends.local.link import KeeperCrowded, KeeperEnding, KeeperGone, KeeperLink, KeeperRefusal
 from ash_hub.backends.local.paths import HivePaths, hive_paths
 from ash_hub.backends.local.runtime import Runtime, compile_runner, find_runtime
 from ash_hub.backends.local.settings import LocalSettings
 from ash_hub.backends.local.starter import start_keeper
+from ash_hub.clock import lead, steady
 from ash_mcp.errors import CapacityExceeded, ConfigError, Conflict, StartFailed, Unsupported
 from ash_mcp.types import Endpoint, SandboxId, SandboxSpec
 
@@ -39,8 +40,10 @@ KEEPER_DIED = "the keeper died, and its sandboxes with it"
 _CONNECT_SECONDS = 20.0
 _RETRY_SECONDS = 0.02
 _REJOIN_SECONDS = 0.5
+_LONGEST_REJOIN_SECONDS = 5.0
 _CLEAN_UP_SECONDS = 10.0
 _LOG_LINES = 20
+_log = logging.getLogger("ash.hub")
 _AUDIT = logging.getLogger("ash.audit")
 
 
@@ -81,7 +84,13 @@ class LocalBackend:
         self._linking = anyio.Lock()
         self._keeper: int | None = None
         """The process that `_instances` belong to."""
+        self._waits: str | None = None
+        """Why the keeper cannot be joined again although it may live; nothing is known to have ended then."""
+        self._owed: set[SandboxId] = set()
+        """Sandboxes to end as soon as the keeper can be joined again."""
         self._is_left = False
+        self._lead = lead()
+        """By how much our time is ahead of the steady clock: what the keeper says, as soon as there is one."""
 
     async def __aenter__(self) -> Self:
         self._paths: HivePaths = hive_paths(self._settings)
@@ -195,16 +204,15 @@ class LocalBackend:
                 self._removed(self._instances[missing])
 
     async def annotate(self, sandbox_id: SandboxId, record: Mapping[str, Any]) -> None:
-        if self._link is None:
-            await self._rejoin()
-        if self._link is not None:
-            with contextlib.suppress(KeeperGone):
-                await self._link.request("annotate", id=sandbox_id, record=dict(record))
+        await self._reached("annotate", id=sandbox_id, record=dict(record))
 
     async def delete(self, sandbox_id: SandboxId, *, grace_seconds: float = 2.0) -> None:
-        with contextlib.suppress(KeeperGone):
-            link = await self._living_link()
-            await link.request("stop", id=sandbox_id, grace_seconds=grace_seconds)
+        if not await self._reached("stop", id=sandbox_id, grace_seconds=grace_seconds):
+            if self._waits is not None:
+                self._owed.add(sandbox_id)
+                return
+            with contextlib.suppress(KeeperGone):
+                await self._living_link()  # the next keeper clears away what the last one left
         if instance := self._instances.get(sandbox_id):
             self._removed(instance)
 
@@ -217,8 +225,33 @@ class LocalBackend:
             return b""
         return base64.b64decode(answer["data"])
 
+    async def _reached(self, operation: str, **fields: Any) -> bool:
+        """Have the keeper do what may be done twice: again, if the connection is lost meanwhile and it lives.
+
+        Returns:
+            Whether it did; False where there is no keeper, or it cannot be joined.
+        """
+        while True:
+            if self._link is None:
+                await self._rejoin()
+            link = self._link
+            if link is None:
+                return False
+            try:
+                await link.request(operation, **fields)
+            except KeeperGone:
+                await link.closed.wait()
+            else:
+                return True
+
     def watch(self) -> AsyncIterator[BackendEvent]:
         return self._events.watch()
+
+    def now(self) -> float:
+        return self._lead + steady()
+
+    def unready(self) -> str | None:
+        return self._waits
 
     def describe(self) -> Mapping[str, Any]:
         return {
@@ -240,6 +273,8 @@ class LocalBackend:
             return await self._living_link()
         except KeeperGone as gone:
             raise StartFailed("the keeper cannot be reached", step="keeper") from gone
+        except KeeperCrowded as crowded:
+            raise CapacityExceeded(str(crowded), retry_after_seconds=_LONGEST_REJOIN_SECONDS) from crowded
 
     async def _living_link(self) -> KeeperLink:
         """Return the connection to the keeper, with a keeper started if there is none."""
@@ -250,7 +285,7 @@ class LocalBackend:
             while True:
                 with contextlib.suppress(OSError, KeeperEnding, KeeperGone):
                     return self._led(await KeeperLink.open(self._paths.control, self._hive_ports, self._shared))
-                started = await anyio.to_thread.run_sync(start_keeper, self._settings, self._paths)
+                started = await anyio.to_thread.run_sync(start_keeper, self._settings, self._paths, self._lead)
                 if not started and anyio.current_time() > deadline:
                     raise ConfigError(_locked_elsewhere(self._paths))
                 await anyio.sleep(0 if started else _RETRY_SECONDS)
@@ -268,9 +303,12 @@ class LocalBackend:
             else BubblewrapLauncher(self._facts, self._enforcement, self._paths.directory)
         )
         is_same = self._keeper == link.hello["pid"]
-        self._keeper, self._link = link.hello["pid"], link
+        self._keeper, self._link, self._lead = link.hello["pid"], link, link.hello["lead"]
         self._compare(link.hello["sandboxes"], "deleted" if is_same else KEEPER_DIED)
+        self._waits = None
         self._tasks.start_soon(self._follow, link)
+        while self._owed:
+            self._tasks.start_soon(self.delete, self._owed.pop())
         return link
 
     async def _follow(self, link: KeeperLink) -> None:
@@ -280,8 +318,11 @@ class LocalBackend:
             self._link = None
             await link.aclose()
         await self._rejoin()
-        while self._link is None and self._shared is not None:  # another replica may start the next keeper
-            await anyio.sleep(_REJOIN_SECONDS)
+        pause = _REJOIN_SECONDS
+        # another replica may start the next keeper, too
+        while self._link is None and (self._waits is not None or self._shared is not None):
+            await anyio.sleep(pause)
+            pause = _REJOIN_SECONDS if self._waits is None else min(2 * pause, _LONGEST_REJOIN_SECONDS)
             await self._rejoin()
 
     async def _rejoin(self) -> None:
@@ -292,17 +333,29 @@ class LocalBackend:
 
     async def _finds_none(self) -> bool:
         """Join a keeper that lives, or say that none does: a lost connection alone does not mean that it died."""
-        deadline = anyio.current_time() + _CONNECT_SECONDS
+        deadline, before = anyio.current_time() + _CONNECT_SECONDS, self._keeper
         while anyio.current_time() < deadline:
             try:
                 self._led(await KeeperLink.open(self._paths.control, self._hive_ports, self._shared))
-            except KeeperGone:
-                await anyio.sleep(_RETRY_SECONDS)
-            except (OSError, KeeperEnding, ConfigError):
-                return True
-            else:
+            except KeeperCrowded as crowded:
+                self._wait(str(crowded))
                 return False
-        return False  # one that listens and does not answer may hold them still
+            except (FileNotFoundError, ConnectionRefusedError, KeeperEnding, ConfigError):
+                self._waits = None
+                return True
+            except (OSError, KeeperGone):  # this process may be out of descriptors, say
+                await anyio.sleep(_RETRY_SECONDS)
+            else:
+                if self._keeper == before:
+                    _log.warning("the connection to the keeper was lost, and is there again")
+                return False
+        self._wait("the keeper does not answer")  # but it may hold them still
+        return False
+
+    def _wait(self, why: str) -> None:
+        if self._waits is None:
+            _log.warning("the connection to the keeper was lost, and it cannot be joined again yet: %s", why)
+        self._waits = why
 
     def _network(self, spec: SandboxSpec) -> Mapping[str, Any] | None:
         """Return what the egress proxy is to let out; without isolation there is nothing that it could hold back."""

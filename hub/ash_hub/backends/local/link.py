@@ -16,7 +16,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from ash_hub.backends.local.keeper.control import PROTOCOL
 from ash_mcp.errors import ConfigError
 
-__all__ = ["KeeperEnding", "KeeperGone", "KeeperLink", "KeeperRefusal"]
+__all__ = ["KeeperCrowded", "KeeperEnding", "KeeperGone", "KeeperLink", "KeeperRefusal"]
 
 _LINE_LIMIT = 64 * 1024 * 1024
 _HELLO_SECONDS = 5.0
@@ -28,6 +28,10 @@ class KeeperGone(Exception):
 
 class KeeperEnding(Exception):
     """The keeper is about to end and takes no hub; the next one can start when it is gone."""
+
+
+class KeeperCrowded(ConfigError):
+    """As many hubs as a keeper takes lead it; it and its sandboxes go on without this one."""
 
 
 class KeeperRefusal(Exception):
@@ -78,6 +82,7 @@ class KeeperLink:
         Raises:
             OSError: Nobody listens there.
             KeeperEnding, KeeperGone: The keeper is about to end.
+            KeeperCrowded: Too many hubs lead it.
             ConfigError: Another hive leads it, or it is of another version.
         """
         link = cls(await anyio.connect_unix(path))
@@ -93,7 +98,8 @@ class KeeperLink:
             await link.aclose()
             if failure["kind"] == "ending":
                 raise KeeperEnding
-            raise ConfigError(_refused(failure, shares=shared is not None))
+            refusal = KeeperCrowded if failure["kind"] == "crowded" else ConfigError
+            raise refusal(_refused(failure, shares=shared is not None))
         link.hello = answer["ok"]
         if link.hello["protocol"] != PROTOCOL:
             await link.aclose()

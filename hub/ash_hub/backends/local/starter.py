@@ -19,8 +19,11 @@ _BOOT = "import sys; sys.path.append(sys.argv[1]); from keeper.main import main;
 _READY_SECONDS = 20.0
 
 
-def start_keeper(settings: LocalSettings, paths: HivePaths) -> bool:
+def start_keeper(settings: LocalSettings, paths: HivePaths, lead: float) -> bool:
     """Start a keeper and wait until it listens; False if another one holds the state directory.
+
+    Args:
+        lead: By how much the hive's time is ahead of this host's steady clock, for the keeper to tell others.
 
     Raises:
         ConfigError: It could not start.
@@ -33,6 +36,7 @@ def start_keeper(settings: LocalSettings, paths: HivePaths) -> bool:
         "log_bytes": settings.log_bytes,
         "max_sandboxes": settings.max_sandboxes,
         "hub_pid": os.getpid(),
+        "lead": lead,
     }
     with paths.log_file.open("ab") as log:
         process = subprocess.Popen(

@@ -9,6 +9,9 @@ The first request is `hello`. Hubs that say the same `shared` there are replicas
 second hub is refused. `leave` says that a hub goes on purpose. After the last one is gone the sandboxes stay without a
 time limit if it left to `keep` them, and otherwise for the grace, in which a hub may come; the keeper ends when a hub
 has left and nothing runs.
+
+The answer to `hello` has the `lead` of the hive's time before the host's steady clock, as the hub that started the
+keeper said it. The sandboxes' records are in that time, whatever the time of day is when the next hub comes.
 """
 
 from __future__ import annotations
@@ -27,16 +30,16 @@ from .cgroups import Hierarchy
 from .egress import Egress
 from .sandbox import LaunchError, Sandbox
 
-__all__ = ["PROTOCOL", "SOCKET_NAME", "Keeper"]
+__all__ = ["MOST_UNREAD_BYTES", "PROTOCOL", "SOCKET_NAME", "Keeper"]
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Raised when a hub and a keeper of different versions would not understand each other."""
 SOCKET_NAME = "keeper.sock"
 _LINE_LIMIT = 16 * 1024 * 1024
 _FIRST_HUB_SECONDS = 10.0
 _CREDENTIALS = struct.Struct("3i")
 _MOST_HUBS = 64
-_MOST_UNREAD_BYTES = 16 * 1024 * 1024
+MOST_UNREAD_BYTES = 16 * 1024 * 1024
 """A hub that leaves more than this unread is cut off: it will come again, and ask for all there is."""
 
 Answer = Mapping[str, Any]
@@ -63,7 +66,7 @@ class _Hub:
     def send(self, message: Mapping[str, Any]) -> None:
         if self.writer.is_closing():
             return
-        if self.writer.transport.get_write_buffer_size() > _MOST_UNREAD_BYTES:
+        if self.writer.transport.get_write_buffer_size() > MOST_UNREAD_BYTES:
             self.writer.transport.abort()
             return
         _send(self.writer, message)
@@ -76,6 +79,8 @@ class Keeper:
         self._grace: float = config["grace_seconds"]
         self._log_bytes: int = config["log_bytes"]
         self._most: int = config["max_sandboxes"]
+        self._lead: float = config["lead"]
+        """By how much the hive's time is ahead of the host's steady clock: the same for every hub."""
         self._hierarchy = hierarchy
         self._egress = Egress(self._decided)
         self._sandboxes: dict[str, Sandbox] = {}
@@ -159,8 +164,8 @@ class Keeper:
         self._ports |= set(request["ports"])
         self._egress.hive_listens_on(sorted(self._ports))
         groups = {"version": self._hierarchy.version, "controllers": sorted(self._hierarchy.directories)}
-        hello = {"protocol": PROTOCOL, "pid": os.getpid(), "sandboxes": self._views(), "cgroups": groups}
-        _send(writer, {"n": request["n"], "ok": hello})
+        hello = {"protocol": PROTOCOL, "pid": os.getpid(), "lead": self._lead, "cgroups": groups}
+        _send(writer, {"n": request["n"], "ok": {**hello, "sandboxes": self._views()}})
         return hub
 
     def _refusal(self, shared: str | None) -> Answer | None:
