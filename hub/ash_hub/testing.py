@@ -271,22 +271,23 @@ class Jail:
         self._prison = prison
         self._bait = bait
         self._neighbour = neighbour
-        self._shared: dict[str, Instance] = {}
+        self._shared: dict[str | tuple[str, ...], Instance] = {}
 
     async def attempt(self, attempt: Attempt) -> Outcome:
         """Make one attempt; one that may end its sandbox gets a sandbox of its own."""
+        network = attempt.policy(self._bait.port)
         if attempt.fatal:
-            inside = await self._sandbox(attempt.network)
+            inside = await self._sandbox(network)
             try:
                 return await try_to_escape(attempt, self._prison, self._bait, inside, self._neighbour)
             finally:
                 await self._under_test.backend.delete(inside.id, grace_seconds=0)
-        if attempt.network not in self._shared:
-            self._shared[attempt.network] = await self._sandbox(attempt.network)
-        inside = self._shared[attempt.network]
+        if network not in self._shared:
+            self._shared[network] = await self._sandbox(network)
+        inside = self._shared[network]
         return await try_to_escape(attempt, self._prison, self._bait, inside, self._neighbour)
 
-    async def _sandbox(self, network: str) -> Instance:
+    async def _sandbox(self, network: str | tuple[str, ...]) -> Instance:
         spec = replace(_fresh(self._under_test), network=network)
         return await self._under_test.backend.create(spec)
 

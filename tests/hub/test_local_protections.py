@@ -85,7 +85,7 @@ async def weakly_tried(
 ) -> Outcome:
     place = Place(root, str(hive_paths(settings_in(root)).directory), bait)
     named = [removal.network(place) for removal in removals if removal.network is not None]
-    spec = replace(SPEC, network=named[0] if named else attempt.network)
+    spec = replace(SPEC, network=named[0] if named else attempt.policy(bait.port))
     async with weakened(backend, removals, place):
         inside = await backend.create(replace(spec, id=new_sandbox_id()))
         other = inside

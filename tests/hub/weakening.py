@@ -161,7 +161,8 @@ def _workspace(place: Place) -> Sequence[str]:
 
 
 def _named(place: Place) -> tuple[str, ...]:
-    return (f"127.0.0.1:{place.bait.port}", f"localhost=127.0.0.1:{place.bait.port}")
+    here = f"127.0.0.1:{place.bait.port}"
+    return (here, f"localhost={here}", f"door.test={here}")
 
 
 _ROOTS_DEVICES = "the devices belong to root, so an ordinary user's sandbox could not open them anyway"
@@ -213,6 +214,7 @@ REMOVALS: Mapping[str, Removal] = {
     "sizes of places": Removal(_dropped("--size", 1)),
     "processor limit": Removal(settings={"cpu": None}),
     "memory limit": Removal(settings={"memory_bytes": 2048 * MIB}),
+    "bounded log": Removal(settings={"log_bytes": 1024 * MIB}),
     "egress policy": Removal(network=_named),
     "no proxy without a policy": Removal(network=lambda _: ("example.com",)),
 }
