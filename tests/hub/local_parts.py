@@ -45,6 +45,8 @@ needs_isolation = pytest.mark.skipif(_FAILURE is not None, reason=f"sandboxes ca
 
 STAND_IN = """
 import json, os, socket, subprocess, threading
+program = json.loads(os.environ["ASH_RUNNER_CONFIG"])["env"].get("STAND_IN")
+if program: exec(program)
 listener = socket.socket(fileno=int(os.environ["ASH_LISTEN_FD"]))
 print("up", flush=True)
 def serve(connection):
@@ -57,7 +59,7 @@ def serve(connection):
 while True:
     threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
 """
-"""Listens as the runner does, and runs each command that a connection sends it."""
+"""Listens as the runner does, and runs each command that a connection sends it; or is the program of `STAND_IN`."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ def prison_of(backend: LocalBackend, root: Path) -> Prison:
     return Prison(
         run=run,
         bounds=bounds,
+        serve=lambda spec, program: replace(spec, env={"STAND_IN": program}),
         hive_bytes=lambda: memory_of(os.getpid(), keeper_pid(backend), *proxies(keeper_pid(backend))) + disk_of(root),
         run_dir=str(hive_paths(settings_in(root)).directory),
         hidden_paths=list(stand_in().binds.values()) if host.host_facts().veils else [],

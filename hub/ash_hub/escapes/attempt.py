@@ -41,6 +41,10 @@ class Attempt:
     """Whether it is aimed at the hive and its other sandboxes; then it escapes, too, by what the hive takes meanwhile
     or by keeping a neighbour waiting."""
 
+    serves: bool = False
+    """Whether it is the main process of a sandbox of its own, in the runner's place; then the script is all of it, and
+    what becomes of the hub that asks it is seen from outside."""
+
     def policy(self, port: int) -> str | tuple[str, ...]:
         """Return its network policy, where the bait listens on `port`."""
         if isinstance(self.network, str):
