@@ -7,11 +7,12 @@ is data. Calls of callers do not pass here; those are the relay's.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, cast
 from urllib.parse import quote
 
+import anyio
 import httpx
 
 from ash_hub.tools import mapping
@@ -24,6 +25,8 @@ __all__ = ["RunnerClient"]
 
 MAX_ANSWER_BYTES: Final = 24 * 1024 * 1024
 """Room for 256 tools with schemas of 64 KiB each."""
+MAX_ANSWER_VALUES: Final = 1_000_000
+"""A value of JSON takes about a hundred bytes of memory, however few of the answer it takes."""
 MAX_LIST_PAGES: Final = 64
 
 
@@ -56,25 +59,29 @@ class RunnerClient:
             raise RemoteProtocolError(_error_text(answer, f"the runner refused the claim with {status}"))
 
     async def list_tools(self, timeout_seconds: float) -> list[Any]:
-        """Return every entry of the runner's `tools/list`, unchecked."""
+        """Return every entry of the runner's `tools/list`, unchecked. Its pages share one time and one size."""
         tools: list[Any] = []
         params: dict[str, Any] = {}
-        for _ in range(MAX_LIST_PAGES):
-            result = await self._call("tools/list", params, timeout_seconds)
-            page = result.get("tools")
-            if not isinstance(page, list):
-                raise RemoteProtocolError("the sandbox's tools/list holds no list of tools")
-            tools += cast("list[Any]", page)
-            cursor = result.get("nextCursor")
-            if not isinstance(cursor, str):
-                return tools
-            params = {"cursor": cursor}
+        left = MAX_ANSWER_BYTES
+        with _within(timeout_seconds, "tools/list"):
+            for _ in range(MAX_LIST_PAGES):
+                status, answer = await self._ask("tools/list", params, timeout_seconds, max_bytes=left)
+                left -= len(answer)
+                result = _result("tools/list", status, answer)
+                page = result.get("tools")
+                if not isinstance(page, list):
+                    raise RemoteProtocolError("the sandbox's tools/list holds no list of tools")
+                tools += cast("list[Any]", page)
+                cursor = result.get("nextCursor")
+                if not isinstance(cursor, str):
+                    return tools
+                params = {"cursor": cursor}
         raise RemoteProtocolError(f"the sandbox's tools/list did not end within {MAX_LIST_PAGES} pages")
 
     async def read_resource(self, uri: str, timeout_seconds: float) -> list[Any]:
         """Return the contents of one of the sandbox's own resources, as MCP has them."""
-        result = await self._call("resources/read", {"uri": uri}, timeout_seconds, name=uri)
-        contents = result.get("contents")
+        status, answer = await self._ask("resources/read", {"uri": uri}, timeout_seconds, name=uri)
+        contents = _result("resources/read", status, answer).get("contents")
         if not isinstance(contents, list):
             raise RemoteProtocolError("the sandbox's resources/read holds no contents")
         return cast("list[Any]", contents)
@@ -92,9 +99,15 @@ class RunnerClient:
             raise NotFound(_error_text(body, f"{path} could not be read"), path=path)
         return body
 
-    async def _call(
-        self, method: str, params: Mapping[str, Any], timeout_seconds: float, name: str | None = None
-    ) -> Mapping[str, Any]:
+    async def _ask(
+        self,
+        method: str,
+        params: Mapping[str, Any],
+        timeout_seconds: float,
+        *,
+        name: str | None = None,
+        max_bytes: int = MAX_ANSWER_BYTES,
+    ) -> tuple[int, bytes]:
         meta = {
             "io.modelcontextprotocol/protocolVersion": MODERN_VERSION,
             "io.modelcontextprotocol/clientInfo": {"name": "ash-hub", "version": "0"},
@@ -104,17 +117,9 @@ class RunnerClient:
         headers = {"mcp-protocol-version": MODERN_VERSION, "mcp-method": method}
         if name is not None:
             headers["mcp-name"] = name
-        status, answer = await self._request(
-            "POST", MCP_PATH, body=body, headers=headers, timeout_seconds=timeout_seconds
+        return await self._request(
+            "POST", MCP_PATH, body=body, headers=headers, timeout_seconds=timeout_seconds, max_bytes=max_bytes
         )
-        try:
-            message = json.loads(_last_event(answer))
-        except (ValueError, RecursionError) as exc:
-            raise RemoteProtocolError(f"the sandbox answered {method} with {status} and no JSON") from exc
-        result = mapping(mapping(message).get("result"))
-        if not result:
-            raise RemoteProtocolError(_error_text(answer, f"the sandbox refused {method} with {status}"))
-        return result
 
     async def _request(
         self,
@@ -132,23 +137,23 @@ class RunnerClient:
             "content-type": "application/json",
             **(headers or {}),
         }
+        path = target.partition("?")[0]
         try:
-            async with (
-                self._client(timeout_seconds) as client,
-                client.stream(method, target, content=body, headers=all_headers) as response,
-            ):
-                received = bytearray()
-                async for chunk in response.aiter_raw():
-                    received += chunk
-                    if len(received) > max_bytes:
-                        raise RemoteProtocolError(
-                            f"the sandbox's answer is larger than {max_bytes} bytes", limit=max_bytes
-                        )
-                return response.status_code, bytes(received)
+            with _within(timeout_seconds, path):
+                async with (
+                    self._client(timeout_seconds) as client,
+                    client.stream(method, target, content=body, headers=all_headers) as response,
+                ):
+                    received = bytearray()
+                    async for chunk in response.aiter_raw():
+                        received += chunk
+                        if len(received) > max_bytes:
+                            raise RemoteProtocolError(
+                                f"the sandbox's answer is larger than {max_bytes} bytes", limit=max_bytes
+                            )
+                    return response.status_code, bytes(received)
         except httpx.TimeoutException as exc:
-            raise AshTimeout(
-                f"the sandbox did not answer {target.partition('?')[0]} in {timeout_seconds:g} s"
-            ) from exc
+            raise AshTimeout(f"the sandbox did not answer {path} in {timeout_seconds:g} s") from exc
         except httpx.ConnectError as exc:
             raise ConnectFailed("nothing listens at the sandbox's endpoint") from exc
         except httpx.HTTPError as exc:
@@ -165,6 +170,37 @@ class RunnerClient:
             transport=transport, base_url=base, timeout=timeout, follow_redirects=False, trust_env=False
         ) as client:
             yield client
+
+
+@contextmanager
+def _within(seconds: float, target: str) -> Generator[None]:
+    """Bound a whole answer: httpx bounds only the time to its next byte.
+
+    Raises:
+        AshTimeout: It took longer.
+    """
+    with anyio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise AshTimeout(f"the sandbox did not answer {target} in {seconds:g} s")
+
+
+def _result(method: str, status: int, answer: bytes) -> Mapping[str, Any]:
+    """Return the result that an answer holds.
+
+    Raises:
+        RemoteProtocolError: It holds none, or more than there may be.
+    """
+    if sum(answer.count(mark) for mark in (b"{", b"[", b",")) > MAX_ANSWER_VALUES:
+        raise RemoteProtocolError(f"the sandbox's {method} holds more than {MAX_ANSWER_VALUES} values")
+    try:
+        message = json.loads(_last_event(answer))
+    except (ValueError, RecursionError) as exc:
+        raise RemoteProtocolError(f"the sandbox answered {method} with {status} and no JSON") from exc
+    result = mapping(mapping(message).get("result"))
+    if not result:
+        raise RemoteProtocolError(_error_text(answer, f"the sandbox refused {method} with {status}"))
+    return result
 
 
 def _last_event(answer: bytes) -> bytes:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import anyio
 
 from ash_hub.backends.base import Backend, BackendEvent, Instance, Phase
-from ash_hub.escapes import ATTEMPTS, Attempt, Bait, Outcome, Prison, Verdict, lay_bait, try_to_escape
+from ash_hub.escapes import ATTEMPTS, Attempt, Bait, Outcome, Prison, Verdict, lay_bait, spec_for, try_to_escape
 from ash_mcp.errors import Conflict, StartFailed
 from ash_mcp.types import SandboxId, SandboxSpec, new_sandbox_id
 
@@ -276,24 +276,21 @@ class Jail:
         self._prison = prison
         self._bait = bait
         self._neighbour = neighbour
-        self._shared: dict[str, Instance] = {}
+        self._shared: dict[str | tuple[str, ...], Instance] = {}
 
     async def attempt(self, attempt: Attempt) -> Outcome:
-        """Make one attempt; one that may end its sandbox gets a sandbox of its own."""
-        if attempt.fatal:
-            inside = await self._sandbox(attempt.network)
+        """Make one attempt; one that may end its sandbox, or serves in it, gets a sandbox of its own."""
+        spec = spec_for(attempt, self._prison, self._bait, _fresh(self._under_test))
+        if attempt.fatal or attempt.serves:
+            inside = await self._under_test.backend.create(spec)
             try:
                 return await try_to_escape(attempt, self._prison, self._bait, inside, self._neighbour)
             finally:
                 await self._under_test.backend.delete(inside.id, grace_seconds=0)
-        if attempt.network not in self._shared:
-            self._shared[attempt.network] = await self._sandbox(attempt.network)
-        inside = self._shared[attempt.network]
+        if spec.network not in self._shared:
+            self._shared[spec.network] = await self._under_test.backend.create(spec)
+        inside = self._shared[spec.network]
         return await try_to_escape(attempt, self._prison, self._bait, inside, self._neighbour)
-
-    async def _sandbox(self, network: str) -> Instance:
-        spec = replace(_fresh(self._under_test), network=network)
-        return await self._under_test.backend.create(spec)
 
 
 @asynccontextmanager

@@ -45,6 +45,8 @@ needs_isolation = pytest.mark.skipif(_FAILURE is not None, reason=f"sandboxes ca
 
 STAND_IN = """
 import json, os, socket, subprocess, threading
+program = json.loads(os.environ["ASH_RUNNER_CONFIG"])["env"].get("STAND_IN")
+if program: exec(program)
 listener = socket.socket(fileno=int(os.environ["ASH_LISTEN_FD"]))
 print("up", flush=True)
 def serve(connection):
@@ -57,7 +59,7 @@ def serve(connection):
 while True:
     threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
 """
-"""Listens as the runner does, and runs each command that a connection sends it."""
+"""Listens as the runner does, and runs each command that a connection sends it; or is the program of `STAND_IN`."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,11 @@ async def local_backend(
 def prison_of(backend: LocalBackend, root: Path) -> Prison:
     """Return what attempts to escape need to know of a backend with the limits of `SMALL`."""
     warnings = " ".join(backend.describe()["warnings"])
-    bounds: dict[str, Any] = {"memory_bytes": SMALL["memory_bytes"], "open_files": SMALL["open_files"]}
+    bounds: dict[str, Any] = {
+        "memory_bytes": SMALL["memory_bytes"],
+        "open_files": SMALL["open_files"],
+        "hive_bytes": 8 * MIB,
+    }
     if "number of processes" not in warnings:
         bounds["processes"] = SMALL["max_processes"]
     if "processor time" not in warnings:
@@ -141,6 +147,8 @@ def prison_of(backend: LocalBackend, root: Path) -> Prison:
     return Prison(
         run=run,
         bounds=bounds,
+        serve=lambda spec, program: replace(spec, env={"STAND_IN": program}),
+        hive_bytes=lambda: memory_of(os.getpid(), keeper_pid(backend), *proxies(keeper_pid(backend))) + disk_of(root),
         run_dir=str(hive_paths(settings_in(root)).directory),
         hidden_paths=list(stand_in().binds.values()) if host.host_facts().veils else [],
     )
@@ -193,6 +201,22 @@ def children(pid: int) -> list[int]:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def proxies(keeper: int) -> list[int]:
+    """Return the egress proxies among a keeper's children."""
+    return [pid for pid in children(keeper) if b"egress.main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def memory_of(*pids: int) -> int:
+    """Return how many bytes of memory processes hold together."""
+    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def disk_of(root: Path) -> int:
+    """Return how many bytes the files below a directory take."""
+    return sum(path.lstat().st_blocks * 512 for path in root.rglob("*"))
 
 
 def descendants(pid: int) -> list[int]:

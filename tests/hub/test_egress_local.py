@@ -24,12 +24,12 @@ from tests.hub.local_parts import (
     SPEC,
     WAIT_SECONDS,
     bash,
-    children,
     directories,
     ended,
     keeper_pid,
     local_backend,
     needs_isolation,
+    proxies,
     python,
     settings_in,
     stand_in,
@@ -62,11 +62,6 @@ async def asked(box: Instance, url: str) -> bytes:
     done = await python(box, ASK.format(request=request))
     assert done.code == 0, done.error
     return done.out.encode()
-
-
-def proxies(keeper: int) -> list[int]:
-    """Return the egress proxies among a keeper's children."""
-    return [pid for pid in children(keeper) if b"egress.main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 async def test_a_sandbox_reaches_what_its_policy_names_and_another_does_not(root: Path) -> None:

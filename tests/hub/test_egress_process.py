@@ -18,11 +18,31 @@ import pytest
 import ash_hub.backends.local
 from ash_hub.backends.local.egress.resolver import HostWatch, SystemResolver
 from tests.hub.egress_parts import WAIT_SECONDS, error_of, get
+from tests.hub.local_parts import needs_isolation
 
 pytestmark = pytest.mark.anyio
 
 BOOT = "import sys; sys.path.append(sys.argv[1]); from egress.main import main; main()"
 CODE = Path(ash_hub.backends.local.__file__).parent
+PUBLIC = "93.184.216.34"
+NAME_SERVER = f"""
+import http.server, itertools, socket, struct, threading
+first = itertools.chain([{PUBLIC!r}], itertools.repeat("127.0.0.1"))
+def name_server(asked):
+    while True:
+        question, whom = asked.recvfrom(512)
+        end = question.index(0, 12) + 5
+        is_four = question[end - 4 : end - 2] == bytes([0, 1])
+        record = struct.pack("!HHHIH", 0xC00C, 1, 1, 0, 4) + socket.inet_aton(next(first)) if is_four else b""
+        head = question[:2] + struct.pack("!HHHHH", 0x8180, 1, is_four, 0, 0)
+        asked.sendto(head + question[12:end] + record, whom)
+asked = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+asked.bind(("127.0.0.1", 53))
+threading.Thread(target=name_server, args=(asked,), daemon=True).start()
+web = http.server.HTTPServer(("127.0.0.1", 80), http.server.SimpleHTTPRequestHandler)
+threading.Thread(target=web.serve_forever, daemon=True).start()
+"""
+"""A name server whose first answer is a public address, and every other one loopback, where a web server listens."""
 
 
 @dataclass
@@ -39,12 +59,13 @@ class Process:
 
 
 @contextmanager
-def process() -> Generator[Process]:
+def process(*launcher: str, before: str = "") -> Generator[Process]:
+    """Start the proxy, with what comes before it in its process and in its command."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         ours.settimeout(WAIT_SECONDS)
         with theirs:
-            command = [sys.executable, "-I", "-S", "-c", BOOT, str(CODE)]
+            command = [*launcher, sys.executable, "-I", "-S", "-c", before + BOOT, str(CODE)]
             child = subprocess.Popen(command, stdin=theirs.fileno(), env={"LANG": "C.UTF-8"}, cwd="/")
         try:
             yield Process(ours, child)
@@ -104,6 +125,25 @@ def test_it_has_no_privileges_and_no_way_back() -> None:
         if os.geteuid() == 0:
             assert ready["user"] != 0 and status["Uid"].split() == [str(ready["user"])] * 4
             assert status["Groups"].strip() == ""
+
+
+@needs_isolation
+def test_a_name_that_changes_is_dialled_at_the_address_that_was_checked(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    """With the C library's own look-ups, in a network where nothing but loopback can be reached."""
+    launcher = "bwrap --unshare-user --unshare-net --cap-add CAP_NET_BIND_SERVICE --ro-bind / / --dev /dev".split()
+    for path, text in {"/etc/resolv.conf": "nameserver 127.0.0.1", "/etc/nsswitch.conf": "hosts: dns"}.items():
+        own = tmp_path / Path(path).name
+        own.write_text(f"{text}\n")
+        launcher += ["--ro-bind", str(own), os.path.realpath(path)]
+    with process(*launcher, before=NAME_SERVER) as it:
+        assert it.told()["ready"] is True
+        it.tell({"op": "add", "id": "sbx-1", "policy": "internet", "limits": {}}, listener)
+        for reason, address in (("unreachable", PUBLIC), ("loopback", "127.0.0.1")):
+            assert error_of(asked(listener, get("http://rebind.example/")))["reason"] == reason
+            told = it.told()
+            assert told["reason"] == reason and told["address"] == address
 
 
 async def test_a_name_is_looked_up_without_the_search_domains_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

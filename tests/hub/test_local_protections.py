@@ -19,7 +19,7 @@ import pytest
 from ash_hub.backends.local import LocalBackend
 from ash_hub.backends.local.keeper import cgroups
 from ash_hub.backends.local.paths import hive_paths
-from ash_hub.escapes import ATTEMPTS, Attempt, Bait, Outcome, Verdict, lay_bait, try_to_escape
+from ash_hub.escapes import ATTEMPTS, Attempt, Bait, Outcome, Verdict, lay_bait, spec_for, try_to_escape
 from ash_hub.escapes.attempt import program, verdict
 from ash_mcp.types import new_sandbox_id
 from tests.hub.local_parts import (
@@ -84,16 +84,19 @@ async def weakly_tried(
     attempt: Attempt, removals: list[Removal], backend: LocalBackend, root: Path, bait: Bait
 ) -> Outcome:
     place = Place(root, str(hive_paths(settings_in(root)).directory), bait)
-    named = [removal.network(place) for removal in removals if removal.network is not None]
-    spec = replace(SPEC, network=named[0] if named else attempt.network)
+    prison = prison_of(backend, root)
+    spec = spec_for(attempt, prison, bait, SPEC)
+    for removal in removals:
+        if removal.network is not None:
+            spec = replace(spec, network=removal.network(place))
     async with weakened(backend, removals, place):
         inside = await backend.create(replace(spec, id=new_sandbox_id()))
         other = inside
-        if attempt.name.startswith(NEIGHBOURLY):
+        if attempt.watched or attempt.name.startswith(NEIGHBOURLY):
             other = await backend.create(replace(SPEC, id=new_sandbox_id(), env={"NEIGHBOUR_SECRET": "x"}))
             assert (await bash(other, "for p in /workspace /tmp /dev/shm; do echo neighbour >$p/note; done")).code == 0
         try:
-            return await try_to_escape(attempt, prison_of(backend, root), bait, inside, other)
+            return await try_to_escape(attempt, prison, bait, inside, other)
         finally:
             for instance in (inside, other):
                 await backend.delete(instance.id, grace_seconds=0)
@@ -101,12 +104,12 @@ async def weakly_tried(
 
 @asynccontextmanager
 async def weakened(backend: LocalBackend, removals: list[Removal], place: Place) -> AsyncGenerator[None]:
-    whole = backend._launcher  # pyright: ignore[reportPrivateUsage]
-    backend._launcher = Weakened(whole, removals, place)  # pyright: ignore[reportPrivateUsage]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "_launcher", Weakened(backend._launcher, removals, place))  # pyright: ignore[reportPrivateUsage]
+        for removal in removals:
+            for name, value in removal.patches.items():
+                patch.setattr(name, value)
         yield
-    finally:
-        backend._launcher = whole  # pyright: ignore[reportPrivateUsage]
 
 
 def unshown(attempt: Attempt) -> str | None:

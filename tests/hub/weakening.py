@@ -1,7 +1,8 @@
-"""Protections of the local backend, taken away: each is a change of a launch plan, of a setting, or of a policy."""
+"""Protections of the local backend, taken away: each is a change of a launch plan, a setting, a policy or the hub."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,8 @@ class Removal:
     change: Change = lambda plan, _: plan
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     network: Callable[[Place], tuple[str, ...]] | None = None
+    patches: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Names in modules of the hub, and what they are without it."""
     root_only: str | None = None
     """Why only root's sandboxes can be without it, or gain by it."""
 
@@ -160,8 +163,13 @@ def _workspace(place: Place) -> Sequence[str]:
     return ("--bind", str(shared), "/workspace")
 
 
+def _unbounded(*_: Any) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
 def _named(place: Place) -> tuple[str, ...]:
-    return (f"127.0.0.1:{place.bait.port}", f"localhost=127.0.0.1:{place.bait.port}")
+    here = f"127.0.0.1:{place.bait.port}"
+    return (here, f"localhost={here}", f"door.test={here}")
 
 
 _ROOTS_DEVICES = "the devices belong to root, so an ordinary user's sandbox could not open them anyway"
@@ -213,6 +221,11 @@ REMOVALS: Mapping[str, Removal] = {
     "sizes of places": Removal(_dropped("--size", 1)),
     "processor limit": Removal(settings={"cpu": None}),
     "memory limit": Removal(settings={"memory_bytes": 2048 * MIB}),
+    "bounded log": Removal(settings={"log_bytes": 1024 * MIB}),
+    "bounded answers": Removal(patches={"ash_hub.runner_client.MAX_ANSWER_BYTES": 1 << 40}),
+    "bounded values": Removal(patches={"ash_hub.runner_client.MAX_ANSWER_VALUES": 1 << 40}),
+    "bounded pages": Removal(patches={"ash_hub.runner_client.MAX_LIST_PAGES": 1 << 40}),
+    "one time for an answer": Removal(patches={"ash_hub.runner_client._within": _unbounded}),
     "egress policy": Removal(network=_named),
     "no proxy without a policy": Removal(network=lambda _: ("example.com",)),
 }
@@ -220,12 +233,15 @@ REMOVALS: Mapping[str, Removal] = {
 INHERENT: Mapping[str, str] = {
     "no new privileges": "bubblewrap sets it for every sandbox and has no option to leave it out",
     "relative socket names": "the keeper binds in its own directory; no plan can make it do otherwise",
+    "HTTP parser": "the hub's HTTP client reads no other protocol, and no head without an end",
+    "requests to one endpoint": "a client of the hub has the sandbox's own socket and no other way to connect",
     "egress: one form of an address": "no policy can allow what the proxy's parser refuses",
 }
-"""Protections that no plan, setting or policy takes away."""
+"""Protections that no plan, setting, policy or name takes away."""
 
 BACKED_UP: Mapping[str, str] = {
     "no nested user namespaces": "the filter's part for namespaces stops the same; both are taken away together",
+    "bounded pages": "the time for an answer, which all pages share, stops the same; both are taken away together",
 }
 """Protections behind others, so that nothing escapes by the loss of one of them alone."""
 

@@ -7,17 +7,30 @@ surroundings.py  attempts on the host's files, processes, sockets, names, and on
 kernel.py        attempts on interfaces of the kernel
 floods.py        attempts to use more than was given
 ways_out.py      attempts through the egress proxy
+lies.py          attempts of a server on the hub that asks it
 """
 
 from ash_hub.escapes.attempt import Attempt, Outcome, Verdict
 from ash_hub.escapes.bait import Bait, lay_bait
 from ash_hub.escapes.floods import FLOODS
 from ash_hub.escapes.kernel import KERNEL
+from ash_hub.escapes.lies import LIES
 from ash_hub.escapes.surroundings import SURROUNDINGS
-from ash_hub.escapes.trial import Prison, Ran, try_to_escape
+from ash_hub.escapes.trial import Prison, Ran, spec_for, try_to_escape
 from ash_hub.escapes.ways_out import WAYS_OUT
 
-__all__ = ["ATTEMPTS", "Attempt", "Bait", "Outcome", "Prison", "Ran", "Verdict", "lay_bait", "try_to_escape"]
+__all__ = [
+    "ATTEMPTS",
+    "Attempt",
+    "Bait",
+    "Outcome",
+    "Prison",
+    "Ran",
+    "Verdict",
+    "lay_bait",
+    "spec_for",
+    "try_to_escape",
+]
 
-ATTEMPTS: tuple[Attempt, ...] = (*SURROUNDINGS, *KERNEL, *WAYS_OUT, *FLOODS)
+ATTEMPTS: tuple[Attempt, ...] = (*SURROUNDINGS, *KERNEL, *WAYS_OUT, *LIES, *FLOODS)
 """All of them; those that may end their own sandbox say so."""

@@ -33,10 +33,23 @@ class Attempt:
     """Python, with `PRELUDE` before it; ends in `escaped(how)`, `stopped(by what)` or `absent(what)`."""
     stopped_by: tuple[str, ...]
     """The protections that stop it, each of which is enough: it succeeds where none of them is there."""
-    network: str = "none"
-    """The network policy of the sandbox that it needs."""
+    network: str | tuple[str, ...] = "none"
+    """The network policy of the sandbox that it needs; `PORT` in an entry is the port of the bait."""
     fatal: bool = False
     """Whether it may end its own sandbox, or processes of it, by being stopped; then that counts as stopped."""
+    watched: bool = False
+    """Whether it is aimed at the hive and its other sandboxes; then it escapes, too, by what the hive takes meanwhile
+    or by keeping a neighbour waiting."""
+
+    serves: bool = False
+    """Whether it is the main process of a sandbox of its own, in the runner's place; then the script is all of it, and
+    what becomes of the hub that asks it is seen from outside."""
+
+    def policy(self, port: int) -> str | tuple[str, ...]:
+        """Return its network policy, where the bait listens on `port`."""
+        if isinstance(self.network, str):
+            return self.network
+        return tuple(entry.replace("PORT", str(port)) for entry in self.network)
 
 
 @dataclass(frozen=True, slots=True)

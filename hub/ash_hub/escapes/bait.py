@@ -35,7 +35,7 @@ class Bait:
     pid: int
     """A process of the hive's own user with the secret in its arguments and environment."""
     port: int
-    """On loopback; answers HTTP with 200 and the secret."""
+    """On loopback; answers HTTP with 200 and the secret, and `/to?URL` with a redirect to the URL."""
     abstract: str
     """Name of an abstract Unix socket, without the NUL."""
     shared_memory: int
@@ -84,6 +84,12 @@ def _process(secret: str) -> Generator[int]:
 def _web_server(secret: str) -> Generator[int]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            path, _, url = self.path.partition("?")
+            if path == "/to":
+                self.send_response(302)
+                self.send_header("Location", url)
+                self.end_headers()
+                return
             self.send_response(200)
             self.end_headers()
             self.wfile.write(secret.encode())

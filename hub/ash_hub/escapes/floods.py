@@ -7,11 +7,20 @@ from ash_hub.escapes.attempt import Attempt
 __all__ = ["FLOODS"]
 
 
-def _flood(name: str, tries: str, bound: str, script: str, *, stopped_by: str, fatal: bool = False) -> Attempt:
+def _flood(
+    name: str, tries: str, bound: str, script: str, *, stopped_by: str, fatal: bool = False, watched: bool = False
+) -> Attempt:
     first = (
         f"bound = bait['bounds'].get({bound!r})\nabsent('this host does not bound it') if bound is None else None\n"
     )
-    return Attempt(name=f"flood: {name}", tries=tries, script=first + script, stopped_by=(stopped_by,), fatal=fatal)
+    return Attempt(
+        name=f"flood: {name}",
+        tries=tries,
+        script=first + script,
+        stopped_by=(stopped_by,),
+        fatal=fatal,
+        watched=watched,
+    )
 
 
 FLOODS = (
@@ -100,6 +109,28 @@ told = f"{share:.2f} processors of {bound}"
 absent("this host has no more") if os.cpu_count() < 2 * bound else None
 escaped(told) if share > 1.4 * bound else stopped(told)""",
         stopped_by="processor limit",
+    ),
+    _flood(
+        "output",
+        "writes without end to its server's output, which the hive keeps as a log",
+        "hive_bytes",
+        """
+own = {os.fstat(number).st_ino for number in (1, 2)}
+found = {}
+for path in glob.glob("/proc/[0-9]*/fd/[12]"):
+    try: status = os.stat(path)
+    except OSError: continue
+    if stat.S_ISFIFO(status.st_mode) and status.st_ino not in own: found[status.st_ino] = path
+absent("its server's output is no pipe, or out of its reach") if not found else None
+pipes = [os.open(path, os.O_WRONLY | os.O_NONBLOCK) for path in found.values()]
+block, written, end = b"x" * 65535 + b"\\n", 0, time.monotonic() + 20
+while written < 4 * bound and time.monotonic() < end:
+    for pipe in pipes:
+        try: written += os.write(pipe, block)
+        except BlockingIOError: time.sleep(0.001)
+stopped(f"the hive did not keep all of {written} bytes, and its neighbour was answered")""",
+        stopped_by="bounded log",
+        watched=True,
     ),
     _flood(
         "memory",

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import anyio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ash_hub.backends.base import Instance
 from ash_hub.escapes.attempt import Attempt, Outcome, Verdict, program, verdict
 from ash_hub.escapes.bait import Bait
+from ash_hub.runner_client import MAX_ANSWER_BYTES, RunnerClient
+from ash_hub.tools import pin
+from ash_mcp.errors import AshError, ConnectFailed
+from ash_mcp.types import SandboxSpec
+from ash_router.tokens import CallTokens
 
-__all__ = ["Prison", "Ran", "try_to_escape"]
+__all__ = ["Prison", "Ran", "spec_for", "try_to_escape"]
 
 _SECONDS = 60.0
+_ANSWER_SECONDS = 10.0
+_PAUSE_SECONDS = 0.05
+_ASK_SECONDS = 3.0
+_PATIENCE_SECONDS = 3 * _ASK_SECONDS
+"""It asks twice."""
+_ANSWER_BYTES = 8 * MAX_ANSWER_BYTES
+"""What the longest answer may cost the hub, with copies of it and what is read from it."""
+_NO_ANSWER = (OSError, anyio.EndOfStream, anyio.BrokenResourceError, ValueError)
 
 
 class Ran(Protocol):
@@ -35,16 +50,85 @@ class Prison:
     run: Callable[[Instance, Sequence[str]], Awaitable[Ran]]
     """Runs a command in a sandbox. A sandbox that dies meanwhile is a ConnectionError or an EndOfStream."""
     bounds: Mapping[str, Any]
-    """What a sandbox was given: `memory_bytes`, `processes`, `open_files`, `cpu`, `places` (path -> bytes). What the
-    backend says it cannot bound on this host is left out."""
+    """What a sandbox was given: `memory_bytes`, `processes`, `open_files`, `cpu`, `places` (path -> bytes), and
+    `hive_bytes`, what it may make the hive take. What the backend says it cannot bound on this host is left out."""
+    serve: Callable[[SandboxSpec, str], SandboxSpec]
+    """Makes a Python program the main process of a sandbox, with its listener as `ASH_LISTEN_FD`."""
+    hive_bytes: Callable[[], int]
+    """Tells what the hive's own processes and directories take of memory and disk."""
     run_dir: str
     """Where the hive has its sockets."""
     hidden_paths: Sequence[str] = ()
     """Directories of the host that are seen inside, but not under their names."""
 
 
+def spec_for(attempt: Attempt, prison: Prison, bait: Bait, spec: SandboxSpec) -> SandboxSpec:
+    """Return `spec` as an attempt needs it."""
+    found = replace(spec, network=attempt.policy(bait.port))
+    return prison.serve(found, attempt.script.replace("PORT", str(bait.port))) if attempt.serves else found
+
+
 async def try_to_escape(attempt: Attempt, prison: Prison, bait: Bait, inside: Instance, other: Instance) -> Outcome:
     """Make one attempt from `inside`, beside a sandbox `other`, and say what became of it."""
+    if not attempt.watched:
+        return await _carried_out(attempt, prison, bait, inside, other)
+    outcomes: list[Outcome] = []
+
+    async def carry_out() -> None:
+        outcomes.append(await _carried_out(attempt, prison, bait, inside, other))
+        tasks.cancel_scope.cancel()
+
+    async def notice(harm: Awaitable[str]) -> None:
+        outcomes.append(Outcome(attempt, Verdict.ESCAPED, await harm))
+        tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        most = _ANSWER_BYTES if attempt.serves else prison.bounds.get("hive_bytes", math.inf)
+        tasks.start_soon(notice, _growth(prison, most))
+        tasks.start_soon(notice, _silence(prison, other))
+        tasks.start_soon(carry_out)
+    return outcomes[0]
+
+
+async def _growth(prison: Prison, most: float) -> str:
+    """Return when the hive takes more than a sandbox may make it take."""
+    before = prison.hive_bytes()
+    while (grown := prison.hive_bytes() - before) <= most:  # noqa: ASYNC110 - memory has no event
+        await anyio.sleep(_PAUSE_SECONDS)
+    return f"the hive takes {grown} bytes more"
+
+
+async def _silence(prison: Prison, other: Instance) -> str:
+    """Return when a neighbour is not answered."""
+    while True:
+        try:
+            with anyio.fail_after(_ANSWER_SECONDS):
+                await prison.run(other, ["true"])
+        except _NO_ANSWER as error:
+            return f"its neighbour does not answer: {error!r}"
+        await anyio.sleep(_PAUSE_SECONDS)
+
+
+async def _asked(attempt: Attempt, bait: Bait, inside: Instance) -> Outcome:
+    """Ask a server what the hub asks before anybody may use it, and say what became of that."""
+    assert inside.endpoint is not None
+    client = RunnerClient(inside.endpoint, CallTokens(Ed25519PrivateKey.generate()), inside.id, inside.generation)
+    try:
+        with anyio.move_on_after(_PATIENCE_SECONDS):
+            await client.wait_ready(_ASK_SECONDS)
+            told = pin(await client.list_tools(_ASK_SECONDS), {})
+            return Outcome(attempt, Verdict.ESCAPED, f"it is believed, with {len(told.tools)} tools")
+    except ConnectFailed as error:
+        return Outcome(attempt, Verdict.BROKEN, str(error))
+    except AshError as error:
+        seen = bait.secret in str(error)
+        return Outcome(attempt, Verdict.ESCAPED if seen else Verdict.STOPPED, str(error))
+    return Outcome(attempt, Verdict.ESCAPED, f"the hub waits for longer than {_PATIENCE_SECONDS:g} seconds")
+
+
+async def _carried_out(attempt: Attempt, prison: Prison, bait: Bait, inside: Instance, other: Instance) -> Outcome:
+    if attempt.serves:
+        return await _asked(attempt, bait, inside)
     own, foreign = (one.endpoint.unix if one.endpoint else None for one in (inside, other))
     told = bait.to_json(
         bounds=dict(prison.bounds),
@@ -56,7 +140,7 @@ async def try_to_escape(attempt: Attempt, prison: Prison, bait: Bait, inside: In
     try:
         with anyio.fail_after(_SECONDS):
             ran = await prison.run(inside, program(attempt, told))
-    except (OSError, anyio.EndOfStream, anyio.BrokenResourceError, ValueError) as error:
+    except _NO_ANSWER as error:
         if attempt.fatal:
             return Outcome(attempt, Verdict.STOPPED, "its whole sandbox ended")
         return Outcome(attempt, Verdict.BROKEN, f"the sandbox did not answer: {error!r}")

@@ -7,15 +7,25 @@ from ash_hub.escapes.attempt import Attempt
 __all__ = ["WAYS_OUT"]
 
 _ASK = """
-def ask(head):
+def send(head):
     proxy = socket.socket(socket.AF_UNIX)
     proxy.settimeout(10)
     proxy.connect("/run/ash-egress/proxy.sock")
     proxy.sendall(head.replace("PORT", str(bait["port"])).encode() + b"\\r\\n\\r\\n")
-    answer = proxy.recv(65536).decode(errors="replace")
+    return proxy.recv(65536).decode(errors="replace")
+def ask(head):
+    answer = send(head)
     status = answer.split(" ")[1]
     if status == "200": return escaped(answer.splitlines()[0])
     return answer.split("\\r\\n\\r\\n")[-1][:200] or status
+"""
+
+_FOLLOW = """
+def follow(url):
+    answer = send(f"GET http://door.test:PORT/to?{url} HTTP/1.1\\r\\nHost: door.test:PORT")
+    if bait["secret"] in answer: escaped("the proxy followed it")
+    (url,) = [line[10:] for line in answer.splitlines() if line.startswith("Location: ")]
+    return ask(f"GET {url} HTTP/1.1\\r\\nHost: {url.split('/')[2]}")
 """
 
 
@@ -87,6 +97,20 @@ WAYS_OUT = (
         "GET http://example.com@127.0.0.1/ HTTP/1.1\r\nHost: example.com",
         "GET / HTTP/1.1\r\nHost: 127.0.0.1",
         stopped_by=_FORMS,
+    ),
+    Attempt(
+        name="egress: redirect",
+        tries="is sent on to loopback and the cloud's metadata by a page that it may read",
+        script=_ASK
+        + _FOLLOW
+        + """
+why = follow("http://127.0.0.1:PORT/")
+why = follow("http://localhost:PORT/")
+why = follow("http://169.254.169.254/latest/meta-data/")
+stopped(why)""",
+        stopped_by=(_POLICY,),
+        # localhost is listed by its name only, so what stops it is the address that it turns out to have
+        network=("door.test=127.0.0.1:PORT", "localhost:PORT"),
     ),
     Attempt(
         name="egress: no policy",
