@@ -60,7 +60,7 @@ async def test_a_flood_keeps_no_new_connection_of_another_waiting(hive: Served) 
         (run,) = await flood
     # accepted one in a turn of the loop, the last of them would wait for 64 turns
     assert len(latencies) == 64
-    assert max(latencies) < 16 * percentile(run.latencies, 0.5)
+    assert max(latencies) < 24 * percentile(run.latencies, 0.5)
 
 
 async def test_equal_callers_get_about_the_same(hive: Served) -> None:
