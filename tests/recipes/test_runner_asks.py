@@ -34,10 +34,15 @@ def old() -> Generator[Runner]:
         yield runner
 
 
-@pytest.fixture(scope="module", params=["handshake", "stateless"])
-def asker(request: pytest.FixtureRequest) -> Generator[Runner]:
-    with running(OLD if request.param == "handshake" else MODERN, port=True) as runner:
+@pytest.fixture(scope="module")
+def modern() -> Generator[Runner]:
+    with running(MODERN, port=True) as runner:
         yield runner
+
+
+@pytest.fixture(params=["old", "modern"])
+def asker(request: pytest.FixtureRequest) -> Runner:
+    return request.getfixturevalue(request.param)
 
 
 async def thought(
@@ -74,13 +79,12 @@ async def test_a_caller_that_cannot_be_asked_is_not(old: Runner, era: str) -> No
         assert text(await client.call_tool("ask", {})) == "the caller does not support elicitation"
 
 
-async def test_a_stateless_server_that_never_has_enough_is_stopped() -> None:
-    with running(MODERN, port=True) as runner:
-        person = Person(*["again"] * 20)
-        async with runner.client("legacy", elicitation_callback=person.elicited) as client:
-            with pytest.raises(MCPError, match="asked more than 10 times"):
-                await client.call_tool("insist", {})
-        assert len(person.asked) == 10
+async def test_a_stateless_server_that_never_has_enough_is_stopped(modern: Runner) -> None:
+    person = Person(*["again"] * 20)
+    async with modern.client("legacy", elicitation_callback=person.elicited) as client:
+        with pytest.raises(MCPError, match="asked more than 10 times"):
+            await client.call_tool("insist", {})
+    assert len(person.asked) == 10
 
 
 @pytest.mark.parametrize("era", ERAS)
@@ -163,16 +167,15 @@ async def test_a_question_without_an_answer_is_asked_again(old: Runner) -> None:
         await _asked(client, input_responses=_answers(again, "a"), request_state=again.request_state)
 
 
-async def test_over_the_limit_the_call_that_waits_longest_is_ended() -> None:
-    with running(OLD, port=True) as runner:
-        person = Person()
-        async with runner.client("2026-07-28", elicitation_callback=person.elicited) as client:
-            waiting = [await _asked(client) for _ in range(MAX_SUSPENDED + 1)]
-            ended, *others = waiting
-            with pytest.raises(MCPError, match="Invalid or expired requestState"):
-                await _asked(client, input_responses=_answers(ended, "a"), request_state=ended.request_state)
-            for one in (others[0], others[-1]):
-                await _asked(client, input_responses=_answers(one, "a"), request_state=one.request_state)
+async def test_over_the_limit_the_call_that_waits_longest_is_ended(old: Runner) -> None:
+    person = Person()
+    async with old.client("2026-07-28", elicitation_callback=person.elicited) as client:
+        waiting = [await _asked(client) for _ in range(MAX_SUSPENDED + 1)]
+        ended, *others = waiting
+        with pytest.raises(MCPError, match="Invalid or expired requestState"):
+            await _asked(client, input_responses=_answers(ended, "a"), request_state=ended.request_state)
+        for one in (others[0], others[-1]):
+            await _asked(client, input_responses=_answers(one, "a"), request_state=one.request_state)
 
 
 async def test_a_question_that_nobody_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

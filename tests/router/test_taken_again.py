@@ -153,11 +153,11 @@ async def test_two_requests_in_one_read_are_not_known(rig: Rig, box: Box, seen: 
 
 
 async def test_a_client_that_asks_for_nothing_more_is_let_go(rig: Rig, box: Box) -> None:
-    rig.server.config.timeout_keep_alive = 1
+    rig.server.config.timeout_keep_alive = 0.3  # type: ignore[assignment]
     async with rig.connect() as wire:
         for _ in range(3):
             assert (await ask(wire, modern("sb1_add", add("sb1_add", 1))))[0] == 200
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(0.2)
         with anyio.fail_after(3):
             assert await wire.ended()
 

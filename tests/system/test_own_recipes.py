@@ -85,8 +85,17 @@ async def test_a_stdio_server_of_the_handshake_era_answers_callers_of_the_other(
         assert (await box.exec("echo hi")).stdout == "hi\n"
 
 
-@pytest.mark.parametrize("era", ["legacy", "2026-07-28"])
-@pytest.mark.parametrize("door", ["namespaced", "call", "direct"])
+@pytest.mark.parametrize(
+    ("door", "era"),
+    [
+        ("namespaced", "legacy"),
+        ("call", "2026-07-28"),
+        pytest.param("namespaced", "2026-07-28", marks=pytest.mark.heavy),
+        pytest.param("call", "legacy", marks=pytest.mark.heavy),
+        pytest.param("direct", "legacy", marks=pytest.mark.heavy),
+        pytest.param("direct", "2026-07-28", marks=pytest.mark.heavy),
+    ],
+)
 async def test_a_stdio_server_asks_callers_of_both_eras_through_the_hive(
     hive: Hive, url: str, era: str, door: str
 ) -> None:
