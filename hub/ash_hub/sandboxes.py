@@ -54,6 +54,8 @@ __all__ = ["Parts", "Sandboxes"]
 
 log = logging.getLogger("ash.hub")
 
+_CALLS_WRITTEN_SECONDS = 5.0
+"""How often the last calls are written down: so much of an idle time may be lost with a killed hive."""
 _END_GRACE_SECONDS = 2.0
 _END_BOUND_SECONDS = 30.0
 
@@ -87,6 +89,9 @@ class Sandboxes:
         self._parts = parts
         self._clock = clock
         self._stopping = False
+        self._called: set[SandboxId] = set()
+        """Sandboxes whose last call is not written down yet."""
+        self._calls_written_at = 0.0
         self._rules = Rules(parts.settings, parts.catalog)
         self.registry = Registry()
         self._names = Names(parts.store, parts.backend, self.registry, parts.siblings)
@@ -305,16 +310,23 @@ class Sandboxes:
         last_call = None if self._parts.siblings.possible else self._parts.ledger.last_call(sandbox.id)
         await self._parts.backend.annotate(sandbox.id, sandbox.record(last_call))
 
-    async def report_calls(self) -> None:
-        """Write down which sandboxes were called since this was last done, so that they idle out in time."""
+    async def report_calls(self, *, last: bool = False) -> None:
+        """Write down which sandboxes were called since this was last done, so that they idle out in time.
+
+        Args:
+            last: Leave nothing for the next time.
+        """
         changed = self._parts.ledger.take_changed()
-        if not changed:
-            return
-        await self._parts.store.touch(changed)
+        if changed:
+            await self._parts.store.touch(changed)
         if self._parts.siblings.possible:
             return
+        self._called |= changed.keys()
+        if not last and self._clock() < self._calls_written_at + _CALLS_WRITTEN_SECONDS:
+            return
+        called, self._called, self._calls_written_at = self._called, set(), self._clock()
         for sandbox in self.registry.living():
-            if sandbox.id in changed and sandbox.life.state is State.READY:
+            if sandbox.id in called and sandbox.life.state is State.READY:
                 await self._write_down(sandbox)
 
     async def extend(self, principal: Principal, scope: Scope, name: str, ttl_seconds: float) -> Sandbox:
@@ -372,6 +384,8 @@ class Sandboxes:
         self._parts.ledger.abort_all(
             SandboxGone("the hive is stopping; the call was interrupted", reason=EndReason.HIVE_STOPPED.value)
         )
+        if not self._parts.siblings.possible:  # with others the store has them, and it may be away
+            await self.report_calls(last=True)
         others_go_on = await self._parts.siblings.leave()
         targets = self.registry.living()
         if keep or others_go_on:

@@ -76,7 +76,7 @@ async def test_a_clock_that_is_set_between_two_hives_moves_no_deadline(
         await anyio.sleep(1.1)
         called_at = served.backend.now()
         await box.call("echo", text="idle from here on")
-        await anyio.sleep(1.1)  # once a second it is written down who was called
+        await anyio.sleep(1.1)
         (before,) = await hive.list()
         now, steady = served.backend.now(), clock.steady()
     set_clock(monkeypatch, step)
