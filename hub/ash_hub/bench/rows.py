@@ -69,9 +69,14 @@ def table_of(rows: Iterable[Row]) -> Table:
     table.add_column("goal")
     for row in rows:
         direct = _shown(row.direct) if row.direct is not None else "-"
-        ratio = f"{row.ratio:.2f}x" if row.ratio is not None else "-"
-        table.add_row(row.what, _shown(row.hive), direct, ratio, row.unit, str(row.samples), row.goal)
+        table.add_row(row.what, _shown(row.hive), direct, _ratio(row.ratio), row.unit, str(row.samples), row.goal)
     return table
+
+
+def _ratio(ratio: float | None) -> str:
+    if ratio is None:
+        return "-"
+    return f"{ratio:.2f}x" if ratio >= 0.05 or ratio <= 0 else f"1/{1 / ratio:.0f}"
 
 
 def _shown(value: float) -> str:
