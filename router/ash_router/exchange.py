@@ -32,6 +32,7 @@ from ash_router._framing import Headers, ResponseHead
 from ash_router.answers import Caller
 from ash_router.asking import SessionEvents
 from ash_router.bodies import RequestId
+from ash_router.connection import Connection
 from ash_router.handshakes import Handshakes
 from ash_router.heads import RequestHead
 from ash_router.ledger import Call, Ledger
@@ -42,7 +43,7 @@ from ash_router.routes import Route
 from ash_router.sessions import LegacySession, UpstreamSession
 from ash_router.streams import OpenStreams
 from ash_router.tokens import CallTokens
-from ash_router.upstream import Connection, Upstreams
+from ash_router.upstream import Upstreams
 
 __all__ = ["Exchange", "RelayedCall", "Services", "explained"]
 

@@ -32,12 +32,12 @@ from ash_router import _framing, answers, bodies
 from ash_router._framing import ResponseHead
 from ash_router.answers import Caller
 from ash_router.asking import SessionEvents
+from ash_router.connection import Connection
 from ash_router.direct import Door
 from ash_router.exchange import Services, explained
 from ash_router.heads import RequestHead
 from ash_router.ledger import Call
 from ash_router.reply import Reply
-from ash_router.upstream import Connection
 
 __all__ = ["Passage", "Sender"]
 

@@ -1,0 +1,269 @@
+"""One connection to a sandbox: one request at a time, and its answer as it comes.
+
+A sandbox may be hostile. What it says is bounded and parsed strictly, and a connection that says anything out of turn
+is closed. A request is never sent twice from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import httptools
+
+from ash_mcp.errors import AshError, RemoteProtocolError, StreamBroken
+from ash_mcp.types import SandboxId
+from ash_router._framing import ResponseHead, response_problem
+from ash_router.heads import SameHead
+
+__all__ = ["Connection", "Sink"]
+
+
+class Sink(Protocol):
+    """Who gets the response to one request. After `complete` or `broken` nothing more comes."""
+
+    def received(self, head: ResponseHead | None, data: bytes, complete: bool) -> None:
+        """Take what one read brought: the head if it came now, body bytes without their framing, and the end."""
+        ...
+
+    def broken(self, error: AshError) -> None:
+        """Learn that the response will not be completed."""
+        ...
+
+
+class Connection(asyncio.Protocol):
+    """One connection to one sandbox.
+
+    Args:
+        key: The sandbox, and which of its lives.
+    """
+
+    idle_since = 0.0
+    _transport: asyncio.Transport | None = None
+    _sink: Sink | None = None
+    _closed = False
+    _sending = False
+    _on_pressure: Callable[[bool], None] | None = None
+    _same: SameHead | None = None
+    """Tells the last answer's head again, if that answer came whole and leaves the connection open."""
+    _same_head: ResponseHead | None = None
+    _reading = False
+    """Whether the parser has begun with an answer."""
+    _early = b""
+    """A head that is known, whose body is still to come."""
+
+    def __init__(
+        self,
+        key: tuple[SandboxId, int],
+        release: Callable[[Connection, bool], None],
+        *,
+        max_head_bytes: int,
+        max_headers: int,
+    ) -> None:
+        self.key = key
+        self._release = release
+        self._max_head_bytes = max_head_bytes
+        self._max_headers = max_headers
+        self._poll = select.poll()
+        self._parser = httptools.HttpResponseParser(self)
+
+    def _begin(self) -> None:
+        self._reading = True
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._head_bytes = 0
+        self._head: ResponseHead | None = None
+        self._head_is_new = False
+        self._interim = False
+        self._parts: list[bytes] = []
+        self._complete = False
+        self._reusable = False
+        self._came: bytes | None = None
+        """All of the answer, as long as its head was not passed on."""
+
+    def send(
+        self, data: bytes, sink: Sink, *, more: bool = False, on_pressure: Callable[[bool], None] | None = None
+    ) -> None:
+        """Send one request; its response goes to `sink`.
+
+        Args:
+            more: The rest of the request follows by `send_more`.
+            on_pressure: Learns when the sandbox reads too slowly (True) and when it has caught up.
+        """
+        assert self._transport is not None and self._sink is None
+        self._reading, self._early = False, b""
+        self._sink = sink
+        self._sending = more
+        self._on_pressure = on_pressure
+        self._transport.write(data)
+
+    def send_more(self, data: bytes, *, more: bool) -> None:
+        """Send the next part of the request; ignored once its response is complete."""
+        self._sending = more
+        if self._sink is not None and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def pause(self) -> None:
+        """Stop reading the response until `resume`."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def expect_life(self, seconds: int) -> None:
+        """Have the connection break when the other side's host is silent so long: vanished, or cut off."""
+        assert self._transport is not None
+        its_socket = self._transport.get_extra_info("socket")
+        its_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        every = max(1, seconds // 4)
+        options = {"KEEPIDLE": every, "KEEPINTVL": every, "KEEPCNT": 3, "USER_TIMEOUT": 1000 * seconds}
+        for name, value in options.items():
+            option = getattr(socket, f"TCP_{name}", None)  # not every system has all
+            if option is not None:
+                its_socket.setsockopt(socket.IPPROTO_TCP, option, value)
+
+    def close(self) -> None:
+        """Close at once, whatever is in flight; the sink hears nothing more. Idempotent."""
+        self._sink = None
+        self._closed = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def alive(self) -> bool:
+        """Whether an idle connection is still good: open, and nothing has come on it, not even its end."""
+        return not self._closed and not self._poll.poll(0)
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast("asyncio.Transport", transport)  # uvloop's own class is no subclass of it
+        self._transport = transport
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN | select.POLLRDHUP)
+
+    def data_received(self, data: bytes) -> None:
+        sink = self._sink
+        if sink is None:
+            self.close()  # it speaks out of turn
+            return
+        if not self._reading:
+            if self._early:
+                data, self._early = self._early + data, b""
+            elif self._same is not None and self._same.is_head_of(data):
+                self._early = data
+                return
+            body = None if self._same is None else self._same.body_of(data)
+            if body is not None:
+                self._sink = None
+                self._release(self, not self._sending)
+                sink.received(self._same_head, body, True)
+                return
+            self._begin()
+            self._came = data
+        elif self._came is not None:  # in two pieces, as many servers send it, or in more
+            self._came = self._came + data if self._head_is_new else None
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
+            self._refuse(f"the sandbox's answer is not HTTP as it should be: {exc}")
+            return
+        if self._head is None:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._max_head_bytes:
+                self._refuse("the head of the sandbox's answer is too long")
+            return
+        self._pass_on()
+
+    def pause_writing(self) -> None:
+        if self._on_pressure is not None:
+            self._on_pressure(True)
+
+    def resume_writing(self) -> None:
+        if self._on_pressure is not None:
+            self._on_pressure(False)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed = True
+        sink, self._sink = self._sink, None
+        self._release(self, False)
+        if sink is None:
+            return
+        if self._reading and self._head is not None and self._ends_with_connection() and exc is None:
+            sink.received(None, b"", True)
+        else:
+            sink.broken(StreamBroken("the connection to the sandbox broke before the call was answered"))
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise httptools.HttpParserError("bytes follow the end of the answer")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head is not None:
+            return  # a trailer
+        self._headers.append((name.lower(), value))
+        self._head_bytes += len(name) + len(value)
+        if len(self._headers) > self._max_headers or self._head_bytes > self._max_head_bytes:
+            raise httptools.HttpParserError("its head is too long")
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        self._interim = 100 <= status < 200
+        if self._interim:
+            self._headers = []
+            return
+        self._head = ResponseHead(status, self._headers)
+        self._head_is_new = True
+        self._reusable = self._parser.should_keep_alive()
+
+    def on_body(self, body: bytes) -> None:
+        self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        if not self._interim:
+            self._complete = True
+
+    # Inner steps.
+
+    def _pass_on(self) -> None:
+        """Give the sink what is new; of an answer with a length not before its body begins."""
+        sink, head, complete = self._sink, self._head, self._complete
+        assert sink is not None and head is not None
+        if self._head_is_new and (problem := response_problem(head)) is not None:
+            self._refuse(problem)
+            return
+        if self._head_is_new and head.length and not head.is_stream and not self._parts:
+            return
+        is_new, self._head_is_new = self._head_is_new, False
+        parts, self._parts = self._parts, []
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        if complete:
+            self._sink = None
+            # a 2, so not behind an interim answer
+            if is_new and self._came is not None and self._reusable and self._came.startswith(b"HTTP/1.1 2"):
+                self._same, self._same_head = SameHead.of(self._came), head
+            # the rest of a request that was answered early must not be taken for the next one
+            self._release(self, self._reusable and not self._sending)
+        if is_new or data or complete:
+            sink.received(head if is_new else None, data, complete)
+
+    def _refuse(self, message: str) -> None:
+        sink = self._sink
+        self.close()
+        if sink is not None:
+            sink.broken(RemoteProtocolError(message))
+
+    def _ends_with_connection(self) -> bool:
+        return not any(key in (b"content-length", b"transfer-encoding") for key, _ in self._headers)
