@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,20 @@ from typing import Any
 import pytest
 
 from ash_hub.backends.memory import MemoryBackend
+from tests.hub.local_parts import directories
 from tests.hub.world import MakeWorld, StandIn, World, assemble, serving, watched
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"  # uvicorn, redis-py and kubernetes-asyncio need it, so the hub runs there alone
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """Where a local backend has its directories."""
+    with directories() as path:
+        yield path
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from tests.hub.local_parts import (
     SPEC,
     WAIT_SECONDS,
     bash,
-    directories,
     ended,
     keeper_pid,
     local_backend,
@@ -44,12 +42,6 @@ proxy.connect("/run/ash-egress/proxy.sock")
 proxy.sendall({request!r})
 sys.stdout.write(proxy.makefile("rb").read().decode())
 """
-
-
-@pytest.fixture
-def root() -> Iterator[Path]:
-    with directories() as path:
-        yield path
 
 
 async def spawned(backend: LocalBackend, *network: str) -> Instance:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,6 @@ from tests.hub.local_parts import (
     WAIT_SECONDS,
     bash,
     descendants,
-    directories,
     ended,
     hive_groups,
     keeper_pid,
@@ -40,17 +39,6 @@ from tests.hub.local_parts import (
 )
 
 pytestmark = [pytest.mark.anyio, needs_isolation]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def root() -> Iterator[Path]:
-    with directories() as path:
-        yield path
 
 
 @dataclass

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from tests.hub.local_parts import (
     SPEC,
     WAIT_SECONDS,
     bash,
-    directories,
     ended,
     keeper_pid,
     leftovers,
@@ -36,17 +35,6 @@ from tests.hub.local_parts import (
 from tests.hub.test_local_crash import another_hub
 
 pytestmark = [pytest.mark.anyio, needs_isolation]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def root() -> Iterator[Path]:
-    with directories() as path:
-        yield path
 
 
 def replica(root: Path, shared: str | None = "tested") -> LocalBackend:

@@ -22,7 +22,7 @@ from mcp.client import Client
 from ash_mcp import Hive
 from ash_mcp.wire import FAILURE_META_KEY
 from tests.balancer import alternating
-from tests.redis_server import RedisServer, running_redis
+from tests.redis_server import RedisServer
 from tests.system.crash_parts import Home, gone_within, home
 
 pytestmark = [
@@ -36,12 +36,6 @@ pytestmark = [
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running_redis(tmp_path_factory.mktemp("redis")) as server:
-        yield server
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ash_hub.backends.local.paths import hive_paths
 from ash_hub.settings import HubSettings
 from ash_mcp import Hive
 from tests.hub.local_parts import needs_isolation
-from tests.redis_server import RedisServer, running_redis
+from tests.redis_server import RedisServer
 from tests.system.crash_parts import Home, home
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis, pytest.mark.heavy, needs_isolation]
@@ -33,12 +33,6 @@ JOINED_AGAIN = "the connection to the keeper was lost, and is there again"
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running_redis(tmp_path_factory.mktemp("redis")) as server:
-        yield server
 
 
 def connections(pid: int) -> int:

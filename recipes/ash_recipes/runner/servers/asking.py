@@ -18,7 +18,7 @@ from mcp.shared.exceptions import MCPError
 from mcp.shared.message import ServerMessageMetadata
 from mcp_types import INVALID_REQUEST
 
-__all__ = ["Answer", "Call", "Calls", "Ctx", "SessionCall"]
+__all__ = ["Answer", "Call", "Calls", "Ctx", "SessionCall", "refused"]
 
 Ctx = ServerRequestContext[Any, Any]
 Answer = types.InputResponse | types.ErrorData
@@ -107,12 +107,12 @@ class Calls:
         asking = [call for call, unanswered in self._open.items() if not unanswered] or list(self._open)
         callers = {_caller(call) for call in asking}
         if not callers:
-            return _refused(f"no call is open: there is nobody to ask for {what}")
+            return refused(f"no call is open: there is nobody to ask for {what}")
         if len(callers) > 1:
-            return _refused(f"several callers have calls open, and nothing says which of them to ask for {what}")
+            return refused(f"several callers have calls open, and nothing says which of them to ask for {what}")
         call = asking[-1]
         if not call.ctx.session.check_client_capability(needed):
-            return _refused(f"the caller does not support {what}")
+            return refused(f"the caller does not support {what}")
         self._open[call] += 1
         try:
             return await call.ask(request)
@@ -127,7 +127,8 @@ def _caller(call: Call) -> object:
     return session if session is not None else call
 
 
-def _refused(why: str) -> types.ErrorData:
+def refused(why: str) -> types.ErrorData:
+    """Return the answer of a caller that is not asked, or does not answer."""
     return types.ErrorData(code=INVALID_REQUEST, message=why)
 
 

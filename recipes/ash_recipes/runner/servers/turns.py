@@ -20,9 +20,9 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS
 from pydantic import BaseModel
 
-from ash_recipes.runner.servers.asking import Answer, Ctx
+from ash_recipes.runner.servers.asking import Answer, Ctx, SessionCall, refused
 
-__all__ = ["MAX_QUESTIONS", "MAX_SUSPENDED", "Turns"]
+__all__ = ["MAX_QUESTIONS", "MAX_SUSPENDED", "TurnCall", "Turns"]
 
 MAX_SUSPENDED: Final = 64
 """Calls that wait for their callers' answers; the longest waiting is ended over it."""
@@ -76,9 +76,7 @@ class TurnCall:
 
     async def log(self, params: types.LoggingMessageNotificationParams) -> None:
         if self._here:
-            await self.ctx.session.send_log_message(  # pyright: ignore[reportDeprecated]
-                params.level, params.data, params.logger, related_request_id=self.ctx.request_id
-            )
+            await SessionCall(self.ctx).log(params)
 
     async def progress(self, progress: float, total: float | None, message: str | None) -> None:
         """Report progress to the caller, where it waits."""
@@ -87,9 +85,7 @@ class TurnCall:
 
     async def ask(self, request: types.InputRequest) -> Answer:
         if len(self._questions) >= MAX_QUESTIONS:
-            return types.ErrorData(
-                code=types.INVALID_REQUEST, message=f"{MAX_QUESTIONS} questions of this call wait for their answers"
-            )
+            return refused(f"{MAX_QUESTIONS} questions of this call wait for their answers")
         self._asked += 1
         key, question = f"q{self._asked}", _Question(request)
         self._questions[key] = question
@@ -100,9 +96,7 @@ class TurnCall:
         finally:
             self._questions.pop(key, None)
         if question.answer is None:
-            return types.ErrorData(
-                code=types.INVALID_REQUEST, message=f"the caller did not answer in {ANSWER_SECONDS:g} s"
-            )
+            return refused(f"the caller did not answer in {ANSWER_SECONDS:g} s")
         return question.answer
 
     def answer(self, answers: types.InputResponses) -> None:
