@@ -281,7 +281,8 @@ def again(draw: st.DrawFn) -> bytes:
 
 @pytest.fixture
 async def quick(tmp_path: Path) -> AsyncGenerator[Rig]:
-    limits = RelayLimits(head_timeout_seconds=0.05, body_timeout_seconds=0.05, linger_seconds=0.05)
+    # time enough that a busy machine does not make the difference
+    limits = RelayLimits(head_timeout_seconds=0.5, body_timeout_seconds=0.5, linger_seconds=0.05)
     async with open_rig(tmp_path, limits=limits) as rig, open_script(tmp_path, echoing) as socket:
         await rig.bind("sb1", socket)
         yield rig
