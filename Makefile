@@ -2,7 +2,7 @@
 # Nothing of the caller's Python reaches the project's own environment.
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
-QUICK := not heavy and not node and not clients and not replicas
+QUICK := not heavy and not node and not clients and not replicas and not hosts and not extended
 # the tests wait more than they work: more of them at once than a small machine has processors
 WORKERS ?= 4
 
@@ -20,7 +20,7 @@ run:
 
 test:
 	@scripts/setup test
-	@exec .venv/bin/pytest -m "$(QUICK)" -n $(WORKERS) --dist loadfile
+	@exec .venv/bin/pytest -m "$(QUICK)" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check:
 	@scripts/check

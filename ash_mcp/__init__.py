@@ -10,6 +10,7 @@
 importing this package costs next to nothing.
 """
 
+# ruff: noqa: F403, F405 - pyright sees that each name is in one of the modules
 from __future__ import annotations
 
 import importlib
@@ -18,143 +19,19 @@ from typing import TYPE_CHECKING, Any, Final
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ash_mcp.client import Destroyed, Hive, Spawning
-    from ash_mcp.errors import (
-        AshError,
-        AshTimeout,
-        CapacityExceeded,
-        CommandFailed,
-        CommandNotStarted,
-        ConfigError,
-        Conflict,
-        ConnectFailed,
-        FileError,
-        FileExists,
-        FileNotFound,
-        FileNotPermitted,
-        HiveFault,
-        IsADirectory,
-        JobNotFound,
-        LeaseHeld,
-        LeaseLost,
-        LocalProtocolError,
-        NoSpace,
-        NotADirectory,
-        NotFound,
-        PermissionDenied,
-        ProtocolError,
-        RecipeNotFound,
-        RemoteProtocolError,
-        RequestRefused,
-        SandboxError,
-        SandboxGone,
-        SandboxNotFound,
-        SandboxRefused,
-        SessionTaken,
-        StartFailed,
-        StreamBroken,
-        ToolNotFound,
-        TransportError,
-        Unauthenticated,
-        Unsupported,
-    )
-    from ash_mcp.files import Files
-    from ash_mcp.jobs import Job, OutputStream
-    from ash_mcp.results import (
-        CallResult,
-        Chunk,
-        ExecResult,
-        FileEntry,
-        JobInfo,
-        JobOutput,
-        JobResult,
-        Progress,
-    )
-    from ash_mcp.sandbox import Sandbox
-    from ash_mcp.settings import ClientSettings
-    from ash_mcp.types import (
-        EndReason,
-        ResourceAmounts,
-        Resources,
-        SandboxId,
-        SandboxInfo,
-        SessionName,
-        State,
-        Tool,
-    )
-
-_HOMES: Final = {
-    "client": ("Destroyed", "Hive", "Spawning"),
-    "errors": (
-        "AshError",
-        "AshTimeout",
-        "CapacityExceeded",
-        "CommandFailed",
-        "CommandNotStarted",
-        "ConfigError",
-        "Conflict",
-        "ConnectFailed",
-        "FileError",
-        "FileExists",
-        "FileNotFound",
-        "FileNotPermitted",
-        "HiveFault",
-        "IsADirectory",
-        "JobNotFound",
-        "LeaseHeld",
-        "LeaseLost",
-        "LocalProtocolError",
-        "NoSpace",
-        "NotADirectory",
-        "NotFound",
-        "PermissionDenied",
-        "ProtocolError",
-        "RecipeNotFound",
-        "RemoteProtocolError",
-        "RequestRefused",
-        "SandboxError",
-        "SandboxGone",
-        "SandboxNotFound",
-        "SandboxRefused",
-        "SessionTaken",
-        "StartFailed",
-        "StreamBroken",
-        "ToolNotFound",
-        "TransportError",
-        "Unauthenticated",
-        "Unsupported",
-    ),
-    "files": ("Files",),
-    "jobs": ("Job", "OutputStream"),
-    "results": (
-        "CallResult",
-        "Chunk",
-        "ExecResult",
-        "FileEntry",
-        "JobInfo",
-        "JobOutput",
-        "JobResult",
-        "Progress",
-    ),
-    "sandbox": ("Sandbox",),
-    "settings": ("ClientSettings",),
-    "types": (
-        "EndReason",
-        "ResourceAmounts",
-        "Resources",
-        "SandboxId",
-        "SandboxInfo",
-        "SessionName",
-        "State",
-        "Tool",
-    ),
-}
-
-_MODULE_OF: Final = {name: module for module, names in _HOMES.items() for name in names}
+    from ash_mcp.client import *
+    from ash_mcp.errors import *
+    from ash_mcp.files import *
+    from ash_mcp.jobs import *
+    from ash_mcp.results import *
+    from ash_mcp.sandbox import *
+    from ash_mcp.settings import *
+    from ash_mcp.types import *
 
 __all__ = [
     "AshError",
     "AshTimeout",
+    "BadArguments",
     "CallResult",
     "CapacityExceeded",
     "Chunk",
@@ -181,8 +58,6 @@ __all__ = [
     "JobNotFound",
     "JobOutput",
     "JobResult",
-    "LeaseHeld",
-    "LeaseLost",
     "LocalProtocolError",
     "NoSpace",
     "NotADirectory",
@@ -196,6 +71,7 @@ __all__ = [
     "RequestRefused",
     "ResourceAmounts",
     "Resources",
+    "ResultLost",
     "Sandbox",
     "SandboxError",
     "SandboxGone",
@@ -217,13 +93,19 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    module = _MODULE_OF.get(name)
-    if module is None:
+_HOMES: Final = ("errors", "types", "results", "settings", "files", "jobs", "sandbox", "client")
+"""The modules of these names, lightest first, so that a look-up imports little more than what it finds."""
+
+
+if not TYPE_CHECKING:  # with it, checkers would take every name for one of the package
+
+    def __getattr__(name: str) -> Any:
+        for home in _HOMES if name in __all__ else ():
+            module = importlib.import_module(f"{__name__}.{home}")
+            if name in module.__all__:
+                globals()[name] = value = getattr(module, name)
+                return value
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    globals()[name] = value
-    return value
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Results read from what a sandbox said. Pure.
+"""Parsers of a sandbox's results into typed values. Pure.
 
 A sandbox is not trusted: a field that is missing or of another type is a `SandboxRefused`, never a crash.
 """
@@ -19,11 +19,10 @@ __all__ = ["Fields", "call_result", "exec_result", "file_entry", "job_info", "jo
 
 T = TypeVar("T")
 
-_WORDS: Final[Mapping[str, type[AshError]]] = {
+_RUNNER_ERRORS: Final[Mapping[str, type[AshError]]] = {
     cls.kind: cls
     for cls in (
         errors.CommandNotStarted,
-        errors.ConfigError,
         errors.FileError,
         errors.FileExists,
         errors.FileNotFound,
@@ -32,13 +31,14 @@ _WORDS: Final[Mapping[str, type[AshError]]] = {
         errors.JobNotFound,
         errors.NoSpace,
         errors.NotADirectory,
+        errors.ResultLost,
     )
-}
-"""What the runner's own tools may say; no other kind can be reached from inside a sandbox."""
+} | {"bad_request": errors.BadArguments}
+"""The error kinds that a runner's tool may answer with. Any other kind becomes a plain `SandboxRefused`."""
 
 
 def call_result(raw: Mapping[str, Any]) -> CallResult:
-    """Read the result of any tool; odd content is left out rather than refused."""
+    """Parse the result of any tool; content of an unknown shape is left out."""
     blocks = raw.get("content")
     content = [as_object(block) or {} for block in cast("list[Any]", blocks)] if isinstance(blocks, list) else []
     text = "\n".join(str(block.get("text", "")) for block in content if block.get("type") == "text")
@@ -55,22 +55,23 @@ def runner_fields(raw: Mapping[str, Any]) -> Fields:
     """Return the structured content of one of the runner's tools.
 
     Raises:
-        SandboxRefused: It failed. The sandbox's word on whether to retry or to learn from it is not taken.
-        ConfigError: It found the arguments wrong.
+        SandboxRefused: The tool failed; the error kind selects a subclass. What the sandbox says of `retryable` or
+            `trainable` is ignored.
+        BadArguments: The tool rejected the arguments.
     """
     result = call_result(raw)
     if not result.is_error:
         return Fields(result.structured)
-    said = as_object((as_object(result.structured) or {}).get("error")) or {}
-    cls = _WORDS.get(str(said.get("kind")), SandboxRefused)
-    raise cls(str(said.get("message") or result.text or "the sandbox refused without a word"))
+    error = as_object((as_object(result.structured) or {}).get("error")) or {}
+    cls = _RUNNER_ERRORS.get(str(error.get("kind")), SandboxRefused)
+    raise cls(str(error.get("message") or result.text or "the sandbox refused without a message"))
 
 
 class Fields:
-    """Reads typed fields of an object that a sandbox sent.
+    """Typed access to the fields of an object that a sandbox sent.
 
     Raises:
-        SandboxRefused: A field is not what it should be.
+        SandboxRefused: A field is missing or of another type.
     """
 
     def __init__(self, shape: Any) -> None:
@@ -95,17 +96,17 @@ class Fields:
     def flag(self, name: str, default: bool | None = None) -> bool:
         return self._get(name, bool, default)
 
-    def maybe_text(self, name: str) -> str | None:
+    def optional_text(self, name: str) -> str | None:
         return None if self._shape.get(name) is None else self.text(name)
 
-    def maybe_integer(self, name: str) -> int | None:
+    def optional_integer(self, name: str) -> int | None:
         return None if self._shape.get(name) is None else self.integer(name)
 
     def number(self, name: str) -> float:
         value = self._shape.get(name)
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else self._get(name, float, None)
 
-    def moment(self, name: str) -> str | float | None:
+    def timestamp(self, name: str) -> str | float | None:
         value = self._shape.get(name)
         return value if isinstance(value, str | float | int) else None
 
@@ -118,7 +119,7 @@ class Fields:
     def objects(self, name: str) -> list[Fields]:
         return [Fields(item) for item in cast("list[Any]", self._get(name, list, None))]
 
-    def words(self, name: str) -> str:
+    def command(self, name: str) -> str:
         """Read a command, which is a string or a list of words."""
         value = self._shape.get(name)
         return " ".join(map(str, cast("list[Any]", value))) if isinstance(value, list) else self.text(name)
@@ -138,7 +139,7 @@ class Fields:
 def exec_result(fields: Fields) -> ExecResult:
     stdout, stderr = fields.text("stdout"), fields.text("stderr")
     return ExecResult(
-        exit_code=fields.maybe_integer("exit_code"),
+        exit_code=fields.optional_integer("exit_code"),
         stdout=stdout,
         stderr=stderr,
         stdout_raw=fields.base64("stdout_base64")
@@ -152,7 +153,7 @@ def exec_result(fields: Fields) -> ExecResult:
         duration_seconds=fields.number("duration_seconds"),
         timed_out=fields.flag("timed_out"),
         truncated=fields.flag("truncated"),
-        output_file=fields.maybe_text("output_file"),
+        output_file=fields.optional_text("output_file"),
     )
 
 
@@ -163,7 +164,7 @@ def job_output(fields: Fields) -> JobOutput:
         total_bytes=fields.integer("total_bytes"),
         dropped_bytes=fields.integer("dropped_bytes", 0),
         running=fields.text("state") == "running",
-        exit_code=fields.maybe_integer("exit_code"),
+        exit_code=fields.optional_integer("exit_code"),
         timed_out=fields.flag("timed_out", False),
     )
 
@@ -176,21 +177,21 @@ def _chunk(fields: Fields) -> Chunk:
 def job_info(fields: Fields) -> JobInfo:
     return JobInfo(
         id=fields.text("job"),
-        command=fields.words("command"),
+        command=fields.command("command"),
         running=fields.text("state") == "running",
-        exit_code=fields.maybe_integer("exit_code"),
-        started_at=fields.moment("started_at"),
+        exit_code=fields.optional_integer("exit_code"),
+        started_at=fields.timestamp("started_at"),
     )
 
 
 def file_entry(fields: Fields, *, path: str) -> FileEntry:
-    """Read an entry; `path` stands where the sandbox named none."""
+    """Parse a directory entry; `path` is used where the sandbox sent none."""
     kind: Any = fields.text("type")
     return FileEntry(
         name=fields.text("name"),
-        path=fields.maybe_text("path") or path,
+        path=fields.optional_text("path") or path,
         type=kind if kind in ("file", "directory", "symlink") else "other",
         size=fields.integer("size"),
         mode=fields.mode("mode"),
-        modified_at=fields.moment("modified_at"),
+        modified_at=fields.timestamp("modified_at"),
     )

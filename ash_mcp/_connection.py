@@ -1,9 +1,10 @@
-"""The way from the SDK to a hive: one POST a call, over one shared pool of connections."""
+"""The SDK's HTTP connection to a hive: one POST per call, over one pool, with retries and a deadline."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,7 +13,7 @@ import anyio
 from ash_mcp._protocol import as_object, build_request
 from ash_mcp._reading import OnProgress, read_stream, read_whole
 from ash_mcp._retry import call_again
-from ash_mcp._verdict import Head, error_of_message
+from ash_mcp._verdict import Head, error_of_message, is_abandoned
 from ash_mcp.errors import (
     AshError,
     AshTimeout,
@@ -30,14 +31,14 @@ from ash_mcp.wire import HEADER_SCOPE
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Connection", "OnProgress"]
+__all__ = ["Connection", "OnProgress", "new_client", "translated"]
 
 _KEEPALIVE_SECONDS: Final = 4.0
 """Below uvicorn's 5: an idle connection is let go before the other side may close it under a call."""
 
 
 class Connection:
-    """Calls tools of a hive. Opens its pool at the first call; needs no task of its own.
+    """Calls tools of a hive. Opens its pool at the first call; runs no background task.
 
     Args:
         settings: Where the hive is and how long to wait.
@@ -48,11 +49,15 @@ class Connection:
         self.settings = settings
         self._transport = transport
         self._client: httpx.AsyncClient | None = None
+        self._process = os.getpid()
+        self._inherited: list[httpx.AsyncClient] = []
+        """Pools of the processes that forked this one. Never closed here: that would disturb theirs."""
         self._closed = False
         self._ids = itertools.count(1)
 
     async def aclose(self) -> None:
         """Close the pool; calls afterwards are refused. Idempotent."""
+        self._leave_inherited()
         self._closed = True
         client, self._client = self._client, None
         if client is not None:
@@ -72,42 +77,51 @@ class Connection:
         Args:
             name: The tool.
             arguments: Its arguments, JSON values.
-            timeout_seconds: The bound of the whole, with every new attempt; None is the settings' own.
-            repeatable: Whether a call whose answer was lost may be made again.
-            on_progress: Gets the call's progress.
+            timeout_seconds: The bound of the call, its retries included; None takes the settings' value.
+            repeatable: Whether a call whose answer was lost may be sent again.
+            on_progress: Called with the call's progress and with each retry.
 
         Raises:
-            AshError: A failure of the hive, of the way to it, or a refusal that the hive vouches for.
+            AshError: The hive failed or refused, or the connection did.
         """
         limit = self.settings.timeout_seconds if timeout_seconds is None else timeout_seconds
         deadline = anyio.current_time() + limit
 
-        async def attempt() -> Mapping[str, Any]:
+        connection_broke = False
+
+        async def attempt() -> tuple[Head, Mapping[str, Any]]:
             return await self._exchange({"name": name, "arguments": dict(arguments)}, on_progress)
 
-        def tell(error: AshError, delay: float) -> None:
+        def report_retry(error: AshError, delay: float) -> None:
+            nonlocal connection_broke
+            connection_broke = connection_broke or isinstance(error, TransportError)
             if on_progress is not None:
                 on_progress(Progress(0.0, None, f"trying again in {delay:.1f} s: {error.message}"))
 
         with anyio.move_on_after(limit):
-            return await call_again(
+            head, result = await call_again(
                 attempt,
                 remaining_seconds=lambda: deadline - anyio.current_time(),
                 repeatable=repeatable,
-                on_wait=tell,
+                on_wait=report_retry,
             )
+            if connection_broke and is_abandoned(head, result):
+                raise StreamBroken(f"the connection to the sandbox was broken for so long that it gave up {name}")
+            return result
         raise AshTimeout(f"the hive did not answer {name} within {limit:g} s; whether it ran is unknown")
 
-    async def _exchange(self, params: Mapping[str, Any], on_progress: OnProgress | None) -> Mapping[str, Any]:
-        """Make one call, once."""
+    async def _exchange(
+        self, params: Mapping[str, Any], on_progress: OnProgress | None
+    ) -> tuple[Head, Mapping[str, Any]]:
+        """Send one call, without retries, and return the head of the response and the tool's result."""
         client = self._open()
         try:
             request = build_request("tools/call", params, request_id=next(self._ids), progress=on_progress is not None)
         except (TypeError, ValueError) as exc:
             raise ConfigError(f"the arguments of {params['name']} cannot be sent as JSON: {exc}") from exc
-        headers = {**request.headers, **self._own_headers()}
+        headers = {**request.headers, **self._auth_headers()}
         async with (
-            _translated(self.settings.url),
+            translated(self.settings.url),
             client.stream("POST", self.settings.url, content=request.body, headers=headers) as response,
         ):
             head = Head.of(response.status_code, response.headers)
@@ -121,9 +135,9 @@ class Connection:
         error = error_of_message(head, message)
         if error is not None:
             raise error
-        return as_object(message.get("result")) or {}
+        return head, as_object(message.get("result")) or {}
 
-    def _own_headers(self) -> dict[str, str]:
+    def _auth_headers(self) -> dict[str, str]:
         headers: dict[str, str] = {}
         if self.settings.token is not None:
             headers["authorization"] = f"Bearer {self.settings.token}"
@@ -134,12 +148,22 @@ class Connection:
     def _open(self) -> httpx.AsyncClient:
         if self._closed:
             raise LocalProtocolError("this Hive is closed; make a new one")
+        self._leave_inherited()
         if self._client is None:
-            self._client = _new_client(self.settings, self._transport)
+            self._client = new_client(self.settings, self._transport)
         return self._client
 
+    def _leave_inherited(self) -> None:
+        """After a fork, set the parent's pool aside: its connections belong to the parent."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            if self._client is not None:
+                self._inherited.append(self._client)
+            self._client = None
 
-def _new_client(settings: ClientSettings, transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+
+def new_client(settings: ClientSettings, transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
+    """Return a client with a pool of its own; no timeout bounds its exchanges but that of connecting."""
     import httpx
 
     return httpx.AsyncClient(
@@ -159,8 +183,8 @@ def _new_client(settings: ClientSettings, transport: httpx.AsyncBaseTransport | 
 
 
 @contextlib.asynccontextmanager
-async def _translated(url: str) -> AsyncGenerator[None, None]:
-    """Turn the failures of httpx into ours, by whether anything can have been sent."""
+async def translated(url: str) -> AsyncGenerator[None, None]:
+    """Translate httpx's exceptions into `AshError`s, by whether the request can have been sent."""
     import httpx
 
     try:

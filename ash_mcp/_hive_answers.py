@@ -1,4 +1,4 @@
-"""Results read from what the hive's own tools said. Pure."""
+"""Parsers of the results of the hive's own tools into typed values. Pure."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def read_names(shape: Mapping[str, Any], name: str) -> list[str]:
 
 
 def read_tools(shape: Mapping[str, Any]) -> list[Tool]:
-    """Read tools under the sandbox's own names, which `call` takes."""
+    """Read a sandbox's tools, under its own names."""
     return [
         Tool(
-            name=str(item.get("tool") or item.get("name", "")),
+            name=str(item.get("name", "")),
             description=str(item.get("description") or ""),
             input_schema=as_object(item.get("input_schema")) or {},
             output_schema=as_object(item.get("output_schema")),

@@ -1,6 +1,6 @@
-"""MCP of the stateless era as a client speaks it: requests to bytes, bytes to messages. Pure, no I/O.
+"""The client side of MCP's stateless era: requests to bytes, bytes to messages. Pure, no I/O.
 
-One POST is one call. Its answer is one JSON-RPC message, or a `text/event-stream` of notifications that ends with it.
+Each call is one POST. Its answer is one JSON-RPC message, or a `text/event-stream` of notifications that ends with it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HEADER_SAFE = re.compile(r"[\x21-\x7E](?:[\x20-\x7E]*[\x21-\x7E])?")
 
 
 class EventTooLarge(ValueError):
-    """A stream sent an event over the bound."""
+    """An event of a stream is longer than the bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def build_request(method: str, params: Mapping[str, Any], *, request_id: int, pr
 
 
 def header_value(text: str) -> str:
-    """Encode what would not survive as a header the way the protocol says, in a base64 envelope."""
+    """Return `text` as a header value, in the protocol's base64 envelope unless it is plain ASCII."""
     if _HEADER_SAFE.fullmatch(text) and not (text.startswith("=?base64?") and text.endswith("?=")):
         return text
     return f"=?base64?{base64.b64encode(text.encode()).decode()}?="
@@ -84,7 +84,10 @@ def as_object(value: Any) -> Mapping[str, Any] | None:
 
 
 class EventDecoder:
-    """Cuts a `text/event-stream` into the data of its events; comments, ids and event names are skipped."""
+    """Cuts a `text/event-stream` into the data of its events; comments, ids and event names are skipped.
+
+    Its own rather than httpx-sse's, which holds an unfinished line or event of any size.
+    """
 
     def __init__(self, *, max_event_bytes: int) -> None:
         self._max = max_event_bytes

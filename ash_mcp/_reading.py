@@ -1,4 +1,4 @@
-"""Reads the answer to one call out of its response, bounded in size, and in time once the answer has come."""
+"""Readers of one call's HTTP response, a JSON body or an event stream; both bound its size."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ash_mcp.results import Progress
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["OnProgress", "read_stream", "read_whole"]
+__all__ = ["OnProgress", "read_body", "read_stream", "read_whole"]
 
 OnProgress = Callable[[Progress], object]
-"""Called in the event loop with each piece of news about a call; it must not block."""
+"""Called in the event loop with each progress notification of a call; it must not block."""
 
 _TAIL_SECONDS: Final = 0.5
-"""How long a stream may stay open after its answer; read to its end, its connection can be used again."""
+"""How long a stream may stay open after its answer. Its connection is reused only if it is read to its end."""
 
 
 async def read_whole(response: httpx.Response, head: Head, *, max_bytes: int) -> Mapping[str, Any]:
@@ -31,6 +31,15 @@ async def read_whole(response: httpx.Response, head: Head, *, max_bytes: int) ->
     Raises:
         AshError: It holds a refusal, or no answer.
     """
+    message = parse_message(await read_body(response, head, max_bytes=max_bytes))
+    error = error_of_status(head, message)
+    if error is not None:
+        raise error
+    return message or {}
+
+
+async def read_body(response: httpx.Response, head: Head, *, max_bytes: int) -> bytes:
+    """Return a whole body; raises a `RemoteProtocolError`, of a sandbox's a `SandboxRefused`, over `max_bytes`."""
     body = bytearray()
 
     def take(piece: bytes, _scope: anyio.CancelScope) -> None:
@@ -39,21 +48,17 @@ async def read_whole(response: httpx.Response, head: Head, *, max_bytes: int) ->
             raise misbehaviour(head, f"answered more than {max_bytes} bytes")
 
     await _each_piece(response, take)
-    message = parse_message(bytes(body))
-    error = error_of_status(head, message)
-    if error is not None:
-        raise error
-    return message or {}
+    return bytes(body)
 
 
 async def read_stream(
     response: httpx.Response, head: Head, *, request_id: int, max_bytes: int, on_progress: OnProgress | None
 ) -> Mapping[str, Any]:
-    """Return the JSON-RPC answer that ends an event stream; what comes before it goes to `on_progress`.
+    """Return the JSON-RPC answer that ends an event stream; progress before it goes to `on_progress`.
 
     Raises:
         StreamBroken: The hive's stream ended without one.
-        SandboxRefused: A sandbox's did, or it broke the protocol otherwise.
+        SandboxRefused: A sandbox's stream did, or it broke the protocol in another way.
     """
     decoder = EventDecoder(max_event_bytes=max_bytes)
     found: list[Mapping[str, Any]] = []
@@ -63,7 +68,7 @@ async def read_stream(
             if found:
                 raise misbehaviour(head, "went on after its answer")
             if "method" in message:
-                _tell(message, request_id, on_progress)
+                _report_progress(message, request_id, on_progress)
             elif message.get("id") == request_id:
                 found.append(message)
                 scope.deadline = anyio.current_time() + _TAIL_SECONDS
@@ -77,7 +82,7 @@ async def read_stream(
 
 
 async def _each_piece(response: httpx.Response, take: Callable[[bytes, anyio.CancelScope], None]) -> None:
-    """Give `take` every piece of the body; what it raises ends the reading and goes on to the caller."""
+    """Call `take` with each piece of the body; an exception of its own ends the reading and is raised here."""
     fault: Exception | None = None
     with anyio.CancelScope() as scope:
         async for piece in response.aiter_bytes():
@@ -94,7 +99,7 @@ async def _each_piece(response: httpx.Response, take: Callable[[bytes, anyio.Can
 
 
 def _messages(decoder: EventDecoder, piece: bytes, head: Head) -> list[Mapping[str, Any]]:
-    """Return the messages that `piece` completes; what is no JSON object is passed over."""
+    """Return the messages that `piece` completes; data that is not a JSON object is skipped."""
     try:
         found = [parse_message(data) for data in decoder.feed(piece)]
     except EventTooLarge as exc:
@@ -102,7 +107,7 @@ def _messages(decoder: EventDecoder, piece: bytes, head: Head) -> list[Mapping[s
     return [message for message in found if message is not None]
 
 
-def _tell(message: Mapping[str, Any], token: int, on_progress: OnProgress | None) -> None:
+def _report_progress(message: Mapping[str, Any], token: int, on_progress: OnProgress | None) -> None:
     params = as_object(message.get("params")) or {}
     if on_progress is None or message.get("method") != "notifications/progress":
         return

@@ -1,7 +1,7 @@
-"""When a call is made again. One policy for the whole SDK.
+"""The retry policy of the SDK: which failed calls are sent again, and after which delay.
 
-Made again is what has certainly not run (the hive was not reached, or refused and said so), and, where the same
-request twice does no harm, what may have been lost on the way. All else goes to the caller at once.
+Retried are calls that certainly did not run (the hive was not reached, or refused them as retryable), and repeatable
+calls whose answer was lost. Every other error is raised at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ash_mcp.errors import AshError, AshTimeout, CapacityExceeded, RequestRefuse
 __all__ = ["call_again", "next_delay"]
 
 TRANSPORT_ATTEMPTS: Final = 4
-"""Including the first: a hive that is not there should be said so within about a second."""
+"""Including the first: that no hive answers should be known within about a second."""
 
 _FIRST_DELAY_SECONDS: Final = 0.1
 _SHORTEST_WAIT_SECONDS: Final = 0.05
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def next_delay(error: BaseException, *, attempt: int, remaining_seconds: float, repeatable: bool) -> float | None:
-    """Say how long to wait before trying again, without jitter, or None when the error goes to the caller.
+    """Return the seconds to wait before the next attempt, without jitter; None means raise the error.
 
     Args:
         error: How the last attempt ended.
@@ -57,13 +57,13 @@ async def call_again(
         attempt: One try.
         remaining_seconds: What is left of the call's bound, asked after each failure.
         repeatable: As for `next_delay`.
-        on_wait: Told the error and the delay before each wait.
+        on_wait: Called with the error and the delay before each wait.
     """
     import tenacity
 
     delays: list[float] = [0.0]
 
-    def wanted(error: BaseException) -> bool:
+    def should_retry(error: BaseException) -> bool:
         delay = next_delay(error, attempt=len(delays), remaining_seconds=remaining_seconds(), repeatable=repeatable)
         if delay is None:
             return False
@@ -74,8 +74,7 @@ async def call_again(
 
     retrying = tenacity.AsyncRetrying(
         sleep=anyio.sleep,
-        retry=tenacity.retry_if_exception(wanted),
+        retry=tenacity.retry_if_exception(should_retry),
         wait=lambda _state: delays[-1],
-        reraise=True,
     )
     return await retrying(attempt)

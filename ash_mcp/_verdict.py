@@ -1,8 +1,8 @@
-"""Whose word an answer is: what the hive says is believed, what a sandbox says is only ever about the call. Pure.
+"""The verdict on an answer: the error that it stands for, by whether the hive or a sandbox sent it. Pure.
 
-The hive marks every response with its origin. A failure is typed, and says whether it may be retried or learnt from,
-only on the hive's own responses, or in a sandbox's stream when it carries the nonce of that response's head, which
-the sandbox never sees.
+The hive marks every response with its origin. A typed failure is accepted only on the hive's own responses, or in a
+sandbox's stream when it carries the nonce of that response's head, which the sandbox never sees: no sandbox can pass
+its failure off as the hive's.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ from ash_mcp.wire import (
     failure_from_json,
 )
 
-__all__ = ["Head", "error_of_message", "error_of_status", "misbehaviour"]
+__all__ = ["Head", "error_of_message", "error_of_status", "is_abandoned", "misbehaviour"]
 
 _METHOD_NOT_FOUND: Final = -32601
 _INVALID_PARAMS: Final = -32602
+_ABANDONED: Final = frozenset({"abandoned", "job_not_found", "result_lost"})
 _GATEWAY_STATUSES: Final = frozenset({502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What the head of a response says of its body."""
+    """The status and headers of a response that decide how its body is read."""
 
     status: int
     content_type: str
@@ -89,10 +90,10 @@ def _trusted_failure(head: Head, result: Mapping[str, Any]) -> AshError | None:
 
 
 def _has_nonce(head: Head, meta: Mapping[str, Any]) -> bool:
-    said = meta.get(HEADER_NONCE)
-    if head.nonce is None or not isinstance(said, str):
+    nonce = meta.get(HEADER_NONCE)
+    if head.nonce is None or not isinstance(nonce, str):
         return False
-    return hmac.compare_digest(said.encode("utf-8", "replace"), head.nonce.encode("utf-8", "replace"))
+    return hmac.compare_digest(nonce.encode("utf-8", "replace"), head.nonce.encode("utf-8", "replace"))
 
 
 def _error_of_rpc(head: Head, message: Mapping[str, Any]) -> AshError:
@@ -123,25 +124,31 @@ def error_of_status(head: Head, body: Mapping[str, Any] | None) -> AshError | No
         return None
     if head.status < 300 or head.from_sandbox:
         return misbehaviour(head, f"answered {head.status} with a body that is not a JSON-RPC message")
-    return _error_of_foreign(head.status)
+    return _untyped_error(head.status)
 
 
-def _error_of_foreign(status: int) -> AshError:
+def _untyped_error(status: int) -> AshError:
     """Return what an untyped refusal means: it comes from a proxy on the way, or from no hive at all."""
     if status in _GATEWAY_STATUSES:
         return TransportError(
             f"a gateway before the hive answered {status}; look whether the hive runs", status=status
         )
     if status in (401, 403):
-        return Unauthenticated(f"something before the hive answered {status}; check ASH_TOKEN", trainable=False)
+        return Unauthenticated(f"something before the hive answered {status}; check ASH_TOKEN")
     return RemoteProtocolError(f"what answered {status} is not a hive of Ash; check ASH_URL", status=status)
+
+
+def is_abandoned(head: Head, result: Mapping[str, Any]) -> bool:
+    """Say whether a sandbox ended a call, or dropped its result, because its caller did not come back in time."""
+    error = as_object((as_object(result.get("structuredContent")) or {}).get("error")) or {}
+    return head.from_sandbox and result.get("isError") is True and error.get("kind") in _ABANDONED
 
 
 def misbehaviour(head: Head, what: str) -> AshError:
     """Return the error for an answer that makes no sense.
 
-    Where a sandbox gave it, it is the sandbox's doing: were it counted as ours, a sandbox could choose to have its
-    failures forgotten.
+    A sandbox's is a `SandboxRefused`, which is trainable: as a failure of the hive's, a sandbox could have its own
+    failures left out of training.
     """
     if head.from_sandbox:
         return SandboxRefused(f"the sandbox {what}")

@@ -1,4 +1,4 @@
-"""A hive, as a client sees it: spawn sandboxes, find them again, end them."""
+"""The client of a hive: spawn sandboxes, list them, attach to them, destroy them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import anyio
 
 from ash_mcp._connection import Connection, OnProgress
-from ash_mcp._hive_answers import read_info, read_infos, read_names, read_tools, structured
+from ash_mcp._hive_answers import read_info, read_infos, read_names, structured
 from ash_mcp.errors import AshError, LocalProtocolError, SandboxGone, SandboxNotFound
 from ash_mcp.sandbox import Sandbox
 from ash_mcp.settings import ClientSettings
@@ -31,7 +31,7 @@ _CLEANUP_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Destroyed:
-    """What a `destroy` did."""
+    """The result of `destroy`: what ended now, what had ended before, and names without a sandbox."""
 
     destroyed: Sequence[SandboxInfo]
     already_ended: Sequence[SandboxInfo]
@@ -44,11 +44,11 @@ class Hive:
     `async with Hive() as hive:` closes the pool at the end; no sandbox ends by that. It connects at the first call.
 
     Args:
-        url: Its MCP endpoint; else `ASH_URL`, else `http://127.0.0.1:8420/mcp`.
+        url: Its MCP endpoint; else `ASH_URL`, else this user's running hive, else `http://127.0.0.1:8420/mcp`.
         token: Its key; else `ASH_TOKEN`.
         scope: The part of the hive to work in; else `ASH_SCOPE`, else the default scope.
         timeout_seconds: The bound of every call that names none; else `ASH_TIMEOUT_SECONDS`, else 300.
-        settings: All of these at once, and more; then no other argument counts.
+        settings: All of these and more; url, token, scope and timeout are then ignored.
         transport: Takes the place of the network, in tests.
 
     Raises:
@@ -103,9 +103,10 @@ class Hive:
         timeout_seconds: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Spawning:
-        """Make a sandbox: `async with hive.spawn() as box:` destroys it at the end, `await hive.spawn()` does not.
+        """Make a sandbox. As a context manager it is destroyed at the end; else it lives until it is destroyed.
 
-        What is None is left to the hive and the recipe.
+        What is None is left to the hive and the recipe. The async SDK returns a `Spawning`, and makes the sandbox when
+        that is awaited or entered.
 
         Args:
             recipe: Its name, or where the hive allows it a whole recipe.
@@ -120,13 +121,13 @@ class Hive:
             network: `none`, `internet`, or domains.
             ttl_seconds: How long it lives at most.
             idle_seconds: How long it lives without a call.
-            labels: Marks of one's own, to list by.
+            labels: Labels to list by.
             idempotency_key: The same key gives the same sandbox; one is made up if None, so that a spawn whose
                 answer was lost can be repeated.
             timeout_seconds: The bound of the spawn, waiting for capacity included.
-            on_progress: Gets what the hive says while it works.
+            on_progress: Called with the progress of the start.
 
-        Raises (when awaited or entered):
+        Raises:
             RecipeNotFound: It is unknown; the message lists what there is.
             SessionTaken: A living sandbox has that name.
             CapacityExceeded: There was no room until the bound.
@@ -154,13 +155,12 @@ class Hive:
             raw = await self._connection.call_tool(
                 "spawn", arguments, timeout_seconds=timeout_seconds, repeatable=True, on_progress=on_progress
             )
-            shape = structured(raw)
-            return Sandbox(self._connection, read_info(shape), read_tools(shape))
+            return Sandbox(self._connection, read_info(structured(raw)))
 
         return Spawning(run)
 
     async def attach(self, session: str) -> Sandbox:
-        """Return the handle of a sandbox that lives, by its session name or its id.
+        """Return the handle of a living sandbox, by its session name or id.
 
         Raises:
             SandboxNotFound: There is none of that name.
@@ -183,16 +183,16 @@ class Hive:
     async def list(
         self, *, labels: Mapping[str, str] | None = None, include_ended: bool = False
     ) -> Sequence[SandboxInfo]:
-        """Return one's sandboxes, oldest first.
+        """Return the caller's sandboxes, oldest first.
 
         Args:
             labels: Only those that have all of these.
             include_ended: Those too that ended within the last hour, with the reason.
         """
-        asked: dict[str, Any] = {"include_ended": include_ended}
+        arguments: dict[str, Any] = {"include_ended": include_ended}
         if labels is not None:
-            asked["labels"] = dict(labels)
-        raw = await self._connection.call_tool("list", asked, repeatable=True)
+            arguments["labels"] = dict(labels)
+        raw = await self._connection.call_tool("list", arguments, repeatable=True)
         return read_infos(structured(raw), "sandboxes")
 
     async def extend(self, session: str, seconds: float) -> SandboxInfo:
@@ -201,11 +201,20 @@ class Hive:
         Raises:
             SandboxNotFound: There is none of that name.
         """
-        asked = {"session": session, "ttl_seconds": seconds}
-        return read_info(structured(await self._connection.call_tool("extend", asked, repeatable=True)))
+        arguments = {"session": session, "ttl_seconds": seconds}
+        return read_info(structured(await self._connection.call_tool("extend", arguments, repeatable=True)))
+
+    async def set_network(self, session: str, policy: str | Sequence[str]) -> SandboxInfo:
+        """Change what a sandbox may reach, as `Sandbox.set_network` does.
+
+        Raises:
+            SandboxNotFound: There is none of that name.
+        """
+        arguments = {"session": session, "policy": policy if isinstance(policy, str) else list(policy)}
+        return read_info(structured(await self._connection.call_tool("network", arguments, repeatable=True)))
 
     async def destroy(self, *sessions: str) -> Destroyed:
-        """End sandboxes by session name or id, and say which there were. Idempotent."""
+        """End sandboxes by session name or id. Idempotent."""
         destroyed: list[SandboxInfo] = []
         ended: list[SandboxInfo] = []
         missing: list[str] = []
@@ -217,7 +226,7 @@ class Hive:
         return Destroyed(destroyed, ended, missing)
 
     async def destroy_all(self) -> Destroyed:
-        """End every sandbox that one has in this scope."""
+        """End every sandbox of the caller's in this scope."""
         return await self._destroy(_EVERYTHING)
 
     async def _destroy(self, session: str | Sequence[str]) -> Destroyed:
@@ -232,23 +241,23 @@ class Hive:
 
 
 class Spawning:
-    """A spawn to come: await it for the sandbox, or enter it for one that is destroyed at the end."""
+    """A spawn that has not begun: await it for the sandbox, or enter it to have that destroyed at the end."""
 
     def __init__(self, run: Callable[[], Awaitable[Sandbox]]) -> None:
         self._run: Callable[[], Awaitable[Sandbox]] | None = run
         self._box: Sandbox | None = None
 
     def __await__(self) -> Generator[Any, Any, Sandbox]:
-        return self._once().__await__()
+        return self._start().__await__()
 
-    def _once(self) -> Awaitable[Sandbox]:
+    def _start(self) -> Awaitable[Sandbox]:
         run, self._run = self._run, None
         if run is None:
             raise LocalProtocolError("a spawn makes one sandbox; call hive.spawn() again for another")
         return run()
 
     async def __aenter__(self) -> Sandbox:
-        self._box = await self._once()
+        self._box = await self._start()
         return self._box
 
     async def __aexit__(

@@ -4,12 +4,12 @@
       ConfigError                  a bad recipe or setting, or bad arguments
       RequestRefused               the hive said no
         NotFound                   SandboxNotFound, RecipeNotFound, ToolNotFound
-        Conflict                   SessionTaken, LeaseHeld, LeaseLost
+        Conflict                   SessionTaken
         CapacityExceeded           a pool, a quota, a limit; retry_after_seconds
         PermissionDenied           Unauthenticated
         Unsupported                what this backend, image or protocol era does not have
       SandboxError                 StartFailed(step), SandboxGone(reason)
-        SandboxRefused             a sandbox's own word on a call: JobNotFound, CommandNotStarted
+        SandboxRefused             the sandbox's own answer: BadArguments, JobNotFound, CommandNotStarted, ResultLost
           FileError                FileNotFound, FileExists, IsADirectory, NotADirectory, FileNotPermitted, NoSpace
       CommandFailed                only from exec(check=True)
       TransportError               ConnectFailed, AshTimeout, StreamBroken
@@ -17,19 +17,20 @@
       HiveFault                    a defect of the hive itself
 
 `kind` is the stable name on the wire. `retryable` says that the same request may succeed later without change
-and has not run. `trainable` says that the failure is a consequence of what the caller did, so that a trainer may
-learn from it; a failure of ours is never trainable. What a sandbox itself says of a call (`SandboxRefused`) is
-trainable and not retryable, whatever it claims. `wire.py` maps each kind to its HTTP and JSON-RPC codes.
+and has not run. `trainable` says that what the caller did in a working sandbox is the cause, so that a trainer may
+learn from it. It follows from the class alone, by `TRAINABLE` below.
+`wire.py` maps each kind to its HTTP and JSON-RPC codes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 __all__ = [
     "AshError",
     "AshTimeout",
+    "BadArguments",
     "CapacityExceeded",
     "CommandFailed",
     "CommandNotStarted",
@@ -43,8 +44,6 @@ __all__ = [
     "HiveFault",
     "IsADirectory",
     "JobNotFound",
-    "LeaseHeld",
-    "LeaseLost",
     "LocalProtocolError",
     "NoSpace",
     "NotADirectory",
@@ -54,6 +53,7 @@ __all__ = [
     "RecipeNotFound",
     "RemoteProtocolError",
     "RequestRefused",
+    "ResultLost",
     "SandboxError",
     "SandboxGone",
     "SandboxNotFound",
@@ -69,18 +69,16 @@ __all__ = [
 
 
 class AshError(Exception):
-    """Any failure that Ash names. `data` holds JSON values that go with it over the wire."""
+    """Base of all errors of Ash. `data` holds JSON values that go with it over the wire."""
 
     kind: ClassVar[str] = "ash_error"
     retryable: bool = False
-    trainable: bool = False
 
     def __init__(
         self,
         message: str,
         *,
         retryable: bool | None = None,
-        trainable: bool | None = None,
         **data: Any,
     ) -> None:
         super().__init__(message)
@@ -88,25 +86,28 @@ class AshError(Exception):
         self.data: Mapping[str, Any] = {key: value for key, value in data.items() if value is not None}
         if retryable is not None:
             self.retryable = retryable
-        if trainable is not None:
-            self.trainable = trainable
+
+    @property
+    def trainable(self) -> bool:
+        """Whether a trainer may learn from it."""
+        return isinstance(self, TRAINABLE)
 
 
 class ConfigError(AshError):
     """A recipe, a setting or an argument is wrong; the message says which and what is accepted."""
 
     kind = "bad_request"
-    trainable = True
 
 
 class RequestRefused(AshError):
-    """The hive understood and said no."""
+    """The hive understood the request and refused it."""
 
     kind = "refused"
-    trainable = True
 
 
 class NotFound(RequestRefused):
+    """What the request names does not exist."""
+
     kind = "not_found"
 
 
@@ -117,29 +118,27 @@ class SandboxNotFound(NotFound):
 
 
 class RecipeNotFound(NotFound):
+    """The hive has no recipe of that name; the message lists those it has."""
+
     kind = "recipe_not_found"
 
 
 class ToolNotFound(NotFound):
+    """The hive or the sandbox has no tool of that name."""
+
     kind = "tool_not_found"
 
 
 class Conflict(RequestRefused):
+    """The request contradicts what exists."""
+
     kind = "conflict"
 
 
 class SessionTaken(Conflict):
+    """A living sandbox of the caller's has that session name."""
+
     kind = "session_taken"
-
-
-class LeaseHeld(Conflict):
-    kind = "lease_held"
-    trainable = False
-
-
-class LeaseLost(Conflict):
-    kind = "lease_lost"
-    trainable = False
 
 
 class CapacityExceeded(RequestRefused):
@@ -147,7 +146,6 @@ class CapacityExceeded(RequestRefused):
 
     kind = "capacity_exceeded"
     retryable = True
-    trainable = False
 
     @property
     def retry_after_seconds(self) -> float:
@@ -155,10 +153,14 @@ class CapacityExceeded(RequestRefused):
 
 
 class PermissionDenied(RequestRefused):
+    """The caller is known and may not do this."""
+
     kind = "permission_denied"
 
 
 class Unauthenticated(PermissionDenied):
+    """The token is missing or not accepted."""
+
     kind = "unauthenticated"
 
 
@@ -169,6 +171,8 @@ class Unsupported(RequestRefused):
 
 
 class SandboxError(AshError):
+    """A sandbox failed, or itself refused a call."""
+
     kind = "sandbox_error"
 
 
@@ -186,13 +190,20 @@ class SandboxGone(SandboxError):
 
 
 class SandboxRefused(SandboxError):
-    """The sandbox itself answered that it could not do what was asked; its own word, never the hive's."""
+    """The sandbox itself, not the hive, answered that it could not do what was asked."""
 
     kind = "sandbox_refused"
-    trainable = True
+
+
+class BadArguments(SandboxRefused, ConfigError):
+    """The sandbox itself found the arguments of a call wrong."""
+
+    kind = "bad_arguments"
 
 
 class JobNotFound(SandboxRefused):
+    """The sandbox has no such job, or no longer."""
+
     kind = "job_not_found"
 
 
@@ -200,6 +211,12 @@ class CommandNotStarted(SandboxRefused):
     """The command could not be started: its program or its working directory does not exist, say."""
 
     kind = "spawn_failed"
+
+
+class ResultLost(SandboxRefused):
+    """A call was repeated too late after its answer was lost: its command ran once, and its result is gone."""
+
+    kind = "result_lost"
 
 
 class FileError(SandboxRefused):
@@ -233,10 +250,9 @@ class NoSpace(FileError):
 
 
 class CommandFailed(AshError):
-    """A command run with `check=True` exited with another code than 0; `result` has all of it."""
+    """A command run with `check=True` exited with another code than 0 or timed out; `result` is its `ExecResult`."""
 
     kind = "command_failed"
-    trainable = True
 
     def __init__(self, message: str, *, result: Any = None, **data: Any) -> None:
         super().__init__(message, **data)
@@ -244,6 +260,8 @@ class CommandFailed(AshError):
 
 
 class TransportError(AshError):
+    """The connection failed, before the request was sent or after."""
+
     kind = "transport_error"
 
 
@@ -261,7 +279,7 @@ class AshTimeout(TransportError, TimeoutError):
 
 
 class StreamBroken(TransportError):
-    """A stream ended before its last message; `last_event_id` is where to resume, if it can be."""
+    """The connection broke before the answer; `last_event_id` is where to resume, if the stream can be resumed."""
 
     kind = "stream_broken"
 
@@ -271,11 +289,13 @@ class StreamBroken(TransportError):
 
 
 class ProtocolError(AshError):
+    """One side broke the protocol."""
+
     kind = "protocol_error"
 
 
 class LocalProtocolError(ProtocolError):
-    """We were about to break the protocol."""
+    """This side used an object out of turn, such as a closed handle or a result before its end."""
 
     kind = "local_protocol_error"
 
@@ -290,3 +310,11 @@ class HiveFault(AshError):
     """A defect of the hive itself; its log has the details."""
 
     kind = "hive_fault"
+
+
+TRAINABLE: Final[tuple[type[AshError], ...]] = (SandboxRefused, CommandFailed)
+"""What a trainer may learn from: refusals of a sandbox itself, and how a command in it ended.
+
+All else comes from the hive, the connection or this SDK: credentials, configuration, quotas, lost sandboxes, outages.
+A sandbox cannot get out of this: whatever kind it names, its refusals are `SandboxRefused`.
+"""

@@ -1,4 +1,4 @@
-"""The files of a sandbox, through its runner: they work with every recipe. Relative paths start at the workspace."""
+"""The files of a sandbox, of any recipe: read, write, list, move, upload, download."""
 
 from __future__ import annotations
 
@@ -6,23 +6,29 @@ import base64
 import contextlib
 import os
 import stat as stat_bits
-from collections.abc import AsyncGenerator, Callable, Mapping
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import anyio
 
 from ash_mcp._answers import Fields, file_entry
-from ash_mcp.errors import SandboxRefused
+from ash_mcp.errors import AshError, SandboxRefused
 from ash_mcp.results import FileEntry
 
 __all__ = ["CHUNK_BYTES", "Files", "OnBytes"]
 
 CHUNK_BYTES: Final = 512 * 1024
-"""What travels in one call: the most that the runner reads at once, and below what clients take as one event."""
+"""Bytes per call: the most that the runner reads at once, and less than clients accept as one event."""
+
+MOST_ENTRIES: Final = 1_000_000
+"""The most entries that `list` takes of one directory: a sandbox could send them without end."""
+
+_CLEANUP_SECONDS: Final = 5.0
 
 OnBytes = Callable[[int, int | None], object]
-"""Called with the bytes done and the total after each piece."""
+"""Called after each piece with the bytes done and the total; None where that is not known."""
 
 
 class RunnerCall(Protocol):
@@ -34,7 +40,10 @@ class RunnerCall(Protocol):
 
 
 class Files:
-    """The files of one sandbox. Errors are `FileError`s, which are also the built-in ones where those exist."""
+    """The files of one sandbox. Relative paths start at its workspace.
+
+    Errors are `FileError`s; `FileNotFound` and the like are also the built-in `FileNotFoundError` and the like.
+    """
 
     def __init__(self, call: RunnerCall) -> None:
         self._call = call
@@ -49,7 +58,7 @@ class Files:
         return (await self.read_bytes(path)).decode(encoding, errors)
 
     async def read_bytes(self, path: str) -> bytes:
-        """Return the bytes of a file, however large: it must fit in memory.
+        """Return the bytes of a file, of any size that fits in memory.
 
         Raises:
             FileError: There is no such file, or it cannot be read.
@@ -57,42 +66,61 @@ class Files:
         return b"".join([piece async for piece, _ in self._pieces(path)])
 
     async def write(self, path: str, data: str | bytes, *, mode: int | None = None) -> int:
-        """Write a file anew, its parents made, and return how many bytes it has.
+        """Write a whole file, make its parent directories, and return its size in bytes.
+
+        The file is replaced atomically, unless its directory cannot be written or it is a mount: then it is written in
+        place.
 
         Args:
-            path: Where.
-            data: Text is written as UTF-8.
+            path: The file.
+            data: Its content; text is written as UTF-8.
             mode: Permission bits, such as `0o755`; None leaves them to the sandbox.
 
         Raises:
             FileError: It cannot be written.
         """
         raw = memoryview(data.encode() if isinstance(data, str) else data)
-        await self._put(path, raw[:CHUNK_BYTES], 0, mode)
-        for offset in range(CHUNK_BYTES, len(raw), CHUNK_BYTES):
-            await self._put(path, raw[offset : offset + CHUNK_BYTES], offset, None)
-        return len(raw)
+        starts = iter(range(0, len(raw), CHUNK_BYTES))
+
+        async def read() -> memoryview:
+            start = next(starts, len(raw))
+            return raw[start : start + CHUNK_BYTES]
+
+        return await self._send_pieces(path, read, mode)
 
     async def list(self, path: str = ".") -> list[FileEntry]:
-        """Return what is in a directory.
+        """Return the entries of a directory, sorted by name.
+
+        An entry that is made or removed meanwhile may be missing or not; every other one is there once.
 
         Raises:
             FileError: There is no such directory.
+            SandboxRefused: The sandbox sent an incomplete list, or more than a million entries.
         """
-        fields = await self._call("ash_file_list", {"path": path}, repeatable=True)
         stem = "" if path in ("", ".") else path.rstrip("/") + "/"
-        return [file_entry(item, path=stem + item.text("name")) for item in fields.objects("entries")]
+        found: list[FileEntry] = []
+        arguments = {"path": path}
+        while True:
+            fields = await self._call("ash_file_list", arguments, repeatable=True)
+            page = [file_entry(item, path=stem + item.text("name")) for item in fields.objects("entries")]
+            found += page
+            cursor = fields.optional_text("next_cursor")
+            if cursor is None and not fields.flag("truncated", False):
+                return found
+            if cursor is None or not page or len(found) > MOST_ENTRIES:
+                raise SandboxRefused(f"the sandbox does not come to the end of {path} after {len(found)} entries")
+            arguments = {"path": path, "cursor": cursor}
 
     async def stat(self, path: str) -> FileEntry:
-        """Return what is known of one path.
+        """Return the type, size, mode and time of one path.
 
         Raises:
-            FileNotFound: There is nothing.
+            FileNotFound: It does not exist.
         """
         return file_entry(await self._call("ash_file_stat", {"path": path}, repeatable=True), path=path)
 
     async def exists(self, path: str) -> bool:
-        """Say whether there is anything at `path`."""
+        """Return whether `path` exists."""
         try:
             await self.stat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -100,7 +128,7 @@ class Files:
         return True
 
     async def mkdir(self, path: str, *, parents: bool = True) -> None:
-        """Make a directory; one that exists is left as it is when `parents` is true.
+        """Make a directory. With `parents`, make its parents too, and accept one that exists.
 
         Raises:
             FileError: It cannot be made.
@@ -126,28 +154,28 @@ class Files:
     async def upload(self, source: str | os.PathLike[str], path: str, *, on_bytes: OnBytes | None = None) -> int:
         """Copy a local file into the sandbox with its permission bits and return its size.
 
+        The file there is replaced atomically; an upload that fails leaves nothing.
+
         Raises:
             OSError: The local file cannot be read.
             FileError: The file in the sandbox cannot be written.
         """
         local = anyio.Path(source)
-        total = (info := await local.stat()).st_size
-        done = 0
+        info = await local.stat()
+
+        def report(done: int) -> None:
+            if on_bytes is not None:
+                on_bytes(done, max(info.st_size, done))
+
         async with await local.open("rb") as file:
-            mode: int | None = stat_bits.S_IMODE(info.st_mode)
-            while (piece := await file.read(CHUNK_BYTES)) or done == 0:
-                await self._put(path, memoryview(piece), done, mode)
-                done, mode = done + len(piece), None
-                if on_bytes is not None:
-                    on_bytes(done, max(total, done))
-                if not piece:
-                    break
-        return done
+            return await self._send_pieces(
+                path, lambda: file.read(CHUNK_BYTES), stat_bits.S_IMODE(info.st_mode), report
+            )
 
     async def download(
         self, path: str, destination: str | os.PathLike[str], *, on_bytes: OnBytes | None = None
     ) -> int:
-        """Copy a file of the sandbox here and return its size; a download that breaks leaves nothing.
+        """Copy a file of the sandbox to this machine and return its size; a download that fails leaves nothing.
 
         Raises:
             OSError: The local file cannot be written.
@@ -172,11 +200,11 @@ class Files:
         return done
 
     async def _pieces(self, path: str) -> AsyncGenerator[tuple[bytes, int], None]:
-        """Yield the pieces of a file, each with the file's size as the sandbox said it."""
+        """Yield the pieces of a file, each with the file's size as the sandbox states it."""
         offset = 0
         while True:
-            asked = {"path": path, "offset": offset, "limit": CHUNK_BYTES}
-            fields = await self._call("ash_file_read", asked, repeatable=True)
+            arguments = {"path": path, "offset": offset, "limit": CHUNK_BYTES}
+            fields = await self._call("ash_file_read", arguments, repeatable=True)
             piece, at_end = fields.base64("data_base64"), fields.flag("eof")
             offset += len(piece)
             yield piece, fields.integer("size")
@@ -185,13 +213,42 @@ class Files:
             if not piece:
                 raise SandboxRefused(f"the sandbox sent nothing of {path} and did not say that it ends")
 
-    async def _put(self, path: str, piece: memoryview, offset: int, mode: int | None) -> None:
-        # The same bytes at the same place twice are there once, so a lost answer does no harm.
-        asked: dict[str, Any] = {
+    async def _send_pieces(
+        self,
+        path: str,
+        read: Callable[[], Awaitable[bytes | memoryview]],
+        mode: int | None,
+        report: Callable[[int], None] = lambda done: None,
+    ) -> int:
+        """Send the pieces that `read` returns until an empty one; the last one commits the file."""
+        key, done, several, piece = uuid.uuid4().hex, 0, False, await read()
+        try:
+            while True:
+                following = await read()
+                several = several or bool(following)
+                await self._send_piece(path, key, piece, done, mode, None if following else "commit")
+                done += len(piece)
+                report(done)
+                if not following:
+                    return done
+                piece = following
+        except BaseException:
+            if several:
+                with anyio.move_on_after(_CLEANUP_SECONDS, shield=True), contextlib.suppress(AshError):
+                    await self._send_piece(path, key, b"", 0, None, "abandon")
+            raise
+
+    async def _send_piece(
+        self, path: str, key: str, piece: bytes | memoryview, offset: int, mode: int | None, end: str | None
+    ) -> None:
+        # A piece that comes twice is there once, so a lost answer does no harm.
+        arguments = {
             "path": path,
+            "key": key,
             "data_base64": base64.b64encode(piece).decode(),
             "offset": offset,
+            "mode": mode,
+            "end": end,
         }
-        if mode is not None:
-            asked["mode"] = mode
-        await self._call("ash_file_write", asked, repeatable=True)
+        given = {name: value for name, value in arguments.items() if value is not None}
+        await self._call("ash_file_write", given, repeatable=True)

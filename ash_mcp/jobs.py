@@ -1,4 +1,4 @@
-"""Commands that run on while their caller does other things: background jobs, and output as it comes."""
+"""Background jobs, and the output of a running command as a stream."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ class Job:
         self.id = job_id
 
     async def read(self, offset: int = 0, *, limit: int = READ_BYTES, wait_seconds: float = 0.0) -> JobOutput:
-        """Return output from `offset` on, and how the job stands; repeat it with `next_offset`.
+        """Return output from `offset` on and the job's state; read on with its `next_offset`.
 
         Args:
-            offset: Counts the bytes of both streams together.
+            offset: Where to start, in the bytes of both streams together.
             limit: The most bytes to return.
             wait_seconds: How long to wait when there is none yet, at most 30.
 
         Raises:
             JobNotFound: The sandbox knows no such job.
         """
-        asked = {"job": self.id, "offset": offset, "limit": limit, "wait_seconds": min(wait_seconds, 30.0)}
-        return job_output(await self._call("ash_job_read", asked, repeatable=True))
+        arguments = {"job": self.id, "offset": offset, "limit": limit, "wait_seconds": min(wait_seconds, 30.0)}
+        return job_output(await self._call("ash_job_read", arguments, repeatable=True))
 
     async def write(self, data: bytes | str = b"", *, eof: bool = False) -> None:
         """Write to the job's stdin, and with `eof` close it. Only for a job started with `stdin=True`."""
         raw = memoryview(data.encode() if isinstance(data, str) else data)
         for start in range(0, max(len(raw), 1), CHUNK_BYTES):
-            asked: dict[str, Any] = {"job": self.id}
+            arguments: dict[str, Any] = {"job": self.id}
             if piece := raw[start : start + CHUNK_BYTES]:
-                asked["data_base64"] = base64.b64encode(piece).decode()
+                arguments["data_base64"] = base64.b64encode(piece).decode()
             if eof and start + CHUNK_BYTES >= len(raw):
-                asked["eof"] = True
-            await self._call("ash_job_write", asked, repeatable=False)
+                arguments["eof"] = True
+            await self._call("ash_job_write", arguments, repeatable=False)
 
     async def signal(self, name: str = "TERM") -> None:
         """Send a signal, by its name without SIG, to the job's whole process group."""
@@ -66,7 +66,7 @@ class Job:
         """Wait until the job has ended; its output stays to be read.
 
         Raises:
-            AshTimeout: It runs still; nothing was done to it.
+            AshTimeout: It still runs; nothing was done to it.
         """
         with anyio.move_on_after(timeout_seconds):
             offset = 0
@@ -87,7 +87,7 @@ class Job:
             return await self.wait(timeout_seconds=_CLEANUP_SECONDS)
 
     def output(self) -> OutputStream:
-        """Return the job's output from its start, as it comes. Leaving it early leaves the job running."""
+        """Return an iterator of the job's output from its start. Leaving it early leaves the job running."""
         return OutputStream(self._call, job=self)
 
     def __aiter__(self) -> OutputStream:
@@ -98,11 +98,10 @@ class Job:
 
 
 class OutputStream:
-    """The output of a command while it runs: an async iterator of `Chunk`s; afterwards `result` tells the end.
+    """The output of a command while it runs: an async iterator of `Chunk`s; after its end `result` says how that was.
 
-    No byte goes missing unseen: a gap between one chunk's end and the next one's `offset` is output that the
-    sandbox had to let go because it was read too slowly, and counts in `result.lost_bytes`; anything else that does
-    not add up raises `SandboxRefused`.
+    A gap between one chunk's end and the next one's `offset` is output that the sandbox dropped because it was read
+    too slowly; it counts in `result.lost_bytes`. Offsets that contradict each other raise `SandboxRefused`.
 
     As an async context manager it stops a command of its own when it is left early; so does cancelling a read.
     """
@@ -127,10 +126,10 @@ class OutputStream:
 
     @property
     def result(self) -> JobResult:
-        """How the command ended; to be had once the iteration has.
+        """How the command ended.
 
         Raises:
-            LocalProtocolError: It has not ended yet.
+            LocalProtocolError: The stream was not read to its end yet.
         """
         if self._result is None:
             raise LocalProtocolError("the stream has not ended yet; read it to its end first")
@@ -172,8 +171,8 @@ class OutputStream:
     async def _started(self) -> Job:
         if self._job is None:
             own = {"stdin": self._stdin is not None, "paced": True, "key": uuid.uuid4().hex}
-            asked = {**(self._start or {}), **own}
-            fields = await self._call("ash_job_start", asked, repeatable=True)
+            arguments = {**(self._start or {}), **own}
+            fields = await self._call("ash_job_start", arguments, repeatable=True)
             self._job = Job(self._call, fields.text("job"))
             if self._stdin is not None:
                 await self._job.write(self._stdin, eof=True)
@@ -196,7 +195,7 @@ class OutputStream:
             raise SandboxRefused(f"the sandbox keeps back the end of job {job.id}'s output, from {before} on")
 
     def _advance(self, offset: int) -> None:
-        """Go on to `offset`, and count what lies between as lost."""
+        """Move to `offset` and count the bytes between as lost."""
         if offset < self._offset:
             raise SandboxRefused(f"the sandbox sent a job's output twice, at {offset} and at {self._offset}")
         self._lost += offset - self._offset

@@ -1,4 +1,4 @@
-"""Where a hive of this user keeps its files. Shared by the hive and by what looks for it, so that both agree."""
+"""Paths of this user's hive: its run and state directories, and the file that announces its URL."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _RUNTIME_PARENT: Final = Path("/run/user")
 
 
 def default_state_dir(environ: Mapping[str, str] | None = None) -> Path:
-    """Return where a hive keeps what outlives it: `$XDG_STATE_HOME/ash`, else `~/.local/state/ash`."""
+    """Return the directory of what outlives a hive: `$XDG_STATE_HOME/ash`, else `~/.local/state/ash`."""
     env = os.environ if environ is None else environ
     return Path(env.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "ash"
 
 
 def default_run_dir(environ: Mapping[str, str] | None = None, *, runtime_parent: Path = _RUNTIME_PARENT) -> Path:
-    """Return where a hive keeps its sockets and says where it is.
+    """Return the directory of a hive's sockets and of `hive.json`.
 
     MCP hosts start their servers with a bare environment, so the user's runtime directory is found without
     `XDG_RUNTIME_DIR`, too: otherwise a bridge would look elsewhere than the shell that started the hive.
@@ -38,14 +38,14 @@ def default_run_dir(environ: Mapping[str, str] | None = None, *, runtime_parent:
 
 
 def announced_url(environ: Mapping[str, str] | None = None) -> str | None:
-    """Return where this user's hive says that it serves, or None if none runs that said so."""
+    """Return the URL that this user's running hive has announced, or None."""
     env = os.environ if environ is None else environ
     file = Path(env.get("ASH_HUB_RUN_DIR") or default_run_dir(env)) / HIVE_FILE
     try:
-        if file.stat().st_uid != os.geteuid():  # somebody else's word, in a directory that many may write
+        if file.stat().st_uid != os.geteuid():  # anyone could have written it, in a directory such as /tmp
             return None
-        said = json.loads(file.read_text(encoding="utf-8"))
-        os.kill(int(said["pid"]), 0)
-        return str(said["url"])
+        hive = json.loads(file.read_text(encoding="utf-8"))
+        os.kill(int(hive["pid"]), 0)
+        return str(hive["url"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,4 +1,4 @@
-"""What calls to a sandbox return: frozen values."""
+"""Result types of calls to a sandbox. All are frozen."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ StreamName = Literal["stdout", "stderr"]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """News about a call that is under way."""
+    """The progress of a running call."""
 
     done: float
+    """In the tool's own unit; NaN where it named none."""
     total: float | None = None
     """None where the end is not known."""
     message: str | None = None
@@ -32,7 +33,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallResult:
-    """What a sandbox's tool answered. `is_error` is the tool's own word; it raises nothing."""
+    """The result of a sandbox's tool. One with `is_error` is returned like any other, not raised."""
 
     text: str
     """The text blocks of the content, joined by line breaks."""
@@ -49,20 +50,21 @@ class ExecResult:
     """How a command ended."""
 
     exit_code: int | None
-    """What it exited with, negative for a signal; None when it was stopped at its timeout."""
+    """128 and the signal's number when a signal ended it, also at its timeout; None where the sandbox sent none."""
     stdout: str
-    """UTF-8; what is not is shown as U+FFFD, and whole in `stdout_raw`."""
+    """Decoded as UTF-8, other bytes as U+FFFD; `stdout_raw` has the bytes."""
     stderr: str
     stdout_raw: bytes = field(repr=False)
     stderr_raw: bytes = field(repr=False)
     stdout_bytes: int
-    """How much the command wrote, also beyond what is kept here."""
+    """How many bytes the command wrote, those beyond the limit included."""
     stderr_bytes: int
     duration_seconds: float
     timed_out: bool
     truncated: bool
+    """Whether one of the streams was over the limit: its middle is left out."""
     output_file: str | None = None
-    """Where in the sandbox all of it is kept, when truncated."""
+    """The file in the sandbox that has all of the output, when truncated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class Chunk:
     data: bytes
     stream: StreamName
     offset: int
-    """Where it begins in the output of both streams together, in the order in which it came; a gap is a loss."""
+    """Where it begins, in the bytes of both streams together as they came; a gap before it is lost output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +85,10 @@ class JobOutput:
     next_offset: int
     total_bytes: int
     dropped_bytes: int
-    """How much of the oldest output the sandbox let go, unread or not: its memory of a job is bounded."""
+    """How many bytes of the oldest output the sandbox has dropped, read or not: it keeps the last 8 MiB."""
     running: bool
     exit_code: int | None = None
+    """As in `ExecResult`; None while it runs."""
     timed_out: bool = False
 
 
@@ -94,20 +97,25 @@ class JobResult:
     """How a job, or a streamed command, ended."""
 
     exit_code: int | None
+    """As in `ExecResult`."""
     timed_out: bool
     total_bytes: int
-    """All that it wrote."""
+    """How many bytes it wrote."""
     lost_bytes: int
-    """How much of that this reader can not have any more; 0 when every byte came."""
+    """How many of them this reader missed; 0 when it got every byte."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobInfo:
+    """One job of a sandbox, as `Sandbox.jobs` lists it."""
+
     id: str
     command: str
     running: bool
     exit_code: int | None = None
+    """As in `ExecResult`; None while it runs."""
     started_at: str | float | None = None
+    """As the sandbox sent it: its runner sends ISO 8601."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +126,8 @@ class FileEntry:
     path: str
     type: Literal["file", "directory", "symlink", "other"]
     size: int
+    """In bytes."""
     mode: int
     """The permission bits."""
     modified_at: str | float | None = None
+    """As the sandbox sent it: its runner sends ISO 8601."""

@@ -1,4 +1,4 @@
-"""A sandbox of one's own, as a handle: run commands, call its tools, keep its files, end it."""
+"""The handle of a sandbox: run commands, call its tools, reach its files, end it."""
 
 from __future__ import annotations
 
@@ -30,22 +30,20 @@ _EXEC_MARGIN_SECONDS: Final = 30.0
 
 
 class Sandbox:
-    """One sandbox. Every call names it by its global id, so that a session name used again never misleads.
+    """One sandbox. Calls name it by its global id, never by a session name that another may have by then.
 
     `aclose()` drops the handle; `destroy()` ends the sandbox.
     """
 
-    def __init__(self, connection: Connection, info: SandboxInfo, tools: Sequence[Tool] = ()) -> None:
+    def __init__(self, connection: Connection, info: SandboxInfo) -> None:
         self._connection = connection
         self._closed = False
         self._info = info
-        self.spawned_tools = tuple(tools)
-        """Its own tools as `spawn` told them; empty when attached. `tools()` has all that is known of them."""
-        self.files = Files(self._run)
+        self.files = Files(self._call_runner)
 
     @property
     def info(self) -> SandboxInfo:
-        """What the hive said of it last: at spawn, attach or extend."""
+        """What the hive reported last: at spawn, attach, extend or set_network."""
         return self._info
 
     @property
@@ -72,7 +70,7 @@ class Sandbox:
 
         Args:
             command: A line for bash, or a list of words.
-            check: Raise when it exits with another code than 0 or is stopped at its timeout.
+            check: Raise when it exits with another code than 0 or times out.
             timeout_seconds: After that its whole process group is killed and the result says `timed_out`.
             cwd: Where to run it; the workspace if None.
             env: Further environment variables.
@@ -80,17 +78,18 @@ class Sandbox:
             output_limit: How many bytes of each stream to keep in the result.
 
         Raises:
-            CommandFailed: With `check`; `result` has all of it.
+            CommandFailed: With `check`; `result` is the `ExecResult`.
             CommandNotStarted: There is no such program or directory.
+            ResultLost: The answer was lost on the way, and the sandbox has dropped the result since.
         """
-        asked = _command(command, cwd=cwd, env=env, timeout_seconds=timeout_seconds)
-        asked["key"] = uuid.uuid4().hex
+        arguments = _command(command, cwd=cwd, env=env, timeout_seconds=timeout_seconds)
+        arguments["key"] = uuid.uuid4().hex
         if stdin is not None:
-            asked["stdin_base64"] = _base64(stdin)
+            arguments["stdin_base64"] = _base64(stdin)
         if output_limit is not None:
-            asked["output_limit"] = output_limit
+            arguments["output_limit"] = output_limit
         bound = timeout_seconds + _EXEC_MARGIN_SECONDS
-        result = exec_result(await self._run("ash_exec", asked, repeatable=True, timeout_seconds=bound))
+        result = exec_result(await self._call_runner("ash_exec", arguments, repeatable=True, timeout_seconds=bound))
         if check and (result.timed_out or result.exit_code != 0):
             raise CommandFailed(_failed(command, result), result=result, exit_code=result.exit_code)
         return result
@@ -104,12 +103,12 @@ class Sandbox:
         env: Mapping[str, str] | None = None,
         stdin: bytes | str | None = None,
     ) -> OutputStream:
-        """Return a command's output as it comes: `async for chunk in box.stream("make")`.
+        """Return an iterator of a command's output as it comes, in `Chunk`s.
 
         The command starts with the first read. Arguments are those of `exec`; without a timeout it may run for ever.
         """
         return OutputStream(
-            self._run, start=_command(command, cwd=cwd, env=env, timeout_seconds=timeout_seconds), stdin=stdin
+            self._call_runner, start=_command(command, cwd=cwd, env=env, timeout_seconds=timeout_seconds), stdin=stdin
         )
 
     async def background(
@@ -130,29 +129,29 @@ class Sandbox:
             timeout_seconds: After that it is killed; None lets it run as long as the sandbox.
             cwd: Where to run it; the workspace if None.
             env: Further environment variables.
-            paced: Whether the command waits while 8 MiB of its output lie unread, instead of the oldest being let
-                go. Only for output that somebody reads to its end.
+            paced: Whether the command is held while 8 MiB of its output are unread; otherwise the oldest output is
+                dropped. Only for output that is read to its end.
 
         Raises:
             CommandNotStarted: There is no such program or directory.
         """
-        asked = _command(command, cwd=cwd, env=env, timeout_seconds=timeout_seconds)
+        arguments = _command(command, cwd=cwd, env=env, timeout_seconds=timeout_seconds)
         own = {"stdin": stdin, "paced": paced, "key": uuid.uuid4().hex}
-        fields = await self._run("ash_job_start", {**asked, **own}, repeatable=True)
-        return Job(self._run, fields.text("job"))
+        fields = await self._call_runner("ash_job_start", {**arguments, **own}, repeatable=True)
+        return Job(self._call_runner, fields.text("job"))
 
     def job(self, job_id: str) -> Job:
         """Return the handle of a job that was started before, by its id."""
-        return Job(self._run, job_id)
+        return Job(self._call_runner, job_id)
 
     async def jobs(self) -> list[JobInfo]:
-        """Return the jobs that the sandbox knows, ended ones too."""
-        fields = await self._run("ash_job_list", {}, repeatable=True)
+        """Return the sandbox's jobs, ended ones included."""
+        fields = await self._call_runner("ash_job_list", {}, repeatable=True)
         return [job_info(item) for item in fields.objects("jobs")]
 
     async def tools(self) -> list[Tool]:
         """Return the sandbox's own tools, by the names that `call` takes."""
-        result = await self._ask(TOOLS_TOOL, {}, repeatable=True)
+        result = await self._call_hive(TOOLS_TOOL, {}, repeatable=True)
         return read_tools(structured(result))
 
     async def call(
@@ -165,20 +164,20 @@ class Sandbox:
         on_progress: OnProgress | None = None,
         **named: Any,
     ) -> CallResult:
-        """Call one of the sandbox's tools. It is never called twice, whatever happens on the way.
+        """Call one of the sandbox's tools. A call that may have run is never repeated.
 
         Args:
             tool: The tool's own name.
-            arguments: Its arguments; those whose names this method takes for itself can only stand here.
+            arguments: Its arguments; needed for those that are named as a parameter of this method.
             timeout_seconds: The bound of the call; None is the hive's `timeout_seconds`.
-            on_progress: Gets the tool's progress.
+            on_progress: Called with the tool's progress.
             named: Its arguments by keyword.
 
         Raises:
             SandboxGone: The sandbox has ended; `data["reason"]` says why.
             ToolNotFound: It has no such tool.
         """
-        raw = await self._ask(
+        raw = await self._call_hive(
             "call",
             {"tool": tool, "arguments": {**(arguments or {}), **named}},
             timeout_seconds=timeout_seconds,
@@ -188,13 +187,27 @@ class Sandbox:
 
     async def extend(self, seconds: float) -> SandboxInfo:
         """Let the sandbox live for `seconds` from now."""
-        raw = await self._ask("extend", {"ttl_seconds": seconds}, repeatable=True)
+        raw = await self._call_hive("extend", {"ttl_seconds": seconds}, repeatable=True)
         self._info = read_info(structured(raw))
+        return self._info
+
+    async def set_network(self, policy: str | Sequence[str]) -> SandboxInfo:
+        """Change what the sandbox may reach; connections that the policy refuses are closed.
+
+        Args:
+            policy: `none`, `internet`, or domains such as `pypi.org`, `*.pypi.org` and `git.test:8443`.
+
+        Raises:
+            PermissionDenied: It would reach more than it does, and more than its caller, the key or the hive allows.
+            Unsupported: The network of this sandbox cannot be changed, as of one that was spawned with `none`.
+        """
+        given = policy if isinstance(policy, str) else list(policy)
+        self._info = read_info(structured(await self._call_hive("network", {"policy": given}, repeatable=True)))
         return self._info
 
     async def logs(self, *, tail_bytes: int = 65_536) -> str:
         """Return the last of what the sandbox's main process wrote."""
-        raw = await self._ask(LOGS_TOOL, {"tail_bytes": tail_bytes}, repeatable=True)
+        raw = await self._call_hive(LOGS_TOOL, {"tail_bytes": tail_bytes}, repeatable=True)
         return str(structured(raw).get("log", ""))
 
     async def destroy(self) -> None:
@@ -208,14 +221,16 @@ class Sandbox:
     def __repr__(self) -> str:
         return f"<Sandbox {self.session} {self.id}>"
 
-    async def _run(
+    async def _call_runner(
         self, tool: str, arguments: Mapping[str, Any], *, repeatable: bool, timeout_seconds: float | None = None
     ) -> Fields:
         """Call a tool of the runner."""
-        asked = {"tool": tool, "arguments": arguments}
-        return runner_fields(await self._ask("call", asked, repeatable=repeatable, timeout_seconds=timeout_seconds))
+        call = {"tool": tool, "arguments": arguments}
+        return runner_fields(
+            await self._call_hive("call", call, repeatable=repeatable, timeout_seconds=timeout_seconds)
+        )
 
-    async def _ask(
+    async def _call_hive(
         self,
         tool: str,
         arguments: Mapping[str, Any],

@@ -1,4 +1,4 @@
-"""What a client of a hive must know: where it is, who asks, and how long to wait."""
+"""Settings of a client: the hive's URL, the token, time and size limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ash_mcp.wire import MCP_PATH
 __all__ = ["DEFAULT_URL", "ClientSettings"]
 
 DEFAULT_URL = "http://127.0.0.1:8420/mcp"
-"""Where `ash up` serves when it is told nothing."""
+"""Where `ash up` serves by default."""
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
 """Long enough for a spawn that pulls an image."""
@@ -37,9 +37,9 @@ class ClientSettings:
     token: str | None = field(default=None, repr=False)
     """Sent as a bearer token; None on a hive without authentication."""
     scope: str | None = None
-    """The part of the hive to work in; None is the default scope, `*` shows all of them."""
+    """The part of the hive to work in; None is the default scope, `*` lists all of them."""
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
-    """The bound of one call that names none."""
+    """The bound of a call that is given none."""
     connect_timeout_seconds: float = 10.0
     max_connections: int = 500
     """Calls at the same time; more wait for their turn. Below the usual limit of 1,024 open descriptors."""
@@ -60,7 +60,7 @@ class ClientSettings:
 
     @property
     def is_loopback(self) -> bool:
-        """Say whether the hive is on this machine, where no proxy of the environment may stand between."""
+        """Whether the hive is on this machine; the environment's proxies are then not used."""
         return urlsplit(self.url).hostname in _LOOPBACK
 
     @classmethod
@@ -73,9 +73,9 @@ class ClientSettings:
         timeout_seconds: float | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> Self:
-        """Take what is given, else `ASH_URL`, `ASH_TOKEN`, `ASH_SCOPE`, `ASH_TIMEOUT_SECONDS`, else the defaults.
+        """Take each argument, else `ASH_URL`, `ASH_TOKEN`, `ASH_SCOPE`, `ASH_TIMEOUT_SECONDS`, else the default.
 
-        Without a URL it is this user's running hive, wherever that serves.
+        Before the default URL comes that of this user's running hive.
 
         Raises:
             ConfigError: As for the class.

@@ -7,74 +7,152 @@
             print(box.exec("echo hello").stdout)
 
 A `Hive` runs an event loop in a thread of its own from its first call to its `aclose()`; it may be used from several
-threads at once. Callbacks such as `on_progress` run in that thread.
+threads at once. Callbacks such as `on_progress` run in that thread. A process that was forked starts a thread and
+connections of its own, so what it inherits, sandboxes too, works there as it did.
+
+Arguments, types and docstrings are those of the async methods, taken from there. A twin generated as text (unasync)
+would need a second transport, without cancellation: in httpx's sync client no timeout bounds a whole call.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
-
-from ash_mcp import client
-from ash_mcp._connection import OnProgress
-from ash_mcp._sync_sandbox import Files, Job, OutputStream, Sandbox
-from ash_mcp.client import Destroyed
-from ash_mcp.errors import LocalProtocolError
+from ash_mcp import client, files, jobs, sandbox
+from ash_mcp._blocking import BlockingHandle, LoopThread, direct, returning, waited
+from ash_mcp.results import Chunk, JobResult
 from ash_mcp.settings import ClientSettings
-from ash_mcp.types import Resources, SandboxInfo
+from ash_mcp.types import SandboxId, SandboxInfo, SessionName
 
 if TYPE_CHECKING:
     import httpx
 
 __all__ = ["Files", "Hive", "Job", "OutputStream", "Sandbox", "Spawned"]
 
-T = TypeVar("T")
+
+class Files(BlockingHandle[files.Files]):
+    """The files of one sandbox. Relative paths start at its workspace.
+
+    Errors are `FileError`s; `FileNotFound` and the like are also the built-in `FileNotFoundError` and the like.
+    """
+
+    read = waited(files.Files.read)
+    read_bytes = waited(files.Files.read_bytes)
+    write = waited(files.Files.write)
+    list = waited(files.Files.list)
+    stat = waited(files.Files.stat)
+    exists = waited(files.Files.exists)
+    mkdir = waited(files.Files.mkdir)
+    move = waited(files.Files.move)
+    remove = waited(files.Files.remove)
+    upload = waited(files.Files.upload)
+    download = waited(files.Files.download)
 
 
-class _Loop:
-    """An event loop in a thread, started at its first use."""
+class OutputStream(BlockingHandle[jobs.OutputStream]):
+    """The output of a command while it runs: an iterator of `Chunk`s; after its end `result` says how that was.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._portal: BlockingPortal | None = None
-        self._stack = contextlib.ExitStack()
-        self._closed = False
+    As a context manager it stops a command of its own when it is left early; so does Ctrl-C in a read.
+    """
 
-    def run(self, do: Callable[[], Awaitable[T]]) -> T:
-        """Run `do` in the loop and wait for it; Ctrl-C here cancels it there."""
-        future = self._open().start_task_soon(do)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def _open(self) -> BlockingPortal:
-        with self._lock:
-            if self._closed:
-                raise LocalProtocolError("this Hive is closed; make a new one")
-            if self._portal is None:
-                self._portal = self._stack.enter_context(start_blocking_portal())
-            return self._portal
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            self._portal = None
-            self._stack.close()
+    aclose = waited(jobs.OutputStream.aclose)
 
     @property
-    def is_open(self) -> bool:
-        return self._portal is not None
+    def result(self) -> JobResult:
+        """How the command ended; a `LocalProtocolError` before the iteration has."""
+        return self._inner.result
+
+    def __enter__(self) -> Self:
+        self._loop.run(self._inner.__aenter__)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.aclose()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Chunk:
+        chunk = self._loop.run(lambda: anext(self._inner, None))
+        if chunk is None:
+            raise StopIteration
+        return chunk
 
 
-class Hive:
-    """`ash_mcp.Hive` without `await`; see there for every argument."""
+class Job(BlockingHandle[jobs.Job]):
+    """A command that was started in the background. `for chunk in job` yields its output from the start."""
+
+    def __init__(self, loop: LoopThread, inner: jobs.Job) -> None:
+        super().__init__(loop, inner)
+        self.id = inner.id
+
+    read = waited(jobs.Job.read)
+    write = waited(jobs.Job.write)
+    signal = waited(jobs.Job.signal)
+    wait = waited(jobs.Job.wait)
+    stop = waited(jobs.Job.stop)
+    output = returning(OutputStream, direct(jobs.Job.output))
+
+    def __iter__(self) -> OutputStream:
+        return self.output()
+
+
+class Sandbox(BlockingHandle[sandbox.Sandbox]):
+    """One sandbox. `aclose()` drops the handle; `destroy()` ends the sandbox."""
+
+    def __init__(self, loop: LoopThread, inner: sandbox.Sandbox) -> None:
+        super().__init__(loop, inner)
+        self.files = Files(loop, inner.files)
+
+    @property
+    def info(self) -> SandboxInfo:
+        """What the hive reported last: at spawn, attach, extend or set_network."""
+        return self._inner.info
+
+    @property
+    def id(self) -> SandboxId:
+        return self._inner.id
+
+    @property
+    def session(self) -> SessionName:
+        """The name under which hosts see its tools."""
+        return self._inner.session
+
+    exec = waited(sandbox.Sandbox.exec)
+    stream = returning(OutputStream, direct(sandbox.Sandbox.stream))
+    background = returning(Job, waited(sandbox.Sandbox.background))
+    job = returning(Job, direct(sandbox.Sandbox.job))
+    jobs = waited(sandbox.Sandbox.jobs)
+    tools = waited(sandbox.Sandbox.tools)
+    call = waited(sandbox.Sandbox.call)
+    extend = waited(sandbox.Sandbox.extend)
+    set_network = waited(sandbox.Sandbox.set_network)
+    logs = waited(sandbox.Sandbox.logs)
+    destroy = waited(sandbox.Sandbox.destroy)
+    aclose = waited(sandbox.Sandbox.aclose)
+
+
+class Spawned(Sandbox):
+    """A sandbox that this code made: as a context manager it is destroyed at the end."""
+
+    def __init__(self, loop: LoopThread, spawning: client.Spawning) -> None:
+        super().__init__(loop, loop.run(spawning.__aenter__))
+        self._spawning = spawning
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.run(lambda: self._spawning.__aexit__(kind, error, trace))
+
+
+class Hive(BlockingHandle[client.Hive]):
+    """A hive of sandboxes; see `ash_mcp.Hive` for its arguments. `spawn` makes the sandbox at once."""
 
     def __init__(
         self,
@@ -86,11 +164,9 @@ class Hive:
         settings: ClientSettings | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._hive = client.Hive(
-            url, token, scope, timeout_seconds=timeout_seconds, settings=settings, transport=transport
-        )
-        self._loop = _Loop()
-        self.settings = self._hive.settings
+        hive = client.Hive(url, token, scope, timeout_seconds=timeout_seconds, settings=settings, transport=transport)
+        super().__init__(LoopThread(), hive)
+        self.settings = hive.settings
 
     def __enter__(self) -> Self:
         return self
@@ -103,85 +179,13 @@ class Hive:
     def aclose(self) -> None:
         """Close the connections and end the thread. Idempotent; sandboxes live on."""
         if self._loop.is_open:
-            self._loop.run(self._hive.aclose)
+            self._loop.run(self._inner.aclose)
         self._loop.close()
 
-    def spawn(
-        self,
-        recipe: str | Mapping[str, Any] | None = None,
-        *,
-        session: str | None = None,
-        image: str | None = None,
-        env: Mapping[str, str] | None = None,
-        secrets: Mapping[str, str] | None = None,
-        ports: Sequence[int] = (),
-        resources: Resources | Mapping[str, Any] | None = None,
-        node_selector: Mapping[str, str] | None = None,
-        runtime_class: str | None = None,
-        network: str | Sequence[str] | None = None,
-        ttl_seconds: float | None = None,
-        idle_seconds: float | None = None,
-        labels: Mapping[str, str] | None = None,
-        idempotency_key: str | None = None,
-        timeout_seconds: float | None = None,
-        on_progress: OnProgress | None = None,
-    ) -> Spawned:
-        """Make a sandbox, now; `with hive.spawn() as box:` destroys it at the end."""
-        spawning = self._hive.spawn(
-            recipe,
-            session=session,
-            image=image,
-            env=env,
-            secrets=secrets,
-            ports=ports,
-            resources=resources,
-            node_selector=node_selector,
-            runtime_class=runtime_class,
-            network=network,
-            ttl_seconds=ttl_seconds,
-            idle_seconds=idle_seconds,
-            labels=labels,
-            idempotency_key=idempotency_key,
-            timeout_seconds=timeout_seconds,
-            on_progress=on_progress,
-        )
-        return Spawned(self._loop.run, self._loop.run(spawning.__aenter__), spawning)
-
-    def attach(self, session: str) -> Sandbox:
-        """Return the handle of a sandbox that lives, by its session name or its id."""
-        return Sandbox(self._loop.run, self._loop.run(lambda: self._hive.attach(session)))
-
-    def list(self, *, labels: Mapping[str, str] | None = None, include_ended: bool = False) -> Sequence[SandboxInfo]:
-        """Return one's sandboxes, oldest first."""
-        return self._loop.run(lambda: self._hive.list(labels=labels, include_ended=include_ended))
-
-    def extend(self, session: str, seconds: float) -> SandboxInfo:
-        """Let a sandbox live for `seconds` from now."""
-        return self._loop.run(lambda: self._hive.extend(session, seconds))
-
-    def destroy(self, *sessions: str) -> Destroyed:
-        """End sandboxes by session name or id, and say which there were. Idempotent."""
-        return self._loop.run(lambda: self._hive.destroy(*sessions))
-
-    def destroy_all(self) -> Destroyed:
-        """End every sandbox that one has in this scope."""
-        return self._loop.run(self._hive.destroy_all)
-
-    def __repr__(self) -> str:
-        return repr(self._hive)
-
-
-class Spawned(Sandbox):
-    """A sandbox that this code made: as a context manager it is destroyed at the end."""
-
-    def __init__(self, run: Any, box: Any, spawning: client.Spawning) -> None:
-        super().__init__(run, box)
-        self._spawning = spawning
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._run(lambda: self._spawning.__aexit__(kind, error, trace))
+    spawn = returning(Spawned, direct(client.Hive.spawn))
+    attach = returning(Sandbox, waited(client.Hive.attach))
+    list = waited(client.Hive.list)
+    extend = waited(client.Hive.extend)
+    set_network = waited(client.Hive.set_network)
+    destroy = waited(client.Hive.destroy)
+    destroy_all = waited(client.Hive.destroy_all)

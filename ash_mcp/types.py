@@ -1,6 +1,6 @@
-"""The values that every part of Ash passes around: ids, states, what a sandbox is asked to be and what it is.
+"""The value types that every part of Ash shares: ids, states, sandbox specs and infos.
 
-All of them are frozen and hold no I/O. JSON shapes of them are in `wire.py`.
+All are frozen; none does I/O. Their JSON shapes are in `wire.py`.
 """
 
 from __future__ import annotations
@@ -8,16 +8,18 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, NewType
+from typing import Any, Final, NewType
 
 __all__ = [
     "DEFAULT_SCOPE",
     "EVERY_SCOPE",
+    "NO_LIMITS",
     "EndReason",
     "Endpoint",
     "Principal",
+    "PrincipalLimits",
     "RecipeName",
     "ResourceAmounts",
     "Resources",
@@ -52,7 +54,7 @@ EVERY_SCOPE = Scope("*")
 _SESSION_NAME = re.compile(r"[a-z][a-z0-9]{0,15}")
 _SCOPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-RESERVED_SESSION_NAMES = frozenset({"spawn", "destroy", "list", "call", "extend", "read", "ash"})
+RESERVED_SESSION_NAMES = frozenset({"spawn", "destroy", "list", "call", "extend", "network", "read", "ash"})
 """The hive's own tool names, up to their first underscore: a session of that name would hide them."""
 
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
@@ -65,17 +67,17 @@ def new_sandbox_id() -> SandboxId:
 
 
 def valid_session_name(name: str) -> bool:
-    """Say whether a caller may choose `name`: `[a-z][a-z0-9]*`, at most 16, not one of the hive's own."""
+    """Return whether `name` can be a session name: `[a-z][a-z0-9]*`, at most 16, not one of the hive's own."""
     return _SESSION_NAME.fullmatch(name) is not None and name not in RESERVED_SESSION_NAMES
 
 
 def valid_scope(name: str) -> bool:
-    """Say whether `name` can be the scope of a sandbox (`*` and the empty name are not)."""
+    """Return whether `name` can be the scope of a sandbox; `*` and the empty name cannot."""
     return _SCOPE.fullmatch(name) is not None
 
 
 class State(StrEnum):
-    """Where a sandbox is in its life; `ash_hub._state` has the table of steps."""
+    """The state of a sandbox; `ash_hub.lifecycle.decide` has the table of steps."""
 
     PENDING = "pending"
     STARTING = "starting"
@@ -105,6 +107,27 @@ class EndReason(StrEnum):
     """The backend no longer has it and cannot say why."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrincipalLimits:
+    """How much of a hive a principal may have at once. None: as the hive has it."""
+
+    sandboxes: int | None = None
+    """Living."""
+    starting: int | None = None
+    """Spawns that are not ready yet, those that wait for a start among them."""
+    waiting: int | None = None
+    """Spawns that wait for a start."""
+    calls: int | None = None
+    streams: int | None = None
+    sessions: int | None = None
+    """Of the handshake era."""
+    backchannels: int | None = None
+    """Streams on which a sandbox may ask a session something outside of any call."""
+
+
+NO_LIMITS: Final = PrincipalLimits()
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
     """Who makes a request, as admission found it."""
@@ -113,6 +136,12 @@ class Principal:
     """`local` on an unauthenticated loopback hive, otherwise the authenticated subject."""
     bound_scopes: frozenset[str] | None = None
     """The only scopes its key may use; None means all of them."""
+    limits: PrincipalLimits = NO_LIMITS
+    """By its key; they narrow the hive's own."""
+    spawn_policy: str = ""
+    """What it may ask for at most when it spawns, by its key, in JSON of the hub's own. Empty: as the hive has it."""
+    sandbox: SandboxId | None = None
+    """The only sandbox that it sees, whosever that is; it may spawn none. None: those that it owns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +150,34 @@ class Endpoint:
 
     unix: str | None = None
     host: str | None = None
+    """A name, or a literal address: an IPv6 one stands without brackets."""
     port: int | None = None
+    sandbox: SandboxId | None = None
+    """Who is to be there, since an address may be another's tomorrow. None: not a sandbox."""
+    proves: bool = True
+    """Whether a runner of ours listens there, which can prove that it is the sandbox. False: a server that cannot, so
+    that whoever has the address is believed."""
 
     def __post_init__(self) -> None:
         if (self.unix is None) == (self.host is None or self.port is None):
             raise ValueError("an endpoint is either a Unix socket path or a host with a port")
+
+    def of(self, sandbox_id: SandboxId) -> Endpoint:
+        """Return it as that of one sandbox."""
+        return replace(self, sandbox=sandbox_id)
+
+    @property
+    def must_prove(self) -> bool:
+        """Whether a new connection must begin with a proof. A Unix socket that the backend made needs none."""
+        return self.proves and self.sandbox is not None and self.unix is None
+
+    @property
+    def authority(self) -> str:
+        """What a `Host` header says there; behind a Unix socket there is no host, and it says `sandbox`."""
+        if self.host is None:
+            return "sandbox"
+        host = self.host.partition("%")[0]  # a zone means something on this machine only
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +200,12 @@ def _empty() -> Mapping[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSpec:
-    """What a backend is asked to make. It holds no secret and nothing of the caller's environment.
+    """The order to a backend for one sandbox. It holds nothing of the caller's environment, and one secret: `key`.
 
     The caller's environment and secrets arrive after start, through the runner's `/_ash/claim`.
     """
 
     id: SandboxId
-    generation: int = 1
-    """Counts the incarnations of one id; part of the audience of every call token."""
     recipe: str
     server: Mapping[str, Any]
     """How the runner starts the recipe's server: one of `{"python": "module:object"}`,
@@ -169,8 +219,13 @@ class SandboxSpec:
     runtime_class: str | None = None
     network: str | tuple[str, ...] = "none"
     """`none`, `internet`, or a tuple of domains."""
+    network_note: str = ""
+    """Which network it gets and why, where that is less than its recipe asks for; its tools say so."""
     public_key: str = ""
     """Base64 of the raw Ed25519 public key that verifies call tokens; empty means unchecked (tests only)."""
+    key: str = field(default="", repr=False)
+    """Base64 of the 32 bytes that the sandbox proves itself with on TCP: for the runner's `ASH_SANDBOX_KEY` there, and
+    for nothing else that runs inside. A sandbox that is reached by a Unix socket is not given it."""
     mounts: Mapping[str, str] = field(default_factory=_empty)
     """Host directories that the recipe needs readable inside, as sandbox path -> host path (a recipe's own folder)."""
     labels: Mapping[str, str] = field(default_factory=_empty)
@@ -193,7 +248,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxInfo:
-    """What its owner may know of one sandbox. Times are seconds since the epoch, UTC."""
+    """One sandbox as its owner sees it. Times are seconds since the epoch, UTC."""
 
     id: SandboxId
     session: SessionName
@@ -213,5 +268,7 @@ class SandboxInfo:
     message: str | None = None
     """A sentence to go with the reason, for a person or a model."""
     labels: Mapping[str, str] = field(default_factory=_empty)
+    network: str | tuple[str, ...] = "none"
+    """What it may reach now: `none`, `internet`, or a tuple of domains."""
     warnings: tuple[str, ...] = ()
     """What this host could not enforce for it."""

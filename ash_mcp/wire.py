@@ -1,4 +1,4 @@
-"""What Ash says on the wire: header names, paths, JSON shapes and the table of error codes. Pure.
+"""The wire format: header names, paths, JSON shapes and the table of error codes. Pure.
 
 `failure_to_json` and `failure_from_json` are each other's inverse; so are `info_to_json` and `info_from_json`.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from ash_mcp import errors
@@ -21,6 +21,7 @@ __all__ = [
     "HEADER_NONCE",
     "HEADER_ORIGIN",
     "HEADER_SCOPE",
+    "HEADER_SEED_ROUTER",
     "HEADER_TOKEN",
     "HEALTH_PATH",
     "MCP_PATH",
@@ -28,6 +29,7 @@ __all__ = [
     "ORIGINAL_NAME_META_KEY",
     "ORIGIN_HUB",
     "ORIGIN_SANDBOX",
+    "PROOF_PATH",
     "RUNNER_TOOL_PREFIX",
     "failure_from_json",
     "failure_to_json",
@@ -35,6 +37,7 @@ __all__ = [
     "info_from_json",
     "info_to_json",
     "jsonrpc_code",
+    "network_text",
     "tool_failure",
 ]
 
@@ -49,6 +52,8 @@ HEADER_ORIGIN = "ash-origin"
 """On every response of the hive: who made its body, `hub` or `sandbox`. Dropped from what a sandbox sends."""
 HEADER_NONCE = "ash-nonce"
 """On a relayed response: what a failure that the hub appends to the begun stream repeats in its `_meta`."""
+HEADER_SEED_ROUTER = "ash-seed-router"
+"""On requests of a router for the seed's routes. A hive refuses them: they are meant for servers that are not ours."""
 HEADER_TOKEN = "ash-token"
 """From hub to sandbox: the call token."""
 
@@ -67,6 +72,7 @@ RUNNER_TOOL_PREFIX = "ash_"
 HEALTH_PATH = "/_ash/health"
 CLAIM_PATH = "/_ash/claim"
 FILES_PATH = "/_ash/files"
+PROOF_PATH = "/_ash/proof"
 
 
 def _classes(base: type[AshError]) -> Iterator[type[AshError]]:
@@ -134,7 +140,10 @@ def failure_to_json(error: AshError) -> dict[str, Any]:
 
 
 def failure_from_json(shape: Any) -> AshError:
-    """Rebuild a failure; an unknown kind becomes a plain `AshError` that keeps its words."""
+    """Rebuild a failure; an unknown kind becomes a plain `AshError` with the same message.
+
+    Whether it is trainable follows from its kind, whatever `shape` says.
+    """
     if not isinstance(shape, Mapping):
         return errors.RemoteProtocolError("the hive's failure is not a JSON object")
     fields = cast("Mapping[str, Any]", shape)
@@ -146,7 +155,6 @@ def failure_from_json(shape: Any) -> AshError:
     return cls(
         str(fields.get("message", "")),
         retryable=fields.get("retryable") is True,
-        trainable=fields.get("trainable") is True,
         **data,
     )
 
@@ -187,8 +195,18 @@ def info_to_json(info: SandboxInfo, *, now: float) -> dict[str, Any]:
         "reason": info.reason.value if info.reason is not None else None,
         "message": info.message,
         "labels": dict(info.labels),
+        "network": info.network if isinstance(info.network, str) else list(info.network),
         "warnings": list(info.warnings),
     }
+
+
+def network_text(network: str | Sequence[str]) -> str:
+    """Return a network policy as people read it: its word, or its entries with commas."""
+    return network if isinstance(network, str) else ", ".join(network) or "none"
+
+
+def _read_network(found: Any) -> str | tuple[str, ...]:
+    return found if isinstance(found, str) else tuple(str(entry) for entry in found)
 
 
 def info_from_json(shape: Mapping[str, Any]) -> SandboxInfo:
@@ -214,6 +232,7 @@ def info_from_json(shape: Mapping[str, Any]) -> SandboxInfo:
             reason=EndReason(reason) if reason is not None else None,
             message=shape.get("message"),
             labels=dict(shape.get("labels") or {}),
+            network=_read_network(shape.get("network", "none")),
             warnings=tuple(shape.get("warnings") or ()),
         )
     except (KeyError, ValueError, TypeError) as exc:

@@ -25,13 +25,13 @@ async def main() -> None:
     ) as server:
         agent = Agent(name="tinkerer", instructions="Work in a sandbox.", mcp_servers=[server])
         spawned = await server.call_tool("spawn", {"recipe": "general"})
-        name = spawned.structuredContent["session"]
+        name = spawned.structured_content["session"]
 
         tools = [tool.name for tool in await server.list_tools()]
         print(f"{name} brought {sum(tool.startswith(f'{name}_') for tool in tools)} tools to {agent.name}")
         command = {"command": "echo hello from $(uname -s)"}
         done = await server.call_tool(f"{name}_terminal-controller_execute_command", command)
-        print(done.structuredContent["stdout"], end="")
+        print(done.structured_content["stdout"], end="")
 
         await server.call_tool("destroy", {"session": name})
         print(f"{name} is gone")

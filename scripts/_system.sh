@@ -24,6 +24,7 @@ can_be_root() { [ "$EUID" = 0 ] || command -v sudo >/dev/null; }
 find_missing_commands() {
   command -v bwrap >/dev/null || missing+=(bubblewrap)
   [ "$level" = run ] || command -v redis-server >/dev/null || missing+=(redis-server)
+  [ "$level" = run ] || command -v openssl >/dev/null || missing+=(openssl)
 }
 
 # True when find_missing_commands would find nothing and namespaces are allowed; costs next to nothing.

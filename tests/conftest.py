@@ -7,9 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.hive_process import running_hive
 from tests.redis_server import RedisServer, running_redis
+
+pytest_plugins = ["tests.reporting"]
+# deadlines and the time that inputs take measure the machine
+settings.register_profile("ash", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ash")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the folders whose files take longest, so that several workers end at the same time."""
+    slow = [Path(__file__).parent / name for name in ("system", "recipes", "examples")]
+    items.sort(key=lambda item: not any(folder in item.path.parents for folder in slow))
 
 
 @pytest.fixture(scope="session")
@@ -36,9 +48,9 @@ def node_bin() -> Path:
 
 
 @pytest.fixture(scope="session")
-def clients_python() -> str:
-    """A Python that has the agent frameworks."""
-    python = os.environ.get("ASH_TEST_CLIENTS_PYTHON")
-    if not python:
-        pytest.skip("ASH_TEST_CLIENTS_PYTHON names no Python with the agent frameworks")
-    return python
+def clients() -> Path:
+    """Where each agent framework has a virtual environment of its own."""
+    folder = os.environ.get("ASH_TEST_CLIENTS")
+    if not folder:
+        pytest.skip("ASH_TEST_CLIENTS names no folder with the agent frameworks")
+    return Path(folder)

@@ -15,9 +15,9 @@ from typing import Final
 
 import anyio
 
-from ash_mcp.background import HiveFiles, UserHive
+from ash_mcp.bridge.background import HiveFiles, UserHive
 
-__all__ = ["ASH", "BRIDGE", "running_hive"]
+__all__ = ["ASH", "BRIDGE", "hive_in", "running_hive"]
 
 ASH: Final[tuple[str, ...]] = (sys.executable, "-m", "ash_mcp.cli")
 BRIDGE: Final[tuple[str, ...]] = (*ASH, "up", "--stdio")
@@ -33,22 +33,29 @@ def running_hive() -> Generator[str]:
         yield url
         return
     home = Path(tempfile.mkdtemp(prefix="ash-", dir="/tmp"))  # a socket's path must be short
+    try:
+        with hive_in(home) as (url, _):
+            yield url
+    finally:
+        shutil.rmtree(home)
+
+
+@contextmanager
+def hive_in(home: Path) -> Generator[tuple[str, int]]:
+    """Serve a hive whose files are all below `home`, its state in `home/state`, and give its URL and process id."""
     files = HiveFiles(home / "run", home / "log")
     environ = {**os.environ, "ASH_HUB_STATE_DIR": str(home / "state"), "ASH_HUB_RUN_DIR": str(files.run_dir)}
     log = home / "output"
-    try:
-        with (
-            log.open("wb") as output,
-            subprocess.Popen(
-                (*ASH, "up", "--port", "0"), env=environ, stdout=output, stderr=output, stdin=subprocess.DEVNULL
-            ) as hive,
-        ):
-            try:
-                yield _wait_until_up(hive, UserHive(files=files), log)
-            finally:
-                _stop(hive)
-    finally:
-        shutil.rmtree(home)
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            (*ASH, "up", "--port", "0"), env=environ, stdout=output, stderr=output, stdin=subprocess.DEVNULL
+        ) as hive,
+    ):
+        try:
+            yield _wait_until_up(hive, UserHive(files=files), log), hive.pid
+        finally:
+            _stop(hive)
 
 
 def _wait_until_up(hive: subprocess.Popen[bytes], announced: UserHive, log: Path) -> str:

@@ -1,4 +1,4 @@
-"""This user's hive: found where it said it is, or started in the background, where it ends itself when idle."""
+"""This user's hive: found by its announced URL, or started in the background; there it exits when idle."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import anyio
 
 from ash_mcp._protocol import parse_message
+from ash_mcp.bridge.hive_http import load_httpx
 from ash_mcp.errors import AshTimeout, ConfigError, ConnectFailed
 from ash_mcp.paths import HIVE_FILE, default_run_dir, default_state_dir
 from ash_mcp.wire import HEADER_ORIGIN, ORIGIN_HUB
@@ -31,19 +32,19 @@ _PROBE_SECONDS: Final = 3.0
 _POLL_SECONDS: Final = 0.05
 _LOG_TAIL_BYTES: Final = 2000
 _DETACH: Final = '"$@" </dev/null >>"$0" 2>&1 & echo $!'
-"""The shell leaves at once, so that the hive is nobody's child and outlives whoever asked for it."""
+"""The shell exits at once, so that the hive is reparented and outlives the process that started it."""
 
 
 @dataclass(frozen=True, slots=True)
 class HiveFiles:
-    """Where this user's hive has its files."""
+    """The run directory and the log directory of this user's hive."""
 
     run_dir: Path
     log_dir: Path
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> HiveFiles:
-        """Look where a hive with this environment would put them."""
+        """Return the directories that a hive with this environment would use."""
         env = os.environ if environ is None else environ
         state_dir = Path(env.get("ASH_HUB_STATE_DIR") or default_state_dir(env))
         return cls(
@@ -77,7 +78,7 @@ class UserHive:
 
     async def find(self) -> str | None:
         """Return the URL of the hive that serves now, or None."""
-        url = _announced(self.files.run_dir)
+        url = _announced_url(self.files.run_dir)
         return url if url is not None and await _answers(url) else None
 
     async def find_or_start(self) -> str:
@@ -93,7 +94,7 @@ class UserHive:
         if found is not None:
             return found
         with anyio.move_on_after(self.start_seconds):
-            async with _alone(self.files.run_dir / "start.lock"):
+            async with _locked(self.files.run_dir / "start.lock"):
                 return await self.find() or await self._start()
         raise AshTimeout(f"the hive did not start within {self.start_seconds:g} s. {self._log_hint()}", retryable=True)
 
@@ -139,8 +140,8 @@ class UserHive:
         return f"Run `ash doctor`, or `ash up` in a terminal, to see why. {said}"
 
 
-def _announced(run_dir: Path) -> str | None:
-    """Return the URL that a living hive of this user has written down."""
+def _announced_url(run_dir: Path) -> str | None:
+    """Return the URL in the run directory if the hive that wrote it still runs, else None."""
     try:
         if not _is_private(run_dir):
             return None
@@ -158,6 +159,7 @@ def _announced(run_dir: Path) -> str | None:
 
 
 async def _answers(url: str) -> bool:
+    await load_httpx()
     import httpx
 
     health = urlsplit(url)._replace(path="/healthz", query="").geturl()
@@ -190,8 +192,8 @@ def _make_private(directory: Path) -> None:
 
 
 @asynccontextmanager
-async def _alone(lock_file: Path) -> AsyncGenerator[None]:
-    """Hold a lock between processes; it falls with the one that holds it."""
+async def _locked(lock_file: Path) -> AsyncGenerator[None]:
+    """Hold a file lock between processes; the kernel releases it when its holder dies."""
     descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         while True:

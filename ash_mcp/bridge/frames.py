@@ -1,6 +1,6 @@
-"""JSON-RPC messages as the bridge passes them on: what kind, of which era, with which headers. Pure, no I/O.
+"""JSON-RPC messages of the bridge: their kind, their era, their HTTP headers. Pure, no I/O.
 
-A message keeps its bytes; only what decides its way is looked at.
+A message is forwarded byte for byte; only the fields that route it are parsed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,20 @@ from ash_mcp._protocol import META_VERSION, as_object, header_value
 from ash_mcp.errors import AshError
 from ash_mcp.wire import failure_to_json, jsonrpc_code
 
-__all__ = ["BadFrame", "Frame", "RequestId", "answer_to", "error_line", "notification_line", "one_line", "read_frame"]
+__all__ = [
+    "BadFrame",
+    "Frame",
+    "RequestId",
+    "answer_to",
+    "error_line",
+    "notification_line",
+    "one_line",
+    "read_frame",
+    "result_line",
+]
 
 RequestId = str | int
+META_SUBSCRIPTION: Final = "io.modelcontextprotocol/subscriptionId"
 
 _NAMED_BY: Final = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 _INVALID_PARAMS: Final = -32602
@@ -119,5 +130,14 @@ def error_line(request_id: RequestId | None, error: AshError) -> bytes:
     return json.dumps({"jsonrpc": "2.0", "id": request_id, "error": shape}).encode()
 
 
-def notification_line(method: str) -> bytes:
-    return json.dumps({"jsonrpc": "2.0", "method": method}).encode()
+def result_line(request_id: RequestId | None, result: Mapping[str, Any]) -> bytes:
+    return json.dumps({"jsonrpc": "2.0", "id": request_id, "result": result}).encode()
+
+
+def notification_line(
+    method: str, subscription: RequestId | None = None, params: Mapping[str, Any] | None = None
+) -> bytes:
+    """Return a notification; `subscription` is the id of the stateless era's request for such."""
+    meta = {} if subscription is None else {"_meta": {META_SUBSCRIPTION: subscription}}
+    told = {**(params or {}), **meta}
+    return json.dumps({"jsonrpc": "2.0", "method": method, **({"params": told} if told else {})}).encode()

@@ -1,8 +1,9 @@
-"""Streamable HTTP as the bridge speaks it: messages out, whatever comes back handed on as it comes."""
+"""The bridge's streamable HTTP client: sends messages and hands on each answer as it arrives."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from ash_mcp.wire import HEADER_SCOPE
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["HiveHttp", "Reply"]
+__all__ = ["HiveHttp", "Reply", "load_httpx"]
 
 Taker = Callable[[bytes, Mapping[str, Any]], Awaitable[bool]]
-"""Gets a message and its bytes; True says that no more is wanted."""
+"""Called with each message's bytes and the message; returns True to stop reading."""
 
 _KEEPALIVE_SECONDS: Final = 4.0
 """An idle connection is let go before the hive may close it under a request."""
@@ -31,7 +32,7 @@ _SENT_EVENT: Final = "http11.send_request_body.complete"
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer of which the head has come."""
+    """A response of which the head has been read."""
 
     head: Head
     session_id: str | None
@@ -97,25 +98,29 @@ async def _each_piece(response: httpx.Response, take: Callable[[bytes], Awaitabl
         raise fault
 
 
+async def load_httpx() -> None:
+    """Import httpx in a thread: that takes longer than a host may wait for its first answer."""
+    await anyio.to_thread.run_sync(importlib.import_module, "httpx")
+
+
 class HiveHttp:
-    """One pool of connections to a hive, wherever it is at the moment."""
+    """One pool of connections to a hive, whose URL may change between calls."""
 
     def __init__(self, settings: ClientSettings, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        import httpx
-
+        self._settings = settings
+        self._transport = transport
         self._max_bytes = settings.max_reply_bytes
-        self._client = httpx.AsyncClient(
-            transport=transport,
-            verify=settings.url.startswith("https:"),
-            trust_env=not settings.is_loopback,
-            timeout=httpx.Timeout(None, connect=settings.connect_timeout_seconds),
-            limits=httpx.Limits(keepalive_expiry=_KEEPALIVE_SECONDS),
-            headers=_standing_headers(settings),
-            follow_redirects=False,
-        )
+        self._made: httpx.AsyncClient | None = None
+
+    async def _client(self) -> httpx.AsyncClient:
+        await load_httpx()
+        if self._made is None:
+            self._made = _new_client(self._settings, self._transport)
+        return self._made
 
     async def aclose(self) -> None:
-        await self._client.aclose()
+        if self._made is not None:
+            await self._made.aclose()
 
     @asynccontextmanager
     async def post(
@@ -136,27 +141,44 @@ class HiveHttp:
                 on_sent()
 
         posting = {"content-type": "application/json", "accept": "application/json, text/event-stream", **headers}
+        client = await self._client()
         async with (
             _translated(url),
-            self._client.stream("POST", url, content=body, headers=posting, extensions={"trace": trace}) as response,
+            client.stream("POST", url, content=body, headers=posting, extensions={"trace": trace}) as response,
         ):
             yield self._reply(response)
 
     @asynccontextmanager
     async def listen(self, url: str, headers: Mapping[str, str]) -> AsyncGenerator[Reply]:
-        """Open the stream of what the server says unasked; raises as `post`."""
+        """Open the stream of server-initiated messages (GET); raises as `post`."""
         listening = {"accept": "text/event-stream", **headers}
-        async with _translated(url), self._client.stream("GET", url, headers=listening) as response:
+        client = await self._client()
+        async with _translated(url), client.stream("GET", url, headers=listening) as response:
             yield self._reply(response)
 
     async def delete(self, url: str, headers: Mapping[str, str]) -> None:
         """End a session; raises as `post`."""
+        client = await self._client()
         async with _translated(url):
-            await self._client.delete(url, headers=dict(headers))
+            await client.delete(url, headers=dict(headers))
 
     def _reply(self, response: httpx.Response) -> Reply:
         head = Head.of(response.status_code, response.headers)
         return Reply(head, response.headers.get("mcp-session-id"), response, self._max_bytes)
+
+
+def _new_client(settings: ClientSettings, transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+    import httpx
+
+    return httpx.AsyncClient(
+        transport=transport,
+        verify=settings.url.startswith("https:"),
+        trust_env=not settings.is_loopback,
+        timeout=httpx.Timeout(None, connect=settings.connect_timeout_seconds),
+        limits=httpx.Limits(keepalive_expiry=_KEEPALIVE_SECONDS),
+        headers=_standing_headers(settings),
+        follow_redirects=False,
+    )
 
 
 def _standing_headers(settings: ClientSettings) -> dict[str, str]:

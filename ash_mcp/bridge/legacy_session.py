@@ -1,4 +1,4 @@
-"""The handshake-era session between a bridge and the hive, opened again when the hive has lost it."""
+"""The handshake-era session of a bridge with the hive, opened once there is one, and again when it was lost."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, Final
 import anyio
 from anyio.abc import TaskGroup
 
-from ash_mcp._frames import Frame, notification_line, one_line
-from ash_mcp._hive_http import HiveHttp
 from ash_mcp._protocol import as_object
+from ash_mcp.bridge.frames import Frame, notification_line, one_line
+from ash_mcp.bridge.hive_http import HiveHttp
 from ash_mcp.errors import AshError, AshTimeout, RemoteProtocolError
 
 __all__ = ["LegacySession", "SessionLost"]
@@ -20,9 +20,9 @@ __all__ = ["LegacySession", "SessionLost"]
 _LISTEN_DELAYS: Final = (0.0, 1.0, 2.0, 4.0, 8.0)
 _LISTEN_OPEN_SECONDS: Final = 2.0
 _STEADY_SECONDS: Final = 30.0
-"""A stream that held so long does not count as a failed try."""
-_REOPEN_ID: Final = "ash-bridge-initialize"
-_REOPEN_SECONDS: Final = 30.0
+"""A stream that lasted this long does not count as a failed attempt."""
+_OPEN_ID: Final = "ash-bridge-initialize"
+_OPEN_SECONDS: Final = 30.0
 
 
 class SessionLost(Exception):
@@ -30,11 +30,11 @@ class SessionLost(Exception):
 
 
 class LegacySession:
-    """What the host agreed with the hive, so that the bridge can agree it again.
+    """One session with the hive, and the host's `initialize`, with which it is opened.
 
     Args:
-        send: Takes lines for the host.
-        streams: Runs the stream of what the server says unasked.
+        send: Sends a line to the host.
+        streams: Runs the stream of server-initiated messages.
     """
 
     def __init__(self, http: HiveHttp, send: Callable[[bytes], Awaitable[None]], streams: TaskGroup) -> None:
@@ -47,8 +47,8 @@ class LegacySession:
         self._url: str | None = None
         self._version: str | None = None
         self._listening = anyio.CancelScope()
-        self.lock = anyio.Lock()
-        """Held while a session is being opened; whoever needs one waits for it."""
+        self._lock = anyio.Lock()
+        """Held while a session is being opened."""
 
     @property
     def url(self) -> str | None:
@@ -57,34 +57,33 @@ class LegacySession:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What goes with every message of the session; empty without one."""
+        """The headers of every message of the session; empty without one."""
         if self._id is None:
             return {}
         version = {"mcp-protocol-version": self._version} if self._version is not None else {}
         return {"mcp-session-id": self._id, **version}
 
-    def opened(self, opening: Frame, url: str, session_id: str | None, answer: Mapping[str, Any]) -> None:
-        """Note the session that the host's own `initialize` has opened."""
-        version = (as_object(answer.get("result")) or {}).get("protocolVersion")
-        self._opening, self._url, self._id = opening, url, session_id
-        self._version = version if isinstance(version, str) else None
+    def begin(self, opening: Frame) -> None:
+        """Take a host's `initialize`; what was open until then is left to the hive."""
+        self._opening, self._initialized, self._id, self._url = opening, False, None, None
+        self._listening.cancel()
 
     def forget(self, session_id: str) -> None:
-        """Note that the hive has lost a session."""
+        """Drop a session that the hive has lost."""
         if self._id == session_id:
             self._id = None
             self._listening.cancel()
 
     async def ensure(self, url: str) -> dict[str, str]:
-        """Return the headers of a session at `url`, opening it again if it was lost.
+        """Return the headers of a session at `url`, opening it if it is not; empty if the host has begun none.
 
         Raises:
-            AshError: It cannot be opened again.
+            AshError: It cannot be opened.
         """
-        async with self.lock:
+        async with self._lock:
             if self._opening is not None and (self._id is None or self._url != url):
                 self._listening.cancel()
-                await self._reopen(self._opening, url)
+                await self._open(self._opening, url)
             return self.headers
 
     async def note_initialized(self) -> None:
@@ -99,7 +98,7 @@ class LegacySession:
                 await opened.wait()
 
     async def post(self, line: bytes) -> None:
-        """Pass on a message that has no answer. Nobody waits for it: where the session is lost, so is the message."""
+        """Forward a message that has no answer; it is dropped where the session is lost."""
         if self._id is None or self._url is None:
             return
         async with self._http.post(self._url, line, self.headers) as reply:
@@ -111,34 +110,41 @@ class LegacySession:
         if self._id is not None and self._url is not None:
             await self._http.delete(self._url, self.headers)
 
-    async def _reopen(self, opening: Frame, url: str) -> None:
+    async def _open(self, opening: Frame, url: str) -> None:
         body = json.dumps(
-            {"jsonrpc": "2.0", "id": _REOPEN_ID, "method": "initialize", "params": dict(opening.params)}
+            {"jsonrpc": "2.0", "id": _OPEN_ID, "method": "initialize", "params": dict(opening.params)}
         ).encode()
+        again = self._url is not None
         found: list[Mapping[str, Any]] = []
 
         async def take(_: bytes, message: Mapping[str, Any]) -> bool:
-            if message.get("id") == _REOPEN_ID:
+            if message.get("id") == _OPEN_ID:
                 found.append(message)
             return bool(found)
 
-        with anyio.move_on_after(_REOPEN_SECONDS) as bound:
+        with anyio.move_on_after(_OPEN_SECONDS) as bound:
             async with self._http.post(url, body, {}) as reply:
                 await reply.read(take)
                 session_id = reply.session_id
             if not found or "result" not in found[0]:
-                raise RemoteProtocolError("the hive did not open the session again that it had lost; reconnect")
-            self.opened(opening, url, session_id, found[0])
+                raise RemoteProtocolError("the hive did not open a session; connect again")
+            self._opened(url, session_id, found[0])
         if bound.cancelled_caught:
-            raise AshTimeout(f"the hive did not open the session again within {_REOPEN_SECONDS:g} s", retryable=True)
+            raise AshTimeout(f"the hive did not open a session within {_OPEN_SECONDS:g} s", retryable=True)
         if self._initialized:
             await self.note_initialized()
-            await self._send(notification_line("notifications/tools/list_changed"))
+            if again:
+                await self._send(notification_line("notifications/tools/list_changed"))
+
+    def _opened(self, url: str, session_id: str | None, answer: Mapping[str, Any]) -> None:
+        version = (as_object(answer.get("result")) or {}).get("protocolVersion")
+        self._url, self._id = url, session_id
+        self._version = version if isinstance(version, str) else None
 
     async def _listen(
         self, scope: anyio.CancelScope, url: str, headers: Mapping[str, str], opened: anyio.Event
     ) -> None:
-        """Hand on what the server says unasked, coming back when the stream breaks, until the session is lost."""
+        """Forward server-initiated messages, reconnecting when the stream breaks, until the session is lost."""
 
         async def take(raw: bytes, message: Mapping[str, Any]) -> bool:
             del message

@@ -36,7 +36,7 @@ class LineReader:
         """Yield each line that is not blank, without its end; the last one may lack a line break.
 
         Raises:
-            StdinTooLong: As its name says.
+            StdinTooLong: A line is longer than the bound.
         """
         buffer = bytearray()
         scanned = 0
@@ -72,7 +72,7 @@ class LineWriter:
         self._inlet, self._outlet = anyio.create_memory_object_stream[bytes](0)
 
     async def send(self, line: bytes) -> None:
-        """Hand over one line; waits while the other end does not read, and does nothing once it has gone."""
+        """Queue one line; waits while the other end does not read, and drops the line once that is closed."""
         with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
             await self._inlet.send(line)
 
@@ -98,7 +98,7 @@ class LineWriter:
 
 @dataclass(frozen=True, slots=True)
 class StdioLines:
-    """Both directions."""
+    """The two directions of stdio."""
 
     reader: LineReader
     writer: LineWriter
@@ -137,7 +137,7 @@ def _taken(descriptor: int, null_flags: int | None) -> Generator[int]:
 
 @contextmanager
 def _unblocked(descriptor: int) -> Generator[None]:
-    """Keep a host that does not read from stopping everything; a terminal is shared with others and stays as it is."""
+    """Make a pipe non-blocking, so that a host that does not read blocks no other task; terminals and files stay."""
     shared = os.isatty(descriptor) or stat.S_ISREG(os.fstat(descriptor).st_mode)
     if shared or not os.get_blocking(descriptor):
         yield

@@ -1,9 +1,10 @@
 """`ash up --stdio`: MCP on stdin and stdout for a hive that speaks streamable HTTP.
 
-The bridge joins this user's hive, or starts one in the background, and passes messages on without knowing what they
-mean, so that every call takes the one way through the hive. It speaks both eras, message by message: a request with
-the envelope of the stateless era is one POST, and closing its stream cancels it; all others belong to the session
-that `initialize` opened. A hive that has gone is looked for, or started, again at the next request.
+The bridge joins this user's hive, or starts one in the background, and forwards messages unread, so that every call
+takes the same path through the hive. Hosts are greeted before there is one, and shown what every hive has where it
+does not come at once; all else waits for it. The bridge speaks both eras, message by message: a
+request with the envelope of the stateless era is one POST, and closing its stream cancels it; all others belong to the
+session that `initialize` begins. A hive that has ended is looked for, or started, again at the next request.
 """
 
 from __future__ import annotations
@@ -18,29 +19,34 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 from anyio.abc import TaskGroup
 
-from ash_mcp._frames import BadFrame, Frame, RequestId, answer_to, error_line, one_line, read_frame
-from ash_mcp._hive_http import HiveHttp, Reply
-from ash_mcp._legacy_session import LegacySession, SessionLost
-from ash_mcp._stdio import StdinTooLong, stdio_lines
-from ash_mcp.background import UserHive
+from ash_mcp.bridge.background import UserHive
+from ash_mcp.bridge.frames import BadFrame, Frame, RequestId, answer_to, error_line, one_line, read_frame, result_line
+from ash_mcp.bridge.hive_face import HiveFace
+from ash_mcp.bridge.hive_http import HiveHttp, Reply
+from ash_mcp.bridge.legacy_session import LegacySession, SessionLost
+from ash_mcp.bridge.list_answers import ListAnswers
+from ash_mcp.bridge.stdio import StdinTooLong, stdio_lines
 from ash_mcp.errors import AshError, ConnectFailed, RemoteProtocolError, StreamBroken
 from ash_mcp.settings import ClientSettings
+from ash_mcp.wire import MODERN_VERSION
 
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Bridge", "Whereabouts", "run_bridge"]
+__all__ = ["Bridge", "HiveLocator", "run_bridge"]
 
 FindHive = Callable[[], Awaitable[str]]
 """Returns the URL of a hive that serves now, or raises an `AshError` that says why there is none."""
 
+_LISTEN: Final = "subscriptions/listen"
 _DRAIN_SECONDS: Final = 10.0
-"""How long answers are waited for after stdin has ended; a host that does not want them sends SIGTERM."""
+"""How long to wait for answers after stdin has ended; a host that does not want them sends SIGTERM."""
 _CLOSE_SECONDS: Final = 2.0
 _TAIL_SECONDS: Final = 0.5
 """How long a stream may go on after its answer; read to its end, its connection can be used again."""
-_SENT_SECONDS: Final = 1.0
 _NOTIFICATION_SECONDS: Final = 10.0
+_LIST_SECONDS: Final = 0.1
+"""Enough for a hive that runs; some hosts begin without the tools of a server that takes a second."""
 
 
 async def run_bridge(*, url: str | None = None, find: FindHive | None = None) -> None:
@@ -60,7 +66,7 @@ async def run_bridge(*, url: str | None = None, find: FindHive | None = None) ->
     async with stdio_lines() as stdio, anyio.create_task_group() as group:
         group.start_soon(_end_on_signal, group.cancel_scope)
         group.start_soon(_run_then_end, stdio.writer.run, group.cancel_scope)
-        await Bridge(settings, Whereabouts(find), stdio.writer.send).run(stdio.reader)
+        await Bridge(settings, HiveLocator(find), stdio.writer.send).run(stdio.reader)
         stdio.writer.close()
         group.cancel_scope.deadline = anyio.current_time() + _CLOSE_SECONDS
 
@@ -84,21 +90,32 @@ async def _run_then_end(work: Callable[[], Awaitable[None]], scope: anyio.Cancel
     scope.cancel()
 
 
-def _say(words: str) -> None:
-    """Tell the person behind the host; hosts show or keep what their servers write to stderr."""
-    sys.stderr.write(f"ash: {words}\n")
+def _log(message: str) -> None:
+    """Write a message for the user to stderr, which hosts show or log."""
+    sys.stderr.write(f"ash: {message}\n")
     sys.stderr.flush()
 
 
-class Whereabouts:
-    """Where the hive is, looked up once and again after it was lost."""
+class HiveLocator:
+    """The URL of the hive, looked up once, and again after it was lost."""
 
     def __init__(self, find: FindHive) -> None:
+        self.has_answered = False
+        """Whether the hive that was found has answered a request."""
         self._find = find
         self._url: str | None = None
+        self._found = anyio.Event()
         self._lock = anyio.Lock()
         self._round = 0
         self._failure: AshError | None = None
+
+    async def found(self) -> None:
+        """Wait until the hive's URL is known; looks for nothing."""
+        await self._found.wait()
+
+    def answered(self) -> None:
+        """Note that the hive serves."""
+        self.has_answered = True
 
     async def get(self) -> str:
         """Return the hive's URL; those who wait for the same look-up share its outcome.
@@ -116,25 +133,28 @@ class Whereabouts:
                 raise self._failure
             try:
                 self._url, self._failure = await self._find(), None
+                self._found.set()
             except AshError as error:
                 self._failure = error
-                _say(error.message)
+                _log(error.message)
                 raise
             finally:
                 self._round += 1
             return self._url
 
     def lost(self, url: str) -> None:
-        """Note that nothing answers at `url`."""
+        """Forget `url`: nothing answers there."""
         if self._url == url:
-            self._url = None
+            self._url, self._found, self.has_answered = None, anyio.Event(), False
 
 
 @dataclass(slots=True)
 class _Call:
-    """A request of the host's that is not answered yet."""
+    """A request of the host that has no answer yet."""
 
     frame: Frame
+    send: Callable[[bytes], Awaitable[None]]
+    """Takes the hive's messages."""
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     sent: anyio.Event = field(default_factory=anyio.Event)
     cancelled: bool = False
@@ -146,49 +166,56 @@ class Bridge:
 
     Args:
         settings: Token, scope and bounds; its URL says only whether TLS and proxies matter.
-        where: Says where the hive is.
-        send: Takes lines for the host.
+        where: Finds the hive.
+        send: Sends a line to the host.
         transport: Takes the place of the network, in tests.
+        list_seconds: How long a list waits for a hive that has not answered yet.
     """
 
     def __init__(
         self,
         settings: ClientSettings,
-        where: Whereabouts,
+        where: HiveLocator,
         send: Callable[[bytes], Awaitable[None]],
         transport: httpx.AsyncBaseTransport | None = None,
+        *,
+        list_seconds: float = _LIST_SECONDS,
     ) -> None:
         self._http = HiveHttp(settings, transport)
         self._where = where
         self._send = send
+        self._face = HiveFace.load()
+        self._list_seconds = list_seconds
         self._calls: dict[RequestId, _Call] = {}
 
     async def run(self, lines: AsyncIterable[bytes]) -> None:
         """Serve until `lines` end and what they asked is answered (bounded), then end the session with the hive."""
-        async with anyio.create_task_group() as streams:
-            self._session = LegacySession(self._http, self._send, streams)
-            try:
+        try:
+            async with anyio.create_task_group() as streams:
+                self._streams = streams
+                self._session = LegacySession(self._http, self._send, streams)
+                self._lists = ListAnswers(self._ask, self._where.found, self._send, streams, self._list_seconds)
                 with anyio.CancelScope() as draining:
                     async with anyio.create_task_group() as calls:
-                        streams.start_soon(self._look_ahead)
+                        streams.start_soon(self._connect)
                         await self._take_all(lines, calls, streams)
                         draining.deadline = anyio.current_time() + _DRAIN_SECONDS
-            finally:
                 streams.cancel_scope.cancel()
-                with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
-                    await self._close()
+        finally:
+            with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+                await self._close()
 
     async def _close(self) -> None:
         try:
             await self._session.close()
         except AshError as error:
-            _say(f"the session was not ended: {error.message}")
+            _log(f"the session was not ended: {error.message}")
         await self._http.aclose()
 
-    async def _look_ahead(self) -> None:
-        """Look for the hive before the first request needs it; that request reports a failure."""
+    async def _connect(self) -> None:
+        """Do what the first call would wait for; that call reports a failure."""
         try:
-            await self._where.get()
+            await self._session.ensure(await self._where.get())
         except AshError:
             return
 
@@ -204,40 +231,37 @@ class Bridge:
                     with anyio.move_on_after(_NOTIFICATION_SECONDS):
                         await self._pass_on(frame)
                     continue
-                call = _Call(frame)
+                call = _Call(frame, self._send)
                 assert frame.id is not None
                 self._calls[frame.id] = call
-                endless = frame.method == "subscriptions/listen"
+                endless = frame.method == _LISTEN
                 (streams if endless else calls).start_soon(self._serve, call, frame.id)
         except StdinTooLong as exc:
-            _say(str(exc))
+            _log(str(exc))
 
     async def _pass_on(self, frame: Frame) -> None:
-        """Pass on what has no answer; in the stateless era only cancelling means anything."""
+        """Forward a message that has no answer; in the stateless era only cancellation has an effect."""
         try:
             if frame.method == "notifications/initialized":
                 await self._session.note_initialized()
             elif frame.method != "notifications/cancelled" or await self._cancel(frame):
                 await self._session.post(frame.raw)
         except AshError as error:
-            _say(f"a message was lost: {error.message}")
+            _log(f"a message was lost: {error.message}")
 
     async def _cancel(self, frame: Frame) -> bool:
-        """Cancel the request that a notification names; True if the hive must be told in words."""
+        """Cancel the request that a notification names; True if the notification must reach the hive as well."""
         named: Any = frame.params.get("requestId")
         call = self._calls.get(named) if isinstance(named, str | int) else None
         if call is None:
             return True
         call.cancelled = True
-        if call.frame.version is not None:
+        if call.frame.version is not None or not call.sent.is_set():
             call.scope.cancel()
-            return False
-        with anyio.move_on_after(_SENT_SECONDS):  # the hive ignores the cancelling of what it has not got yet
-            await call.sent.wait()
-        return True
+        return call.frame.version is None
 
     async def _serve(self, call: _Call, request_id: RequestId) -> None:
-        """Get one request answered, whatever happens."""
+        """Answer one request, with the hive's answer or an error."""
         try:
             with call.scope:
                 try:
@@ -250,18 +274,42 @@ class Bridge:
         finally:
             if self._calls.get(request_id) is call:
                 del self._calls[request_id]
+            self._lists.ended(request_id)
 
     async def _attempt(self, call: _Call) -> None:
-        """Pass a request on; once more if it has certainly not run."""
-        if call.frame.method == "initialize":
-            async with self._session.lock:
-                await self._twice(call, self._open_session)
-        elif call.frame.version is not None:
-            await self._twice(call, self._post_modern)
+        """Answer a greeting, and a list where no hive has answered yet; forward all else."""
+        frame = call.frame
+        if frame.method != _LISTEN:
+            self._lists.asked()
+        if (greeting := self._face.greeting(frame)) is not None:
+            if frame.method == "initialize":
+                self._session.begin(frame)
+                self._streams.start_soon(self._connect)
+            await self._send(result_line(frame.id, greeting))
+        elif not self._where.has_answered and (known := self._face.listing(frame)) is not None:
+            await self._send(await self._lists.answer(frame, known))
         else:
-            await self._twice(call, self._post_in_session)
+            if frame.method == _LISTEN and frame.version == MODERN_VERSION and not self._where.has_answered:
+                await self._lists.acknowledge(frame)
+            await self._forward(call)
 
-    async def _twice(self, call: _Call, post: Callable[[_Call, str], Awaitable[None]]) -> None:
+    async def _ask(self, frame: Frame) -> bytes:
+        """Return the hive's answer to a request instead of sending it to the host; raises as `_forward`."""
+        lines: list[bytes] = []
+
+        async def keep(line: bytes) -> None:
+            lines.append(line)
+
+        await self._forward(_Call(frame, keep))
+        return lines[-1]
+
+    async def _forward(self, call: _Call) -> None:
+        """Forward a request; once more if it certainly did not run.
+
+        Raises:
+            AshError: There is no hive, or it refused, or broke off.
+        """
+        post = self._post_in_session if call.frame.version is None else self._post_modern
         for again in (True, False):
             url = await self._where.get()
             try:
@@ -278,15 +326,6 @@ class Bridge:
         async with self._http.post(url, call.frame.raw, call.frame.modern_headers(), call.sent.set) as reply:
             await self._answer(call, reply)
 
-    async def _open_session(self, call: _Call, url: str) -> None:
-        async with self._http.post(url, call.frame.raw, {}, call.sent.set) as reply:
-
-            def note(answer: Mapping[str, Any]) -> None:
-                if "result" in answer:
-                    self._session.opened(call.frame, url, reply.session_id, answer)
-
-            await self._answer(call, reply, note)
-
     async def _post_in_session(self, call: _Call, url: str) -> None:
         headers = await self._session.ensure(url)
         async with self._http.post(url, call.frame.raw, headers, call.sent.set) as reply:
@@ -295,8 +334,9 @@ class Bridge:
                 raise SessionLost
             await self._answer(call, reply)
 
-    async def _answer(self, call: _Call, reply: Reply, note: Callable[[Mapping[str, Any]], object] = bool) -> None:
-        """Hand on a reply's messages, and the one that answers the request to `note` before the host has it."""
+    async def _answer(self, call: _Call, reply: Reply) -> None:
+        """Forward a reply's messages to the host."""
+        self._where.answered()
         answered = False
         tail = anyio.CancelScope()
 
@@ -305,10 +345,12 @@ class Bridge:
             line = answer_to(call.frame, raw, message)
             if line is not None:
                 answered = True
-                note(message)
-            await self._send(line or one_line(raw))
+            if await self._lists.has(call.frame, message):
+                return False
+            await call.send(line or one_line(raw))
             if line is not None:
                 tail.deadline = anyio.current_time() + _TAIL_SECONDS
+            await self._lists.note(call.frame, message)
             return False
 
         with tail:

@@ -1,4 +1,4 @@
-"""The commands of `ash`, put together. Cheap to import: what a command needs is imported when it runs."""
+"""The `ash` command line: its commands, and those of other packages. A command imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from ash_mcp import __version__
-from ash_mcp.cli import calling, copying, hosts, keeping, listing, running, spawning
+from ash_mcp.cli import calling, copying, hosts, lifecycle, listing, running, spawning
 from ash_mcp.cli.context import INTERRUPTED, hive_command
 from ash_mcp.cli.output import complain, say
 
@@ -21,7 +21,7 @@ COMMANDS_GROUP: Final = "ash.commands"
 """Entry points of commands that need more than this package: functions that typer understands, or typer apps."""
 
 _CONTEXT: Final[dict[str, Any]] = {"help_option_names": ["-h", "--help"]}
-_HANDED_ON: Final[dict[str, Any]] = {
+_PASS_THROUGH: Final[dict[str, Any]] = {
     "ignore_unknown_options": True,
     "allow_extra_args": True,
     "allow_interspersed_args": False,
@@ -36,7 +36,7 @@ _HUB_COMMANDS: Final = {
     "key": "Make, list and revoke API keys of the hive here.",
     "bench": "Measure spawns and calls in this hive.",
 }
-"""What help says of our own; a command of another package says where it is from."""
+"""The help line of our own; that of another package's command names its module."""
 
 _OUR_PACKAGES: Final = frozenset({"ash_mcp", "ash_hub", "ash_router"})
 
@@ -73,9 +73,10 @@ def new_app(words: Sequence[str]) -> typer.Typer:
         ("call", calling.call),
         ("exec", running.exec_command),
         ("cp", copying.copy),
-        ("logs", keeping.logs),
-        ("extend", keeping.extend),
-        ("destroy", keeping.destroy),
+        ("logs", lifecycle.logs),
+        ("extend", lifecycle.extend),
+        ("network", lifecycle.network),
+        ("destroy", lifecycle.destroy),
     ):
         app.command(name)(hive_command(function))
     _add_hub_command(app, "router")
@@ -86,8 +87,8 @@ def new_app(words: Sequence[str]) -> typer.Typer:
     if not known.intersection(words):
         for point in _installed():
             if point.name not in known:
-                words_on_it = _HUB_COMMANDS.get(point.name, f"From {point.value.partition(':')[0]}.")
-                _add_foreign(app, point.name, words_on_it, point.load)
+                summary = _HUB_COMMANDS.get(point.name, f"From {point.value.partition(':')[0]}.")
+                _add_plugin(app, point.name, summary, point.load)
     return app
 
 
@@ -116,10 +117,10 @@ def _add_hub_command(app: typer.Typer, name: str) -> None:
                 return point.load()
         raise ModuleNotFoundError(name="ash_hub")
 
-    _add_foreign(app, name, _HUB_COMMANDS[name], load)
+    _add_plugin(app, name, _HUB_COMMANDS[name], load)
 
 
-def _add_foreign(app: typer.Typer, name: str, words: str, load: Callable[[], Callable[..., Any]]) -> None:
+def _add_plugin(app: typer.Typer, name: str, summary: str, load: Callable[[], Callable[..., Any]]) -> None:
     def command(context: typer.Context) -> None:
         try:
             loaded = load()
@@ -131,7 +132,7 @@ def _add_foreign(app: typer.Typer, name: str, words: str, load: Callable[[], Cal
             complain(f"`ash {name}` needs a part that is not installed ({exc.name}); run: pip install 'ash-mcp[all]'")
             raise typer.Exit(1) from exc
 
-    app.command(name, help=words, context_settings=_HANDED_ON)(command)
+    app.command(name, help=summary, context_settings=_PASS_THROUGH)(command)
 
 
 def _single(function: Callable[..., Any]) -> typer.Typer:

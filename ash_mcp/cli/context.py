@@ -1,4 +1,4 @@
-"""What all commands that speak to a hive share: where it is, how they fail, how they end."""
+"""The context of every `ash` command: shared options, the connection, error messages, exit codes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INTERRUPTED: Final = 130
 
 SessionArgument = Annotated[str, typer.Argument(metavar="SESSION", help="Session name or id of a sandbox.")]
 
-_URL = Annotated[str | None, typer.Option("--url", envvar="ASH_URL", help="The hive; else http://127.0.0.1:8420/mcp.")]
+_URL = Annotated[str | None, typer.Option("--url", envvar="ASH_URL", help="The hive; else the one that you run here.")]
 _SCOPE = Annotated[
     str | None, typer.Option("--scope", envvar="ASH_SCOPE", help="Part of the hive to work in; * shows all.")
 ]
@@ -35,7 +35,7 @@ _JSON = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else
 
 @dataclass(frozen=True, slots=True)
 class Cli:
-    """How one command was called."""
+    """The shared options of one run of a command."""
 
     url: str | None
     scope: str | None
@@ -68,7 +68,7 @@ class Cli:
                 print(line)
 
     def note(self, line: str) -> None:
-        """Say something beside the answer, unless only JSON is wanted."""
+        """Print a message on standard error, unless `--json` was given."""
         if not self.as_json:
             note(line)
 
@@ -121,7 +121,7 @@ def run_async(function: Callable[[], Awaitable[None]], *, as_json: bool = False,
 
 
 def leaf(error: BaseException) -> BaseException:
-    """Return the one failure that a group of them is about: the first typed one, else the first."""
+    """Return the error to show for an exception group: its first `AshError`, else its first exception."""
     if not isinstance(error, BaseExceptionGroup):
         return error
     leaves = [leaf(inner) for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions]
@@ -129,7 +129,7 @@ def leaf(error: BaseException) -> BaseException:
 
 
 def fail(error: AshError, *, as_json: bool) -> None:
-    """Say why the command failed, in words or as JSON, and leave with exit code 1."""
+    """Print the error, as text or as JSON, and exit with code 1."""
     if as_json:
         note(json.dumps({"error": failure_to_json(error)}, ensure_ascii=False))
     else:

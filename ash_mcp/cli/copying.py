@@ -1,10 +1,11 @@
-"""`ash cp`: files and directories into a sandbox and out of it."""
+"""`ash cp`: copy files and directories into a sandbox or out of it."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import anyio
 import typer
@@ -17,23 +18,39 @@ from ash_mcp.cli.waiting import Meter, waiting
 from ash_mcp.errors import FileNotFound, IsADirectory, NotADirectory, SandboxRefused
 
 if TYPE_CHECKING:
-    from ash_mcp.files import Files
+    from ash_mcp.files import Files, OnBytes
     from ash_mcp.results import FileEntry
     from ash_mcp.sandbox import Sandbox
 
 __all__ = ["copy"]
 
-_MOST_DEPTH = 100
+_MOST_DEPTH: Final = 100
+_MOST_ENTRIES: Final = 1_000_000
 """A sandbox can claim to hold directories without end."""
+_AT_ONCE: Final = 8
+"""How many files are on their way at once; more of them take no less time."""
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class Tally:
-    """What has been copied."""
+    """The count of what has been copied."""
 
     files: int = 0
     bytes: int = 0
     skipped: list[str] = field(default_factory=list[str])
+
+    def counter(self, meter: Meter) -> OnBytes:
+        """Return a callback that counts the bytes of one more file."""
+        before = 0
+
+        def count(done: int, total: int | None) -> None:
+            nonlocal before
+            self.bytes, before = self.bytes + done - before, done
+            meter.update(done=float(self.bytes))
+
+        return count
 
 
 async def copy(
@@ -73,18 +90,32 @@ async def upload(box: Sandbox, tree: Tree, target: Place, meter: Meter) -> Tally
     if target.wants_directory or await _is_directory(box.files, root):
         root = f"{root.rstrip('/')}/{tree.name}"
     meter.update(total=float(tree.bytes))
-    for directory in tree.directories:
+
+    async def make(directory: Path) -> None:
         await box.files.mkdir(_joined(root, directory))
-    for source, path in tree.files:
-        before = tally.bytes
+
+    async def send(file: tuple[Path, Path]) -> None:
+        source, path = file
         meter.update(label=f"copying {source.name}")
-        tally.bytes += await box.files.upload(
-            source,
-            _joined(root, path),
-            on_bytes=lambda count, _, before=before: meter.update(done=float(before + count)),
-        )
+        await box.files.upload(source, _joined(root, path), on_bytes=tally.counter(meter))
         tally.files += 1
+
+    await _each(tree.directories, make)
+    await _each(tree.files, send)
     return tally
+
+
+async def _each(items: Iterable[T], do: Callable[[T], Awaitable[None]]) -> None:
+    """Call `do` for all items, some at once; the first failure ends all."""
+    left = iter(items)
+
+    async def work() -> None:
+        for item in left:
+            await do(item)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(_AT_ONCE):
+            group.start_soon(work)
 
 
 async def _is_directory(files: Files, path: str) -> bool:
@@ -109,10 +140,20 @@ async def download(box: Sandbox, source: Place, target: Place, meter: Meter, *, 
         here /= name if name not in ("", ".", "..") else str(source.session)
     copying = _Download(box.files, meter)
     if entry.type == "directory":
-        await copying.directory(source.path, here, entry.mode, 0)
+        await copying.directory(_Found(source.path, here, entry))
     else:
-        await copying.file(source.path, here, entry)
+        meter.update(total=float(entry.size))
+        await copying.file(_Found(source.path, here, entry))
     return copying.tally
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A file or a directory of the sandbox, and where it goes here."""
+
+    path: str
+    target: anyio.Path
+    entry: FileEntry
 
 
 class _Download:
@@ -121,34 +162,49 @@ class _Download:
     def __init__(self, files: Files, meter: Meter) -> None:
         self._files = files
         self._meter = meter
+        self._entries = 0
         self.tally = Tally()
 
-    async def directory(self, path: str, target: anyio.Path, mode: int, depth: int) -> None:
-        if depth > _MOST_DEPTH:
-            raise SandboxRefused(f"the sandbox's directories are deeper than {_MOST_DEPTH}: {path[:200]}")
-        if depth and await target.is_symlink():
-            raise FileExistsError(None, "a symbolic link stands where a directory would be written", str(target))
-        await target.mkdir(exist_ok=True)
-        for entry in await self._files.list(path):
-            _require_plain_name(entry.name)
-            there, here = f"{path.rstrip('/')}/{entry.name}", target / entry.name
-            if entry.type == "directory":
-                await self.directory(there, here, entry.mode, depth + 1)
-            elif entry.type == "file":
-                await self.file(there, here, entry)
-            else:
-                self.tally.skipped.append(there)
-        await target.chmod(mode & 0o777 | 0o700)
+    async def directory(self, root: _Found) -> None:
+        """Copy a directory with all in it: first the directories, level by level, then the files."""
+        files: list[_Found] = []
+        level, depth = [root], 0
+        while level:
+            if depth > _MOST_DEPTH:
+                raise SandboxRefused(f"the sandbox's directories are deeper than {_MOST_DEPTH}: {level[0].path[:200]}")
+            below: list[_Found] = []
+            await _each(level, lambda one, below=below: self._enter(one, files, below, known=one is not root))
+            level, depth = below, depth + 1
+        self._meter.update(total=float(sum(file.entry.size for file in files)))
+        await _each(files, self.file)
 
-    async def file(self, path: str, target: anyio.Path, entry: FileEntry) -> None:
-        before = self.tally.bytes
-        self._meter.update(label=f"copying {entry.name}", total=float(before + entry.size))
-        self.tally.bytes += await self._files.download(
-            path, target, on_bytes=lambda count, _: self._meter.update(done=float(before + count))
-        )
+    async def _enter(self, found: _Found, files: list[_Found], below: list[_Found], *, known: bool) -> None:
+        """Make a directory here and add what is in it."""
+        if known and await found.target.is_symlink():
+            raise FileExistsError(None, "a symbolic link stands where a directory would be written", str(found.target))
+        await found.target.mkdir(exist_ok=True)
+        await found.target.chmod(found.entry.mode & 0o777 | 0o700)
+        entries = await self._files.list(found.path)
+        self._entries += len(entries)
+        if self._entries > _MOST_ENTRIES:
+            raise SandboxRefused(f"the sandbox's directories hold more than {_MOST_ENTRIES} entries")
+        for entry in entries:
+            _require_plain_name(entry.name)
+            inner = _Found(f"{found.path.rstrip('/')}/{entry.name}", found.target / entry.name, entry)
+            if entry.type == "directory":
+                below.append(inner)
+            elif entry.type == "file":
+                files.append(inner)
+            else:
+                self.tally.skipped.append(inner.path)
+
+    async def file(self, found: _Found) -> None:
+        self._meter.update(label=f"copying {found.entry.name}")
+        counter = self.tally.counter(self._meter)
+        await self._files.download(found.path, found.target, on_bytes=counter)
         self.tally.files += 1
-        if entry.type == "file":
-            await target.chmod(entry.mode & 0o777)
+        if found.entry.type == "file":
+            await found.target.chmod(found.entry.mode & 0o777)
 
 
 def _require_plain_name(name: str) -> None:

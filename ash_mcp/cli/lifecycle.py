@@ -1,4 +1,4 @@
-"""`ash logs`, `ash extend`, `ash destroy`: look after sandboxes that run, and end them."""
+"""`ash logs`, `ash extend`, `ash network`, `ash destroy`: the life of a running sandbox."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import typer
 
 from ash_mcp.cli.context import Cli, SessionArgument
 from ash_mcp.cli.output import clean, complain, emit_json, emit_text, note
-from ash_mcp.cli.sheets import moment
-from ash_mcp.cli.values import read_duration, shown_duration
+from ash_mcp.cli.tables import moment
+from ash_mcp.cli.values import read_duration, read_network, shown_duration
 from ash_mcp.cli.waiting import waiting
 from ash_mcp.errors import SandboxGone
-from ash_mcp.wire import info_to_json
+from ash_mcp.wire import info_to_json, network_text
 
 if TYPE_CHECKING:
     from ash_mcp.client import Destroyed, Hive
     from ash_mcp.sandbox import Sandbox
 
-__all__ = ["destroy", "extend", "logs", "new_part"]
+__all__ = ["destroy", "extend", "logs", "network", "new_part"]
 
 _TAIL_BYTES: Final = 65_536
 _MOST_BYTES: Final = 524_288
@@ -97,6 +97,21 @@ async def extend(
     now = time.time()
     left = shown_duration(info.expires_at - now)
     cli.tell(info_to_json(info, now=now), f"{info.session} lives until {moment(info.expires_at)} ({left})")
+
+
+async def network(
+    cli: Cli,
+    session: SessionArgument,
+    policy: Annotated[list[str], typer.Argument(metavar="none|internet|DOMAIN...", help="What it may reach.")],
+) -> None:
+    """Change what a sandbox may reach.
+
+    Connections that the new policy refuses are closed. Only its owner's key lets it reach more than it does.
+    """
+    asked = read_network(",".join(policy))
+    async with cli.hive() as hive:
+        info = await hive.set_network(session, asked)
+    cli.tell(info_to_json(info, now=time.time()), f"{info.session} has network: {clean(network_text(info.network))}")
 
 
 async def destroy(

@@ -1,4 +1,4 @@
-"""`ash list`: one's sandboxes, once or as they change."""
+"""`ash list`: the caller's sandboxes, once or as they change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from ash_mcp.cli.context import Cli
 from ash_mcp.cli.output import emit_json, new_console, note, say
-from ash_mcp.cli.sheets import sandbox_table
+from ash_mcp.cli.tables import sandbox_table
 from ash_mcp.cli.values import read_pairs
 from ash_mcp.wire import info_to_json
 

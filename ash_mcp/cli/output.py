@@ -1,4 +1,4 @@
-"""What `ash` writes: data on standard output, everything said about it on standard error."""
+"""Output of `ash`: data on standard output, messages about it on standard error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["clean", "complain", "emit_json", "emit_text", "new_console", "note", "say"]
 
 _WIDE = 200
-"""Columns where nobody looks at a terminal: a table in a file need not be cut."""
+"""Columns of a table that does not go to a terminal, so that nothing is cut."""
 
 
 def say(line: str = "") -> None:

@@ -1,9 +1,11 @@
-"""The pipes of a command in a sandbox: this process's standard streams and signals on one side, a job on the other."""
+"""A job in a sandbox connected to this process's standard streams and signals."""
 
 from __future__ import annotations
 
 import os
 import signal
+import stat
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from ash_mcp.jobs import Job, OutputStream
     from ash_mcp.sandbox import Sandbox
 
-__all__ = ["Ended", "run_piped"]
+__all__ = ["Ended", "input_waits", "run_piped"]
 
 _READ_BYTES: Final = 64 * 1024
 _INTERRUPT_SECONDS: Final = 2.0
@@ -41,13 +43,14 @@ async def run_piped(
     box: Sandbox,
     command: str | list[str],
     *,
+    stdin: bool,
     timeout_seconds: float | None,
     cwd: str | None,
     env: Mapping[str, str] | None,
 ) -> Ended:
-    """Run a command to its end with this process's stdin, stdout and stderr; a signal here ends it there."""
+    """Run a command to its end with this process's streams, stdin only on request; SIGINT and SIGTERM go to it."""
     ended = Ended()
-    has_stdin = _is_open(0)
+    has_stdin = stdin and sys.stdin is not None  # where 0 was closed, it may be another file by now
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with anyio.create_task_group() as group:
             starting = anyio.CancelScope()
@@ -101,7 +104,7 @@ async def _pass_all(job: Job, has_stdin: bool, ended: Ended) -> None:
 
 
 async def _pass_output(output: OutputStream) -> bool:
-    """Write the output as it comes; False when nobody reads it here any more."""
+    """Write the output as it comes; return False when its reader here has closed the pipe."""
     async for chunk in output:
         try:
             # In a thread: a reader that is slow must hold up neither stdin nor a signal.
@@ -145,9 +148,19 @@ async def _interrupt(job: Job, number: int) -> None:
         return
 
 
-def _is_open(descriptor: int) -> bool:
+def input_waits() -> bool:
+    """Return whether stdin is a pipe that holds data, or a file at its start that is not empty."""
+    from fcntl import ioctl
+    from termios import FIONREAD
+
+    if sys.stdin is None:
+        return False
     try:
-        os.fstat(descriptor)
+        info = os.fstat(0)
+        if stat.S_ISREG(info.st_mode):
+            return info.st_size > 0 and os.lseek(0, 0, os.SEEK_CUR) == 0
+        if not stat.S_ISFIFO(info.st_mode):
+            return False
+        return int.from_bytes(ioctl(0, FIONREAD, bytes(4)), sys.byteorder) > 0
     except OSError:
         return False
-    return True

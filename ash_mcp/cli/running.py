@@ -1,22 +1,22 @@
-"""`ash exec`: a command in a sandbox as if it ran here: its streams, its exit code, Ctrl-C."""
+"""`ash exec`: run a command in a sandbox, with its streams, its exit code and Ctrl-C passed through."""
 
 from __future__ import annotations
 
-import os
+import sys
 from typing import Annotated, Any, Final
 
 import typer
 
 from ash_mcp.cli.context import Cli, SessionArgument
 from ash_mcp.cli.output import complain, emit_json
-from ash_mcp.cli.piping import run_piped
+from ash_mcp.cli.piping import Ended, input_waits, run_piped
 from ash_mcp.cli.values import one_command, read_duration, read_pairs
 from ash_mcp.results import ExecResult
 
 __all__ = ["exec_command"]
 
 TIMED_OUT: Final = 124
-"""As timeout(1) says it."""
+"""The exit code that timeout(1) uses."""
 
 _PLAIN_SECONDS: Final = 24 * 3600.0
 """The bound of a command with --json that names none: its whole result is one answer."""
@@ -36,11 +36,18 @@ async def exec_command(
     ] = None,
     cwd: Annotated[str | None, typer.Option(help="Where to run it; the workspace if absent.")] = None,
     env: Annotated[list[str] | None, typer.Option("--env", "-e", metavar="K=V", help="Environment variable.")] = None,
+    stdin: Annotated[
+        bool | None,
+        typer.Option(
+            "--stdin/--no-stdin", "-i/-n", help="Pass standard input on to it; -n: and do not say when it was not."
+        ),
+    ] = None,
 ) -> None:
     """Run a command in a sandbox as if it ran here.
 
-    Its output streams as it comes and its exit code becomes that of ash. Standard input goes to it. Ctrl-C
-    interrupts it and its children. With --json its result is printed once it ended.
+    Its output streams as it comes and its exit code becomes that of ash. Standard input goes to it with -i only, as
+    with docker and kubectl; else it reads the end of its input at once. Ctrl-C interrupts it and its children. With
+    --json its result is printed once it ended.
     """
     asked: dict[str, Any] = {
         "timeout_seconds": read_duration(limit) if limit is not None else None,
@@ -51,34 +58,31 @@ async def exec_command(
     async with cli.sandbox(session) as box:
         if cli.as_json:
             asked["timeout_seconds"] = asked["timeout_seconds"] or _PLAIN_SECONDS
-            result = await box.exec(run, stdin=_whole_stdin(), **asked)
+            result = await box.exec(run, stdin=_whole_stdin() if stdin else None, **asked)
             emit_json(_shape(result))
-            raise typer.Exit(TIMED_OUT if result.timed_out else _code(result.exit_code))
-        ended = await run_piped(box, run, **asked)
+            raise typer.Exit(_code(result))
+        ended = await run_piped(box, run, stdin=bool(stdin), **asked)
+    if stdin is None and input_waits():
+        complain("what came on standard input was not passed on; -i passes it, -n omits this line")
     if ended.lost_bytes:
         complain(f"{ended.lost_bytes} bytes of the output were lost: they came faster than they were read here")
     if ended.interrupted_by is not None:
         raise typer.Exit(128 + ended.interrupted_by)
-    code = TIMED_OUT if ended.timed_out else _code(ended.exit_code)
-    raise typer.Exit(code or (1 if ended.lost_bytes else 0))
+    raise typer.Exit(_code(ended) or (1 if ended.lost_bytes else 0))
 
 
-def _code(exit_code: int | None) -> int:
-    """Return an exit code as shells show it: 128 and the signal's number for a command that a signal ended."""
-    if exit_code is None:
-        return 1
-    return 128 - exit_code if exit_code < 0 else exit_code
+def _code(result: ExecResult | Ended) -> int:
+    if result.timed_out:
+        return TIMED_OUT
+    return result.exit_code if result.exit_code is not None else 1
 
 
 def _whole_stdin() -> bytes | None:
-    """Return what is on standard input, unless a person sits there or it is closed."""
-    try:
-        if os.isatty(0):
-            return None
-        with open(0, "rb", closefd=False) as stdin:
-            return stdin.read()
-    except OSError:
+    """Return what is on standard input to its end, or None where it is closed."""
+    if sys.stdin is None:
         return None
+    with open(0, "rb", closefd=False) as stdin:
+        return stdin.read()
 
 
 def _shape(result: ExecResult) -> dict[str, Any]:

@@ -11,14 +11,15 @@ import typer
 from ash_mcp.cli.context import Cli
 from ash_mcp.cli.output import clean
 from ash_mcp.cli.secrets import read_secrets
-from ash_mcp.cli.sheets import moment, tool_lines
+from ash_mcp.cli.tables import moment, tool_lines
 from ash_mcp.cli.values import read_duration, read_network, read_pairs, shown_duration
 from ash_mcp.cli.waiting import waiting
-from ash_mcp.wire import info_to_json
+from ash_mcp.wire import info_to_json, network_text
 
 if TYPE_CHECKING:
     from ash_mcp.results import Progress
     from ash_mcp.sandbox import Sandbox
+    from ash_mcp.types import Tool
 
 __all__ = ["spawn"]
 
@@ -70,22 +71,23 @@ async def spawn(
             meter.update(label=news.message, done=news.done, total=news.total)
 
         box = await hive.spawn(recipe, on_progress=show, **asked)
-    _tell(cli, box)
+        tools = await box.tools()
+    _tell(cli, box, tools)
 
 
-def _tell(cli: Cli, box: Sandbox) -> None:
+def _tell(cli: Cli, box: Sandbox, tools: Sequence[Tool]) -> None:
     info, now = box.info, time.time()
-    tools = [
-        {"name": tool.name, "description": tool.description, "input_schema": dict(tool.input_schema)}
-        for tool in box.spawned_tools
+    shapes = [
+        {"name": tool.name, "description": tool.description, "input_schema": dict(tool.input_schema)} for tool in tools
     ]
-    cli.tell({**info_to_json(info, now=now), "tools": tools}, *_lines(box, now))
+    cli.tell({**info_to_json(info, now=now), "tools": shapes}, *_lines(box, tools, now))
 
 
-def _lines(box: Sandbox, now: float) -> Sequence[str]:
+def _lines(box: Sandbox, tools: Sequence[Tool], now: float) -> Sequence[str]:
     info = box.info
     left = shown_duration(info.expires_at - now)
     lines = [f"{info.session} is ready: {info.recipe}, {info.id}, until {moment(info.expires_at)} ({left})"]
+    lines.append(f"Its network: {clean(network_text(info.network))}")
     lines += [f"Note: {clean(warning)}" for warning in info.warnings]
     lines.append(f"Its tools, for `ash call {info.session} TOOL key=value…`:")
-    return [*lines, *tool_lines(box.spawned_tools)]
+    return [*lines, *tool_lines(tools)]

@@ -1,4 +1,4 @@
-"""Sandboxes and tools as tables and lines for people."""
+"""Tables and lines that show sandboxes, tools and times."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ash_mcp.cli.output import clean
 from ash_mcp.cli.values import shown_duration
 from ash_mcp.types import EVERY_SCOPE, SandboxInfo, State, Tool
+from ash_mcp.wire import network_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,7 +51,7 @@ def sandbox_table(infos: Iterable[SandboxInfo], *, now: float, scope: str | None
     shown = list(infos)
     scoped, ended = scope == EVERY_SCOPE, any(info.state.ended for info in shown)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    names = ["SESSION", "STATUS", "RECIPE", "AGE", "EXPIRES", "IDLE", "LABELS"]
+    names = ["SESSION", "STATUS", "RECIPE", "AGE", "EXPIRES", "IDLE", "NETWORK", "LABELS"]
     for name in [*(["SCOPE"] if scoped else []), *names, *(["REASON"] if ended else [])]:
         table.add_column(name, overflow="fold", no_wrap=name in ("SESSION", "STATUS"))
     for info in shown:
@@ -68,8 +69,9 @@ def _cells(info: SandboxInfo, now: float) -> Sequence[str]:
     labels = " ".join(f"{key}={value}" for key, value in info.labels.items())
     age = shown_duration((info.ended_at or now) - info.created_at)
     if info.state.ended:
-        return (info.recipe, age, "-", "-", clean(labels))
-    return (info.recipe, age, f"in {shown_duration(info.expires_at - now)}", _idle(info, now), clean(labels))
+        return (info.recipe, age, "-", "-", "-", clean(labels))
+    left, network = f"in {shown_duration(info.expires_at - now)}", clean(network_text(info.network))
+    return (info.recipe, age, left, _idle(info, now), network, clean(labels))
 
 
 def _idle(info: SandboxInfo, now: float) -> str:

@@ -1,4 +1,4 @@
-"""What a copy from here is made of: directories and files, found before the first byte is sent."""
+"""The listing of a local directory tree, made before the copy starts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Tree:
 
 
 def tree_of(source: Path, *, recursive: bool) -> Tree:
-    """Look at what is to be copied; a link that is named itself counts as what it points to."""
+    """List what is to be copied; a link as the source itself counts as its target."""
     tree = Tree(source.resolve().name)
     if source.is_file():
         _add_file(tree, source, Path())

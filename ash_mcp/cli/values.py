@@ -1,4 +1,4 @@
-"""What people type, read: durations, pairs, the two sides of a copy. Pure; what cannot be read is a usage error."""
+"""Parsers of typed values: durations, pairs, the two sides of a copy. Pure; bad input is a usage error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What shows on a terminal while one waits: nothing for a second, then a line that moves."""
+"""The progress line on a terminal, shown after a second."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PATIENCE_SECONDS: Final = 1.0
 
 
 class Meter:
-    """How far something is; takes news at any time, whether it is shown or not."""
+    """The progress of an operation; may be updated whether it is shown or not."""
 
     def __init__(self, label: str) -> None:
         self._label = label
@@ -29,7 +29,7 @@ class Meter:
         self._paint: Callable[[], object] = lambda: None
 
     def update(self, *, label: str | None = None, done: float | None = None, total: float | None = None) -> None:
-        """Note what is known now; what is None stays as it was."""
+        """Update the progress; None leaves a value unchanged."""
         self._label = self._label if label is None else clean(label)
         self._done = self._done if done is None else done
         self._total = self._total if total is None else total

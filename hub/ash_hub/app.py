@@ -16,16 +16,18 @@ import anyio
 from pydantic import ValidationError
 
 from ash_hub.assembly import Assembly
-from ash_hub.auth import open_auth, require_auth
 from ash_hub.backends.base import Backend, BackendFactory, Places
-from ash_hub.files import replace_text
-from ash_hub.listeners import listen, listen_inside, require_redis
-from ash_hub.recipes import Catalog, explain_invalid
-from ash_hub.sandboxes import Sandboxes
-from ash_hub.serving import Server, server_of, url_of
+from ash_hub.backends.documents import DocumentKind
+from ash_hub.lifecycle.sandboxes import Sandboxes
+from ash_hub.serving.auth import open_auth, require_auth
+from ash_hub.serving.http_server import Server, server_of, url_of
+from ash_hub.serving.listeners import listen, listen_for_replicas, require_redis, seed_address
 from ash_hub.settings import HubSettings
+from ash_hub.spawning.recipes import Catalog, explain_invalid
+from ash_hub.system.files import replace_text
 from ash_mcp.errors import ConfigError
 from ash_mcp.paths import HIVE_FILE
+from ash_router.admission.api_keys import KeyDocument
 from ash_router.ledger import Ledger
 from ash_router.store.select import open_store
 
@@ -83,7 +85,9 @@ async def open_hive(settings: HubSettings, backend: Backend | None = None) -> As
     Raises:
         ConfigError: What is missing or wrong, and what to do.
     """
-    require_auth(settings)
+    keeps_keys = settings.backend.get("kind") != "local"
+    if not keeps_keys:
+        require_auth(settings)
     require_redis(settings)
     for directory in (settings.state_dir, settings.run_dir):
         make_private(directory)
@@ -91,12 +95,17 @@ async def open_hive(settings: HubSettings, backend: Backend | None = None) -> As
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(listen(settings.host, settings.port))
         port = listener.getsockname()[1]
-        inside = listen_inside(settings.advertise) if settings.redis_url is not None else None
+        inside = listen_for_replicas(settings.advertise) if settings.redis_url is not None else None
         ports = (port,) if inside is None else (port, stack.enter_context(inside.listener).getsockname()[1])
-        auth = open_auth(settings, port)
         backend = backend or await stack.enter_async_context(_load_backend(settings, ports))
+        keys = await stack.enter_async_context(_followed_keys(backend)) if keeps_keys else None
+        if keeps_keys:
+            require_auth(settings, keys)
+        auth = open_auth(settings, port, keys)
         redis_url = settings.redis_url.get_secret_value() if settings.redis_url is not None else None
-        store = await stack.enter_async_context(open_store(redis_url, settings.redis_prefix))
+        store = await stack.enter_async_context(
+            open_store(redis_url, settings.redis_prefix, seed_address=seed_address(settings, listener))
+        )
         parts = Assembly(settings, catalog, backend, store, auth, inside.address if inside is not None else None)
         stack.push_async_callback(parts.relay.aclose)
         hive = Hive(url_of(settings, port), settings, parts.sandboxes, backend, parts.ledger)
@@ -120,16 +129,27 @@ async def open_hive(settings: HubSettings, backend: Backend | None = None) -> As
 
 
 @asynccontextmanager
+async def _followed_keys(backend: Backend) -> AsyncGenerator[KeyDocument]:
+    """Follow the API keys that a backend keeps for replicas which may have no disk in common."""
+    keys = KeyDocument(lambda: backend.documents.read(DocumentKind.KEYS, "keys"))
+    await keys.look()
+    async with anyio.create_task_group() as group:
+        group.start_soon(keys.run)
+        yield keys
+        group.cancel_scope.cancel()
+
+
+@asynccontextmanager
 async def _running(parts: Assembly) -> AsyncGenerator[None]:
-    """Run what works beside the requests: the watch, the news, the reaper, the SDK's sessions."""
+    """Run what works beside the requests: the controller, the news, the SDK's sessions."""
     async with anyio.create_task_group() as group, parts.manager.run():
-        parts.sandboxes.recall()
         await group.start(parts.replicas.run)
-        group.start_soon(parts.watch.run, parts.mirror.seen, parts.mirror.ended, parts.reconciler.run_once)
+        await group.start(parts.rest.starts.run)
+        group.start_soon(parts.controller.run)
         group.start_soon(parts.routes.run)
         group.start_soon(parts.notices.run)
-        group.start_soon(parts.reaper.run)
-        await parts.reconciler.run_once()
+        await parts.controller.start()
+        group.start_soon(parts.shelf.run)
         yield
         group.cancel_scope.cancel()
 

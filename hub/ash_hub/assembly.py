@@ -5,43 +5,42 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any, cast
 
-from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from mcp.server.transport_security import TransportSecuritySettings
-
-from ash_hub.audit import Audit, AuditedAdmission
-from ash_hub.auth import Auth
-from ash_hub.backends.base import Backend
-from ash_hub.doors import Doors
-from ash_hub.legacy import SdkSessions
-from ash_hub.metrics import Metrics
-from ash_hub.notices import Notices
-from ash_hub.pool import EmptyPool
-from ash_hub.reaper import Reaper
-from ash_hub.recipes import Catalog
-from ash_hub.reconcile import Reconciler
-from ash_hub.restoring import Restorer
-from ash_hub.sandboxes import Parts, Sandboxes
-from ash_hub.server import Face
+from ash_hub.backends.base import Backend, HostClock
+from ash_hub.face.handlers import HiveOperations
+from ash_hub.face.legacy_sessions import SdkSessions
+from ash_hub.face.notices import Notices
+from ash_hub.face.server import Face
+from ash_hub.face.splicing import with_spliced_tools
+from ash_hub.lifecycle.controller import Controller
+from ash_hub.lifecycle.parts import Parts
+from ash_hub.lifecycle.sandboxes import Sandboxes
+from ash_hub.lifecycle.siblings import Alone, Replicated, Siblings
+from ash_hub.rest.seed import SeedRest
+from ash_hub.serving.audit import Audit, AuditedAdmission
+from ash_hub.serving.auth import Auth
+from ash_hub.serving.metrics import Metrics
+from ash_hub.serving.web_app import build_app
 from ash_hub.settings import HubSettings
-from ash_hub.shelf import ToolsetShelf
-from ash_hub.siblings import Alone, Replicated, Siblings
-from ash_hub.splicing import splicing
-from ash_hub.starting import Starter
-from ash_hub.watching import InstanceWatch
-from ash_hub.web import build_app
+from ash_hub.spawning.instance_watch import InstanceWatch
+from ash_hub.spawning.pool import EmptyPool
+from ash_hub.spawning.recipes import Catalog
+from ash_hub.spawning.starting import Starter
+from ash_hub.spawning.toolset_shelf import ToolsetShelf
 from ash_mcp.errors import AshError, SandboxNotFound, StreamBroken
 from ash_mcp.types import EVERY_SCOPE, SandboxId, Scope
-from ash_router.admission import ADMITTED_KEY, Admitted
-from ash_router.forwarding import Forwarder
+from ash_router.admission.base import ADMITTED_KEY, Admitted
+from ash_router.caller.relay import Relay
 from ash_router.ledger import Ledger
-from ash_router.relay import Relay
-from ash_router.replicas import Replicas, new_replica_id
+from ash_router.replicas.forwarding import Forwarder
+from ash_router.replicas.membership import TTL_SECONDS, Replicas, new_replica_id
+from ash_router.replicas.vouchers import VoucherAdmission, Vouchers
 from ash_router.routes import Route, Routes
-from ash_router.sessions import LegacySessions
-from ash_router.shares import Shares
+from ash_router.sessions.quotas import OpenRequestQuotas
+from ash_router.sessions.session_gate import SessionGate
+from ash_router.sessions.session_ids import SessionIds
+from ash_router.sessions.session_map import LegacySessions
 from ash_router.store.base import Store
-from ash_router.tokens import CallTokens, load_hive_key
-from ash_router.vouchers import VoucherAdmission, Vouchers
+from ash_router.upstream.call_tokens import CallTokens, load_hive_key
 
 __all__ = ["Assembly"]
 
@@ -64,68 +63,103 @@ class Assembly:
     ) -> None:
         audit = Audit()
         self.admission = AuditedAdmission(auth.gate, audit)
-        clock = backend.now
+        clock = backend.now if isinstance(backend, HostClock) else store.now
         self.ledger = Ledger(clock)
         self.routes = Routes(store, forgotten=self._forget)
-        self.watch = InstanceWatch(backend)
         key = load_hive_key(settings.state_dir / "hive.key")
         tokens = CallTokens(key)
-        self.replicas = Replicas(store, new_replica_id(), inside)
+        are_many = settings.redis_url is not None
+        grace = TTL_SECONDS if are_many else 0.0  # nobody else has to announce itself where this is the whole hive
+        self.replicas = Replicas(store, new_replica_id(), inside, grace_seconds=grace)
         siblings: Siblings = Replicated(self.replicas) if settings.redis_url is not None else Alone()
         vouchers = Vouchers(key, self.replicas.id)
         self.inside_admission = AuditedAdmission(VoucherAdmission(vouchers), audit)
+        self.shelf = ToolsetShelf(backend, store, clock)
         limits = settings.limits
-        self.sandboxes = Sandboxes(
-            Parts(
-                backend=backend,
-                store=store,
-                routes=self.routes,
-                ledger=self.ledger,
-                tokens=tokens,
-                catalog=catalog,
-                pool=EmptyPool(),
-                starter=Starter(backend, self.watch, tokens, at_once=limits.starting, waiting=limits.waiting),
-                shelf=ToolsetShelf(settings.state_dir / "toolsets"),
-                settings=settings,
-                on_changed=self._announce,
-                on_gone=self._forget,
-                audit=audit,
-                siblings=siblings,
-            ),
-            clock,
+        watch = InstanceWatch()
+        parts = Parts(
+            settings=settings,
+            backend=backend,
+            store=store,
+            siblings=siblings,
+            routes=self.routes,
+            ledger=self.ledger,
+            tokens=tokens,
+            catalog=catalog,
+            pool=EmptyPool(),
+            starter=Starter(backend, watch, tokens, at_once=limits.starting, waiting=limits.waiting),
+            shelf=self.shelf,
+            watch=watch,
+            on_changed=self._announce,
+            on_gone=self._forget,
+            clock=clock,
+            audit=audit,
         )
-        self.mirror = self.sandboxes.mirror
-        self.notices = Notices(store, self._session_lives)
-        self.reconciler = Reconciler(backend, self.sandboxes, self.routes, siblings)
-        self._doors = Doors(self.sandboxes, backend, tokens, settings, audit, self.reconciler.catch_up, clock)
+        self.controller = Controller(parts)
+        self.replicas.on_left.append(self.controller.replica_left)
+        self.sandboxes = Sandboxes(parts, self.controller)
+        self.notices = Notices(store, self._session_lives, self._session_listens)
+        self._operations = HiveOperations(
+            self.sandboxes, backend, tokens, settings, audit, self.controller.catch_up, clock
+        )
         face = Face(
-            self._doors, self.sandboxes, self.notices, catalog, self.ledger, settings, self._caller, version("ash-mcp")
+            self._operations,
+            self.sandboxes,
+            self.notices,
+            catalog,
+            self.ledger,
+            settings,
+            self._caller,
+            version("ash-mcp"),
         )
-        # admission has checked Host and Origin, more exactly than the SDK does
-        unguarded = TransportSecuritySettings(enable_dns_rebinding_protection=False)
-        self.manager = StreamableHTTPSessionManager(face.server, security_settings=unguarded)
-        self._sdk_sessions = SdkSessions(self.manager)
-        self._legacy = LegacySessions(self._sdk_sessions.hold, replica=self.replicas.id)
+        self.rest = SeedRest(self.sandboxes, settings, audit, self.controller.catch_up, store)
+        self._sdk_sessions = SdkSessions(face.server, lambda session_id: self._legacy.remove(session_id))
+        self.manager = self._sdk_sessions.manager
+        session_ids = SessionIds(key, self.replicas.id)
+        self._legacy = LegacySessions(self._sdk_sessions.hold, name=session_ids.write)
         self.relay = Relay(
             routes=self.routes,
             tokens=tokens,
             ledger=self.ledger,
             sessions=self._legacy,
             explain=self._explain,
-            limits=settings.relay.limits,
-            forwarder=Forwarder(self.replicas, vouchers, settings.relay.limits),
+            limits=settings.relay_limits,
+            forwarder=Forwarder(
+                self.replicas,
+                vouchers,
+                settings.relay_limits,
+                takes_up=lambda owner, session_id: session_ids.read(session_id, owner) is not None,
+            ),
             look_up=self.routes.catch_up if settings.redis_url is not None else None,
-            missing=self._missing,
+            explain_missing_route=self._explain_missing_route,
+            take_up=lambda admitted, session_id: gate.take_up(admitted, session_id),
         )
-        self.reaper = Reaper(self.sandboxes, self.reconciler, self.ledger, store, holder=siblings.id)
-        store.on_flushed(Restorer(backend, self.sandboxes, store, self.routes).restore)
+        gate = SessionGate(
+            self._legacy,
+            OpenRequestQuotas(with_spliced_tools(self.manager.handle_request)),
+            self._sdk_sessions.end,
+            ids=session_ids,
+            max_owned=settings.limits.sessions_per_owner,
+        )
+        if settings.seed_ids_are_capabilities:
+            auth.gate.holder = self._holder
+        store.on_flushed(self.controller.restore)
         self.app = build_app(
-            self._legacy.middleware(Shares(splicing(self.manager.handle_request), self._session_lives)),
-            Metrics(self.ledger, self.routes, self.sandboxes.registry),
+            gate,
+            Metrics(self.ledger, self.routes, self._states),
             lambda: self.sandboxes.unready() or store.unready(),
-            auth.routes,
+            self.sandboxes.stopping,
+            [*auth.routes, *self.rest.routes()],
             "; ".join(said for said in (auth.note, *store.warnings()) if said) or None,
         )
+
+    async def _holder(self, uuid: str) -> SandboxId | None:
+        """Return the sandbox that has a uuid of the seed's REST; one that ended lately, too, as calls say why."""
+        known = self.sandboxes.registry.named(uuid)
+        return known.id if known is not None and known.alias == uuid else await self.routes.holder(uuid)
+
+    def _states(self) -> list[tuple[str, str]]:
+        return [(sandbox.state.value, sandbox.recipe) for sandbox in self.sandboxes.registry.all()]
 
     async def _announce(self, owner: str, scope: Scope) -> None:
         await self.notices.announce(owner, scope)
@@ -135,6 +169,9 @@ class Assembly:
 
     def _session_lives(self, session_id: str) -> bool:
         return self._sdk_sessions.alive(session_id)
+
+    def _session_listens(self, session_id: str) -> bool:
+        return self._sdk_sessions.listens(session_id)
 
     def _caller(self, request: Any) -> Admitted:
         """Return who makes a request; in the handshake era it keeps the scope of its session's first one."""
@@ -149,13 +186,13 @@ class Assembly:
             f"sandbox {route.session} broke off during the call; whether the call did its work is unknown"
         )
 
-    def _missing(self, caller: Admitted, name: str) -> AshError | None:
-        """Say why a direct door leads nowhere; None where the caller has no such sandbox."""
+    def _explain_missing_route(self, caller: Admitted, name: str) -> AshError | None:
+        """Return why a direct request has no route (its sandbox has ended, say); None if there is no such sandbox."""
         try:
             # an id, unlike a session name, is good in every scope
             self.sandboxes.ready(caller.principal, EVERY_SCOPE if "-" in name else caller.scope, name)
         except SandboxNotFound as error:
-            self._doors.refused(caller, "direct door", error)
+            self._operations.refused(caller, "direct door", error)
         except AshError as error:
             return error
         return None

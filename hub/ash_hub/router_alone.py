@@ -15,26 +15,25 @@ import anyio
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from ash_hub.audit import Audit, AuditedAdmission
-from ash_hub.auth import Auth, open_auth, require_auth
-from ash_hub.clock import even_clock
-from ash_hub.listeners import listen
-from ash_hub.metrics import Metrics
-from ash_hub.serving import server_of, url_of
+from ash_hub.serving.audit import Audit, AuditedAdmission
+from ash_hub.serving.auth import Auth, open_auth, require_auth
+from ash_hub.serving.http_server import server_of, url_of
+from ash_hub.serving.listeners import listen
+from ash_hub.serving.metrics import Metrics
+from ash_hub.serving.web_app import build_app
 from ash_hub.settings import HubSettings
-from ash_hub.web import build_app
 from ash_mcp.errors import AshError, ConfigError, SandboxGone, StreamBroken
 from ash_mcp.wire import failure_to_json, http_status
-from ash_router.forwarding import Forwarder
+from ash_router.caller.relay import Relay
 from ash_router.ledger import Ledger
-from ash_router.relay import Relay
-from ash_router.replicas import Replicas, new_replica_id
+from ash_router.replicas.forwarding import Forwarder
+from ash_router.replicas.membership import Replicas, new_replica_id
+from ash_router.replicas.vouchers import Vouchers
 from ash_router.routes import Route, Routes
-from ash_router.sessions import LegacySessions
+from ash_router.sessions.session_map import LegacySessions
 from ash_router.store.base import Store
 from ash_router.store.select import open_store
-from ash_router.tokens import CallTokens, load_hive_key
-from ash_router.vouchers import Vouchers
+from ash_router.upstream.call_tokens import CallTokens, load_hive_key
 
 __all__ = ["Router", "open_router"]
 
@@ -85,7 +84,7 @@ class _Parts:
     def __init__(self, settings: HubSettings, store: Store, auth: Auth) -> None:
         self._store = store
         self.admission = AuditedAdmission(auth.gate, Audit())
-        self._ledger = Ledger(even_clock())
+        self._ledger = Ledger(store.now)
         self._routes = Routes(store, forgotten=lambda sandbox_id: self.relay.forget(sandbox_id))
         key = load_hive_key(settings.state_dir / "hive.key")
         self._replicas = Replicas(store, new_replica_id())
@@ -93,16 +92,18 @@ class _Parts:
             routes=self._routes,
             tokens=CallTokens(key),
             ledger=self._ledger,
-            sessions=LegacySessions(lambda _: None, replica=self._replicas.id),  # none is ever opened here
+            sessions=LegacySessions(lambda _: None),  # none is ever opened here
             explain=self._explain,
-            limits=settings.relay.limits,
-            forwarder=Forwarder(self._replicas, Vouchers(key, self._replicas.id), settings.relay.limits),
+            limits=settings.relay_limits,
+            forwarder=Forwarder(self._replicas, Vouchers(key, self._replicas.id), settings.relay_limits),
             look_up=self._routes.catch_up,
         )
+        if settings.seed_ids_are_capabilities:
+            auth.gate.holder = self._routes.holder
         notes = (auth.note, *store.warnings())
         metrics = Metrics(self._ledger, self._routes)
         note = "; ".join(said for said in notes if said) or None
-        self.app = build_app(_nothing_else, metrics, store.unready, auth.routes, note)
+        self.app = build_app(_nothing_else, metrics, store.unready, lambda: None, auth.routes, note)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -125,7 +126,7 @@ class _Parts:
     async def _report_calls(self) -> None:
         """Tell the hives which sandboxes are called, so that they do not idle out."""
         while True:
-            changed = self._ledger.take_changed()
+            changed = self._ledger.take_changed_last_calls()
             if changed:
                 await self._store.touch(changed)
             await anyio.sleep(_TOUCH_SECONDS)

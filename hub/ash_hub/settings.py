@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ash_mcp.errors import ConfigError
 from ash_mcp.paths import default_run_dir, default_state_dir
-from ash_router.limits import DEFAULT_LIMITS, RelayLimits
-from ash_router.replicas import split_address
+from ash_mcp.quantities import cpu_quantity, memory_quantity
+from ash_mcp.types import Principal
+from ash_router.admission.base import LOCAL
+from ash_router.bounds.effective_limits import optional_limit
+from ash_router.bounds.limits import DEFAULT_LIMITS, RelayLimits
+from ash_router.replicas.membership import split_address
+from ash_router.sessions.session_gate import MAX_OWNED
+from ash_router.store.base import PlaceLimits
 
-__all__ = ["AuthSettings", "HubSettings", "OidcSettings", "RelaySettings"]
+__all__ = ["AuthSettings", "HubSettings", "OidcSettings", "RelaySettings", "SeedSettings"]
 
 
 class Limits(BaseModel):
@@ -22,11 +31,104 @@ class Limits(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sandboxes: Annotated[int, Field(ge=1)] = 200
-    """Living sandboxes of the whole hive."""
+    """Living sandboxes of the whole hive, all its replicas together."""
+    sandboxes_per_owner: Annotated[int, Field(ge=1)] | None = None
+    """Living sandboxes of one owner. None: three quarters of `sandboxes`, and all of them for the user who runs the
+    hive (`local`); so no key keeps all others out."""
     starting: Annotated[int, Field(ge=1)] = 4
     """Sandboxes that start at once; more of them wait. Too many at once is what makes starts fail."""
     waiting: Annotated[int, Field(ge=0)] = 1000
-    """Spawns that wait for a start; more are refused with a time to come back."""
+    """Spawns that wait for a start. Owners take turns; beyond it, whoever waits with more than an equal part of
+    them is refused, with a time to come back."""
+
+    starting_per_owner: Annotated[int, Field(ge=1)] | None = None
+    """Spawns of one owner that are not ready yet, those that wait among them, over all replicas. None: any number."""
+    waiting_per_owner: Annotated[int, Field(ge=0)] | None = None
+    """Of `waiting`, in each replica. None: an equal part, and what is free of the others'."""
+    calls_per_owner: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.max_in_flight_per_owner
+    """Calls of one owner in flight, in each replica (429)."""
+    streams_per_owner: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.max_streams_per_owner
+    """Open streams of one owner that only listen to a sandbox, in each replica (429)."""
+    sessions_per_owner: Annotated[int, Field(ge=1)] = MAX_OWNED
+    """MCP sessions of the handshake era of one owner, in each replica (429)."""
+    backchannels_per_owner: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.max_backchannels_per_owner
+    """Of one owner's such sessions on sandboxes, those on which the sandbox may ask something, in each replica."""
+
+    def places(self, principal: Principal) -> PlaceLimits:
+        """Return how many living sandboxes an owner, and the hive, may have; a key's limits narrow the hive's."""
+        most = self.sandboxes_per_owner
+        if most is None and principal.subject != LOCAL.subject:
+            most = max(1, self.sandboxes * 3 // 4)
+        owner = optional_limit(most, principal.limits.sandboxes)
+        starting = optional_limit(self.starting_per_owner, principal.limits.starting)
+        return PlaceLimits(
+            owner=None if owner is None else owner.most,
+            starting=None if starting is None else starting.most,
+            hive=self.sandboxes,
+            owner_by_key=owner is not None and owner.by_key,
+            starting_by_key=starting is not None and starting.by_key,
+        )
+
+
+def _readable_by(read: Callable[[str], float]) -> AfterValidator:
+    """Return a check that a quantity can be read."""
+
+    def check(text: str) -> str:
+        try:
+            read(text)
+        except ConfigError as error:
+            raise ValueError(error.message) from error
+        return text
+
+    return AfterValidator(check)
+
+
+NetworkEntry = Annotated[str, Field(max_length=320, pattern=r"^(\*\.)?[A-Za-z0-9._=:\[\]-]+$")]
+"""`example.com`, `*.example.com`, either with `:port`; and, where a backend can do that, `address:port` and
+`name=address:port` for servers that are not public."""
+
+
+class SpawnLimits(BaseModel):
+    """What a spawn may ask for at most. The hive's own recipes may have more, but for the network."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    images: tuple[str, ...] | None = None
+    """Patterns of the images that a spawn may name, such as `registry.test/team/*`. None: any."""
+    runtime_classes: tuple[str, ...] | None = None
+    """None: any."""
+    node_selectors: Mapping[str, tuple[str, ...]] | None = None
+    """Node labels that a spawn may select by, and patterns of the values of each. None: any."""
+    cpu: Annotated[str, _readable_by(cpu_quantity)] | None = None
+    """The most processors, such as `2` or `500m`. None: as the backend has them."""
+    memory: Annotated[str, _readable_by(memory_quantity)] | None = None
+    """The most memory, such as `4Gi`. None: as the backend has it."""
+    network: Literal["none", "internet"] | Annotated[tuple[NetworkEntry, ...], Field(min_length=1)] = "internet"
+    """The most that a sandbox may reach: a list bounds every sandbox to these domains, and `none` to nothing."""
+
+
+class SeedSettings(BaseModel):
+    """The REST of the system that Ash began from (`docs/rest.md`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    images: Mapping[str, str] = {"timemagic/rl-mcp:general-*": "general"}
+    """Patterns of images that its clients name, and the recipe that each stands for; the first that fits."""
+    ready_seconds: Annotated[float, Field(gt=0)] = 120
+    """How long a spawn waits for its sandbox; then it says `Starting`, and the start goes on."""
+    answer_seconds: Annotated[float, Field(gt=0)] = 180
+    """How long a server of that system may take to begin its answer (504), where `ash router` serves its routes."""
+    address: str | None = None
+    """`address:port` at which the gateway of that system reaches this hive; a literal address, since its control
+    plane would delete what a name spells. None: where the hive listens, and if that is everywhere, the address that
+    Redis sees it by; nowhere, where the hive speaks TLS, since that gateway does not."""
+
+    @field_validator("address")
+    @classmethod
+    def _literal(cls, address: str | None) -> str | None:
+        if address is not None and ip_address(split_address(address)[0]).is_unspecified:
+            raise ValueError("must be an address at which the gateway reaches this hive, not one that means all")
+        return address
 
 
 class RelaySettings(BaseModel):
@@ -53,14 +155,10 @@ class RelaySettings(BaseModel):
     """How long a sandbox may be silent during a call (504, or a typed failure); None for ever."""
     keep_alive_seconds: Annotated[int, Field(ge=1)] = 75
     """How long a connection without a request is kept; then it is closed."""
-    max_in_flight_per_owner: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.max_in_flight_per_owner
-    """Calls of one principal at once (429)."""
-    max_streams_per_owner: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.max_streams_per_owner
-    """Open streams of one principal that only listen (429)."""
-
-    @property
-    def limits(self) -> RelayLimits:
-        return RelayLimits(**self.model_dump(exclude={"keep_alive_seconds"}))
+    max_unfinished_per_owner: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.max_unfinished_per_owner
+    """Messages of one principal whose bodies are still coming (429)."""
+    max_unfinished_bytes_per_owner: Annotated[int, Field(ge=1024)] = DEFAULT_LIMITS.max_unfinished_bytes_per_owner
+    """Of all those together (429)."""
 
 
 class OidcSettings(BaseModel):
@@ -97,7 +195,8 @@ class AuthSettings(BaseModel):
     peer_check: bool = True
     """Whether a loopback hive serves only its own user and root where no token is sent; False lets every user in."""
     open_paths: tuple[Literal["/readyz", "/metrics"], ...] = ()
-    """What answers without a credential, beside `/healthz`. A loopback hive opens `/readyz` anyway."""
+    """What answers without a credential, beside `/healthz`. A loopback hive opens `/readyz` anyway.
+    `/readyz/calls` goes with `/readyz`."""
     oidc: OidcSettings | None = None
 
 
@@ -155,7 +254,11 @@ class HubSettings(BaseSettings):
     ended_retention_seconds: Annotated[float, Field(ge=0)] = 3600
     """How long its owner can read why a sandbox ended."""
     limits: Limits = Limits()
+    spawn: SpawnLimits = SpawnLimits()
     relay: RelaySettings = RelaySettings()
+    seed: SeedSettings = SeedSettings()
+    seed_ids_are_capabilities: bool = False
+    """Whether the uuid that `POST /spawn` gave, as `X-Session-ID` on `/mcp`, opens that sandbox without a key."""
     expand: bool = True
     """Whether `tools/list` shows the sandboxes' tools; a connection can say otherwise with `?expand=`."""
     max_listed_tools: Annotated[int, Field(ge=0)] = 120
@@ -163,6 +266,9 @@ class HubSettings(BaseSettings):
     connection asked for `?expand=all`."""
     name_limit: Annotated[int, Field(ge=30, le=64)] = 50
     """Characters of a listed tool name; hosts add a prefix and models stop at 64."""
+    list_fetch_seconds: Annotated[float, Field(ge=0, le=10)] = 0.25
+    """How long the answer to `spawn` and `destroy` waits for its client, where that listens for changes, to fetch the
+    new list of tools. 0 never waits."""
     redis_url: SecretStr | None = None
     """Redis (6.2 or later) or Valkey that hives with the same backend share, so that they are one:
     `redis://user:password@host:port/database`, `rediss://…` for TLS, `redis+sentinel://host:port,…/service`.
@@ -182,6 +288,15 @@ class HubSettings(BaseSettings):
     log_dir: Path | None = None
     """None: `log` below the state directory."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def relay_limits(self) -> RelayLimits:
+        return RelayLimits(
+            **self.relay.model_dump(exclude={"keep_alive_seconds"}),
+            max_in_flight_per_owner=self.limits.calls_per_owner,
+            max_streams_per_owner=self.limits.streams_per_owner,
+            max_backchannels_per_owner=self.limits.backchannels_per_owner,
+        )
 
     @property
     def logs(self) -> Path:

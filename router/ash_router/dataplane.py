@@ -1,31 +1,40 @@
-"""What the relay is made of, without the protocol: one for all connections of a process."""
+"""The data plane of one process: what all its connections share."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
-from ash_mcp.errors import AshError, ConfigError, ConnectFailed, SandboxNotFound, StreamBroken
+from ash_mcp.errors import AshError, ConfigError, ConnectFailed, HiveFault, SandboxNotFound, StreamBroken
 from ash_mcp.types import SandboxId
 from ash_mcp.wire import MCP_PATH
-from ash_router.admission import Admitted, Refusal
-from ash_router.calls import Calls, Cancellation, ClientAnswer, LevelChange, RootsChange
-from ash_router.direct import METHODS, Door, door_of, name_in, resumption_of
-from ash_router.exchange import Services
-from ash_router.forwarding import Forwarder
-from ash_router.handshakes import Handshakes
-from ash_router.heads import RequestHead
+from ash_router.admission.base import Admitted, Refusal
+from ash_router.bounds.deadlines import TimeoutSweeper
+from ash_router.bounds.limits import DEFAULT_LIMITS, RelayLimits
+from ash_router.bounds.streams import OpenStreams
+from ash_router.bounds.turns import Turns
+from ash_router.bounds.unfinished import Unfinished
+from ash_router.calls.decision import Calls, Cancellation, ClientAnswer, LevelChange, RootsChange
+from ash_router.calls.direct import METHODS, DirectRequest, direct_request_of, name_in, resumption_of
+from ash_router.calls.sandbox_exchange import Services
+from ash_router.http.framing import ResponseHead, response_problem
+from ash_router.http.heads import RequestHead
 from ash_router.ledger import Ledger
-from ash_router.limits import DEFAULT_LIMITS, RelayLimits
-from ash_router.rounds import Rounds
+from ash_router.replicas.forwarding import Forwarder
 from ash_router.routes import Route, Routes
-from ash_router.sessions import LegacySessions, UpstreamSession
-from ash_router.streams import OpenStreams
-from ash_router.tokens import CallTokens
-from ash_router.upstream import Upstreams
+from ash_router.sessions.handshakes import Handshakes
+from ash_router.sessions.session_map import LegacySessions, UpstreamSession
+from ash_router.upstream.call_tokens import CallTokens
+from ash_router.upstream.pool import ConnectionPool
 
 __all__ = ["DataPlane"]
+
+log = logging.getLogger(__name__)
+
+SILENT_SECONDS: Final = 30
+"""How long the network stack of a sandbox's host (not the process) may be silent during a request on TCP."""
 
 
 class DataPlane:
@@ -36,7 +45,10 @@ class DataPlane:
         explain: Says why the sandbox of a route is gone, or that it is not.
         forwarder: Reaches the other replicas of the hive; None where there are none.
         look_up: Learns of routes that other processes bound; None where there are none.
-        missing: Says why a caller has no route to what it names, where it may know: because that has ended, say.
+        explain_missing_route: Says why a caller has no route to the name it gives (its sandbox has ended, say); None
+            where the caller may not know.
+        problem_of: Says why an answer of a sandbox is not taken, or None.
+        take_up: Opens a session of a replica that is gone anew, by its id, and says whether it is there now.
     """
 
     def __init__(
@@ -50,21 +62,27 @@ class DataPlane:
         limits: RelayLimits = DEFAULT_LIMITS,
         forwarder: Forwarder | None = None,
         look_up: Callable[[], Awaitable[None]] | None = None,
-        missing: Callable[[Admitted, str], AshError | None] = lambda _, __: None,
+        explain_missing_route: Callable[[Admitted, str], AshError | None] = lambda _, __: None,
+        problem_of: Callable[[ResponseHead], str | None] = response_problem,
+        take_up: Callable[[Admitted, str], Awaitable[bool]] | None = None,
     ) -> None:
         self.limits = limits
         self._look_up = look_up
         self.forwarder = forwarder
         self.routes = routes
-        self._missing = missing
+        self._explain_missing_route = explain_missing_route
         self.calls = Calls(routes, sessions)
         self._sessions = sessions
-        self._upstreams = Upstreams(
+        self._take_up = take_up
+        self._upstreams = ConnectionPool(
             connect_timeout_seconds=limits.connect_timeout_seconds,
             max_idle=limits.max_idle_upstreams,
             idle_seconds=limits.idle_upstream_seconds,
             max_head_bytes=limits.max_head_bytes,
             max_headers=limits.max_headers,
+            silent_seconds=SILENT_SECONDS,
+            keys=tokens.sandbox_keys,
+            problem_of=problem_of,
         )
         self._handshakes = Handshakes(self._upstreams, tokens, limits, self.spawn)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -74,16 +92,26 @@ class DataPlane:
             tokens,
             ledger,
             limits,
-            OpenStreams(limits.max_streams_per_owner),
-            Rounds(limits.round_seconds),
+            OpenStreams(),
+            Turns(lambda work: asyncio.get_running_loop().call_soon(work)),
+            TimeoutSweeper(limits.sweep_seconds),
             explain,
             self.spawn,
         )
+        self.unfinished = Unfinished(limits.max_unfinished_per_owner, limits.max_unfinished_bytes_per_owner)
         sessions.attach(self._end_sessions)
+
+    def has_session(self, admitted: Admitted, session_id: str) -> bool:
+        """Say whether a handshake-era session of the caller's is here."""
+        return self._sessions.of(admitted, session_id) is not None
+
+    async def take_up(self, admitted: Admitted, session_id: str) -> bool:
+        """Open the session of a replica that is gone anew, and say whether it is here now."""
+        return self._take_up is not None and await self._take_up(admitted, session_id)
 
     def forget(self, sandbox_id: SandboxId) -> None:
         """Drop what is kept of a sandbox that has ended: idle connections and sessions on it."""
-        self._upstreams.forget(sandbox_id)
+        self._upstreams.forget(lambda endpoint: endpoint.sandbox == sandbox_id)
         self._sessions.forget_sandbox(sandbox_id)
 
     async def aclose(self) -> None:
@@ -91,7 +119,7 @@ class DataPlane:
         stopping = StreamBroken("the hive stopped during the call; whether the call did its work is unknown")
         self.services.ledger.abort_all(stopping)
         self.services.streams.fail_all(stopping)
-        self.services.rounds.close()
+        self.services.sweeper.close()
         self._upstreams.close()
         if self.forwarder is not None:
             self.forwarder.close()
@@ -100,23 +128,28 @@ class DataPlane:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run `work` beside the protocol's callbacks until it ends or the relay is closed."""
+        """Run `work` as a task of the data plane: cancelled by `aclose`, logged if it fails."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
 
-    def door(self, admitted: Admitted, method: str, head: RequestHead) -> Door | Refusal | None:
-        """Say to which sandbox's own endpoint a request goes, or why to none; None: it is not meant for one."""
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("work beside a request failed in the hive itself", exc_info=error)
+
+    def direct_request(self, admitted: Admitted, method: str, head: RequestHead) -> DirectRequest | Refusal | None:
+        """Return the direct request that a head makes, the refusal of a bad one, or None if it makes none."""
         name = name_in(head, admitted.path)
         if name is None:
             is_resumption = method == "GET" and admitted.path == MCP_PATH
             return resumption_of(self._sessions, admitted, head.fields) if is_resumption else None
         if isinstance(name, AshError):
             return Refusal(name)
-        found = door_of(self.routes, admitted, name, method)
+        found = direct_request_of(self.routes, admitted, name, method)
         if found is None:
-            return Refusal(self._missing(admitted, name) or SandboxNotFound("route not found"))
+            return Refusal(self._explain_missing_route(admitted, name) or SandboxNotFound("route not found"))
         if method not in METHODS:
             allowed = ", ".join(sorted(METHODS))
             return Refusal(ConfigError(f"a sandbox's endpoint takes {allowed}"), 405, (("allow", allowed),))
@@ -124,33 +157,36 @@ class DataPlane:
 
     @property
     def looks_up(self) -> bool:
-        """Whether a sandbox that is not known here may be known elsewhere."""
+        """Whether other processes may know sandboxes that this one does not."""
         return self._look_up is not None
 
     async def look_up(self) -> AshError | None:
-        """Learn of the routes that other processes have bound until now; return why that was not possible."""
+        """Fetch the routes that other processes have bound; return the error if that failed."""
         assert self._look_up is not None
         try:
             async with asyncio.timeout(self.limits.lookup_timeout_seconds):
                 await self._look_up()
         except TimeoutError:
             return ConnectFailed("the hive could not find out in time whether there is such a sandbox; try again")
-        except ConnectFailed as error:
+        except AshError as error:
             return error
+        except Exception:
+            log.exception("the look-up of a sandbox failed in the hive itself")
+            return HiveFault("the hive could not find out whether there is such a sandbox; its log has the details")
         return None
 
     def tell(self, said: Cancellation | ClientAnswer) -> None:
-        """Tell a sandbox that its caller no longer waits, or what it answers."""
+        """Send a client's cancellation or answer to the sandbox, in the background."""
         body = said.body if isinstance(said, ClientAnswer) else said.message.raw
         self._handshakes.tell(said.upstream, body)
 
     def roots_changed(self, change: RootsChange) -> None:
-        """Tell each sandbox that a session has called that its client's roots have changed."""
+        """Send a client's change of roots to each sandbox that its session has called."""
         for upstream in change.session.upstreams.values():
             self._handshakes.tell(upstream, change.message.raw)
 
     def level_changed(self, change: LevelChange) -> None:
-        """Set the log level of a session on each sandbox that it has called, and on those that it will."""
+        """Set a session's log level on each sandbox that it has called, and on those that it will call."""
         change.session.log_level = change.level
         for upstream in change.session.upstreams.values():
             self.spawn(self._handshakes.set_level(upstream, change.level))

@@ -1,6 +1,6 @@
 """The ledger: which calls are in flight, and when each sandbox was last called.
 
-The idle reaper, a graceful stop and the metrics read it; the relay and the hub's own calls write it.
+The hub's controller, a graceful stop and the metrics read it; the relay and the hub's own calls write it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Ledger:
         self._changed: set[SandboxId] = set()
 
     def begin(self, sandbox_id: SandboxId | None, owner: str, abort: Callable[[AshError], None] | None = None) -> Call:
-        """Enter a call; the caller must `end` it."""
+        """Count a call as in flight until `end`."""
         self._total += 1
         call = Call(sandbox_id, owner, abort)
         calls = self._in_flight.get(sandbox_id)
@@ -50,7 +50,7 @@ class Ledger:
         return call
 
     def end(self, call: Call) -> None:
-        """Leave a call; idempotent."""
+        """Count it no longer; idempotent."""
         calls = self._in_flight.get(call.sandbox_id)
         if calls is None or call not in calls:
             return
@@ -82,16 +82,16 @@ class Ledger:
         """When a sandbox was last called or last answered, in seconds since the epoch."""
         return self._clock() if self.busy(sandbox_id) else self._last.get(sandbox_id)
 
-    def take_changed(self) -> dict[SandboxId, float]:
-        """Return the last calls that changed since this was last asked, for the store; one in flight is one now."""
+    def take_changed_last_calls(self) -> dict[SandboxId, float]:
+        """Return the last calls that changed since this was last asked, for the store; one in flight counts as now."""
         for sandbox_id in self._in_flight:
             self._note(sandbox_id, self._clock())
         changed = {sandbox_id: self._last[sandbox_id] for sandbox_id in self._changed}
         self._changed.clear()
         return changed
 
-    def learn(self, calls: Mapping[SandboxId, float]) -> None:
-        """Take over when sandboxes were last called through other replicas."""
+    def learn_last_calls(self, calls: Mapping[SandboxId, float]) -> None:
+        """Take over the times of last calls that other replicas have stored."""
         for sandbox_id, at in calls.items():
             self._last[sandbox_id] = max(at, self._last.get(sandbox_id, at))
 

@@ -1,8 +1,8 @@
-"""Routes: which sandbox answers to which session name, and where it listens.
+"""The route table: from a session name or sandbox id to the sandbox's endpoint.
 
-A route is bound when its sandbox is ready and unbound when it ends; between replicas the store carries it. Reads
-on the way of a call come from this process's memory and never wait; only a name that it does not know is looked up
-in the store. While the store is away calls on known routes go on.
+A route is bound when its sandbox is ready, and unbound when it ends. The store carries routes between replicas. Calls
+read this process's copy and never wait; only an unknown name is looked up in the store. While the store is away, calls
+on known routes go on.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 import anyio
 
@@ -20,13 +20,13 @@ from ash_mcp.errors import ConnectFailed
 from ash_mcp.types import DEFAULT_SCOPE, EVERY_SCOPE, Endpoint, Principal, SandboxId, Scope, SessionName
 from ash_router.store.base import ROUTE_NEWS, RouteChanges, Store
 
-__all__ = ["Route", "Routes", "split_tool_name", "visible"]
+__all__ = ["Route", "Routes", "resolve_name", "split_tool_name", "visible"]
 
 BACKSTOP_SECONDS: Final = 5.0
-"""How often the store is asked although it gave no news."""
+"""How often the store is read although it published no change."""
 RETRY_SECONDS: Final = 0.5
 REFILL_SECONDS: Final = 15.0
-"""How long routes that a flushed store lacks are believed: so long may the hive take to put them back."""
+"""How long known routes are kept that a flushed store lacks: the time that hives have to put them back."""
 log = logging.getLogger("ash.routes")
 
 
@@ -35,7 +35,6 @@ class Route:
     """Where the calls of one ready sandbox go."""
 
     sandbox_id: SandboxId
-    generation: int
     owner: str
     """The subject of the principal that owns it."""
     scope: Scope
@@ -44,6 +43,31 @@ class Route:
     tool_names: Mapping[str, str] = field(default_factory=dict[str, str])
     """Listed tool name (without the session) -> the sandbox's own name, only for those that were shortened or
     cleaned; any other name goes through as it is."""
+    alias: str | None = None
+    """One more global name of the sandbox, as unguessable as its id: the uuid that the seed's REST gave it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "endpoint", self.endpoint.of(self.sandbox_id))
+
+    @property
+    def id(self) -> SandboxId:
+        return self.sandbox_id
+
+
+class Owned(Protocol):
+    """What `resolve_name` finds by name: routes and sandboxes have these properties."""
+
+    @property
+    def id(self) -> SandboxId: ...
+    @property
+    def owner(self) -> str: ...
+    @property
+    def scope(self) -> Scope: ...
+    @property
+    def session(self) -> SessionName: ...
+
+
+T = TypeVar("T", bound=Owned)
 
 
 def split_tool_name(name: str) -> tuple[str, str] | None:
@@ -53,10 +77,10 @@ def split_tool_name(name: str) -> tuple[str, str] | None:
 
 
 class Routes:
-    """The routes this process knows, over a store that all replicas share.
+    """This process's copy of the routes, kept equal to the store that all replicas share.
 
     Args:
-        forgotten: Told of a sandbox whose route another replica unbound.
+        forgotten: Called with each sandbox whose route another replica unbound.
     """
 
     def __init__(
@@ -71,21 +95,22 @@ class Routes:
         self._clock = clock
         self._version: str | None = None
         self._refilled_at: float | None = None
-        """When a store that was flushed is believed again on what it lacks."""
+        """When routes that a flushed store lacks are dropped; None if it was not flushed."""
         self._looking = anyio.Lock()
         self._looks = 0
-        """Looks at the store that were begun."""
+        """How many reads of the store have begun."""
         self._looked = 0
-        """The last of them that ended, and why it failed."""
+        """The number of the last read that ended, and why it failed."""
         self._look_failed: ConnectFailed | None = None
         self._own_steps: dict[SandboxId, int] = {}
-        """Routes that this process is binding or unbinding right now, and how many times at once."""
+        """Sandboxes whose routes this process is writing to the store now, with the number of such writes."""
         self._own_since_look: set[SandboxId] = set()
         self._by_id: dict[SandboxId, Route] = {}
+        self._by_alias: dict[str, Route] = {}
         self._by_name: dict[tuple[str, Scope, str], Route] = {}
         self._by_owner: dict[str, dict[SandboxId, Route]] = {}
         self.changes = 0
-        """Grows with each change: what was looked up before holds as long as it is the same."""
+        """Counts changes: a cached result of `resolve` is good while this is equal."""
 
     async def bind(self, route: Route) -> None:
         """Make `route` the way to its sandbox, here at once and in the store for every replica.
@@ -94,27 +119,30 @@ class Routes:
             ConnectFailed: The store is away, and no route was bound.
         """
         known = self._by_id.get(route.sandbox_id)
-        if known is None or known.generation <= route.generation:
-            self._remember(route)
+        self._remember(route)
         with self._own(route.sandbox_id):
             try:
                 await self._store.put_route(_to_record(route))
             except BaseException:
                 if known is None:
                     self._forget(route.sandbox_id)
-                    with anyio.CancelScope(shield=True):  # it may be there although nobody was told so
+                    with anyio.CancelScope(shield=True):  # the failed write may have reached the store
                         await self._store.drop_route(route.sandbox_id)
                 raise
 
-    async def unbind(self, sandbox_id: SandboxId) -> None:
-        """Forget the route to a sandbox; idempotent."""
+    async def unbind(self, sandbox_id: SandboxId, alias: str | None = None) -> None:
+        """Forget the route to a sandbox; idempotent.
+
+        Args:
+            alias: As with `Store.drop_route`.
+        """
         self._forget(sandbox_id)
         with self._own(sandbox_id):
-            await self._store.drop_route(sandbox_id)
+            await self._store.drop_route(sandbox_id, alias)
 
     @contextmanager
     def _own(self, sandbox_id: SandboxId) -> Generator[None]:
-        """Guard a step of ours from what a look at the store found before it."""
+        """Mark a write of this process, so that a read of the store that began before it does not undo it."""
         self._own_steps[sandbox_id] = self._own_steps.get(sandbox_id, 0) + 1
         try:
             yield
@@ -127,21 +155,25 @@ class Routes:
     def get(self, sandbox_id: SandboxId) -> Route | None:
         return self._by_id.get(sandbox_id)
 
-    def resolve(self, principal: Principal, scope: Scope, name: str) -> Route | None:
-        """Return the route that `name` (a session name or a sandbox id) means to this caller, or None.
+    def named(self, name: str) -> Route | None:
+        """Return the route of the sandbox with that id or alias, whosever it is."""
+        return self._by_id.get(SandboxId(name)) or self._by_alias.get(name)
 
-        Under `*` a name of the default scope wins; elsewhere it must be the name of one sandbox only.
-        """
-        route = self._by_id.get(SandboxId(name))
-        if route is not None:
-            return route if visible(principal, scope, route.owner, route.scope) else None
-        if scope != EVERY_SCOPE:
-            return self._by_name.get((principal.subject, scope, name))
-        found = self._by_name.get((principal.subject, DEFAULT_SCOPE, name))
-        if found is not None and visible(principal, scope, found.owner, found.scope):
-            return found
-        named = [r for r in self.of(principal, scope) if r.session == name]
-        return named[0] if len(named) == 1 else None
+    async def holder(self, alias: str) -> SandboxId | None:
+        """Return the sandbox with that alias, as far as this process or the store knows of one."""
+        if alias not in self._by_alias:
+            with suppress(ConnectFailed):
+                await self.catch_up()
+        route = self._by_alias.get(alias)
+        return None if route is None else route.id
+
+    def resolve(self, principal: Principal, scope: Scope, name: str) -> Route | None:
+        """Return the route that `name` means to this caller, by `resolve_name`; None for several as for none."""
+        owned = self._by_owner.get(principal.subject, {}).values()
+        found = resolve_name(
+            principal, scope, name, known=self.named(name), by_id=self._by_id, by_name=self._by_name, owned=owned
+        )
+        return found[0] if len(found) == 1 else None
 
     async def find(self, principal: Principal, scope: Scope, name: str) -> Route | None:
         """Like `resolve`, but ask the store before saying that there is none: another replica may just have bound it.
@@ -179,17 +211,17 @@ class Routes:
                     await stale.wait()
 
     async def catch_up(self) -> None:
-        """Take over what changed in the store until now; callers at the same time share one look.
+        """Apply what has changed in the store until now; concurrent callers share one read.
 
         Raises:
             ConnectFailed: The store is away.
         """
         came = self._looks
         async with self._looking:
-            if self._looked <= came:  # else one ended that began after this caller came
+            if self._looked <= came:  # else a read that began after this call has ended already
                 self._looks += 1
                 self._look_failed = await self._look()
-                self._looked = self._looks  # a look whose caller left counts for nobody
+                self._looked = self._looks  # not reached by a cancelled read, which must not count
             if self._look_failed is not None:
                 raise ConnectFailed(self._look_failed.message) from self._look_failed
 
@@ -210,8 +242,7 @@ class Routes:
         for record in changes.bound:
             route = _from_record(record)
             seen.add(route.sandbox_id)
-            known = self._by_id.get(route.sandbox_id)
-            if route.sandbox_id not in ours and (known is None or known.generation <= route.generation):
+            if route.sandbox_id not in ours:
                 self._remember(route)
         gone = set(changes.unbound)
         if changes.refilling:
@@ -220,7 +251,7 @@ class Routes:
             gone |= self._by_id.keys() - seen
         for sandbox_id in gone - ours:
             self._leave(sandbox_id)
-        if not seen & ours:  # else it is looked at again: what was found of ours may not be ours
+        if not seen & ours:  # else this read saw our own writes half done: the same changes are read again
             self._version = changes.version
 
     def _leave(self, sandbox_id: SandboxId) -> None:
@@ -230,12 +261,15 @@ class Routes:
                 self._forgotten(sandbox_id)
 
     def of(self, principal: Principal, scope: Scope) -> Iterable[Route]:
-        """Return the routes that a caller sees, oldest first."""
+        """Return the routes that a caller may see, oldest first."""
+        if principal.sandbox is not None:
+            route = self._by_id.get(principal.sandbox)
+            return [] if route is None else [route]
         owned = self._by_owner.get(principal.subject, {})
-        return [route for route in owned.values() if visible(principal, scope, route.owner, route.scope)]
+        return [route for route in owned.values() if _sees(principal, scope, route)]
 
     def ids(self) -> set[SandboxId]:
-        """Return the sandboxes to which a route is known."""
+        """Return the ids of all sandboxes that have a known route."""
         return set(self._by_id)
 
     def __len__(self) -> int:
@@ -249,6 +283,8 @@ class Routes:
         self._by_id[route.sandbox_id] = route
         self._by_name[route.owner, route.scope, route.session] = route
         self._by_owner.setdefault(route.owner, {})[route.sandbox_id] = route
+        if route.alias is not None:
+            self._by_alias[route.alias] = route
 
     def _forget(self, sandbox_id: SandboxId) -> None:
         route = self._by_id.pop(sandbox_id, None)
@@ -258,14 +294,21 @@ class Routes:
         key = (route.owner, route.scope, route.session)
         if self._by_name.get(key) is route:
             del self._by_name[key]
+        if route.alias is not None:
+            self._by_alias.pop(route.alias, None)
         owned = self._by_owner[route.owner]
         del owned[sandbox_id]
         if not owned:
             del self._by_owner[route.owner]
 
 
-def visible(principal: Principal, scope: Scope, owner: str, owned_scope: Scope) -> bool:
-    """Say whether a caller who looks at `scope` sees what `owner` has in `owned_scope`."""
+def visible(principal: Principal, scope: Scope, sandbox_id: SandboxId, owner: str, owned_scope: Scope) -> bool:
+    """Return whether a caller who asks in `scope` may see a sandbox of `owner` in `owned_scope`.
+
+    A principal bound to one sandbox sees it from any scope, and no other.
+    """
+    if principal.sandbox is not None:
+        return sandbox_id == principal.sandbox
     if owner != principal.subject:
         return False
     if principal.bound_scopes is not None and owned_scope not in principal.bound_scopes:
@@ -273,25 +316,68 @@ def visible(principal: Principal, scope: Scope, owner: str, owned_scope: Scope) 
     return scope in (EVERY_SCOPE, owned_scope)
 
 
+def _sees(principal: Principal, scope: Scope, route: Route) -> bool:
+    return visible(principal, scope, route.sandbox_id, route.owner, route.scope)
+
+
+def resolve_name(
+    principal: Principal,
+    scope: Scope,
+    name: str,
+    *,
+    known: T | None,
+    by_id: Mapping[SandboxId, T],
+    by_name: Mapping[tuple[str, Scope, str], T],
+    owned: Iterable[T],
+) -> list[T]:
+    """Return what `name`, a session name, an id or an alias, means to a caller: several only under `*`.
+
+    There can be several only in scope `*`, unless one of the default scope has the name: that one wins.
+
+    Args:
+        known: What has that id or alias.
+        by_name: By owner, scope and session name.
+        owned: Everything that the caller owns, in any scope; what it may not see is skipped.
+    """
+
+    def sees(thing: T) -> bool:
+        return visible(principal, scope, thing.id, thing.owner, thing.scope)
+
+    if known is not None:  # an id is nobody's name
+        return [known] if sees(known) else []
+    if principal.sandbox is not None:
+        only = by_id.get(principal.sandbox)
+        return [only] if only is not None and only.session == name else []
+    named = by_name.get((principal.subject, DEFAULT_SCOPE if scope == EVERY_SCOPE else scope, name))
+    if named is not None and sees(named):
+        return [named]
+    return [thing for thing in owned if thing.session == name and sees(thing)] if scope == EVERY_SCOPE else []
+
+
 def _to_record(route: Route) -> dict[str, object]:
-    return {
+    shape: dict[str, object] = {
         "sandbox_id": route.sandbox_id,
-        "generation": route.generation,
         "owner": route.owner,
         "scope": route.scope,
         "session": route.session,
-        "endpoint": {"unix": route.endpoint.unix, "host": route.endpoint.host, "port": route.endpoint.port},
+        "endpoint": _endpoint_record(route.endpoint),
         "tool_names": dict(route.tool_names),
     }
+    return shape if route.alias is None else {**shape, "alias": route.alias}
+
+
+def _endpoint_record(endpoint: Endpoint) -> dict[str, object]:
+    shape: dict[str, object] = {"unix": endpoint.unix, "host": endpoint.host, "port": endpoint.port}
+    return shape if endpoint.proves else {**shape, "proves": False}
 
 
 def _from_record(record: Mapping[str, Any]) -> Route:
     return Route(
         sandbox_id=SandboxId(record["sandbox_id"]),
-        generation=record["generation"],
         owner=record["owner"],
         scope=Scope(record["scope"]),
         session=SessionName(record["session"]),
         endpoint=Endpoint(**record["endpoint"]),
         tool_names=record["tool_names"],
+        alias=record.get("alias"),
     )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import subprocess
 import sys
+from operator import attrgetter
+from pathlib import Path
 
 import pytest
 
@@ -13,11 +16,11 @@ import ash_mcp
 from ash_mcp import errors
 
 EXPORTED = """
-AshError AshTimeout CallResult CapacityExceeded Chunk ClientSettings CommandFailed CommandNotStarted ConfigError
-Conflict ConnectFailed Destroyed EndReason ExecResult FileEntry FileError FileExists FileNotFound FileNotPermitted
-Files Hive HiveFault IsADirectory Job JobInfo JobNotFound JobOutput JobResult LeaseHeld LeaseLost LocalProtocolError
-NoSpace NotADirectory NotFound OutputStream PermissionDenied Progress ProtocolError RecipeNotFound
-RemoteProtocolError RequestRefused ResourceAmounts Resources Sandbox SandboxError SandboxGone SandboxId SandboxInfo
+AshError AshTimeout BadArguments CallResult CapacityExceeded Chunk ClientSettings CommandFailed CommandNotStarted
+ConfigError Conflict ConnectFailed Destroyed EndReason ExecResult FileEntry FileError FileExists FileNotFound
+FileNotPermitted Files Hive HiveFault IsADirectory Job JobInfo JobNotFound JobOutput JobResult LocalProtocolError
+NoSpace NotADirectory NotFound OutputStream PermissionDenied Progress ProtocolError RecipeNotFound RemoteProtocolError
+RequestRefused ResourceAmounts Resources ResultLost Sandbox SandboxError SandboxGone SandboxId SandboxInfo
 SandboxNotFound SandboxRefused SessionName SessionTaken Spawning StartFailed State StreamBroken Tool ToolNotFound
 TransportError Unauthenticated Unsupported
 """.split()
@@ -33,9 +36,18 @@ def test_exported_names_are_these_and_no_others():
     assert set(errors.__all__) <= set(EXPORTED)
 
 
+def test_checkers_find_each_name_in_one_module():
+    assert ash_mcp.__file__ is not None
+    source = Path(ash_mcp.__file__)
+    starred = re.findall(r"from ash_mcp\.(\w+) import \*", source.read_text(encoding="utf-8"))
+    found = [name for home in starred for name in importlib.import_module(f"ash_mcp.{home}").__all__]
+    assert [found.count(name) for name in EXPORTED] == [1] * len(EXPORTED)
+    assert source.with_name("py.typed").is_file(), "without it checkers see no types outside of this repository"
+
+
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="nonsense"):
-        _ = ash_mcp.nonsense
+        attrgetter("nonsense")(ash_mcp)
 
 
 HEAVY = ("httpx", "httpcore", "ssl", "mcp", "pydantic", "trio", "asyncio", "tenacity", "typer", "rich")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ash_mcp._retry import TRANSPORT_ATTEMPTS, next_delay
+from ash_mcp import _retry
+from ash_mcp._retry import TRANSPORT_ATTEMPTS, call_again, next_delay
 from ash_mcp.errors import (
     AshError,
     AshTimeout,
@@ -12,8 +13,8 @@ from ash_mcp.errors import (
     ConfigError,
     ConnectFailed,
     HiveFault,
-    LeaseHeld,
     SandboxGone,
+    SessionTaken,
     StartFailed,
     StreamBroken,
     TransportError,
@@ -28,8 +29,8 @@ FULL = CapacityExceeded("full", retry_after_seconds=3)
         (FULL, 3.0, 3.0),
         (CapacityExceeded("full", retryable=False), None, None),
         (ConnectFailed("no"), 0.1, 0.1),
-        (LeaseHeld("held", retryable=True), 0.1, 0.1),
-        (LeaseHeld("held"), None, None),
+        (SessionTaken("taken", retryable=True), 0.1, 0.1),
+        (SessionTaken("taken"), None, None),
         (StreamBroken("torn"), None, 0.1),
         (TransportError("502"), None, 0.1),
         (AshTimeout("late"), None, None),
@@ -63,3 +64,75 @@ def test_hive_that_says_to_come_back_at_once_is_not_hammered():
     assert next_delay(
         CapacityExceeded("full", retry_after_seconds=-5), attempt=1, remaining_seconds=9, repeatable=False
     ) == pytest.approx(0.05)
+
+
+class Attempts:
+    """Tries that end in these errors, and then succeed; time passes only while somebody waits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *errors: Exception, share: float = 0.0) -> None:
+        self.errors = list(errors)
+        self.made = 0
+        self.waited: list[float] = []
+        self.said: list[tuple[str, float]] = []
+        self.jitters: list[tuple[float, float]] = []
+        self._share = share
+        monkeypatch.setattr(_retry.anyio, "sleep", self._sleep)
+        monkeypatch.setattr(_retry.random, "uniform", self._uniform)
+
+    async def _sleep(self, seconds: float) -> None:
+        self.waited.append(seconds)
+
+    def _uniform(self, least: float, most: float) -> float:
+        self.jitters.append((least, most))
+        return least + self._share * (most - least)
+
+    async def _attempt(self) -> str:
+        self.made += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return "done"
+
+    async def run(self, *, repeatable: bool = True, limit_seconds: float = 100.0) -> str:
+        return await call_again(
+            self._attempt,
+            remaining_seconds=lambda: limit_seconds - sum(self.waited),
+            repeatable=repeatable,
+            on_wait=lambda error, delay: self.said.append((error.message, delay)),
+        )
+
+
+@pytest.mark.anyio
+async def test_each_wait_is_the_one_that_its_own_error_asks_for(monkeypatch: pytest.MonkeyPatch):
+    attempts = Attempts(monkeypatch, FULL, StreamBroken("torn"), CapacityExceeded("full", retry_after_seconds=7))
+    assert await attempts.run() == "done"
+    assert attempts.made == 4 and attempts.waited == [3.0, 0.2, 7.0]
+    assert attempts.said == [("full", 3.0), ("torn", 0.2), ("full", 7.0)]
+
+
+@pytest.mark.anyio
+async def test_first_wait_is_the_shortest_and_they_double(monkeypatch: pytest.MonkeyPatch):
+    attempts = Attempts(monkeypatch, *[StreamBroken("torn")] * 9)
+    with pytest.raises(StreamBroken):
+        await attempts.run()
+    assert attempts.made == TRANSPORT_ATTEMPTS and attempts.waited == [0.1, 0.2, 0.4]
+
+
+@pytest.mark.anyio
+async def test_waits_are_spread_upwards_by_a_quarter_at_most(monkeypatch: pytest.MonkeyPatch):
+    attempts = Attempts(monkeypatch, ConnectFailed("no"), ConnectFailed("no"), share=1.0)
+    assert await attempts.run(repeatable=False) == "done"
+    assert attempts.waited == pytest.approx([0.125, 0.25]) and attempts.jitters == [(0, 0.025), (0, 0.05)]
+
+
+@pytest.mark.anyio
+async def test_attempt_that_succeeds_at_once_waits_for_nothing(monkeypatch: pytest.MonkeyPatch):
+    attempts = Attempts(monkeypatch)
+    assert await attempts.run() == "done" and (attempts.made, attempts.waited, attempts.said) == (1, [], [])
+
+
+@pytest.mark.anyio
+async def test_bound_is_looked_at_again_after_each_failure(monkeypatch: pytest.MonkeyPatch):
+    attempts = Attempts(monkeypatch, *[FULL] * 9)
+    with pytest.raises(CapacityExceeded):
+        await attempts.run(limit_seconds=7)
+    assert attempts.waited == [3.0, 3.0]

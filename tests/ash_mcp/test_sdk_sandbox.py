@@ -136,12 +136,25 @@ async def test_extend_moves_the_expiry(hive: Hive):
         assert (await hive.extend(box.session, 7200)).expires_at > before + 6000
 
 
+async def test_a_network_is_set_by_its_word_or_a_list_and_is_in_the_info(hive: Hive):
+    async with hive.spawn() as box:
+        assert (await box.set_network(["pypi.org", "*.pypi.org"])).network == ("pypi.org", "*.pypi.org")
+        assert box.info.network == ("pypi.org", "*.pypi.org")
+        assert (await hive.set_network(box.session, "none")).network == "none"
+        assert [info.network for info in await hive.list()] == ["none"]
+
+
 async def test_commands_take_words_stdin_and_environment(box: Sandbox):
     assert (await box.exec(["printf", "%s|", "a b", "$HOME"])).stdout == "a b|$HOME|"
     assert (await box.exec("cat", stdin="fed")).stdout == "fed"
     assert (await box.exec("echo $X", env={"X": "set"})).stdout == "set\n"
     await box.files.mkdir("deep/er")
     assert (await box.exec("basename $PWD", cwd="deep/er")).stdout == "er\n"
+
+
+async def test_exit_code_of_a_command_that_a_signal_ended_is_128_and_its_number(box: Sandbox):
+    assert (await box.exec("kill -9 $$")).exit_code == 137
+    assert (await (await box.background("kill -TERM $$")).wait()).exit_code == 143
 
 
 async def test_exit_code_is_data_unless_checked(box: Sandbox):
@@ -179,7 +192,6 @@ async def test_program_that_does_not_exist_is_a_typed_error_of_the_sandbox(box: 
 
 
 async def test_tools_are_called_by_keyword_or_by_mapping(box: Sandbox):
-    assert TERMINAL in {tool.name for tool in box.spawned_tools}
     (terminal,) = [tool for tool in await box.tools() if tool.name == TERMINAL]
     assert "command" in terminal.input_schema["properties"]
     result = await box.call(TERMINAL, command="echo by keyword")

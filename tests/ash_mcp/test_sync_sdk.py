@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import assert_type
 
 import pytest
 
@@ -46,6 +47,24 @@ def _arguments(function: object) -> list[tuple[str, object, object, str]]:
     return [(p.name, p.kind, p.default, re.sub(r"\w+\.", "", str(p.annotation))) for p in parameters]
 
 
+@pytest.mark.parametrize(("one", "other"), PAIRS, ids=lambda cls: cls.__name__)
+def test_docstrings_are_the_same(one: type, other: type):
+    names = {name for name, member in vars(one).items() if inspect.isfunction(member) and not name.startswith("_")}
+    for name in names - {"aclose"}:  # a sync hive's ends a thread as well
+        assert inspect.getdoc(getattr(other, name)) == inspect.getdoc(getattr(one, name)), name
+
+
+def test_type_checkers_and_help_see_what_methods_return(hive: sync.Hive):
+    with assert_type(hive.spawn(), sync.Spawned) as box:
+        assert_type(hive.list(), Sequence[ash_mcp.SandboxInfo])
+        assert_type(box.exec("true"), ash_mcp.ExecResult)
+        assert_type(box.background("true"), sync.Job)
+        assert_type(list(box.stream("true")), list[ash_mcp.Chunk])
+        assert_type(box.files.write("a", "b"), int)
+    assert inspect.signature(sync.Hive.spawn).return_annotation is sync.Spawned
+    assert inspect.signature(sync.Sandbox.stream).return_annotation is sync.OutputStream
+
+
 def test_hive_takes_the_same_arguments():
     assert _arguments(ash_mcp.Hive.__init__) == _arguments(sync.Hive.__init__)
 
@@ -69,6 +88,7 @@ def test_whole_walk_without_await(hive: sync.Hive):
         job.write("word\n", eof=True)
         assert job.wait(timeout_seconds=10).exit_code == 0
         assert [chunk.data for chunk in job] == [b"word\n"]
+        assert box.set_network("none").network == box.info.network == "none"
         assert hive.attach("walk").id == box.id
     assert hive.list() == []
     with pytest.raises(SandboxGone):

@@ -39,6 +39,7 @@ infos = st.builds(
     created_at=moments,
     ready_at=st.none() | moments,
     expires_at=moments,
+    network=st.sampled_from(["none", "internet", ("pypi.org", "*.pypi.org")]),
     idle_seconds=st.none() | st.floats(0, 1e6),
     last_call_at=st.none() | moments,
     ended_at=st.none() | moments,
@@ -159,11 +160,10 @@ def test_data_cannot_take_the_place_of_fields_nor_truthy_words_that_of_true():
         "kind": "command_failed",
         "message": "real",
         "retryable": "yes",
-        "trainable": 1,
         "data": {"message": "fake", "self": 1, "result": 2, "retryable": True, "step": "kept"},
     }
     back = wire.failure_from_json(shape)
-    assert (back.message, back.retryable, back.trainable, dict(back.data)) == ("real", False, False, {"step": "kept"})
+    assert (back.message, back.retryable, dict(back.data)) == ("real", False, {"step": "kept"})
 
 
 def test_tool_failure_is_for_models_and_for_programs():
@@ -175,13 +175,70 @@ def test_tool_failure_is_for_models_and_for_programs():
     assert "ash-nonce" not in wire.tool_failure(errors.SandboxGone("it ended"))["_meta"]
 
 
-def test_failures_of_ours_are_never_trainable_and_timeouts_are_builtin_ones():
-    ours = [errors.TransportError, errors.ProtocolError, errors.HiveFault, errors.CapacityExceeded, errors.SandboxGone]
+SAID_INSIDE = "a sandbox that worked said so itself"
+TRAINABLE_BECAUSE: dict[type[AshError], str] = {
+    errors.SandboxRefused: SAID_INSIDE,
+    errors.BadArguments: SAID_INSIDE,
+    errors.JobNotFound: SAID_INSIDE,
+    errors.ResultLost: SAID_INSIDE,
+    errors.CommandNotStarted: SAID_INSIDE,
+    errors.FileError: SAID_INSIDE,
+    errors.FileNotFound: SAID_INSIDE,
+    errors.FileExists: SAID_INSIDE,
+    errors.IsADirectory: SAID_INSIDE,
+    errors.NotADirectory: SAID_INSIDE,
+    errors.FileNotPermitted: SAID_INSIDE,
+    errors.NoSpace: SAID_INSIDE,
+    errors.CommandFailed: "a command ran in it, and ended so",
+}
+NOT_BECAUSE: dict[type[AshError], str] = {
+    AshError: "who is to blame is not known",
+    errors.ConfigError: "configuration, of the hive or of its client",
+    errors.RequestRefused: "the hive said no, and no sandbox was asked",
+    errors.NotFound: "a wrong path, or something that was lost",
+    errors.SandboxNotFound: "it may have been lost while no hive ran",
+    errors.RecipeNotFound: "configuration of the hive",
+    errors.ToolNotFound: "no sandbox was asked",
+    errors.Conflict: "two of the hive's callers want one thing",
+    errors.SessionTaken: "two of the hive's callers want one thing",
+    errors.CapacityExceeded: "a quota",
+    errors.PermissionDenied: "credentials",
+    errors.Unauthenticated: "credentials",
+    errors.Unsupported: "configuration of the hive",
+    errors.SandboxError: "the sandbox did not work",
+    errors.StartFailed: "the sandbox did not work",
+    errors.SandboxGone: "a lost sandbox",
+    errors.TransportError: "an outage",
+    errors.ConnectFailed: "an outage, or a wrong URL",
+    errors.AshTimeout: "an outage, or a slow hive",
+    errors.StreamBroken: "an outage",
+    errors.ProtocolError: "a defect, or what answers is no hive",
+    errors.LocalProtocolError: "a defect",
+    errors.RemoteProtocolError: "a defect, or what answers is no hive",
+    errors.HiveFault: "a defect",
+}
+
+
+def test_each_class_says_for_a_reason_whether_a_trainer_may_learn_from_it():
+    assert {*TRAINABLE_BECAUSE, *NOT_BECAUSE} == set(CLASSES) and not TRAINABLE_BECAUSE.keys() & NOT_BECAUSE.keys()
     for cls in CLASSES:
-        if issubclass(cls, tuple(ours)):
-            assert not cls.trainable
-        if issubclass(cls, errors.SandboxRefused):
-            assert cls.trainable and not cls.retryable
+        error = cls("x")
+        assert error.trainable is (cls in TRAINABLE_BECAUSE), cls
+        assert not (error.trainable and error.retryable)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("claimed", [True, False, None, "yes"])
+def test_what_a_failure_claims_of_itself_makes_no_difference(cls: type[AshError], claimed: Any):
+    shape = {**wire.failure_to_json(cls("x")), "trainable": claimed}
+    assert wire.failure_from_json(shape).trainable is (cls in TRAINABLE_BECAUSE)
+
+
+def test_a_kind_that_is_not_known_is_nobodys_to_learn_from():
+    assert not wire.failure_from_json({"kind": "from_the_future", "message": "new", "trainable": True}).trainable
+
+
+def test_timeouts_are_builtin_ones():
     assert issubclass(errors.AshTimeout, TimeoutError)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -42,8 +43,7 @@ TERMINAL = "terminal-controller_execute_command"
 
 TOOLS = [
     {
-        "name": f"sb_{TERMINAL}",
-        "tool": TERMINAL,
+        "name": TERMINAL,
         "title": "Run a command",
         "description": "Run a command in a shell.",
         "input_schema": {"type": "object", "properties": {"command": {"type": "string"}}, "required": ["command"]},
@@ -76,6 +76,7 @@ class TwinHive:
     scripts: deque[Script] = field(default_factory=deque[Script])
     after: deque[Script] = field(default_factory=deque[Script])
     """As `scripts`, but the request has run when one of these is asked: what it does is done to the answer."""
+    spawning: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def transport(self) -> httpx.MockTransport:
@@ -111,6 +112,7 @@ class TwinHive:
             "destroy": self._destroy,
             "list": self._list,
             "extend": self._extend,
+            "network": self._network,
             "ash_tools": lambda asked: self._alive(asked["session"]) and {"tools": TOOLS},
             "ash_logs": lambda asked: self._alive(asked["session"]) and {"log": "ready\n"[-asked["tail_bytes"] :]},
         }
@@ -124,9 +126,13 @@ class TwinHive:
         return ORIGIN_HUB, {"resultType": "complete", "content": text, "structuredContent": shape, "isError": False}
 
     def _spawn(self, asked: Json) -> Json:
+        with self.spawning:  # calls come on several threads
+            return self._spawn_one(asked)
+
+    def _spawn_one(self, asked: Json) -> Json:
         key = asked.get("idempotency_key", "")
         if key in self.by_key:
-            return self._shape(self.boxes[self.by_key[key]]) | {"tools": TOOLS}
+            return self._shape(self.boxes[self.by_key[key]])
         recipe = asked.get("recipe", "general")
         if recipe not in self.recipes:
             raise errors.RecipeNotFound(f"there is no recipe {recipe!r}; there are: {', '.join(self.recipes)}")
@@ -146,6 +152,7 @@ class TwinHive:
             expires_at=now + asked.get("ttl_seconds", 86_400),
             idle_seconds=asked.get("idle_seconds", 1800.0),
             labels=asked.get("labels", {}),
+            network=asked.get("network", "internet"),
         )
         workspace = self.root / box_id
         workspace.mkdir()
@@ -153,7 +160,7 @@ class TwinHive:
         self.boxes[box_id] = TwinBox(info, runner)
         if key:
             self.by_key[key] = box_id
-        return self._shape(self.boxes[box_id]) | {"tools": TOOLS}
+        return self._shape(self.boxes[box_id])
 
     def _destroy(self, asked: Json) -> Json:
         names: Any = asked["session"]
@@ -183,6 +190,11 @@ class TwinHive:
             if (asked["include_ended"] or not box.info.state.ended) and wanted.items() <= dict(box.info.labels).items()
         ]
         return {"sandboxes": found}
+
+    def _network(self, asked: Json) -> Json:
+        box = self._alive(asked["session"])
+        box.info = dataclasses.replace(box.info, network=asked["policy"])
+        return self._shape(box)
 
     def _extend(self, asked: Json) -> Json:
         box = self._alive(asked["session"])

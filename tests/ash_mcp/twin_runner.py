@@ -27,6 +27,11 @@ class Refused(Exception):
         self.message = message
 
 
+def exit_code(process: subprocess.Popen[bytes]) -> int:
+    """Return a process's exit code as docs/runner.md has it: 128 and the number of a signal that ended it."""
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+
 class TwinJob:
     """A process with both of its streams in one bounded buffer."""
 
@@ -81,7 +86,7 @@ class TwinJob:
                 "total_bytes": self.total,
                 "dropped_bytes": self.dropped,
                 "state": "running" if self.running else "exited",
-                **({} if self.running else {"exit_code": self.process.returncode, "timed_out": False}),
+                **({} if self.running else {"exit_code": exit_code(self.process), "timed_out": False}),
             }
 
 
@@ -96,6 +101,8 @@ class TwinRunner:
         self.runs = 0
         self.job_buffer_bytes = 8 * 1024 * 1024
         self.read_limit = 524_288
+        self.list_limit = 1000
+        self.drafts: dict[str, bytearray] = {}
 
     def call(self, tool: str, asked: Json) -> Json:
         """Answer a call as an MCP tool result."""
@@ -174,7 +181,7 @@ class TwinRunner:
             out, err = process.communicate()
         limit = asked.get("output_limit", 262_144)
         shape: Json = {
-            "exit_code": None if timed_out else process.returncode,
+            "exit_code": exit_code(process),
             "duration_seconds": time.monotonic() - began,
             "timed_out": timed_out,
             "truncated": len(out) > limit or len(err) > limit,
@@ -239,17 +246,24 @@ class TwinRunner:
 
     def file_write(self, asked: Json) -> Json:
         path = self.workspace / asked["path"]
-        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.drafts.setdefault(asked["key"], bytearray())
         data = base64.b64decode(asked["data_base64"])
-        with open(path, "r+b" if asked["offset"] else "wb") as file:
-            file.seek(asked["offset"])
-            file.write(data)
-        if "mode" in asked:
+        draft[asked["offset"] :] = data
+        if asked.get("end") is not None:
+            del self.drafts[asked["key"]]
+        if asked.get("end") == "commit":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(draft)
+        if "mode" in asked and path.exists():
             path.chmod(asked["mode"])
-        return {"bytes": len(data), "size": path.stat().st_size}
+        return {"bytes": len(data), "size": len(draft)}
 
     def file_list(self, asked: Json) -> Json:
-        return {"entries": [_entry(path) for path in sorted((self.workspace / asked.get("path", ".")).iterdir())]}
+        found = sorted((self.workspace / asked.get("path", ".")).iterdir())
+        left = [path for path in found if path.name > asked.get("cursor", "")]
+        page = left[: self.list_limit]
+        more = {"next_cursor": page[-1].name} if len(left) > len(page) else {}
+        return {"entries": [_entry(path) for path in page], "truncated": bool(more), **more}
 
     def file_stat(self, asked: Json) -> Json:
         return {**_entry(self.workspace / asked["path"]), "path": asked["path"]}

@@ -11,9 +11,9 @@ import pytest
 
 from ash_hub.backends.base import BackendEvent, Phase
 from ash_hub.backends.memory import MemoryBackend
-from ash_hub.testing import BEHAVIOURS, BackendUnderTest, Make, check_backend, nothing_escapes
+from ash_hub.testing.conformance import BEHAVIOURS, BackendUnderTest, Make, check_backend, nothing_escapes
 from ash_mcp.types import SandboxId, SandboxSpec, new_sandbox_id
-from tests.hub.local_parts import SPEC, needs_isolation, under_test
+from tests.hub.backends.local.local_parts import SPEC, needs_isolation, under_test
 
 pytestmark = pytest.mark.anyio
 
@@ -64,7 +64,7 @@ async def test_nothing_escapes_from_a_backend(make: Make) -> None:
 
 async def test_check_backend_notices_a_backend_that_lies() -> None:
     class Forgetful(MemoryBackend):
-        async def annotate(self, sandbox_id: SandboxId, record: object) -> None:
+        async def annotate(self, sandbox_id: SandboxId, record: object, *, revision: int) -> None:
             pass
 
     @asynccontextmanager

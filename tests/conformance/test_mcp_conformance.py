@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 from mcp.client import Client
 
@@ -57,22 +59,39 @@ def plain_url() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def runner_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The suites' server in a runner that nothing stands before, and that asks for no token."""
+    """The suites' server in a runner that nothing stands before but a copy of bytes, and that asks for no token.
+
+    On TCP itself it would not serve without one.
+    """
     folder = tmp_path_factory.mktemp("runner")
     port = _free_port()
     serves = {"server": {"python": "suite_server:server"}, "workspace": str(folder), "home": str(folder)}
-    environ = {
-        **os.environ,
-        "PYTHONPATH": str(SUITE_SERVER.parent),
-        "ASH_LISTEN": f"127.0.0.1:{port}",
-        "ASH_RUNNER_CONFIG": json.dumps(serves),
-    }
-    with subprocess.Popen([sys.executable, "-m", "ash_recipes.runner"], env=environ) as process:
-        try:
-            _wait_until_listening(port, process)
-            yield f"http://127.0.0.1:{port}/mcp"
-        finally:
-            process.terminate()
+    with tempfile.TemporaryDirectory(prefix="ash-", dir="/tmp") as short, socket.socket(socket.AF_UNIX) as listener:
+        path = f"{short}/socket"
+        listener.bind(path)
+        listener.listen(64)
+        environ = {
+            **os.environ,
+            "PYTHONPATH": str(SUITE_SERVER.parent),
+            "ASH_LISTEN_FD": str(listener.fileno()),
+            "ASH_RUNNER_CONFIG": json.dumps(serves),
+        }
+        copying = (
+            "import asyncio; from ash_recipes.runner import forwarder; "
+            f"asyncio.run(forwarder.serve({path!r}, port={port}))"
+        )
+        runner = [sys.executable, "-m", "ash_recipes.runner"]
+        with (
+            subprocess.Popen(runner, env=environ, pass_fds=[listener.fileno()]) as process,
+            subprocess.Popen([sys.executable, "-c", copying]) as copier,
+        ):
+            try:
+                _wait_until_listening(port, copier)
+                _wait_until_ready(f"http://127.0.0.1:{port}/_ash/health")
+                yield f"http://127.0.0.1:{port}/mcp"
+            finally:
+                copier.terminate()
+                process.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +133,10 @@ def _wait_until_listening(port: int, process: subprocess.Popen[bytes]) -> None:
                 return
         time.sleep(0.05)
     raise AssertionError("the server did not start")
+
+
+def _wait_until_ready(url: str) -> None:
+    assert httpx.get(url, timeout=60).json()["status"] == "ready"
 
 
 @pytest.mark.parametrize("suite", SUITES)

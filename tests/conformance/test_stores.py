@@ -12,7 +12,7 @@ import pytest
 from ash_router.store.base import Store
 from ash_router.store.memory import MemoryStore
 from ash_router.store.select import open_store
-from ash_router.testing import STORE_CHECKS, check_store
+from ash_router.store.testing import STORE_CHECKS, check_store, stores_tell_the_same_time
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -47,13 +47,19 @@ async def test_a_store_keeps_its_promises(make: Make, check: Any):
         await check(store)
 
 
+@pytest.mark.redis
+async def test_two_stores_of_one_hive_tell_the_same_time(shared_redis: RedisServer):
+    async with open_store(shared_redis.url, "suite-time") as one, open_store(shared_redis.url, "suite-time") as other:
+        await stores_tell_the_same_time(one, other)
+
+
 async def test_the_whole_suite_can_be_called_at_once(make: Make):
     await check_store(make)
 
 
 async def test_a_store_that_forgets_is_found_out():
     class Forgetful(MemoryStore):
-        async def drop_route(self, sandbox_id: Any) -> None:
+        async def drop_route(self, sandbox_id: Any, alias: Any = None) -> None:
             return None
 
     @asynccontextmanager

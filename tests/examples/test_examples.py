@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.example_runs import EXAMPLES, run_example
@@ -34,6 +36,14 @@ def test_fastmcps_client_runs(hive_url: str) -> None:
     said = run_example(hive_url, "fastmcp_client")
     assert "hello from Linux\n" in said
     assert said.endswith("is gone\n")
+
+
+@pytest.mark.heavy
+def test_the_demo_shows_how_long_each_step_takes(hive_url: str) -> None:
+    said = run_example(hive_url, "demo", "3")
+    assert said.startswith("3 at once, ")
+    for step in ("spawn", "connect", "first call", "destroy"):
+        assert re.search(rf"│ {step} +│ +\d+\.\d{{3}} │ +\d+\.\d{{3}} │ +\d+\.\d{{3}} │", said), said
 
 
 def test_the_readme_lists_every_example() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ash_hub.backends.memory import MemoryBackend
-from tests.hub.local_parts import directories
+from tests.hub.backends.local.local_parts import directories
 from tests.hub.world import MakeWorld, StandIn, World, assemble, serving, watched
 
 
@@ -28,14 +28,19 @@ def root() -> Iterator[Path]:
 
 @pytest.fixture
 async def make_world(tmp_path: Path) -> AsyncGenerator[MakeWorld]:
-    """Build worlds; several in one test share state directory and backend, as hives after one another do."""
+    """Build worlds; several in one test share state directory and backend, and the next ends the one before."""
     async with AsyncExitStack() as stack:
         runner = StandIn(tmp_path / "runner.sock")
         await stack.enter_async_context(serving(runner))
         backends = [MemoryBackend(runner.serve)]
 
+        worlds: list[World] = []
+
         async def make(**settings: Any) -> World:
+            for before in worlds:
+                before.life.cancel()
             world = assemble(tmp_path, backends[0], runner, settings)
+            worlds.append(world)
             await stack.enter_async_context(watched(world))
             return world
 

@@ -11,7 +11,7 @@ import anyio
 
 from ash_hub.backends.local import LocalBackend
 from ash_mcp.types import new_sandbox_id
-from tests.hub.local_parts import SPEC, descendants, keeper_pid, settings_in, stand_in
+from tests.hub.backends.local.local_parts import SPEC, descendants, keeper_pid, settings_in, stand_in
 
 
 async def main(root: Path, grace_seconds: float, count: int, leaves: bool, shared: str | None) -> None:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from ash_hub.app import open_hive
 from ash_hub.settings import HubSettings, RelaySettings
-from ash_router.limits import RelayLimits
+from ash_router.bounds.limits import RelayLimits
 
 pytestmark = pytest.mark.anyio
 
@@ -89,8 +89,11 @@ async def test_a_connection_that_asks_nothing_more_is_closed_after_its_setting(p
 def test_they_come_from_the_environment_and_the_rest_stay_the_defaults(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ASH_HUB_RELAY__MAX_BODY_BYTES", "8388608")
     monkeypatch.setenv("ASH_HUB_RELAY__IDLE_STREAM_SECONDS", "12.5")
-    limits = HubSettings().relay.limits
-    assert limits == dataclasses.replace(RelayLimits(), max_body_bytes=8388608, idle_stream_seconds=12.5)
+    monkeypatch.setenv("ASH_HUB_LIMITS__CALLS_PER_OWNER", "7")
+    limits = HubSettings().relay_limits
+    assert limits == dataclasses.replace(
+        RelayLimits(), max_body_bytes=8388608, idle_stream_seconds=12.5, max_in_flight_per_owner=7
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,23 +18,24 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as HttpRoute
 
-from ash_hub.asks import SpawnAsk
 from ash_hub.backends.memory import MemoryBackend
-from ash_hub.pool import EmptyPool
-from ash_hub.recipes import Catalog, Recipe
-from ash_hub.reconcile import Reconciler
-from ash_hub.sandbox import Sandbox
-from ash_hub.sandboxes import Parts, Sandboxes
+from ash_hub.face.arguments import SpawnAsk
+from ash_hub.lifecycle.controller import Controller
+from ash_hub.lifecycle.parts import Parts
+from ash_hub.lifecycle.sandbox import Sandbox
+from ash_hub.lifecycle.sandboxes import Sandboxes
+from ash_hub.lifecycle.siblings import Alone, Siblings
 from ash_hub.settings import HubSettings
-from ash_hub.shelf import ToolsetShelf
-from ash_hub.siblings import Alone, Siblings
-from ash_hub.starting import Starter
-from ash_hub.watching import InstanceWatch
-from ash_mcp.types import DEFAULT_SCOPE, Endpoint, Principal, SandboxSpec, Scope
+from ash_hub.spawning.instance_watch import InstanceWatch
+from ash_hub.spawning.pool import EmptyPool
+from ash_hub.spawning.recipes import Catalog, Recipe
+from ash_hub.spawning.starting import Starter
+from ash_hub.spawning.toolset_shelf import ToolsetShelf
+from ash_mcp.types import DEFAULT_SCOPE, Endpoint, Principal, SandboxId, SandboxSpec, Scope
 from ash_router.ledger import Ledger
 from ash_router.routes import Routes
 from ash_router.store.memory import MemoryStore
-from ash_router.tokens import CallTokens, load_hive_key
+from ash_router.upstream.call_tokens import CallTokens, load_hive_key
 
 LOCAL = Principal("local")
 
@@ -49,6 +50,8 @@ class StandIn:
 
     socket: Path
     tools: list[dict[str, Any]] = field(default_factory=lambda: [{"name": "run", "inputSchema": {"type": "object"}}])
+    specs: list[SandboxSpec] = field(default_factory=list[SandboxSpec])
+    """What sandboxes were made from."""
     claims: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     health_status: int = 200
     claim_status: int = 200
@@ -57,7 +60,7 @@ class StandIn:
     asked: anyio.Event = field(default_factory=anyio.Event)
 
     async def serve(self, spec: SandboxSpec) -> Endpoint:
-        del spec
+        self.specs.append(spec)
         return Endpoint(unix=str(self.socket))
 
     def app(self) -> Starlette:
@@ -97,12 +100,20 @@ class World:
     changed: list[tuple[str, Scope]]
     gone: list[str]
     clock: list[float]
-    reconciler: Reconciler
-    watch: InstanceWatch
+    controller: Controller
+    store: MemoryStore
+    life: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    """Cancelled, its controller does nothing any more, as if its process were killed."""
 
-    async def spawn(self, scope: Scope = DEFAULT_SCOPE, **ask: Any) -> Sandbox:
+    async def spawn(self, scope: Scope = DEFAULT_SCOPE, *, owner: Principal = LOCAL, **ask: Any) -> Sandbox:
         asked = SpawnAsk.model_validate({"recipe": "test", **ask})
-        return await self.sandboxes.spawn(LOCAL, scope, asked, no_progress)
+        return await self.sandboxes.spawn(owner, scope, asked, no_progress)
+
+    async def look(self, *more: SandboxId) -> None:
+        """Have the controller look at everything now, and wait for it."""
+        instances = {instance.id for instance in await self.backend.list()}
+        known = {sandbox.id for sandbox in self.sandboxes.registry.all()}
+        await self.controller.settle(instances | known | self.routes.ids() | set(more))
 
 
 MakeWorld = Callable[..., Awaitable[World]]
@@ -117,6 +128,7 @@ def assemble(
     store: MemoryStore | None = None,
     siblings: Siblings | None = None,
 ) -> World:
+    more = given.pop("recipe", {})
     settings = HubSettings(state_dir=folder, run_dir=folder, **given)
     store, siblings, clock = store or MemoryStore(), siblings or Alone(), [1000.0]
     ledger = Ledger(lambda: clock[0])
@@ -127,33 +139,38 @@ def assemble(
     async def on_changed(owner: str, scope: Scope) -> None:
         changed.append((owner, scope))
 
-    watch = InstanceWatch(backend)
-    recipe = Recipe.model_validate({"name": "test", "description": "For tests.", "server": {"python": "a:b"}})
+    watch, routes = InstanceWatch(), Routes(store)
+    described = {"name": "test", "description": "For tests.", "server": {"python": "a:b"}}
     parts = Parts(
+        settings=settings,
         backend=backend,
         store=store,
-        routes=Routes(store),
+        siblings=siblings,
+        routes=routes,
         ledger=ledger,
         tokens=tokens,
-        catalog=Catalog([recipe]),
+        catalog=Catalog([Recipe.model_validate({**described, **more})]),
         pool=EmptyPool(),
         starter=Starter(backend, watch, tokens, at_once=2, waiting=settings.limits.waiting),
-        shelf=ToolsetShelf(folder / "toolsets"),
-        settings=settings,
+        shelf=ToolsetShelf(backend, store, lambda: clock[0]),
+        watch=watch,
         on_changed=on_changed,
         on_gone=gone.append,
-        siblings=siblings,
+        clock=lambda: clock[0],
     )
-    sandboxes = Sandboxes(parts, lambda: clock[0])
-    reconciler = Reconciler(backend, sandboxes, parts.routes, siblings)
-    return World(sandboxes, backend, parts.routes, ledger, runner, changed, gone, clock, reconciler, watch)
+    controller = Controller(parts)
+    sandboxes = Sandboxes(parts, controller)
+    return World(sandboxes, backend, routes, ledger, runner, changed, gone, clock, controller, store)
 
 
 @asynccontextmanager
 async def watched(world: World) -> AsyncGenerator[None]:
-    mirror = world.sandboxes.mirror
+    async def live() -> None:
+        with world.life:
+            await world.controller.run()
+
     async with anyio.create_task_group() as group:
-        group.start_soon(world.watch.run, mirror.seen, mirror.ended, world.reconciler.run_once)
+        group.start_soon(live)
         await anyio.lowlevel.checkpoint()
         yield
         group.cancel_scope.cancel()

@@ -77,6 +77,8 @@ def call(number: Any, params: dict[str, Any]) -> None:
         send({"id": number, "result": text("done")})
     elif name == "wait":
         began = time.monotonic()
+        with open(f"{arguments['text']}.begun", "w", encoding="utf-8"):
+            pass  # a sign that the call is open
         CANCELLED[number].wait(20)
         with open(arguments["text"], "w", encoding="utf-8") as file:
             file.write("cancelled" if time.monotonic() - began < 19 else "never")

@@ -41,13 +41,15 @@ class Runner:
     """Its socket; None when it listens on a port of loopback."""
     url: str
     key: Ed25519PrivateKey
+    secret: bytes
+    """What it proves itself with, on a port."""
     workspace: Path
     home: Path
     log: Path
 
     def token(self, **claims: Any) -> str:
         """Return a good call token, but for the claims that are given."""
-        good = {"iss": "ash", "aud": SANDBOX, "gen": 1, "exp": int(time.time()) + 300}
+        good = {"iss": "ash", "aud": SANDBOX, "exp": int(time.time()) + 300}
         return jwt.encode({**good, **claims}, self.key, algorithm="EdDSA")
 
     def http(self, token: str | None = None) -> httpx.Client:
@@ -88,22 +90,28 @@ def running(
     *,
     launcher: Sequence[str] = (sys.executable, "-m", "ash_recipes.runner"),
     port: bool = False,
+    host: str = "127.0.0.1",
+    ready: bool = True,
+    key: Ed25519PrivateKey | None = None,
+    secret: bytes | None = None,
 ) -> Generator[Runner]:
-    """Start a runner that serves a recipe's server; it is ready as soon as it answers.
+    """Start a runner that serves a recipe's server.
 
     Args:
-        port: Listen on a port of loopback instead of an inherited socket.
+        ready: Wait until it does, or has failed to.
+        key: The hive's; its own if there is none.
+        secret: What it proves itself with, on a port.
+        port: Listen on a port of `host`, an address of loopback, instead of an inherited socket.
     """
     with tempfile.TemporaryDirectory(prefix="ash-", dir="/tmp") as folder:  # a socket's path must be short
         here = Path(folder)
         workspace, home, log = here / "workspace", here / "home", here / "log"
         workspace.mkdir()
         home.mkdir()
-        key = Ed25519PrivateKey.generate()
+        key = key or Ed25519PrivateKey.generate()
         raw = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
         config = {
             "sandbox_id": SANDBOX,
-            "generation": 1,
             "recipe": "tested",
             "public_key": base64.b64encode(raw).decode(),
             "server": server,
@@ -111,13 +119,16 @@ def running(
             "workspace": str(workspace),
             "home": str(home),
         }
-        with socket.socket(socket.AF_INET if port else socket.AF_UNIX) as listener, log.open("wb") as output:
-            listener.bind(("127.0.0.1", 0) if port else str(here / "socket"))
+        secret = secret or os.urandom(32)
+        family = (socket.AF_INET6 if ":" in host else socket.AF_INET) if port else socket.AF_UNIX
+        with socket.socket(family) as listener, log.open("wb") as output:
+            listener.bind((host, 0) if port else str(here / "socket"))
             path, url, inherited = str(here / "socket"), "http://runner", [listener.fileno()]
             listen = {"ASH_LISTEN_FD": str(listener.fileno())}
             if port:
-                address = f"127.0.0.1:{listener.getsockname()[1]}"
-                path, url, inherited, listen = None, f"http://{address}", [], {"ASH_LISTEN": address}
+                address = f"{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+                path, url, inherited = None, f"http://{address}", []
+                listen = {"ASH_LISTEN": address, "ASH_SANDBOX_KEY": base64.b64encode(secret).decode()}
                 listener.close()
             else:
                 listener.listen(64)
@@ -132,6 +143,10 @@ def running(
             )
         with process:
             try:
-                yield Runner(process, path, url, key, workspace, home, log)
+                runner = Runner(process, path, url, key, secret, workspace, home, log)
+                if ready:
+                    with runner.http() as http:
+                        http.get("/_ash/health")
+                yield runner
             finally:
                 process.kill()

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Generator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from mcp_types import CallToolResult, TextContent
 
 from ash_recipes import echo, general
 from ash_recipes.general.network import require_network
+from ash_recipes.runner.context import current
 from ash_recipes.runner.problems import Problem
 from tests.recipes.runner_parts import GENERAL, Runner, running
 
@@ -206,9 +208,13 @@ def test_without_network_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> N
         if name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setattr("socket.if_nameindex", lambda: [(1, "lo")])
-    with pytest.raises(Problem, match="no network") as raised:
+    with pytest.raises(Problem, match="network: none, as its spawn or its recipe asked") as raised:
         require_network()
-    assert raised.value.kind == "no_network"
+    assert raised.value.kind == "no_network" and "spawn one with network=" in raised.value.message
+    less = replace(current(), network_note="network: none, because this hive allows none")
+    monkeypatch.setattr("ash_recipes.general.network.current", lambda: less)
+    with pytest.raises(Problem, match="this sandbox has network: none, because this hive allows none, so nothing"):
+        require_network()
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
     require_network()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,6 +59,13 @@ async def rooted(context: ClientRequestContext) -> types.ListRootsResult:
     return types.ListRootsResult(roots=[types.Root(uri="file:///home/me")])  # type: ignore[arg-type]
 
 
+async def until_there(mark: Path) -> None:
+    """Wait until a server has made a file."""
+    with anyio.fail_after(20):
+        while not await anyio.Path(mark).exists():
+            await anyio.sleep(0.01)
+
+
 @pytest.mark.parametrize("era", ERAS)
 async def test_a_server_asks_its_caller_as_often_as_it_wants(asker: Runner, era: str) -> None:
     person = Person("one", "two")
@@ -95,12 +103,10 @@ async def test_of_several_callers_none_is_asked(old: Runner, era: str) -> None:
     async with old.client(era, elicitation_callback=person.elicited) as client, old.client(era) as other:
         async with anyio.create_task_group() as group:
             group.start_soon(lambda: other.call_tool("wait", {"text": str(mark)}))
-            await anyio.sleep(0.2)
+            await until_there(Path(f"{mark}.begun"))
             assert text(await client.call_tool("ask", {})).startswith("several callers have calls open")
             group.cancel_scope.cancel()
-        with anyio.fail_after(5):
-            while not mark.exists():
-                await anyio.sleep(0.01)
+        await until_there(mark)
         assert text(await client.call_tool("ask", {})) == "one, then two"
 
 
@@ -110,7 +116,7 @@ async def test_calls_of_one_session_are_one_callers(old: Runner) -> None:
     async with old.client("legacy", elicitation_callback=person.elicited) as client:
         async with anyio.create_task_group() as group:
             group.start_soon(lambda: client.call_tool("wait", {"text": str(mark)}))
-            await anyio.sleep(0.2)
+            await until_there(Path(f"{mark}.begun"))
             assert text(await client.call_tool("ask", {})) == "one, then two"
             group.cancel_scope.cancel()
 

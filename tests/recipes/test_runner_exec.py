@@ -13,6 +13,7 @@ import pytest
 
 from ash_recipes.runner.context import Context
 from ash_recipes.runner.execution import Keyed
+from ash_recipes.runner.problems import Problem
 from ash_recipes.runner.tools import RunnerTools
 from tests.recipes.calls import call, refused
 
@@ -228,3 +229,6 @@ async def test_a_keyed_run_that_nobody_asks_for_again_is_stopped(context: Contex
         await keyed.once("k", None, work)
     with anyio.fail_after(5):
         await stopped.wait()
+        with pytest.raises(Problem, match="its caller had gone") as caught:
+            await keyed.once("k", None, work)
+    assert caught.value.kind == "abandoned"

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.router.relay_parts import Rig, open_rig
+from ash_router.caller.intake import Intake
+from tests.router.relay_parts import Clock, Rig, open_rig
 from tests.router.sandbox_parts import Box, open_box
 
 
@@ -16,6 +17,14 @@ from tests.router.sandbox_parts import Box, open_box
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """Both loops: their transports differ in what they allow and when they call back."""
     return "asyncio", {"use_uvloop": request.param}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """By which connections of callers know how old a verdict is and how long nothing was asked."""
+    clock = Clock()
+    monkeypatch.setattr(Intake, "clock", clock)
+    return clock
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,20 +19,39 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastmcp import FastMCP
 
 from ash_mcp.errors import AshError, StreamBroken
-from ash_mcp.types import DEFAULT_SCOPE, Endpoint, Principal, SessionName, new_sandbox_id
-from ash_mcp.wire import MODERN_VERSION
-from ash_router.admission import ADMITTED_KEY, Admission, Admitted, Head, Refusal
-from ash_router.forwarding import Forwarder
+from ash_mcp.types import (
+    DEFAULT_SCOPE,
+    NO_LIMITS,
+    Endpoint,
+    Principal,
+    PrincipalLimits,
+    SandboxId,
+    SessionName,
+    new_sandbox_id,
+)
+from ash_mcp.wire import MCP_PATH, MODERN_VERSION
+from ash_router.admission.base import ADMITTED_KEY, Admission, Admitted, Head, Refusal
+from ash_router.caller.relay import Relay, RelayLimits
 from ash_router.ledger import Ledger
-from ash_router.relay import Relay, RelayLimits
+from ash_router.replicas.forwarding import Forwarder
 from ash_router.routes import Route, Routes
-from ash_router.sessions import LegacySessions
+from ash_router.sessions.session_gate import SessionGate
+from ash_router.sessions.session_map import LegacySessions
 from ash_router.store.base import Store
 from ash_router.store.memory import MemoryStore
-from ash_router.tokens import CallTokens
+from ash_router.upstream.call_tokens import CallTokens
 from tests.router.sandbox_parts import Script, Server, config, open_script
 
 JSON_TYPE = "content-type: application/json\r\naccept: application/json, text/event-stream\r\n"
+
+
+class Clock:
+    """Stands still until a test moves it."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 class HeaderAdmission:
@@ -40,7 +59,13 @@ class HeaderAdmission:
 
     def __init__(self) -> None:
         self.gate: asyncio.Event | None = None
+        self.waits = asyncio.Event()
+        """Set when somebody waits for the gate."""
         self.asked: list[Head] = []
+        self.limits: dict[str, PrincipalLimits] = {}
+        """Of the keys of those who have any."""
+        self.bound: dict[str, SandboxId] = {}
+        """The sandboxes of those who may see one only."""
 
     def admit(self, head: Head) -> Admitted | Refusal | Awaitable[Admitted | Refusal]:
         self.asked.append(head)
@@ -49,10 +74,12 @@ class HeaderAdmission:
         if name == "nobody":
             error = AshError("go away")
             return Refusal(error, status=401, headers=(("WWW-Authenticate", "Bearer"),))
-        verdict = Admitted(Principal(name), DEFAULT_SCOPE, path.removesuffix("/in/tidy"))
+        principal = Principal(name, limits=self.limits.get(name, NO_LIMITS), sandbox=self.bound.get(name))
+        verdict = Admitted(principal, DEFAULT_SCOPE, path.removesuffix("/in/tidy"))
         return verdict if self.gate is None else self._later(verdict, self.gate)
 
     async def _later(self, verdict: Admitted, gate: asyncio.Event) -> Admitted:
+        self.waits.set()
         await gate.wait()
         return verdict
 
@@ -107,7 +134,6 @@ def route_to(
 ) -> Route:
     return Route(
         sandbox_id=new_sandbox_id(),
-        generation=1,
         owner=owner,
         scope=DEFAULT_SCOPE,
         session=SessionName(session),
@@ -131,6 +157,7 @@ class Rig:
     app: Any
     """What the server serves."""
     gone_sessions: set[str] = field(default_factory=set[str])
+    ended_sessions: list[str] = field(default_factory=list[str])
     held: list[str] = field(default_factory=list[str])
     let_go: list[str] = field(default_factory=list[str])
     explanation: AshError | None = None
@@ -147,6 +174,12 @@ class Rig:
         route = route_to(socket, session, owner=owner, names=names)
         await self.routes.bind(route)
         return route
+
+    async def take_in(self, holds: Callable[[Any], bool]) -> None:
+        """Wait until the one connection that there is has got so far."""
+        with anyio.fail_after(10):
+            while not any(holds(connection) for connection in self.server.server_state.connections):
+                await asyncio.sleep(0)
 
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[Wire]:
@@ -166,6 +199,7 @@ async def open_rig(
     forwarder: Forwarder | None = None,
     shared: Store | None = None,
     gate: Admission | None = None,
+    tokens: CallTokens | None = None,
 ) -> AsyncGenerator[Rig]:
     """Open a hub; over `shared` others may bind routes, which it looks up there; `gate` admits as a hive's own."""
     routes, ledger, admission = Routes(shared or MemoryStore()), Ledger(), HeaderAdmission()
@@ -186,20 +220,35 @@ async def open_rig(
         yield
         rig.let_go.append(session_id)
 
-    sessions = LegacySessions(hold, replica="" if forwarder is None else forwarder.replicas.id)
+    replica = None if forwarder is None else forwarder.replicas.id
+
+    def name(sdk_id: str, owner: str, params: Any) -> str:
+        del owner, params
+        return sdk_id if replica is None else f"{replica}.{sdk_id}"
+
+    sessions = LegacySessions(hold, name=name)
     relay = Relay(
         routes=routes,
-        tokens=CallTokens(Ed25519PrivateKey.generate()),
+        tokens=tokens or CallTokens(Ed25519PrivateKey.generate()),
         ledger=ledger,
         sessions=sessions,
         explain=explain,
         limits=limits or RelayLimits(),
         forwarder=forwarder,
         look_up=None if shared is None else routes.catch_up,
-        missing=lambda _, name: rig.ended.get(name),
+        explain_missing_route=lambda _, name: rig.ended.get(name),
     )
     seam: Admission = gate or admission
-    served = sessions.middleware(app or hub_app())
+
+    async def end(session_id: str) -> None:
+        rig.ended_sessions.append(session_id)
+
+    behind = app or hub_app()
+    gate_before = SessionGate(sessions, behind, end)
+
+    async def served(scope: Any, receive: Any, send: Any) -> None:
+        await (gate_before if scope.get("path") == MCP_PATH else behind)(scope, receive, send)
+
     server = Server(config(served, http=relay.protocol(seam), host="127.0.0.1", port=0))
     async with server.running():
         port = server.servers[0].sockets[0].getsockname()[1]

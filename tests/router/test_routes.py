@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import anyio
 import pytest
 
 from ash_mcp.errors import ConnectFailed
-from ash_mcp.types import DEFAULT_SCOPE, EVERY_SCOPE, Principal, SandboxId, Scope
+from ash_mcp.types import DEFAULT_SCOPE, EVERY_SCOPE, Endpoint, Principal, SandboxId, Scope, SessionName
 from ash_router.routes import REFILL_SECONDS, Routes
 from ash_router.store.base import RouteChanges
 from ash_router.store.memory import CHANGES_REMEMBERED, MemoryStore
-from tests.router.redis_parts import route, until
+from tests.router.store.redis_parts import route, until
 
 pytestmark = pytest.mark.anyio
 
@@ -43,8 +44,11 @@ class HeldStore(MemoryStore):
         await super().put_route(record)
 
     async def route_changes(self, since: str | None) -> RouteChanges:
-        self._refuse_when_away()
         self.looks += 1
+        if self.away and self.answered is not None:
+            self.answered.set()
+            await self.let_through.wait()
+        self._refuse_when_away()
         answer = await super().route_changes(None if self.anew else since)
         if self.anew:
             self.anew = False
@@ -84,10 +88,10 @@ async def test_a_follower_takes_over_what_is_bound_and_unbound_elsewhere():
     await there.bind(route(1))
     async with following(here):
         await until(lambda: here.get(SandboxId("sbx-1")))
-        await there.bind(route(1, generation=2))
+        await there.bind(route(1, moved=1))
         await there.bind(route(2, owner="you"))
         await until(lambda: len(here) == 2)
-        assert here.resolve(ME, DEFAULT_SCOPE, "sb1") == route(1, generation=2)
+        assert here.resolve(ME, DEFAULT_SCOPE, "sb1") == route(1, moved=1)
         await there.unbind(SandboxId("sbx-1"))
         await until(lambda: len(here) == 1)
     assert gone == ["sbx-1"]
@@ -143,7 +147,7 @@ async def test_what_is_unbound_here_during_a_look_stays_away_although_the_look_h
     routes, there = Routes(store), Routes(store)
     await there.bind(route(1))
     await routes.catch_up()
-    await there.bind(route(1, generation=2))
+    await there.bind(route(1, moved=1))
     store.answered = anyio.Event()
     async with anyio.create_task_group() as group:
         group.start_soon(routes.catch_up)
@@ -153,13 +157,6 @@ async def test_what_is_unbound_here_during_a_look_stays_away_although_the_look_h
     assert len(routes) == 0
     await routes.catch_up()
     assert len(routes) == 0
-
-
-async def test_an_earlier_generation_never_replaces_a_later_one():
-    routes = Routes(MemoryStore())
-    await routes.bind(route(1, generation=2))
-    await routes.bind(route(1, generation=1))
-    assert routes.get(SandboxId("sbx-1")) == route(1, generation=2)
 
 
 async def test_while_the_store_is_away_known_routes_resolve_and_unknown_ones_fail_typed():
@@ -178,6 +175,43 @@ async def test_while_the_store_is_away_known_routes_resolve_and_unknown_ones_fai
         store.away = False
         await there.bind(route(2))
         await until(lambda: routes.get(SandboxId("sbx-2")))
+
+
+async def test_callers_at_once_share_a_look_that_fails_too():
+    store = HeldStore()
+    routes, store.away, store.answered = Routes(store), True, anyio.Event()
+    failed: list[ConnectFailed] = []
+
+    async def find() -> None:
+        with pytest.raises(ConnectFailed, match="away") as caught:
+            await routes.find(ME, DEFAULT_SCOPE, "sb1")
+        failed.append(caught.value)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(find)
+        await store.answered.wait()
+        for _ in range(20):
+            group.start_soon(find)
+        await anyio.wait_all_tasks_blocked()
+        store.let_through.set()
+    assert (len(failed), store.looks) == (21, 2)
+    assert len({id(error) for error in failed}) == 21  # each has a traceback of its own
+
+
+async def test_a_follower_looks_again_soon_after_a_look_that_failed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ash_router.routes.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("ash_router.routes.BACKSTOP_SECONDS", 3600.0)
+    store = HeldStore()
+    routes, store.away = Routes(store), True
+    await MemoryStore.put_route(store, _record(1))  # before it subscribes, so it never hears of it
+    async with following(routes):
+        await until(lambda: store.looks > 2)
+        assert len(routes) == 0
+        store.away = False
+        await until(lambda: len(routes) == 1)
+        looks = store.looks
+        await anyio.wait_all_tasks_blocked()
+        assert store.looks == looks
 
 
 async def test_who_is_far_behind_is_told_everything():
@@ -227,14 +261,50 @@ async def test_scopes_and_owners_come_over_as_they_were():
     assert await here.find(bound, EVERY_SCOPE, "sb1") is None
 
 
+async def test_under_every_scope_a_name_of_the_default_one_wins_for_those_who_see_it():
+    routes = Routes(MemoryStore())
+    default, red, blue = [
+        replace(route(number, scope=scope), session=SessionName("box"))
+        for number, scope in enumerate((DEFAULT_SCOPE, "red", "blue"))
+    ]
+    for each in (default, red, blue):
+        await routes.bind(each)
+    assert routes.resolve(ME, EVERY_SCOPE, "box") == default
+    assert routes.resolve(Principal("me", frozenset({"red"})), EVERY_SCOPE, "box") == red
+    assert routes.resolve(Principal("me", frozenset({"red", "blue"})), EVERY_SCOPE, "box") is None
+    assert routes.resolve(Principal("me", frozenset({"red"})), EVERY_SCOPE, default.sandbox_id) is None
+
+
 def _record(number: int) -> dict[str, Any]:
     known = route(number)
     return {
         "sandbox_id": known.sandbox_id,
-        "generation": known.generation,
         "owner": known.owner,
         "scope": known.scope,
         "session": known.session,
         "endpoint": {"unix": None, "host": known.endpoint.host, "port": known.endpoint.port},
         "tool_names": dict(known.tool_names),
     }
+
+
+async def test_an_alias_names_a_sandbox_on_every_process_while_it_lives():
+    store = MemoryStore()
+    here, there = Routes(store), Routes(store)
+    await here.bind(replace(route(1, owner="me"), alias="trainer-1"))
+    await here.bind(route(2, owner="me"))
+    assert await there.holder("trainer-1") == "sbx-1"
+    assert await there.holder("trainer-2") is None
+    assert await there.holder("sbx-2") is None  # an id is no alias
+    for routes in (here, there):
+        found = routes.resolve(ME, DEFAULT_SCOPE, "trainer-1")
+        assert found is not None and found.sandbox_id == "sbx-1"
+        assert routes.resolve(YOU, EVERY_SCOPE, "trainer-1") is None
+    moved = Endpoint(unix="/moved")
+    await here.bind(replace(route(1, owner="me"), endpoint=moved, alias="trainer-1"))
+    renewed = here.named("trainer-1")
+    assert renewed is not None and renewed.endpoint.unix == "/moved"
+    await here.unbind(SandboxId("sbx-1"))
+    assert await here.holder("trainer-1") is None
+    assert await there.holder("trainer-1") == "sbx-1"  # until it hears of the end
+    await there.catch_up()
+    assert await there.holder("trainer-1") is None

@@ -18,7 +18,7 @@ from ash_hub.backends.local import LocalSettings
 from ash_hub.backends.local.paths import hive_paths
 from ash_mcp.errors import ConfigError
 from tests.hive_process import ASH
-from tests.hub.local_parts import hive_groups, leftovers
+from tests.hub.backends.local.local_parts import hive_groups, leftovers
 
 START_SECONDS = 60
 

@@ -13,9 +13,9 @@ from typing import Any, Final
 import httpx
 
 from ash_hub.app import Hive, open_hive
-from ash_hub.auth import key_file
+from ash_hub.serving.auth import key_file
 from ash_hub.settings import HubSettings
-from tests.router.issuer import AUDIENCE, running_issuer
+from tests.router.admission.issuer import AUDIENCE, running_issuer
 
 MODERN: Final = "2026-07-28"
 LEGACY: Final = "2025-11-25"

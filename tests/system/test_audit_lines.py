@@ -12,12 +12,12 @@ import httpx
 import pytest
 
 from ash_hub.app import open_hive
-from ash_hub.audit import AUDIT_LOGGER
-from ash_hub.auth import key_file
+from ash_hub.serving.audit import AUDIT_LOGGER
+from ash_hub.serving.auth import key_file
 from ash_hub.settings import HubSettings
 from ash_mcp import Hive
 from ash_mcp.errors import AshError
-from tests.hub.local_parts import needs_isolation
+from tests.hub.backends.local.local_parts import needs_isolation
 
 pytestmark = [pytest.mark.anyio, needs_isolation]
 
@@ -39,6 +39,7 @@ async def test_each_kind_of_event_leaves_one_line(caplog: pytest.LogCaptureFixtu
                 await hive.spawn("nonesuch")
             with pytest.raises(AshError):
                 await hive.extend("nonesuch", 60)
+            await hive.set_network("first", "none")
             await hive.destroy("first")
             async with httpx.AsyncClient() as client:
                 refused = await client.get(served.url, headers={"authorization": "Bearer nonsense"})
@@ -48,6 +49,7 @@ async def test_each_kind_of_event_leaves_one_line(caplog: pytest.LogCaptureFixtu
     assert [(line["event"], line["outcome"]) for line in first] == [
         ("spawn", "done"),
         ("claim", "done"),
+        ("network", "done"),
         ("destroy", "done"),
     ]
     for line in first:

@@ -22,14 +22,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from ash_hub import auth
 from ash_hub.app import open_hive
-from ash_hub.auth import key_file
-from ash_hub.settings import HubSettings
+from ash_hub.serving import auth
+from ash_hub.serving.auth import key_file
+from ash_hub.settings import HubSettings, SpawnLimits
 from ash_mcp import Hive
 from ash_mcp.cli import main
 from ash_mcp.errors import ConfigError, Unauthenticated
-from ash_router.keys import KeyFile
+from ash_mcp.types import PrincipalLimits
+from ash_router.admission.api_keys import KeyFile
 
 pytestmark = pytest.mark.anyio
 
@@ -264,6 +265,9 @@ def test_the_command_line_shows_a_key_once_and_revokes_it(ash: Ash, folder: Path
         (("key", "new", "--expires", "soon"), 2, "not a duration"),
         (("key", "new", "--scope", "*"), 1, "cannot be a scope"),
         (("key", "new", "--subject", "a\nb"), 1, "printable"),
+        (("key", "new", "--max-calls", "-1"), 2, "max-calls"),
+        (("key", "new", "--cpu", "lots"), 1, "cpu"),
+        (("key", "new", "--network", "not a domain"), 1, "network"),
         (("key", "revoke"), 2, "KEY"),
         (("key", "revoke", "nope"), 1, "ash key list"),
     ],
@@ -274,6 +278,22 @@ def test_the_command_line_says_what_is_wrong(
     left, out, err = ash(*words)
     assert (left, out) == (code, "") and says in err
     assert KeyFile(folder / "state" / "keys.json").read() == []
+
+
+def test_a_key_with_limits_of_its_own_shows_them(ash: Ash, folder: Path) -> None:
+    limits = ("--max-sandboxes", "2", "--max-calls", "5", "--memory", "4Gi", "--network", "none")
+    selectors = ("--image", "team/*", "--node-selector", "pool=a", "--node-selector", "pool=b-*")
+    assert ash("key", "new", *limits, *selectors)[0] == 0
+    (known,) = KeyFile(folder / "state" / "keys.json").read()
+    assert known.limits == PrincipalLimits(sandboxes=2, calls=5)
+    allowed = SpawnLimits.model_validate_json(known.spawn_policy)
+    assert allowed == SpawnLimits(
+        memory="4Gi", network="none", images=("team/*",), node_selectors={"pool": ("a", "b-*")}
+    )
+    said = " ".join(ash("key", "list")[1].split())
+    assert "sandboxes 2" in said and "4Gi" in said
+    (shape,) = json.loads(ash("key", "list", "--json")[1])["keys"]
+    assert shape["limits"] == {"sandboxes": 2, "calls": 5} and shape["spawn"]["network"] == "none"
 
 
 def test_a_new_key_can_be_had_as_json(ash: Ash) -> None:

@@ -18,10 +18,12 @@ import pytest
 from mcp.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 
+from ash_mcp.bridge.hive_face import FACE_FILE
 from ash_mcp.paths import HIVE_FILE
+from tests.hive_face import read_face
 from tests.hive_process import BRIDGE
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
 
 
 @pytest.fixture
@@ -77,6 +79,11 @@ async def _ended(pid: int) -> None:
     with anyio.fail_after(20):
         await anyio.wait_readable(descriptor)
     os.close(descriptor)
+
+
+async def test_the_bridge_says_before_there_is_a_hive_what_a_hive_says(hive_url: str) -> None:
+    told = await anyio.to_thread.run_sync(read_face, f"{hive_url}/in/nobody")
+    assert told == json.loads(FACE_FILE.read_text()), "python -m tests.hive_face writes the file anew"
 
 
 async def test_two_bridges_start_one_hive_which_ends_when_nobody_uses_it(home: Home) -> None:

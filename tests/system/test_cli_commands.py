@@ -79,6 +79,7 @@ def test_a_sandbox_lives_from_spawn_to_destroy(shell: Shell) -> None:
 
     longer = shell.json("extend", "mine", "2h", "--json")
     assert longer["expires_at"] > made["expires_at"]
+    assert made["network"] == shell.json("network", "mine", "none", "--json")["network"] == "none"
 
     ended = shell.json("destroy", "mine", "--json")
     assert [one["session"] for one in ended["destroyed"]] == ["mine"]
@@ -96,6 +97,7 @@ def test_people_get_words_and_tables(shell: Shell) -> None:
     table = shell.ash("list", "--all")
     assert table.split()[:2] == ["SESSION", "STATUS"] and "words" in table and "ready" in table
     assert "lives until" in shell.ash("extend", "words", "1h")
+    assert "Its network: none" in said and shell.ash("network", "words", "none") == "words has network: none\n"
     assert "Ended words" in shell.ash("destroy", "words")
     assert "had ended before: destroyed" in shell.ash("destroy", "words")
     shell.ash("destroy", "nobody", code=1)
@@ -112,10 +114,11 @@ def test_people_get_words_and_tables(shell: Shell) -> None:
         (["tools", "nobody"], "no sandbox 'nobody'"),
         (["logs", "nobody"], "no sandbox 'nobody'"),
         (["extend", "nobody", "1h"], "nobody"),
+        (["network", "nobody", "none"], "nobody"),
         (["exec", "nobody", "--", "true"], "no sandbox 'nobody'"),
         (["cp", "nobody:a", "x"], "no sandbox 'nobody'"),
     ],
-    ids=["recipe", "name", "reserved", "life", "tools", "logs", "extend", "exec", "cp"],
+    ids=["recipe", "name", "reserved", "life", "tools", "logs", "extend", "network", "exec", "cp"],
 )
 def test_what_the_hive_refuses_is_said_in_one_line_and_leaves_nothing(
     words: list[str], says: str, shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -161,13 +164,14 @@ def test_a_command_has_its_streams_and_its_exit_code(shell: Shell, session: str)
 
 def test_bytes_pass_through_a_command_unchanged(session: str) -> None:
     data = bytes(range(256)) * 8192
-    done = run("exec", session, "--", "cat", stdin=data)
+    done = run("exec", "-i", session, "--", "cat", stdin=data)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout == data
 
 
 def test_a_command_that_reads_no_input_ends_all_the_same(session: str) -> None:
-    with subprocess.Popen((*ASH, "exec", session, "--", "echo done"), stdin=subprocess.PIPE, stdout=-1) as process:
+    words = ("exec", "--stdin", session, "--", "echo done")
+    with subprocess.Popen((*ASH, *words), stdin=subprocess.PIPE, stdout=-1) as process:
         assert process.stdout is not None
         assert process.wait(SECONDS) == 0  # its stdin is still open here
         assert process.stdout.read() == b"done\n"

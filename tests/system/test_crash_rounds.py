@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 from ash_mcp import Hive
 from ash_mcp.errors import AshError
 from ash_mcp.types import SandboxInfo
-from tests.hub.local_parts import children, descendants, ended, leftovers, needs_isolation
+from tests.hub.backends.local.local_parts import children, descendants, ended, leftovers, needs_isolation
 from tests.system.crash_parts import Home, home
 
 pytestmark = needs_isolation

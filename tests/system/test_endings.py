@@ -21,10 +21,10 @@ from ash_hub.settings import HubSettings
 from ash_mcp import Hive as Client
 from ash_mcp.errors import AshError, SandboxGone
 from ash_mcp.sandbox import Sandbox
-from tests.hub.local_parts import descendants, needs_isolation
+from tests.hub.backends.local.local_parts import descendants, needs_isolation
 from tests.system.crash_parts import home
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
 
 ACCEPT = "application/json, text/event-stream"
 META = {
@@ -136,7 +136,6 @@ async def test_a_sandbox_that_dies_ends_its_calls_within_a_second_with_its_reaso
     assert not failure.trainable and not failure.retryable
 
 
-@pytest.mark.heavy
 @needs_isolation
 async def test_a_hive_that_starts_after_a_crash_knows_why_sandboxes_ended() -> None:
     with home() as place:

@@ -21,10 +21,10 @@ import pytest
 from ash_mcp import Hive
 from ash_mcp.errors import AshError, StartFailed
 from tests.hive_process import ASH
-from tests.hub.local_parts import needs_isolation
+from tests.hub.backends.local.local_parts import needs_isolation
 from tests.system.crash_parts import Home, home
 
-pytestmark = [pytest.mark.anyio, needs_isolation]
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy, needs_isolation]
 
 SMALL_BYTES = 4 * 1024 * 1024
 SPARE_DESCRIPTORS = 8
@@ -109,7 +109,6 @@ def test_a_directory_that_cannot_be_written_is_named(name: str) -> None:
         assert str(folder) in said and f"ASH_HUB_{name.upper()}_DIR" in said
 
 
-@pytest.mark.heavy
 def test_a_first_start_on_a_full_disk_leaves_nothing_half_written() -> None:
     with small_home() as place:
         ballast = fill(place)
@@ -121,7 +120,6 @@ def test_a_first_start_on_a_full_disk_leaves_nothing_half_written() -> None:
         assert place.stop_hub() == 0
 
 
-@pytest.mark.heavy
 async def test_a_full_disk_refuses_what_it_cannot_keep_and_loses_nothing() -> None:
     with small_home() as place:
         url = await anyio.to_thread.run_sync(place.start)
@@ -161,7 +159,6 @@ def limit_descriptors(pid: int) -> tuple[int, int]:
     return before
 
 
-@pytest.mark.heavy
 async def test_a_hub_without_descriptors_neither_spins_nor_loses_anything() -> None:
     with home() as place:
         url = await anyio.to_thread.run_sync(place.start)
@@ -198,7 +195,6 @@ async def spawned(url: str) -> bool:
         return False
 
 
-@pytest.mark.heavy
 async def test_a_keeper_without_descriptors_refuses_a_spawn_and_goes_on() -> None:
     with home() as place:
         url = await anyio.to_thread.run_sync(place.start)

@@ -16,7 +16,7 @@ from ash_hub.bench.relaying import Served, served
 from ash_hub.bench.wire import connected, modern_call
 from ash_mcp.types import Endpoint
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
 
 FLOOD = 250
 """Calls of one owner in flight; the bound is 256."""
@@ -63,11 +63,11 @@ async def test_a_flood_keeps_no_new_connection_of_another_waiting(hive: Served) 
     assert max(latencies) < 24 * percentile(run.latencies, 0.5)
 
 
-async def test_equal_callers_get_about_the_same(hive: Served) -> None:
+async def test_equal_callers_get_about_the_same_and_a_lone_one_of_another_owner_more(hive: Served) -> None:
     with anyio.fail_after(40):
         quiet, flood = await run_callers(hive.port, hive.pid, 2.0, calls(hive, "bob", 1), calls(hive, "ann", FLOOD))
     assert flood.spread < 2
-    assert min(quiet.completions) > median_of(flood) / 2
+    assert min(quiet.completions) > 2 * median_of(flood)
 
 
 def median_of(run: Run) -> int:

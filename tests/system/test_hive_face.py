@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator
@@ -14,9 +15,10 @@ import anyio
 import httpx
 import pytest
 from mcp.client import Client
+from mcp_types import Implementation
 
 from ash_hub.app import Hive, open_hive
-from ash_hub.hive_tools import HIVE_TOOLS, INSTRUCTIONS
+from ash_hub.face.hive_tools import HIVE_TOOLS, INSTRUCTIONS
 from ash_hub.settings import HubSettings
 from ash_mcp.errors import ConfigError
 from ash_mcp.wire import FAILURE_META_KEY
@@ -102,9 +104,15 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("list", {"include_ended": "perhaps"}, "bad_request", "include_ended"),
     ("extend", {"session": "nope", "ttl_seconds": 5}, "sandbox_not_found", "you have"),
     ("extend", {"session": "nope"}, "bad_request", "ttl_seconds"),
+    ("network", {"session": "nope", "policy": "none"}, "sandbox_not_found", "you have"),
+    ("network", {"session": "nope", "policy": "all"}, "bad_request", "policy"),
+    ("network", {"session": "nope"}, "bad_request", "policy"),
     ("call", {"session": "nope", "tool": "echo"}, "sandbox_not_found", "you have"),
     ("call", {"session": "nope"}, "bad_request", "tool"),
     ("call", {"tool": "echo"}, "bad_request", "session"),
+    ("call", {"session": "a", "sandbox": "b", "tool": "echo"}, "bad_request", "give one of them"),
+    ("destroy", {"session": ["a"], "sandbox": ["b"]}, "bad_request", "give one of them"),
+    ("list", {"sandbox": "a"}, "bad_request", "session"),
     ("call", {"session": "nope", "tool": "echo", "arguments": "text"}, "bad_request", "arguments"),
     ("read_resource", {"session": "nope", "uri": "sandbox://nope/x"}, "sandbox_not_found", "you have"),
     ("read_resource", {"session": "nope", "uri": "sandbox://"}, "bad_request", "sandbox://"),
@@ -123,9 +131,42 @@ async def test_a_bad_input_is_told_what_to_do_and_leaves_nothing(
     result = await call(hive, tool, arguments)
     assert result.is_error
     failure = result.meta[FAILURE_META_KEY]
-    assert (failure["kind"], failure["trainable"]) == (kind, True)
+    assert (failure["kind"], failure["trainable"]) == (kind, False)  # no sandbox was asked
     assert says in failure["message"] == result.content[0].text
     assert len(await hive.backend.list()) == before
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+async def test_a_host_with_a_fixed_list_reads_what_it_can_call_and_the_log_names_it(
+    hive: Hive, mode: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "ash.hub")
+    session = (await spawn(hive))["session"]
+    host = Implementation(name=f"codex-mcp-client-{mode}", version="9.9")
+    async with Client(hive.url, mode=mode, client_info=host) as client:
+        tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+        protocol = client.protocol_version
+    assert f"Tools of {session}: " in (tools["call"].description or "")
+    named: list[Any] = [record for record in caplog.records if getattr(record, "client", None) == host.name]
+    assert [(record.version, record.protocol) for record in named] == [("9.9", protocol)]
+    await call(hive, "destroy", {"session": session})
+
+
+async def test_a_session_may_be_named_as_a_sandbox_in_every_tool(hive: Hive) -> None:
+    info = await spawn(hive, sandbox="named")
+    named = {"sandbox": info["session"]}
+    assert info["session"] == "named"
+    said = await call(hive, "call", {**named, "tool": "echo", "arguments": {"text": "hi"}})
+    assert said.structured_content["text"] == "hi"
+    assert not (await call(hive, "extend", {**named, "session": "named", "ttl_seconds": 60})).is_error
+    assert (await call(hive, "destroy", named)).structured_content["destroyed"]
+
+
+def test_what_takes_a_session_says_that_it_takes_a_sandbox_and_requires_neither() -> None:
+    for tool in HIVE_TOOLS.values():
+        schema = tool.to_json()["inputSchema"]
+        assert ("sandbox" in schema["properties"]) == ("session" in schema["properties"]) == (tool.name != "list")
+        assert {"session", "sandbox"}.isdisjoint(schema.get("required", ()))
 
 
 async def test_null_counts_as_absent(hive: Hive) -> None:
@@ -214,6 +255,7 @@ async def test_the_doors_beside_mcp_answer(hive: Hive) -> None:
     async with httpx.AsyncClient() as client:
         assert (await client.get(f"{base}/healthz")).text == "ok"
         assert (await client.get(f"{base}/readyz")).text == "ready"
+        assert (await client.get(f"{base}/readyz/calls")).text == "ready"
         metrics = await client.get(f"{base}/metrics")
         assert "ash_calls_total" in metrics.text and metrics.headers["content-type"].startswith("text/plain")
         missing = await client.get(f"{base}/nope")

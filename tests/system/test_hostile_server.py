@@ -16,14 +16,14 @@ import httpx
 import pytest
 
 from ash_hub.app import open_hive
-from ash_hub.escapes import Bait, lay_bait
 from ash_hub.settings import HubSettings
+from ash_hub.testing.escapes import Bait, lay_bait
 from ash_mcp import Hive
 from ash_mcp.errors import AshError
 from ash_mcp.sandbox import Sandbox
-from tests.hub.local_parts import needs_isolation
+from tests.hub.backends.local.local_parts import needs_isolation
 
-pytestmark = [pytest.mark.anyio, needs_isolation]
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy, needs_isolation]
 
 SOURCE = Path(__file__).with_name("hostile_runner.py")
 RECIPE = """
@@ -181,7 +181,6 @@ done"""
     assert done.stderr.count("Permission denied") == 4
 
 
-@pytest.mark.heavy
 async def test_a_file_that_changes_into_a_link_leads_nowhere_but_inside(scene: Scene, bait: Bait) -> None:
     """Reads and writes of the hive race against renames of links; the runner does them inside, where links end."""
     box = scene.quiet

@@ -12,7 +12,7 @@ import pytest
 from ash_hub.bench.relaying import served
 from ash_hub.bench.wire import modern_call
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
 
 MIB = 2**20
 BLOCK = b"%x\r\n%b\r\n" % (MIB, b"x" * MIB)
@@ -30,7 +30,7 @@ def peak_mib(pid: int) -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-@pytest.mark.parametrize("size", [256, pytest.param(1024, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("size", [256, 1024])
 @pytest.mark.parametrize("door", ["by name", "directly"])
 async def test_an_answer_larger_than_the_hive_passes_through_it(tmp_path: Path, size: int, door: str) -> None:
     async def sandbox(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -18,7 +18,7 @@ from pydantic import AnyUrl
 
 from ash_hub.app import open_hive
 from ash_hub.settings import HubSettings
-from tests.router.issuer import running_issuer
+from tests.router.admission.issuer import running_issuer
 
 pytestmark = pytest.mark.anyio
 

@@ -26,10 +26,13 @@ from mcp.server.transport_security import TransportSecuritySettings
 
 from ash_hub.bench.crowd import Crowd, open_crowd
 from ash_hub.bench.standin import make_tools, standing_in
-from ash_hub.expansion import expand
-from ash_hub.hive_tools import listed_hive_tools
-from ash_hub.recipes import Catalog
+from ash_hub.face.expansion import listed_sandboxes
+from ash_hub.face.hive_tools import listed_hive_tools
+from ash_hub.spawning.recipes import Catalog
 from ash_mcp.types import DEFAULT_SCOPE, Principal
+
+OWN = [tool["name"] for tool in listed_hive_tools("")]
+"""The hive's own tools, which come first in every list."""
 
 pytestmark = pytest.mark.anyio
 
@@ -126,7 +129,7 @@ async def test_fifty_sandboxes_of_twenty_tools_are_listed_whole_and_in_one_page(
     names = [tool.name for tool in page.tools]
     own = [tool["name"] for tool in listed_hive_tools("")]
     assert names == own + [f"sb{box}_tool_{number}" for box in range(1, 51) for number in range(20)]
-    assert len(set(names)) == len(names) == 1006
+    assert len(set(names)) == len(names) == 1000 + len(OWN)
 
 
 async def test_who_does_not_ask_for_all_gets_whole_sandboxes_up_to_the_count(fifty: Crowd) -> None:
@@ -136,7 +139,7 @@ async def test_who_does_not_ask_for_all_gets_whole_sandboxes_up_to_the_count(fif
         f"sb{box}" for box in range(45, 51)
     }
     async with sdk_client(fifty, "?expand=none", "auto") as client:
-        assert len((await client.list_tools()).tools) == len(listed_hive_tools(""))
+        assert len((await client.list_tools()).tools) == len(OWN)
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
@@ -147,8 +150,8 @@ async def test_what_is_too_large_for_one_event_comes_in_pages_that_the_sdk_clien
         pages = await all_pages(client)
     assert len(pages) > 2
     names = [tool.name for page in pages for tool in page.tools]
-    assert names[6:] == [f"sb{box}_tool_{number}" for box in range(1, 61) for number in range(20)]
-    assert names[:6] == [tool["name"] for tool in listed_hive_tools("")]
+    assert names[len(OWN) :] == [f"sb{box}_tool_{number}" for box in range(1, 61) for number in range(20)]
+    assert names[: len(OWN)] == OWN
 
 
 async def test_fastmcps_client_follows_the_pages_by_itself(sixty_large: Crowd) -> None:
@@ -157,7 +160,7 @@ async def test_fastmcps_client_follows_the_pages_by_itself(sixty_large: Crowd) -
     transport = StreamableHttpTransport(sixty_large.hive.url + "?expand=all", headers=bearer(sixty_large))
     async with FastClient(transport) as client:
         names = [tool.name for tool in await client.list_tools()]
-    assert len(names) == len(set(names)) == 1206
+    assert len(names) == len(set(names)) == 1200 + len(OWN)
 
 
 class Caller:
@@ -230,9 +233,10 @@ def as_dicts(crowd: Crowd, *, sandboxes: bool) -> list[dict[str, Any]]:
     shown = crowd.hive.sandboxes.registry.of(ANN, DEFAULT_SCOPE) if sandboxes else []
     recipes = "Recipes: " + "; ".join(f"{recipe.name} ({recipe.description})" for recipe in Catalog.load(())) + "."
     tools = listed_hive_tools(recipes)
-    for sandbox in expand(shown, lambda _: None, most=None):
+    for sandbox in listed_sandboxes(shown, lambda _: None, most=None):
         assert sandbox.toolset is not None
-        tools += sandbox.toolset.listing(sandbox.session, 50).under(sandbox.session)
+        listed = sandbox.toolset.listing(sandbox.session, 50).tools
+        tools += [tool.to_json(f"{sandbox.session}_{name}") for name, tool in listed]
     return tools
 
 
@@ -325,4 +329,4 @@ async def test_lists_at_once_do_not_mix(rich: Crowd) -> None:
                     inside = await ours.opened("2025-11-25")
                     group.start_soon(ask, ours, expand_to, inside)
                     group.start_soon(ask, ours, expand_to, inside)
-    assert set(found["all"]) == {6 + 3 * len(RICH)} and set(found["none"]) == {6}
+    assert set(found["all"]) == {len(OWN) + 3 * len(RICH)} and set(found["none"]) == {len(OWN)}

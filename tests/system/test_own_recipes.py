@@ -18,7 +18,7 @@ from ash_mcp import Hive
 from ash_mcp.errors import StartFailed
 from tests.recipes.mcp_callers import Person, text
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
 
 ROOT: Final = Path(__file__).parents[2]
 STDIO: Final = ROOT / "tests" / "recipes" / "legacy_server.py"
@@ -90,10 +90,10 @@ async def test_a_stdio_server_of_the_handshake_era_answers_callers_of_the_other(
     [
         ("namespaced", "legacy"),
         ("call", "2026-07-28"),
-        pytest.param("namespaced", "2026-07-28", marks=pytest.mark.heavy),
-        pytest.param("call", "legacy", marks=pytest.mark.heavy),
-        pytest.param("direct", "legacy", marks=pytest.mark.heavy),
-        pytest.param("direct", "2026-07-28", marks=pytest.mark.heavy),
+        ("namespaced", "2026-07-28"),
+        ("call", "legacy"),
+        ("direct", "legacy"),
+        ("direct", "2026-07-28"),
     ],
 )
 async def test_a_stdio_server_asks_callers_of_both_eras_through_the_hive(

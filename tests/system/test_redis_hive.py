@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,13 +25,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.redis, pytest.mark.heavy]
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": True}
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="ash-", dir="/tmp"))  # a socket's path must be short
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -67,9 +58,9 @@ async def echoes(hive: Hive) -> bool:
     return not result.is_error and "hello" in str(result.content)
 
 
-async def readiness(hive: Hive) -> tuple[int, str]:
+async def readiness(hive: Hive, path: str = "/readyz") -> tuple[int, str]:
     async with httpx.AsyncClient() as client:
-        answer = await client.get(urljoin(hive.url, "/readyz"))
+        answer = await client.get(urljoin(hive.url, path))
         return answer.status_code, answer.text
 
 
@@ -116,6 +107,7 @@ async def test_while_redis_is_away_calls_and_ends_go_on_and_spawns_fail_retryabl
     assert not failure["trainable"] and "hidden" not in str(failed)
     status, reason = await readiness(hive)
     assert status == 503 and "Redis at redis://127.0.0.1" in reason and "hidden" not in reason
+    assert await readiness(hive, "/readyz/calls") == (200, "ready")
     with anyio.fail_after(8):
         ended = await call(hive, "destroy", session=second["session"])
     assert not ended.is_error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -35,13 +33,6 @@ HEALS_WITHIN: Final = 8.0
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": True}
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="ash-", dir="/tmp"))  # a socket's path must be short
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.fixture

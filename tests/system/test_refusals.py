@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from ash_hub.app import Hive, open_hive
-from ash_hub.auth import key_file
+from ash_hub.serving.auth import key_file
 from ash_hub.settings import HubSettings
-from tests.router.issuer import AUDIENCE, Issuer, running_issuer
+from tests.router.admission.issuer import AUDIENCE, Issuer, running_issuer
 from tests.system.owners import LEGACY, MODERN, Owner
 
 pytestmark = pytest.mark.anyio
@@ -129,7 +129,7 @@ REASONS: dict[str, tuple[int, Callable[[Scene], list[tuple[str, str]]]]] = {
     "unknown key": (401, lambda scene: bearer(f"ash_aaaaaaaaaa_{'a' * 52}")),
     "revoked key": (401, lambda scene: bearer(scene.revoked)),
     "another scheme": (401, lambda scene: [("authorization", "Basic YTpi")]),
-    "two credentials": (401, lambda scene: [*bearer(scene.key), *bearer(scene.key)]),
+    "two credentials": (400, lambda scene: [*bearer(scene.key), *bearer(scene.key)]),
     "another issuer's token": (401, lambda scene: bearer(scene.issuer.token("bob", iss="https://other.test"))),
     "another audience's token": (401, lambda scene: bearer(scene.issuer.token("bob", aud="https://other.test"))),
     "expired token": (401, lambda scene: bearer(scene.issuer.token("bob", exp=1_000_000))),

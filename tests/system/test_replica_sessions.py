@@ -19,7 +19,7 @@ import pytest
 from mcp.client import Client
 
 from ash_mcp.wire import FAILURE_META_KEY
-from ash_router.tokens import load_hive_key
+from ash_router.upstream.call_tokens import load_hive_key
 from tests.balancer import alternating
 from tests.redis_server import RedisServer, running_redis
 from tests.system.crash_parts import Home, home
@@ -147,7 +147,7 @@ async def test_clients_work_through_a_balancer_that_is_not_sticky(two: Two):
                 assert "spawn" in {tool.name for tool in await client.list_tools()}
 
 
-async def test_a_killed_owner_ends_calls_typed_and_sessions_within_a_second(two: Two):
+async def test_a_killed_owner_ends_calls_typed_and_the_other_takes_its_sessions_up_within_a_second(two: Two):
     here, there = two.urls
     async with opened(here) as session:
         body = {
@@ -169,8 +169,10 @@ async def test_a_killed_owner_ends_calls_typed_and_sessions_within_a_second(two:
         assert (answer["id"], failure["kind"], failure["trainable"]) == (7, "stream_broken", False)
         assert answer["result"]["_meta"]["ash-nonce"] == stream.headers["ash-nonce"]
         began_at = time.monotonic()
-        gone = await session.post(there, "tools/list", 8)
+        listed = await session.post(there, "tools/list", 8)
         assert time.monotonic() - began_at < 1
+        assert "spawn" in {tool["name"] for tool in result(listed)["tools"]}
+        assert listed.headers["mcp-session-id"] == session.id
+        stranger = {**session.headers, "mcp-session-id": f"{session.id[:-1]}{'A' if session.id[-1] != 'A' else 'B'}"}
+        gone = await session.http.post(there, json={**body, "method": "tools/list"}, headers=stranger)
         assert (gone.status_code, gone.json()["error"]["message"]) == (404, "Session not found")
-    async with opened(there) as session:
-        assert "spawn" in {tool["name"] for tool in result(await session.post(there, "tools/list", 1))["tools"]}

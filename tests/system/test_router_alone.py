@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from pydantic import SecretStr
 
 from ash_hub.app import Hive, open_hive
 from ash_hub.bench.wire import modern_call
-from ash_hub.routing import Router, open_router
+from ash_hub.router_alone import Router, open_router
 from ash_hub.settings import HubSettings
 from tests.redis_server import RedisServer, running_redis
 
@@ -27,13 +25,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.redis, pytest.mark.heavy]
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": True}
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="ash-", dir="/tmp"))  # a socket's path must be short
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -74,6 +65,14 @@ async def spawn(hive: Hive) -> Any:
         result = await client.call_tool("spawn", {"recipe": "echo"})
     assert result.structured_content is not None, result.content
     return result.structured_content
+
+
+async def test_a_uuid_of_the_seed_is_good_here_too(hive: Hive, router: Router):
+    async with httpx.AsyncClient(timeout=30) as http:
+        asked = {"image": "timemagic/rl-mcp:general-1.7"}
+        made = (await http.post(hive.url.replace("/mcp", "/spawn"), json=asked)).json()
+    answer = await post(router, "terminal-controller_execute_command", made["uuid"])
+    assert answer.status_code == 200 and answer.headers["ash-origin"] == "sandbox"
 
 
 async def test_what_was_just_spawned_is_called_at_once_by_every_door(hive: Hive, router: Router):

@@ -16,11 +16,11 @@ from pathlib import Path
 import anyio
 import pytest
 
-from ash_hub.auth import key_file
+from ash_hub.serving.auth import key_file
 from ash_mcp import Hive
 from ash_mcp.errors import AshError, Unauthenticated
 from tests.hive_process import ASH
-from tests.router.issuer import AUDIENCE, Issuer, running_issuer
+from tests.router.admission.issuer import AUDIENCE, Issuer, running_issuer
 
 pytestmark = pytest.mark.anyio
 

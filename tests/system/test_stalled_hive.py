@@ -20,12 +20,14 @@ from ash_hub.backends.local.link import KeeperLink
 from ash_hub.backends.local.paths import hive_paths
 from ash_hub.settings import HubSettings
 from ash_mcp import Hive
-from tests.hub.local_parts import needs_isolation
+from tests.hub.backends.local.local_parts import needs_isolation
 from tests.redis_server import RedisServer
 from tests.system.crash_parts import Home, home
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis, pytest.mark.heavy, needs_isolation]
 
+FOR_EVER = 1e12
+"""On the steady clock, in seconds."""
 PADDING_BYTES = 1024 * 1024
 JOINED_AGAIN = "the connection to the keeper was lost, and is there again"
 
@@ -62,14 +64,14 @@ async def cut_off(place: Home, link: KeeperLink, sandbox_id: str) -> None:
     """Have the keeper tell of changed records until it no longer waits for a hub that reads none of it."""
     (view,) = [view for view in link.hello["sandboxes"] if view["id"] == sandbox_id]
     keeper = place.known_keeper()
-    before, told = connections(keeper), 0
+    before, told, revision = connections(keeper), 0, view["revision"]
     while connections(keeper) == before:
         assert told <= 2 * MOST_UNREAD_BYTES, "the hive was not cut off"
         padded = {**view["record"], "padding": "x" * PADDING_BYTES}
-        await link.request("annotate", id=sandbox_id, record=padded)
-        told += PADDING_BYTES
+        await link.request("annotate", id=sandbox_id, record=padded, revision=revision, until=FOR_EVER)
+        told, revision = told + PADDING_BYTES, revision + 1
     assert told > MOST_UNREAD_BYTES
-    await link.request("annotate", id=sandbox_id, record=view["record"])
+    await link.request("annotate", id=sandbox_id, record=view["record"], revision=revision, until=FOR_EVER)
 
 
 async def test_a_hive_that_was_stalled_and_cut_off_joins_again_and_loses_no_sandbox(redis: RedisServer) -> None:

@@ -17,7 +17,7 @@ import pytest
 from ash_mcp.types import new_sandbox_id
 from tests.system.owners import LEGACY, MODERN, Answer, Owner, Two, open_two
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
 
 ERAS = [MODERN, LEGACY]
 ABSENT = "nonesuch"
@@ -59,6 +59,7 @@ TOOL_CALLS: dict[str, Callable[[str, str], tuple[str, Mapping[str, Any]]]] = {
     "destroy": lambda name, own: ("destroy", {"session": name}),
     "destroy several": lambda name, own: ("destroy", {"session": [name, name]}),
     "extend": lambda name, own: ("extend", {"session": name, "ttl_seconds": 60}),
+    "network": lambda name, own: ("network", {"session": name, "policy": "none"}),
     "call": lambda name, own: ("call", {"session": name, "tool": "echo", "arguments": {"text": "x"}}),
     "call exec": lambda name, own: ("call", {"session": name, "tool": "ash_exec", "arguments": {"command": "id"}}),
     "call, no such tool": lambda name, own: ("call", {"session": name, "tool": "nope"}),
@@ -241,7 +242,6 @@ async def test_whoever_has_no_credential_is_told_how_to_get_one(two: Two) -> Non
     assert described["authorization_servers"] == [two.hive.settings.auth.oidc.issuer]  # type: ignore[union-attr]
 
 
-@pytest.mark.heavy
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("tool", ["extend", "call"])
 async def test_time_does_not_tell_anothers_sandbox_from_none(two: Two, tool: str) -> None:

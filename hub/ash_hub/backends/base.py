@@ -1,8 +1,8 @@
-"""What a backend is: where sandboxes are made, and the truth about which exist.
+"""The Backend Protocol: where sandboxes are made, and the truth about which exist.
 
 A backend is *not* a lifecycle: it knows nothing of owners, time to live, sessions or tools. It starts what it is
 told to start, says when it has ended and why, and never ends anything unasked. `memory.py` is the in-memory twin;
-`ash_hub.testing.check_backend` is the suite that every implementation passes.
+`ash_hub.testing.conformance.check_backend` is the suite that every implementation passes.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
+from ash_hub.backends.documents import Documents
 from ash_mcp.types import Endpoint, SandboxId, SandboxSpec
 
-__all__ = ["Backend", "BackendEvent", "BackendFactory", "Instance", "Phase", "Places"]
+__all__ = ["Backend", "BackendEvent", "BackendFactory", "HostClock", "Instance", "Phase", "Places"]
 
 
 class Phase(StrEnum):
@@ -39,7 +40,6 @@ class Instance:
     """One sandbox as its backend sees it."""
 
     id: SandboxId
-    generation: int
     phase: Phase
     endpoint: Endpoint | None = None
     """Set from `RUNNING` on."""
@@ -50,6 +50,8 @@ class Instance:
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
     record: Mapping[str, Any] = field(default_factory=_no_record)
     """The `SandboxSpec.record` (or the newest one given to `annotate`), stored unread."""
+    revision: int = 0
+    """Counts the changes of the record: 0 as it was created, one more with each `annotate` or `set_network`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,11 @@ class Backend(Protocol):
         """The name under which settings choose it, such as `local`."""
         ...
 
+    @property
+    def documents(self) -> Documents:
+        """Where the hive's own documents are kept."""
+        ...
+
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(
@@ -111,33 +118,74 @@ class Backend(Protocol):
             StartFailed: With `step` and the last lines of the log.
             CapacityExceeded: The host cannot hold another now.
             ConfigError: The spec asks for something that this backend can never do (an unknown image, say).
+            Conflict: There is a sandbox of this id already.
         """
         ...
 
     async def get(self, sandbox_id: SandboxId) -> Instance | None:
-        """Return one sandbox, or None if there is none; one that is not known here may be another replica's."""
+        """Return one sandbox, or None if there is none; one that is not known here may be another replica's.
+
+        What this replica did is seen at once; what another did, once its event came.
+
+        Raises:
+            ConnectFailed: It is not known here and the backend does not answer.
+        """
         ...
 
     async def list(self) -> list[Instance]:
         """Return every sandbox of this hive as it is now, whichever replica made it.
 
         Ended ones are included while the backend remembers them.
+
+        Raises:
+            ConnectFailed: The backend does not answer.
         """
         ...
 
-    async def annotate(self, sandbox_id: SandboxId, record: Mapping[str, Any]) -> None:
-        """Replace the stored record of a sandbox, whichever replica made it; no-op if it is unknown."""
+    async def annotate(self, sandbox_id: SandboxId, record: Mapping[str, Any], *, revision: int) -> None:
+        """Replace the stored record of a sandbox if it still has `revision`, whichever replica made it.
+
+        Raises:
+            Conflict: Its record was changed since, or there is no such sandbox: look again.
+            ConnectFailed: The backend does not answer; it may have been done.
+        """
+        ...
+
+    async def set_network(
+        self, sandbox_id: SandboxId, network: str | tuple[str, ...], record: Mapping[str, Any], *, revision: int
+    ) -> None:
+        """Replace the network policy of a running sandbox, and its record, in one step as `annotate` does.
+
+        When it returns, nothing new goes out that the policy refuses, and connections that it would refuse are closed.
+
+        Args:
+            network: As `SandboxSpec.network`.
+
+        Raises:
+            Conflict: Its record was changed since, or it does not run: look again.
+            ConfigError: No such policy can be carried out here; nothing was changed.
+            Unsupported: This sandbox's network cannot be changed, as of one that was started with `none`.
+            ConnectFailed: The backend does not answer; it may have been done.
+        """
         ...
 
     async def delete(self, sandbox_id: SandboxId, *, grace_seconds: float = 2.0) -> None:
         """End a sandbox and remove all that was made for it; idempotent, also for an unknown id.
 
-        Its processes get SIGTERM, then after the grace SIGKILL. Returns when nothing is left.
+        Its processes get SIGTERM, then after the grace SIGKILL. Returns when nothing is left, or, while the backend
+        does not answer, when it is sure to be done once it does.
+
+        Raises:
+            ConnectFailed: The backend failed at it; it may be done later.
         """
         ...
 
     async def logs(self, sandbox_id: SandboxId, *, tail_bytes: int = 65_536) -> bytes:
-        """Return the last bytes of what the sandbox's main process wrote; empty if unknown."""
+        """Return the last bytes of what the sandbox's main process wrote; empty if unknown.
+
+        Raises:
+            ConnectFailed: The backend does not answer.
+        """
         ...
 
     def watch(self) -> AsyncIterator[BackendEvent]:
@@ -149,18 +197,23 @@ class Backend(Protocol):
         """
         ...
 
-    def now(self) -> float:
-        """Return the time, in seconds since the epoch, that records of sandboxes are written in.
-
-        Every hub that has these sandboxes, at once or after another, is told the same, within a second; setting the
-        machine's clock does not change it.
-        """
-        ...
-
     def unready(self) -> str | None:
         """Say why sandboxes can be neither made nor ended now, or None. Those that run do not hang on it."""
         ...
 
     def describe(self) -> Mapping[str, Any]:
         """Return what this backend gives on this host, for `ash doctor` and `/readyz`: JSON values."""
+        ...
+
+
+@runtime_checkable
+class HostClock(Protocol):
+    """What a backend has, too, whose sandboxes all live on one host. Of any other the store tells the time."""
+
+    def now(self) -> float:
+        """Return the time, in seconds since the epoch, that records of sandboxes are written in.
+
+        Every hub that has these sandboxes, at once or after another, is told the same, within a second; setting the
+        machine's clock does not change it.
+        """
         ...

@@ -10,9 +10,11 @@ from typing import Any, Self
 
 from ash_hub.backends._broadcast import Broadcast
 from ash_hub.backends.base import BackendEvent, Instance, Phase
-from ash_hub.clock import even_clock
-from ash_mcp.errors import AshError, Conflict, StartFailed
+from ash_hub.backends.documents import MemoryDocuments
+from ash_hub.backends.network import require_network
+from ash_mcp.errors import AshError, Conflict, StartFailed, Unsupported
 from ash_mcp.types import Endpoint, SandboxId, SandboxSpec
+from ash_router.store.clock import even_clock
 
 __all__ = ["MemoryBackend"]
 
@@ -34,12 +36,14 @@ class MemoryBackend:
         """
         self._serve = serve
         self._said = said
-        self._clock = even_clock()
+        self.documents = MemoryDocuments(even_clock())
         self._events = Broadcast()
         self._replicas = [self]
         self._instances: dict[SandboxId, Instance] = {}
         self._starting: set[SandboxId] = set()
         self._logs: dict[SandboxId, bytearray] = {}
+        self.networks: dict[SandboxId, str | tuple[str, ...]] = {}
+        """The policy of each sandbox that was started with a network."""
         self._failures: list[AshError] = []
 
     async def __aenter__(self) -> Self:
@@ -62,14 +66,15 @@ class MemoryBackend:
             self._starting.discard(spec.id)
         instance = Instance(
             id=spec.id,
-            generation=spec.generation,
             phase=Phase.RUNNING,
             endpoint=endpoint,
             labels=dict(spec.labels),
             record=dict(spec.record),
         )
         self._logs[spec.id] = bytearray(self._said)
-        return self._noted(instance)
+        if spec.network != "none":
+            self.networks[spec.id] = spec.network
+        return self._record(instance)
 
     async def get(self, sandbox_id: SandboxId) -> Instance | None:
         return self._instances.get(sandbox_id)
@@ -77,13 +82,32 @@ class MemoryBackend:
     async def list(self) -> list[Instance]:
         return list(self._instances.values())
 
-    async def annotate(self, sandbox_id: SandboxId, record: Mapping[str, Any]) -> None:
-        if instance := self._instances.get(sandbox_id):
-            self._noted(replace(instance, record=dict(record)))
+    async def annotate(self, sandbox_id: SandboxId, record: Mapping[str, Any], *, revision: int) -> None:
+        instance = self._unchanged(sandbox_id, revision)
+        self._record(replace(instance, record=dict(record), revision=revision + 1))
+
+    async def set_network(
+        self, sandbox_id: SandboxId, network: str | tuple[str, ...], record: Mapping[str, Any], *, revision: int
+    ) -> None:
+        require_network(network, private=True)
+        instance = self._unchanged(sandbox_id, revision)
+        if instance.phase is not Phase.RUNNING:
+            raise Conflict(f"sandbox {sandbox_id} does not run")
+        if sandbox_id not in self.networks:
+            raise Unsupported(f"sandbox {sandbox_id} was started without a network")
+        self.networks[sandbox_id] = network
+        self._record(replace(instance, record=dict(record), revision=revision + 1))
+
+    def _unchanged(self, sandbox_id: SandboxId, revision: int) -> Instance:
+        instance = self._instances.get(sandbox_id)
+        if instance is None or instance.revision != revision:
+            raise Conflict(f"the record of sandbox {sandbox_id} is not at revision {revision}")
+        return instance
 
     async def delete(self, sandbox_id: SandboxId, *, grace_seconds: float = 2.0) -> None:
         instance = self._instances.pop(sandbox_id, None)
         self._logs.pop(sandbox_id, None)
+        self.networks.pop(sandbox_id, None)
         if instance is not None and instance.phase is not Phase.ENDED:
             self._publish(replace(instance, phase=Phase.ENDED, exit_message="deleted"))
 
@@ -93,9 +117,6 @@ class MemoryBackend:
 
     def watch(self) -> AsyncIterator[BackendEvent]:
         return self._events.watch()
-
-    def now(self) -> float:
-        return self._clock()
 
     def unready(self) -> str | None:
         return None
@@ -112,7 +133,7 @@ class MemoryBackend:
 
     def die(self, sandbox_id: SandboxId, message: str = "exited with code 1") -> None:
         """End a sandbox as if its main process had died."""
-        self._noted(replace(self._instances[sandbox_id], phase=Phase.ENDED, exit_message=message))
+        self._record(replace(self._instances[sandbox_id], phase=Phase.ENDED, exit_message=message))
 
     def write_log(self, sandbox_id: SandboxId, data: bytes) -> None:
         """Add to what its main process is said to have written."""
@@ -122,7 +143,7 @@ class MemoryBackend:
         """Make the next `create` fail, after those that were already told to; by default with `StartFailed`."""
         self._failures.append(error or StartFailed("told to fail", step="launch", log="the last line"))
 
-    def _noted(self, instance: Instance) -> Instance:
+    def _record(self, instance: Instance) -> Instance:
         self._instances[instance.id] = instance
         self._publish(instance)
         return instance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -16,7 +17,7 @@ import httptools
 from ash_hub.bench.load import cpu_seconds
 from ash_mcp.errors import AshTimeout, RemoteProtocolError
 
-__all__ = ["Run", "holding", "percentile", "resident_kib", "run_callers"]
+__all__ = ["Run", "holding", "percentile", "repeating", "resident_kib", "run_callers"]
 
 _PATIENCE_SECONDS: Final = 60.0
 _OPENING_AT_ONCE: Final = 50
@@ -103,6 +104,20 @@ async def holding(port: int, requests: Sequence[bytes]) -> AsyncGenerator[None]:
     finally:
         for stream in streams:
             stream.close()
+
+
+@asynccontextmanager
+async def repeating(port: int, requests: Sequence[bytes]) -> AsyncGenerator[None]:
+    """Repeat each request on a connection of its own while the context is open."""
+    callers = [_Caller(request) for request in requests]
+    try:
+        await _connect(port, callers)
+        for caller in callers:
+            caller.begin(math.inf)
+        yield
+    finally:
+        for caller in callers:
+            caller.close()
 
 
 async def _connect(port: int, callers: Sequence[_Caller]) -> None:

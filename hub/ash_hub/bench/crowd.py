@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 import anyio
 
 from ash_hub.app import Hive, open_hive
-from ash_hub.asks import SpawnAsk
-from ash_hub.auth import key_file
 from ash_hub.backends.memory import MemoryBackend
+from ash_hub.face.arguments import SpawnAsk
+from ash_hub.serving.auth import key_file
 from ash_hub.settings import HubSettings
 from ash_mcp.types import DEFAULT_SCOPE, Endpoint, Principal, SandboxSpec
 

@@ -1,4 +1,4 @@
-"""What is measured. The hive and the direct way take turns, so that both see the same machine under the same load."""
+"""Measurements of calls and spawns. The hive and the direct way take turns, so both see the same load."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Final
 import anyio
 
 from ash_hub.bench.concurrency import measure_concurrency
+from ash_hub.bench.proving import measure_proofs
 from ash_hub.bench.relaying import measure_proxy, measure_relay, measure_routes, served
 from ash_hub.bench.rows import Row, median
 from ash_hub.bench.target import Target
@@ -211,12 +212,19 @@ async def measure_relaying(bench: Bench) -> Sequence[Row]:
     return rows
 
 
+async def measure_proving(bench: Bench) -> Sequence[Row]:
+    """A new connection to a sandbox on TCP, as in a cluster."""
+    bench.step("connections to a runner on TCP")
+    return await measure_proofs(max(20, bench.calls // 10))
+
+
 MEASUREMENTS: Final[Sequence[Measurement]] = (
     measure_spawn,
     measure_calls,
     measure_throughput,
     measure_lists,
     measure_relaying,
+    measure_proving,
     measure_concurrency,
 )
 """In the order of the table."""

@@ -1,4 +1,4 @@
-"""How a sandbox's calls slow down while another does its worst: `ash bench --neighbour`.
+"""`ash bench --neighbour`: a sandbox's calls while another sandbox does its worst.
 
 Each load runs in a sandbox of its own beside a quiet one, whose calls are timed before, during and after it.
 """

@@ -1,4 +1,4 @@
-"""What the way through the data plane costs, beside an ASGI relay and FastMCP's own proxy that run at its side."""
+"""Cost of the data plane, beside an ASGI relay and FastMCP's own proxy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a measurement returns, and how it is shown. Pure but for the table."""
+"""Rows of a measurement, and the table that shows them."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What the relay is measured with, each a process of its own: `python -m ash_hub.bench.servers KIND …`.
+"""Servers that the relay is measured with, each its own process: `python -m ash_hub.bench.servers KIND …`.
 
 `constant` stands for a sandbox and answers everything alike; `plane` is the data plane with `constant` behind its
 routes; `asgi` relays to it as an ASGI app with aiohttp; `tools` is a FastMCP server, and `proxy` FastMCP's own proxy
-of it; `crowd` is a whole hive with many sandboxes, which all are the one `standin`. Each says in one line of JSON
-where it listens, and ends with its standard input.
+of it; `crowd` is a whole hive with many sandboxes, which all are the one `standin`, and `flood` calls them all the
+time. Each says in one line of JSON where it listens, and ends with its standard input.
 """
 
 from __future__ import annotations
@@ -95,20 +95,20 @@ async def _plane(socket: str, routes: str) -> None:
     """Serve the data plane as a hive does: admission with API keys, routes, sessions of the handshake era."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from mcp.server.lowlevel.server import Server
-    from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
-    from ash_hub.legacy import SdkSessions
+    from ash_hub.face.legacy_sessions import SdkSessions
     from ash_mcp.errors import AshError, StreamBroken
-    from ash_router.credentials import Credentials
-    from ash_router.gate import Gate
-    from ash_router.keys import KeyFile, KeyRing
+    from ash_router.admission.api_keys import KeyFile, KeyRing
+    from ash_router.admission.bearer import Credentials
+    from ash_router.admission.gate import Gate
+    from ash_router.admission.host_names import NameRules
+    from ash_router.caller.relay import Relay
     from ash_router.ledger import Ledger
-    from ash_router.names import NameRules
-    from ash_router.relay import Relay
     from ash_router.routes import Route, Routes
-    from ash_router.sessions import LegacySessions
+    from ash_router.sessions.session_gate import SessionGate
+    from ash_router.sessions.session_map import LegacySessions
     from ash_router.store.memory import MemoryStore
-    from ash_router.tokens import CallTokens
+    from ash_router.upstream.call_tokens import CallTokens
 
     async def explain(route: Route) -> AshError:
         return StreamBroken(f"{route.session} broke off")
@@ -118,8 +118,8 @@ async def _plane(socket: str, routes: str) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
-    manager = StreamableHTTPSessionManager(Server("plane"))
-    sessions = LegacySessions(SdkSessions(manager).hold)
+    sdk_sessions = SdkSessions(Server("plane"), lambda session_id: sessions.remove(session_id))
+    sessions = LegacySessions(sdk_sessions.hold)
     known = Routes(MemoryStore())
     relay = Relay(
         routes=known,
@@ -132,7 +132,6 @@ async def _plane(socket: str, routes: str) -> None:
     for number in range(int(routes)):
         route = Route(
             sandbox_id=new_sandbox_id(),
-            generation=1,
             owner="bench",
             scope=DEFAULT_SCOPE,
             session=SessionName(f"sb{number}"),
@@ -143,16 +142,16 @@ async def _plane(socket: str, routes: str) -> None:
     async with AsyncExitStack() as stack:
         keys = KeyFile(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "keys.json")
         _, token = keys.add(subject="bench")
-        gate = Gate(NameRules(port=0), Credentials(keys=KeyRing(keys)), local=False)
-        await stack.enter_async_context(manager.run())
-        app = sessions.middleware(cast("Any", manager.handle_request))
+        gate = Gate(NameRules(port=0), Credentials(KeyRing(keys)), local=False)
+        await stack.enter_async_context(sdk_sessions.manager.run())
+        app = SessionGate(sessions, cast("Any", sdk_sessions.manager.handle_request), sdk_sessions.end)
         await _serve(app, {"token": token, "sandbox_id": first}, http=relay.protocol(gate))
         await relay.aclose()
 
 
 def _endpoint(named: str) -> Endpoint:
     if named.startswith("tcp:"):
-        return Endpoint(host="127.0.0.1", port=int(named.removeprefix("tcp:")))
+        return Endpoint(host="127.0.0.1", port=int(named.removeprefix("tcp:")), proves=False)
     return Endpoint(unix=named)
 
 
@@ -285,6 +284,15 @@ async def _crowd(socket: str, sandboxes: str, *owners: str) -> None:
             await _until_told({"port": crowd.port, "tokens": dict(crowd.tokens), "ids": ids})
 
 
+async def _flood(port: str, token: str, sandboxes: str, count: str) -> None:
+    """Keep as many calls in flight, spread over sandboxes: in a process of its own, so as to slow no other caller."""
+    from ash_hub.bench.callers import repeating
+    from ash_hub.bench.wire import named_calls
+
+    async with repeating(int(port), named_calls(token, int(sandboxes), int(count))):
+        await _until_told({})
+
+
 async def _until_told(said: dict[str, Any]) -> None:
     """Say that all is up, and wait for the end of standard input."""
     sys.stdout.write(json.dumps(said) + "\n")
@@ -303,6 +311,7 @@ _KINDS: Final[dict[str, Callable[..., Awaitable[None]]]] = {
     "proxy": _proxy,
     "standin": _standin,
     "crowd": _crowd,
+    "flood": _flood,
 }
 
 

@@ -1,4 +1,4 @@
-"""What stands for many sandboxes where their number is measured and not their work: one server that answers at once.
+"""A stand-in for many sandboxes: one server that answers at once, to measure their number and not their work.
 
 It has the runner's private surface, lists the tools that it was given, and answers every call alike, as JSON in the
 stateless era and as a stream in the handshake era. A GET is a stream that stays open and says nothing more.

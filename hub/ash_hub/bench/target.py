@@ -16,17 +16,16 @@ from urllib.parse import urlsplit
 import anyio
 
 from ash_hub.settings import HubSettings
-from ash_mcp.background import HiveFiles, UserHive
+from ash_mcp.bridge.background import HiveFiles, UserHive
 from ash_mcp.errors import ConfigError
 from ash_mcp.paths import HIVE_FILE
 from ash_mcp.types import Endpoint, SandboxId
 from ash_mcp.wire import HEADER_TOKEN
-from ash_router.tokens import CallTokens, load_hive_key
+from ash_router.upstream.call_tokens import CallTokens, load_hive_key
 
 __all__ = ["Target", "open_target"]
 
 _STOP_SECONDS: Final = 20.0
-_FIRST_GENERATION: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class Target:
         socket = next(self.run_dir.glob(f"*/s/{sandbox_id}"), None)
         if socket is None:
             raise ConfigError(f"{sandbox_id} has no socket below {self.run_dir}; only local sandboxes are measured")
-        token = self.tokens.mint(sandbox_id, _FIRST_GENERATION).decode()
+        token = self.tokens.mint(sandbox_id).decode()
         return Endpoint(unix=str(socket)), {HEADER_TOKEN: token}
 
 

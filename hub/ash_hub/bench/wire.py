@@ -17,7 +17,17 @@ from ash_mcp.errors import RemoteProtocolError
 from ash_mcp.types import Endpoint
 from ash_mcp.wire import MCP_PATH, MODERN_VERSION
 
-__all__ = ["Answer", "Wire", "connected", "endpoint_of", "handshake", "legacy_call", "modern_call", "post"]
+__all__ = [
+    "Answer",
+    "Wire",
+    "connected",
+    "endpoint_of",
+    "handshake",
+    "legacy_call",
+    "modern_call",
+    "named_calls",
+    "post",
+]
 
 _READ_BYTES: Final = 65536
 HANDSHAKE_VERSION: Final = "2025-11-25"
@@ -127,6 +137,15 @@ def modern_call(
         mirrored["mcp-name"] = str(params["name"])
     message = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": {**params, "_meta": meta}}
     return post(message, {**mirrored, **headers})
+
+
+def named_calls(token: str, sandboxes: int, count: int) -> list[bytes]:
+    """Return as many calls, spread evenly over the sandboxes `sb1` and so on of who has the token."""
+    bearer = {"authorization": f"Bearer {token}"}
+    params: list[dict[str, Any]] = [
+        {"name": f"sb{number % sandboxes + 1}_tool_0", "arguments": {"text": "x"}} for number in range(count)
+    ]
+    return [modern_call("tools/call", each, bearer) for each in params]
 
 
 def legacy_call(method: str, params: Mapping[str, Any], headers: Mapping[str, str]) -> bytes:

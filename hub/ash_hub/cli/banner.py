@@ -1,11 +1,11 @@
-"""What a hive says of itself when it has started."""
+"""The lines that a hive prints when it has started."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from ash_hub.app import Hive
-from ash_mcp.cli.hosts import HOSTS
+from ash_mcp.cli.host_entries import HOSTS
 
 __all__ = ["banner", "host_lines"]
 

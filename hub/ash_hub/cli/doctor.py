@@ -65,8 +65,8 @@ def _surroundings(settings: HubSettings) -> list[Check]:
 
 
 def _other_users(settings: HubSettings) -> Check:
-    from ash_hub.auth import is_loopback, peer_problem
     from ash_hub.backends.local.host import Check
+    from ash_hub.serving.auth import is_loopback, peer_problem
 
     name = "other users"
     if not is_loopback(settings.host):
@@ -82,7 +82,7 @@ def _other_users(settings: HubSettings) -> Check:
 
 
 def _running_hive() -> str | None:
-    from ash_mcp.background import UserHive
+    from ash_mcp.bridge.background import UserHive
 
     found: list[str | None] = []
 

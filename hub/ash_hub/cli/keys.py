@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import datetime
+import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from ash_mcp.cli.context import fail
 from ash_mcp.cli.output import clean, emit_json, new_console, note, say
-from ash_mcp.errors import AshError
+from ash_mcp.errors import AshError, ConfigError
+from ash_mcp.types import PrincipalLimits
 
 if TYPE_CHECKING:
-    from ash_router.keys import ApiKey, KeyFile
+    from ash_router.admission.api_keys import ApiKey, KeyFile
 
 __all__ = ["key"]
 
@@ -33,6 +36,14 @@ T = TypeVar("T")
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else; failures too, on stderr.")]
 
 
+def _most(what: str) -> Any:
+    return typer.Option(metavar="N", min=0, help=f"At most. {what}")
+
+
+def _asked(what: str, words: str) -> Any:
+    return typer.Option(metavar=what, help=f"{words} May be said several times.")
+
+
 @key.command()
 def new(
     name: Annotated[str, typer.Option(help="What you call it, to find it again.")] = "",
@@ -46,14 +57,58 @@ def new(
     expires: Annotated[
         str | None, typer.Option(metavar="30d", help="How long it is good; for ever if absent.")
     ] = None,
+    max_sandboxes: Annotated[int | None, _most("Living sandboxes of its owner.")] = None,
+    max_starting: Annotated[int | None, _most("Spawns of its owner that are not ready yet.")] = None,
+    max_waiting: Annotated[int | None, _most("Spawns of its owner that wait for a start.")] = None,
+    max_calls: Annotated[int | None, _most("Calls of its owner in flight.")] = None,
+    max_streams: Annotated[int | None, _most("Open streams of its owner.")] = None,
+    max_sessions: Annotated[int | None, _most("MCP sessions of its owner.")] = None,
+    max_backchannels: Annotated[int | None, _most("Such sessions on sandboxes that may ask something.")] = None,
+    image: Annotated[list[str] | None, _asked("PATTERN", "Spawns may name only such images.")] = None,
+    runtime_class: Annotated[list[str] | None, _asked("NAME", "Only such runtime classes.")] = None,
+    node_selector: Annotated[list[str] | None, _asked("LABEL=PATTERN", "Only such nodes.")] = None,
+    cpu: Annotated[str | None, typer.Option(metavar="2", help="At most so many processors.")] = None,
+    memory: Annotated[str | None, typer.Option(metavar="4Gi", help="At most so much memory.")] = None,
+    network: Annotated[
+        list[str] | None, _asked("DOMAIN", "Its sandboxes reach only such domains; 'none' for nothing.")
+    ] = None,
     as_json: _Json = False,
 ) -> None:
-    """Make a key and print it, once: only its hash is kept."""
+    """Make a key and print it, once: only its hash is kept.
+
+    Its limits and what its spawns may ask for narrow what the hive allows, and never widen it. They are checked
+    against all that the key's owner has, by whichever key.
+    """
     from ash_mcp.cli.values import read_duration
 
     seconds = read_duration(expires) if expires is not None else None
+    limits = PrincipalLimits(
+        sandboxes=max_sandboxes,
+        starting=max_starting,
+        waiting=max_waiting,
+        calls=max_calls,
+        streams=max_streams,
+        sessions=max_sessions,
+        backchannels=max_backchannels,
+    )
+    asked = {
+        "images": image,
+        "runtime_classes": runtime_class,
+        "node_selectors": None if node_selector is None else _by_label(node_selector),
+        "cpu": cpu,
+        "memory": memory,
+        "network": network[0] if network in (["none"], ["internet"]) else network,
+    }
     made, text = _with_file(
-        lambda file: file.add(name=name, subject=subject, scopes=scope or (), ttl_seconds=seconds), as_json
+        lambda file: file.add(
+            name=name,
+            subject=subject,
+            scopes=scope or (),
+            ttl_seconds=seconds,
+            limits=limits,
+            spawn_policy=_policy({name: value for name, value in asked.items() if value is not None}),
+        ),
+        as_json,
     )
     if as_json:
         emit_json({**_shape(made), "key": text})
@@ -92,11 +147,14 @@ def revoke(
 
 
 def _with_file(work: Callable[[KeyFile], T], as_json: bool) -> T:
-    from ash_hub.auth import key_file
     from ash_hub.cli.environment import read_settings
+    from ash_hub.serving.auth import key_file
 
     try:
-        return work(key_file(read_settings({}).state_dir))
+        settings = read_settings({})
+        if (kind := settings.backend.get("kind")) != "local":
+            raise ConfigError(f"the {kind} backend keeps this hive's API keys, and `ash key` cannot change them there")
+        return work(key_file(settings.state_dir))
     except AshError as error:
         fail(error, as_json=as_json)
         raise
@@ -108,10 +166,49 @@ def _shape(known: ApiKey) -> dict[str, Any]:
         "name": known.name,
         "subject": known.subject,
         "scopes": None if known.scopes is None else list(known.scopes),
+        "limits": _limits(known),
+        "spawn": json.loads(known.spawn_policy or "{}"),
         "created_at": _stamp(known.created_at),
         "expires_at": None if known.expires_at is None else _stamp(known.expires_at),
         "expired": known.expired(time.time()),
     }
+
+
+def _limits(known: ApiKey) -> dict[str, int]:
+    return {name: most for name, most in asdict(known.limits).items() if most is not None}
+
+
+def _limits_said(known: ApiKey) -> str:
+    """Return a key's limits and what its spawns may ask for, for people."""
+    asked: dict[str, Any] = json.loads(known.spawn_policy or "{}")
+    limits = [f"{name} {most}" for name, most in _limits(known).items()]
+    limits += [f"{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in asked.items()]
+    return ", ".join(limits) or "the hive's"
+
+
+def _by_label(selectors: Sequence[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for selector in selectors:
+        label, _, pattern = selector.partition("=")
+        found.setdefault(label, []).append(pattern or "*")
+    return found
+
+
+def _policy(asked: dict[str, Any]) -> str:
+    """Return what a key's spawns may ask for, as the key keeps it.
+
+    Raises:
+        ConfigError: It cannot be used; the message says what.
+    """
+    from pydantic import ValidationError
+
+    from ash_hub.settings import SpawnLimits
+
+    try:
+        return SpawnLimits.model_validate(asked).model_dump_json(exclude_unset=True) if asked else ""
+    except ValidationError as exc:
+        first = exc.errors(include_url=False)[0]
+        raise ConfigError(f"{first['loc'][0]}: {first['msg']}") from exc
 
 
 def _stamp(at: float) -> str:
@@ -122,15 +219,16 @@ def _table(keys: Sequence[ApiKey]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from ash_mcp.cli.sheets import moment
+    from ash_mcp.cli.tables import moment
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("ID", "NAME", "SUBJECT", "SCOPES", "CREATED", "EXPIRES"):
+    for column in ("ID", "NAME", "SUBJECT", "SCOPES", "LIMITS", "CREATED", "EXPIRES"):
         table.add_column(column, overflow="fold", no_wrap=column == "ID")
     now = time.time()
     for known in keys:
         expires = "never" if known.expires_at is None else moment(known.expires_at)
         cells = [known.id, known.name, known.subject, "all" if known.scopes is None else ", ".join(known.scopes)]
-        cells += [moment(known.created_at), f"{expires} (expired)" if known.expired(now) else expires]
+        cells += [_limits_said(known), moment(known.created_at)]
+        cells.append(f"{expires} (expired)" if known.expired(now) else expires)
         table.add_row(*(Text(clean(cell)) for cell in cells))
     return table

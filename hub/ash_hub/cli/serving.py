@@ -7,19 +7,23 @@ import signal
 import sys
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 
 import anyio
 import anyio.abc
 import typer
 
-from ash_hub import logs
 from ash_hub.app import Hive, open_hive
 from ash_hub.cli.banner import banner, host_lines
 from ash_hub.cli.demo import walk
-from ash_hub.routing import open_router
+from ash_hub.router_alone import Router, open_router
+from ash_hub.seed_router import open_seed_router
+from ash_hub.serving import logs
 from ash_hub.settings import HubSettings
-from ash_mcp.cli.context import INTERRUPTED, run_async
+from ash_mcp.cli.context import INTERRUPTED, fail, run_async
 from ash_mcp.cli.output import note, say
+from ash_mcp.errors import ConfigError
+from ash_router.bounds import epoll_watches
 
 __all__ = ["run_hive", "run_router"]
 
@@ -30,10 +34,10 @@ def run_hive(settings: HubSettings, *, demo: bool) -> int:
     return _run(lambda: _Service(settings, demo=demo))
 
 
-def run_router(settings: HubSettings) -> int:
-    """Serve a router until a signal comes; return the exit code."""
+def run_router(settings: HubSettings, *, seed_routes: bool = False) -> int:
+    """Serve a router, of the hives' routes or of the seed's, until a signal comes; return the exit code."""
     _set_up_logs(settings, to_stderr=not sys.stderr.isatty())
-    return _run(lambda: _RouterService(settings))
+    return _run(lambda: _RouterService(settings, open_seed_router if seed_routes else open_router))
 
 
 def _set_up_logs(settings: HubSettings, *, to_stderr: bool) -> None:
@@ -47,6 +51,13 @@ def _set_up_logs(settings: HubSettings, *, to_stderr: bool) -> None:
 
 def _run(make: Callable[[], _Foreground]) -> int:
     codes: list[int] = []
+    try:
+        epoll_watches.require_room()
+    except OSError as exc:  # uvloop would abort
+        said = f"the kernel lets this user watch no more descriptors: {exc.strerror}"
+        fail(
+            ConfigError(f"{said}. End the process that holds them, or raise fs.epoll.max_user_watches"), as_json=False
+        )
 
     async def serve() -> None:
         codes.append(await make().run())
@@ -99,8 +110,14 @@ class _Foreground:
 
 
 class _RouterService(_Foreground):
+    def __init__(
+        self, settings: HubSettings, opening: Callable[[HubSettings], AbstractAsyncContextManager[Router]]
+    ) -> None:
+        super().__init__(settings)
+        self._router = opening
+
     async def _open_and_serve(self) -> None:
-        async with open_router(self._settings) as router:
+        async with self._router(self._settings) as router:
             self._opened = True
             say(f"Ash routes at {router.url}")
             await self._leave.wait()

@@ -43,7 +43,7 @@ def up(
                 "--stdio joins the hive that runs, or starts one with the settings of the environment; "
                 "leave the other options out"
             )
-        from ash_mcp.bridge import run_bridge
+        from ash_mcp.bridge.stdio_bridge import run_bridge
 
         run_async(run_bridge)
         return

@@ -1,8 +1,8 @@
 """The egress proxy: what a sandbox's network policy allows goes out through here, and nothing else does.
 
-A process of its own under the keeper, on the standard library alone like it (`python -I -S`), without privileges.
-Each sandbox has a listening Unix socket of its own, so that who asks, and under which policy, comes from the socket
-and never from what a client says. It is a plain HTTP proxy (absolute-form requests) and a CONNECT proxy.
+A process of its own, on the standard library alone (`python -I -S`), without privileges; started by whichever backend
+needs it. Each sandbox has a listening socket of its own, so that who asks, and under which policy, comes from the
+socket and never from what a client says. It is a plain HTTP proxy (absolute-form requests) and a CONNECT proxy.
 
     names.py      hosts, ports and targets, in their one accepted spelling; no I/O
     addresses.py  which addresses are public, and which are this host's; no I/O
@@ -11,11 +11,16 @@ and never from what a client says. It is a plain HTTP proxy (absolute-form reque
     http.py       heads of requests and answers, and what is written in their place; no I/O
     refusal.py    why a request is refused, and how that is told; no I/O
     limits.py     what one sandbox may use
-    resolver.py   names to addresses; dialling; the addresses of this host
+    capacity.py   what all sandboxes may use together, and who is next
+    resolver.py   looks names up, connects, knows the addresses of this host
     wire.py       bounded reads and copies between two connections
+    audit.py      reports of decisions, at a bounded rate
     exchange.py   one connection of a sandbox, from its head to its end
     proxy.py      one sandbox: accepts, counts, reports
-    main.py       the process: control messages in, decisions out
+    privileges.py what the process gives up before it serves
+    main.py       the proxy as a child process: control messages in, decisions out
+    starting.py   the command that starts it so
+    standalone.py the proxy by itself, as in a pod: a configuration in, decisions to standard output
 
 What it does not prevent: a server that is allowed can pass on what it gets, and inside TLS a client can ask an
 allowed server for another site that the same server is willing to serve.

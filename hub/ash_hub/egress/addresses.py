@@ -1,4 +1,4 @@
-"""Which addresses are public, and which belong to this host. No I/O."""
+"""Public addresses told from private ones and from those of this host. No I/O."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is told of a sandbox's requests: one record each, and a count of those there was no room for."""
+"""Reports of what was decided of a sandbox's requests, at a bounded rate; those left out are counted."""
 
 from __future__ import annotations
 
@@ -47,10 +47,14 @@ class Audit:
 
     def __init__(self, send: Callable[[Record], bool], **always: Any) -> None:
         self._send = send
-        self._always = always
+        self._always: dict[str, Any] = always
         self._left = float(_BURST)
         self._at = time.monotonic()
         self._omitted = 0
+
+    def always(self, **fields: Any) -> None:
+        """Have these fields in every record from now on."""
+        self._always.update(fields)
 
     def __call__(self, record: Record) -> None:
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""One connection of a sandbox: its request is read, decided, and carried out."""
+"""One connection of a sandbox: reads its request, decides on it by policy, and forwards it."""
 
 from __future__ import annotations
 
@@ -6,35 +6,40 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .addresses import Surroundings
 from .audit import Decision, Record
+from .capacity import Capacity
 from .http import CHUNKED, Request, chunk_size, read_answer, read_request
 from .limits import LimitReached, Limits, Meter
 from .names import Address
 from .policy import Grant, Policy, check_address
 from .refusal import Refusal, answer
-from .resolver import Dial, Resolve
-from .tls import ALERT, LONGEST_HELLO, asks_again, check_hello, read_hello
+from .resolver import Dial, LookUps, Resolve
+from .tls import ALERT, RECORD_HEAD, ClientHello, asks_again, check_hello, read_hello, record_length
 from .wire import Clock, End, copy, open_end, read_head, read_line
 
-__all__ = ["Exchange", "World"]
+__all__ = ["Exchange", "Outside"]
 
 _MOST_ADDRESSES = 4
+_MOST_LOOKED_AT = 32
+"""Of the addresses of a name. Whoever owns it can give it thousands, and looking at them keeps all others waiting."""
 _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
-_HELLO_READ = 16_384
+_ANSWER_READ = 16_384
 _CLOSE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class World:
-    """How the proxy reaches what is outside; tests put another one in its place."""
+class Outside:
+    """How the proxy looks up and reaches what is outside, for all sandboxes; tests put another one in its place."""
 
     resolve: Resolve
     dial: Dial
     surroundings: Callable[[], Surroundings]
+    look_ups: Capacity
+    connections: Capacity
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,17 +49,32 @@ class Exchange:
     client: End
     policy: Policy
     limits: Limits
-    world: World
-    look_ups: asyncio.Semaphore
+    outside: Outside
+    look_ups: LookUps
     total: Meter
     report: Callable[[Record], None]
     crowded: bool = False
     """Whether the sandbox has as many connections as it may."""
     decision: Decision = field(default_factory=Decision)
+    _grant: Grant | None = None
+    """By what it is let through; None before, and where it is refused after all."""
     _server: End | None = None
     _begun: bool = False
     """Whether the client has been sent anything but a refusal."""
     _tunnel: bool = False
+
+    def is_still_granted(self) -> bool:
+        """Say whether the policy, which was changed, grants in the same way what the one before it granted.
+
+        If not, it is reported, and whoever runs this is to cancel it.
+        """
+        if self._grant is None:
+            return True
+        with contextlib.suppress(Refusal):
+            if replace(self.policy.grant(self._grant.target), policy=self._grant.policy) == self._grant:
+                return True
+        self.report(self.decision.record("cut", "policy_changed", f"the policy is {self.policy.text} now"))
+        return False
 
     async def run(self) -> None:
         """Carry it out; what goes wrong is reported and told to the client."""
@@ -70,6 +90,9 @@ class Exchange:
             if clock.scope.expired():
                 self._cut(clock.spent())
             self._abort()  # one side broke off, so the other learns it
+        except asyncio.CancelledError:
+            self._abort()  # the sandbox is let go: what was written has no reader any more
+            raise
         finally:
             await self._close()
 
@@ -92,7 +115,7 @@ class Exchange:
         if self.crowded:
             message = f"more than {self.limits.connections} connections at once"
             raise Refusal("too_many_connections", message, status=429)
-        grant = self.policy.grant(request.target)
+        grant = self._grant = self.policy.grant(request.target)
         self._server = await self._connect(grant)
         if request.tunnel:
             await self._tunnel_through(self._server, grant, clock)
@@ -116,9 +139,9 @@ class Exchange:
         """
         passed: list[Address] = []
         refusals: list[tuple[Refusal, Address]] = []
-        for address in await self._addresses(grant):
+        for address in (await self._addresses(grant))[:_MOST_LOOKED_AT]:
             try:
-                check_address(grant, address, self.world.surroundings())
+                check_address(grant, address, self.outside.surroundings())
                 passed.append(address)
             except Refusal as refusal:
                 refusals.append((refusal, address))
@@ -131,7 +154,7 @@ class Exchange:
             self.decision.address = address
             try:
                 async with asyncio.timeout(self.limits.connect_seconds / min(len(passed), _MOST_ADDRESSES)):
-                    connection = await self.world.dial(address, grant.target.port)
+                    connection = await self.outside.dial(address, grant.target.port)
             except (OSError, TimeoutError):
                 continue
             _require_elsewhere(connection, grant)
@@ -141,14 +164,7 @@ class Exchange:
     async def _addresses(self, grant: Grant) -> Sequence[Address]:
         if grant.address is not None:
             return [grant.address]
-        host = str(grant.target.host)
-        try:
-            async with asyncio.timeout(self.limits.connect_seconds), self.look_ups:
-                return await self.world.resolve(host, as_host_does=grant.as_host_does)
-        except TimeoutError:
-            raise Refusal("unresolved", f"looking up {host} took too long", status=504) from None
-        except OSError:
-            raise Refusal("unresolved", f"the name {host} could not be resolved", status=502) from None
+        return await self.look_ups(str(grant.target.host), as_host_does=grant.as_host_does)
 
     async def _tunnel_through(self, server: End, grant: Grant, clock: Clock) -> None:
         self._tunnel = self._begun = True
@@ -159,33 +175,39 @@ class Exchange:
         await _together(copy(self.client, server, clock), copy(server, self.client, clock))
 
     async def _require_name(self, server: End, name: str, clock: Clock) -> None:
-        """Pass a TLS handshake on up to where the client has said all that it says in the clear."""
-        await server.send(await self._hello(name, clock))
-        first = b""
-        while (again := asks_again(first)) is None:
-            data = await server.reader.read(_HELLO_READ)
-            if not data:
-                break
-            clock.moved(len(data))
-            first += data
-        await self.client.send(first)
-        if again:
-            await server.send(await self._hello(name, clock))
+        """Pass a TLS handshake on up to where no other hello can come. Until then, nothing goes on unread."""
+        first = await self._pass_hello(server, name, clock)
+        if await self._asked_again(server, clock):
+            await self._pass_hello(server, name, clock, first)
 
-    async def _hello(self, name: str, clock: Clock) -> bytes:
+    async def _pass_hello(self, server: End, name: str, clock: Clock, first: ClientHello | None = None) -> ClientHello:
+        """Pass on the client's records up to the end of its hello, and leave unread what follows."""
         data = b""
         try:
             async with asyncio.timeout(self.limits.head_seconds):
-                while (hello := read_hello(data)) is None:
-                    more = await self.client.reader.read(_HELLO_READ)
-                    if not more or len(data) > 2 * LONGEST_HELLO:
-                        raise Refusal("not_tls", "the tunnel ended before a whole ClientHello had come")
-                    clock.moved(len(more))
-                    data += more
+                while (hello := read_hello(data, first)) is None:
+                    head = await self.client.reader.readexactly(RECORD_HEAD)
+                    data += head + await self.client.reader.readexactly(record_length(head))
         except TimeoutError:
             raise Refusal("not_tls", "no ClientHello came in time") from None
+        except asyncio.IncompleteReadError:
+            raise Refusal("not_tls", "the tunnel ended before a whole ClientHello had come") from None
+        clock.moved(len(data))
         check_hello(hello, name, encrypted=self.limits.encrypted_hello)
-        return data
+        await server.send(data)
+        return hello
+
+    async def _asked_again(self, server: End, clock: Clock) -> bool:
+        """Pass on the server's answer until it is clear whether it asks for a second hello."""
+        answer = b""
+        while (again := asks_again(answer)) is None:
+            data = await server.reader.read(_ANSWER_READ)
+            if not data:
+                return False
+            clock.moved(len(data))
+            answer += data
+            await self.client.send(data)
+        return again
 
     async def _forward(self, request: Request, server: End, clock: Clock) -> None:
         await server.send(request.head())
@@ -228,6 +250,7 @@ class Exchange:
         self.report(self.decision.record("allowed", "policy", f"allowed by the policy {self.policy.text}"))
 
     async def _refused(self, refusal: Refusal) -> None:
+        self._grant = None
         self.report(self.decision.record(refusal.verdict, refusal.reason, refusal.message))
         if self._tunnel:
             await self.client.part(ALERT)

@@ -1,4 +1,4 @@
-"""What one sandbox may use of the proxy. Sizes are in bytes, durations in seconds."""
+"""Limits of one sandbox at the proxy. Sizes are in bytes, durations in seconds."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Limits:
     connections: int = 128
     """At once; further ones are refused."""
     look_ups: int = 8
-    """Names that are resolved at once."""
+    """Names that are resolved at once; one that nobody answers counts until the C library gives it up."""
     head_bytes: int = 32 * 1024
     """Of a request's head, and of an answer's."""
     head_seconds: float = 15.0
     """Until a request's head, or a tunnel's ClientHello, is there."""
     connect_seconds: float = 15.0
-    """To resolve a name, and again to connect."""
+    """To wait for a turn to resolve a name, again to resolve it, and again to connect."""
     idle_seconds: float = 120.0
     """Without a byte in either direction."""
     total_seconds: float = 4 * 3600.0

@@ -1,47 +1,48 @@
-"""The process: takes sandboxes from the keeper, and tells it what was decided.
+"""The proxy as a child process: its parent adds and removes sandboxes over a socket, and is told each decision.
 
 Descriptor 0 is a socket of type SOCK_SEQPACKET; each message is one JSON object.
 
     to the proxy      {"op": "configure", "own_ports": [8420]}
-                      {"op": "add", "id", "policy", "limits": {…}}, with a listening socket
+                      {"op": "add", "id", "n", "policy", "limits": {…}}, with a listening socket
+                      {"op": "policy", "id", "n", "policy"}
                       {"op": "remove", "id"}
                       {"op": "stats", "n"}
     from the proxy    {"ready": true, "user"}
                       {"event": "egress", "sandbox", "time", "decision", "reason", "message", "method", "target",
                        "address", "policy", "omitted"?}
-                      {"n", "stats": {id: {"open", "accepted", "bytes"}}}
+                      {"serves": id, "n"} once the message of that number holds, or {"unserved": id, "why"} where the
+                      descriptor did not arrive
+                      {"n", "stats": {id: {"open", "accepted", "bytes", "look_ups"}}}
 
-It ends when the other end of descriptor 0 is closed.
+It ends when the other end of descriptor 0 is closed. `starting.py` has the command to start it with.
 """
 
 from __future__ import annotations
 
 import asyncio
-import codecs
-import contextlib
-import ctypes
 import json
 import os
 import resource
-import signal
 import socket
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from .audit import Audit, Record
-from .exchange import World
+from .capacity import Capacity
+from .exchange import Outside
 from .limits import Limits
 from .policy import Policy
+from .privileges import give_up_privileges, polling_loop
 from .proxy import SandboxProxy
 from .resolver import HostWatch, SystemResolver, dial
 
-__all__ = ["Control", "main"]
+__all__ = ["Control", "main", "outside"]
 
 MESSAGE_BYTES = 192 * 1024
-_NOBODY = 65_534
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
-_CAPABILITY_VERSION = 0x20080522
+_MOST_CONNECTIONS = 2048
+"""Of all sandboxes at once; each takes up to three quarters of a MiB where both sides send and neither reads."""
+_MOST_LOOK_UPS = 256
+"""Of all sandboxes at once; each is a thread."""
 
 
 def main() -> None:
@@ -49,50 +50,35 @@ def main() -> None:
     control = socket.socket(fileno=0)
     control.setblocking(False)
     resolver = SystemResolver()
-    _give_up_privileges()
-    asyncio.run(_serve(control, resolver))
+    give_up_privileges(tied=True)
+    with asyncio.Runner(loop_factory=polling_loop) as runner:
+        runner.run(_serve(control, resolver))
     # Threads may still wait for a name server.
     os._exit(0)
-
-
-def _give_up_privileges() -> None:
-    """Become nobody, without capabilities, files to write or a way back; ends with the keeper."""
-    for signal_number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(signal_number, signal.SIG_IGN)
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.umask(0o077)
-    for encoding in ("ascii", "idna", "latin-1"):
-        codecs.lookup(encoding)  # loads it, while this process may still read Python's own files
-    if os.geteuid() == 0:
-        # Where no other user is mapped, in a container, capabilities are all that can be dropped.
-        with contextlib.suppress(OSError):
-            os.setgroups([])
-            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
-    libc = ctypes.CDLL(None, use_errno=True)
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
-    if libc.capset(header, (ctypes.c_uint32 * 6)()) != 0:
-        raise OSError(ctypes.get_errno(), "capabilities could not be dropped")
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    # After the change of user, which clears it.
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 async def _serve(control: socket.socket, resolver: SystemResolver) -> None:
     async with asyncio.TaskGroup() as tasks:
         served = Control(control, tasks)
-        served.world = World(resolver, dial, HostWatch(lambda: served.own_ports))
+        served.outside = outside(resolver, lambda: served.own_ports)
         served.send({"ready": True, "user": os.geteuid()})
         await served.run()
 
 
-class Control:
-    """The keeper's side of the process."""
+def outside(resolver: SystemResolver, own_ports: Callable[[], frozenset[int]]) -> Outside:
+    """Return what all sandboxes of this process share; `own_ports` says where the hive itself listens."""
+    return Outside(resolver, dial, HostWatch(own_ports), Capacity(_MOST_LOOK_UPS), Capacity(_most_connections()))
 
-    world: World
+
+def _most_connections() -> int:
+    """Return how many there may be: half of the descriptors, two each. The rest is for what no sandbox can take up."""
+    return min(_MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+
+
+class Control:
+    """The sandboxes that whoever started this process tells it of."""
+
+    outside: Outside
 
     def __init__(self, control: socket.socket, tasks: asyncio.TaskGroup) -> None:
         self.own_ports: frozenset[int] = frozenset()
@@ -103,6 +89,7 @@ class Control:
         self._operations: Mapping[str, Callable[[Mapping[str, Any], list[int]], None]] = {
             "configure": self._configure,
             "add": self._add,
+            "policy": self._policy,
             "remove": self._remove,
             "stats": self._stats,
         }
@@ -146,12 +133,22 @@ class Control:
         self.own_ports = frozenset(message["own_ports"])
 
     def _add(self, message: Mapping[str, Any], descriptors: list[int]) -> None:
+        if not descriptors:
+            self.send({"unserved": message["id"], "why": "it has no descriptor left"})
+            return
+        self._remove(message, [])
         listener = socket.socket(fileno=descriptors[0])
         policy = Policy.parse(message["policy"])
         audit = Audit(self.send, event="egress", sandbox=message["id"], policy=policy.text)
-        proxy = SandboxProxy(listener, policy, Limits.of(message["limits"]), self.world, audit)
+        proxy = SandboxProxy(listener, policy, Limits.of(message["limits"]), self.outside, audit)
         task = self._tasks.create_task(_until_cancelled(proxy, listener))
         self._proxies[message["id"]] = proxy, task
+        self.send({"serves": message["id"], "n": message["n"]})
+
+    def _policy(self, message: Mapping[str, Any], _: list[int]) -> None:
+        if found := self._proxies.get(message["id"]):
+            found[0].set_policy(Policy.parse(message["policy"]))
+            self.send({"serves": message["id"], "n": message["n"]})
 
     def _remove(self, message: Mapping[str, Any], _: list[int]) -> None:
         if found := self._proxies.pop(message["id"], None):
@@ -165,7 +162,3 @@ class Control:
 async def _until_cancelled(proxy: SandboxProxy, listener: socket.socket) -> None:
     with listener:
         await proxy.serve()
-
-
-if __name__ == "__main__":
-    sys.exit("start it as the keeper does: from egress.main import main; main()")

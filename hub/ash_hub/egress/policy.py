@@ -97,6 +97,34 @@ class Policy:
         named = [entry.address or entry.host for entry in self.entries or ()]
         return tuple(str(address) for address in named if not isinstance(address, str) and kind_of(address))
 
+    def is_within(self, other: Policy) -> bool:
+        """Say whether `other` grants all that this policy grants.
+
+        A list is not within `internet` where it names an address, another port than 80 and 443, or a name without a
+        dot.
+        """
+        if self.entries is None:
+            return other.entries is None
+        return all(self._is_granted(entry, port, other) for entry in self.entries for port in entry.ports)
+
+    def _is_granted(self, entry: Entry, port: int, other: Policy) -> bool:
+        if entry.below:
+            return other._grants_below(entry.host, port)
+        target = Target(entry.host, port)
+        try:
+            theirs = other.grant(target)
+        except Refusal:
+            return False
+        ours = self.grant(target)
+        return not ours.named or (theirs.named and theirs.address == ours.address)
+
+    def _grants_below(self, host: Host, port: int) -> bool:
+        if self.entries is None:
+            return port in USUAL_PORTS
+        return any(
+            each.below and port in each.ports and (each.host == host or each.covers(host)) for each in self.entries
+        )
+
     def grant(self, target: Target) -> Grant:
         """Say whether `target` may be looked up.
 

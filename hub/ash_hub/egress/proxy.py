@@ -7,35 +7,54 @@ import socket
 from typing import Any
 
 from .audit import Audit
-from .exchange import Exchange, World
+from .capacity import Share
+from .exchange import Exchange, Outside
 from .limits import Limits, Meter
 from .policy import Policy
+from .resolver import LookUps
 from .wire import open_end
 
 __all__ = ["SandboxProxy"]
 
 _OVERFLOW = 16
-"""Connections over the limit that are told so; further ones wait in the socket's queue."""
+"""Connections over the limit that are told so; further ones wait, all but one in the socket's queue."""
 _PAUSE_SECONDS = 0.1
 
 
 class SandboxProxy:
     """Serves whoever connects to `listener`, under one policy. The listener stays its owner's to close."""
 
-    def __init__(self, listener: socket.socket, policy: Policy, limits: Limits, world: World, audit: Audit) -> None:
+    def __init__(
+        self, listener: socket.socket, policy: Policy, limits: Limits, outside: Outside, audit: Audit
+    ) -> None:
         self._listener = listener
         self._policy = policy
         self._limits = limits
-        self._world = world
+        self._world = outside
         self._audit = audit
-        self._look_ups = asyncio.Semaphore(limits.look_ups)
+        self._look_ups = LookUps(outside.resolve, Share(outside.look_ups, limits.look_ups), limits.connect_seconds)
         self._total = Meter(limits.sandbox_bytes, "sandbox_bytes")
-        self._room = asyncio.Semaphore(limits.connections + _OVERFLOW)
+        self._room = Share(outside.connections, limits.connections + _OVERFLOW)
+        self._exchanges: dict[asyncio.Task[None], Exchange] = {}
         self._open = 0
         self._accepted = 0
 
     def stats(self) -> dict[str, Any]:
-        return {"open": self._open, "accepted": self._accepted, "bytes": self._total.count}
+        return {
+            "open": self._open,
+            "accepted": self._accepted,
+            "bytes": self._total.count,
+            "look_ups": self._look_ups.count,
+        }
+
+    def set_policy(self, policy: Policy) -> None:
+        """Decide by `policy` from now on, and end what it would not let through as it was let through."""
+        before, self._policy = self._policy, policy
+        self._audit.always(policy=policy.text)
+        for task, exchange in self._exchanges.items():
+            exchange.policy = policy
+            if not before.is_within(policy) and not exchange.is_still_granted():
+                task.cancel()
 
     async def serve(self) -> None:
         """Accept until cancelled; then every connection is ended."""
@@ -43,35 +62,42 @@ class SandboxProxy:
         self._listener.setblocking(False)
         async with asyncio.TaskGroup() as exchanges:
             while True:
-                await self._room.acquire()
                 try:
                     connection, _ = await loop.sock_accept(self._listener)
                 except OSError:
                     # Out of descriptors, most likely: those that are open have to end first.
-                    self._room.release()
                     await asyncio.sleep(_PAUSE_SECONDS)
                     continue
+                try:
+                    await self._room.enter()
+                except asyncio.CancelledError:
+                    connection.close()
+                    raise
                 self._accepted += 1
                 self._open += 1
                 exchanges.create_task(self._exchange(connection))
 
     async def _exchange(self, connection: socket.socket) -> None:
+        task = asyncio.current_task()
+        assert task is not None
         try:
             client = await open_end(connection, self._limits.head_bytes)
             exchange = Exchange(
                 client=client,
                 policy=self._policy,
                 limits=self._limits,
-                world=self._world,
+                outside=self._world,
                 look_ups=self._look_ups,
                 total=self._total,
                 report=self._audit,
                 crowded=self._open > self._limits.connections,
             )
+            self._exchanges[task] = exchange
             await exchange.run()
         except Exception as fault:
             # A defect ends one connection; it must not end the network of every sandbox.
             self._audit({"decision": "failed", "reason": "fault", "message": f"{type(fault).__name__}: {fault}"})
         finally:
+            self._exchanges.pop(task, None)
             self._open -= 1
-            self._room.release()
+            self._room.leave()

@@ -1,4 +1,4 @@
-"""Why a request is refused or has failed, and the answer that says so. No I/O."""
+"""Refusals and failures of requests, and the HTTP answers that state them. No I/O."""
 
 from __future__ import annotations
 

@@ -1,29 +1,32 @@
-"""Names to addresses, connections to addresses, and the addresses of this host."""
+"""The proxy's resolver: looks names up, connects to addresses, and knows the addresses of this host."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from .addresses import Network, Surroundings, local_networks4, local_networks6
+from .capacity import Share
 from .names import Address
+from .refusal import Refusal
 
-__all__ = ["Dial", "HostWatch", "Resolve", "SystemResolver", "dial"]
+__all__ = ["Dial", "HostWatch", "LookUps", "Resolve", "SystemResolver", "dial"]
 
-_THREADS = 64
+_MOST_THREADS = 65_536
+"""More than there are turns to look up: a look-up that has its turn must not wait for a thread."""
 _FRESH_SECONDS = 5.0
 
 
 class Resolve(Protocol):
     """Asks for the addresses of a name, once."""
 
-    async def __call__(self, name: str, *, as_host_does: bool) -> Sequence[Address]:
+    def __call__(self, name: str, *, as_host_does: bool) -> Coroutine[Any, Any, Sequence[Address]]:
         """Return its addresses, the best first.
 
         Raises:
@@ -44,16 +47,61 @@ class Dial(Protocol):
         ...
 
 
+class LookUps:
+    """The look-ups of one sandbox. One that nobody waits for any more keeps its place until it has ended.
+
+    Args:
+        share: How many there may be at once.
+        seconds: How long one waits for its turn, and again for its answer.
+    """
+
+    def __init__(self, resolve: Resolve, share: Share, seconds: float) -> None:
+        self._resolve = resolve
+        self._share = share
+        self._seconds = seconds
+
+    @property
+    def count(self) -> int:
+        """Those that have begun and not ended."""
+        return self._share.taken
+
+    async def __call__(self, name: str, *, as_host_does: bool) -> Sequence[Address]:
+        """Return the addresses of a name, the best first.
+
+        Raises:
+            Refusal: It has none, or they are not known in time.
+        """
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._share.enter()
+        except TimeoutError:
+            message = "other names that this sandbox has asked for are still being looked up"
+            raise Refusal("too_many_look_ups", message, status=429) from None
+        look_up = asyncio.ensure_future(self._resolve(name, as_host_does=as_host_does))
+        look_up.add_done_callback(lambda _: self._share.leave())
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await asyncio.shield(look_up)
+        except TimeoutError:
+            raise Refusal("unresolved", f"looking up {name} took too long", status=504) from None
+        except OSError:
+            raise Refusal("unresolved", f"the name {name} could not be resolved", status=502) from None
+
+
 class SystemResolver:
-    """Asks the C library, on threads, since it has no other way."""
+    """Asks the C library, on threads, since it has no other way. A thread stays in it for as long as it likes."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="resolve")
+        self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="resolve")
 
     async def __call__(self, name: str, *, as_host_does: bool) -> Sequence[Address]:
         # The dot keeps the host's search domains away from names that the policy does not spell out.
         asked = name if as_host_does else f"{name}."
-        return await asyncio.get_running_loop().run_in_executor(self._threads, _addresses, asked.encode("ascii"))
+        try:
+            answer = asyncio.get_running_loop().run_in_executor(self._threads, _addresses, asked.encode("ascii"))
+        except RuntimeError as error:
+            raise OSError("there is no thread left to look a name up") from error
+        return await answer
 
 
 def _addresses(name: bytes) -> list[Address]:

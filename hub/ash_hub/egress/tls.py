@@ -2,8 +2,12 @@
 
 Where a policy names domains, the name in the ClientHello must be the one that was asked of the proxy; otherwise a
 server that serves many sites would be a way to those that are not listed. Anything unclear is refused: a hello without
-a name, with several, with an encrypted one (which hides a second name), and bytes that are not TLS at all. A server
-may answer by asking for a second hello (HelloRetryRequest), whose name counts as much as the first.
+a name, with several, with an encrypted one (which hides a second name), and bytes that are not TLS at all.
+
+A server may answer by asking for a second hello (HelloRetryRequest), whose name counts as much as the first. So the
+client's records go on one by one until there can be no other hello: the first, whole; nothing more before the server
+has answered; and, if it asked again, all up to the second. That holds back early data for one round trip, and breaks
+nothing, since no server waits for early data with its answer.
 """
 
 from __future__ import annotations
@@ -12,21 +16,36 @@ from dataclasses import dataclass
 
 from .refusal import Refusal
 
-__all__ = ["ALERT", "LONGEST_HELLO", "ClientHello", "asks_again", "check_hello", "read_hello"]
+__all__ = [
+    "ALERT",
+    "LONGEST_HELLO",
+    "RECORD_HEAD",
+    "ClientHello",
+    "asks_again",
+    "check_hello",
+    "read_hello",
+    "record_length",
+]
 
 LONGEST_HELLO = 32 * 1024
 """Of the handshake message; with large post-quantum keys it has about 2 KiB."""
 ALERT = bytes.fromhex("15 0303 0002 02 31")
 """A fatal alert, `access_denied`: clients show it instead of a broken connection."""
 
-_RECORD_HEAD = 5
-_LONGEST_RECORD = 16_384
+RECORD_HEAD = 5
+"""Bytes of a record before its content."""
+
+_LONGEST_RECORD = 16_384 + 256
+"""What encryption may add is in it."""
 _MOST_RECORDS = 16
-_CHANGE_CIPHER, _HANDSHAKE = 20, 22
+_MOST_EXTENSIONS = 64
+"""There are fewer than that; reading thousands would keep others waiting."""
+_CHANGE_CIPHER, _TLS_ALERT, _HANDSHAKE, _APPLICATION = 20, 21, 22, 23
+_FATAL, _LONGEST_ALERT = 2, 2
 _CLIENT_HELLO, _SERVER_HELLO = 1, 2
-_SERVER_NAME, _ENCRYPTED_HELLO, _ENCRYPTED_NAME = 0, 0xFE0D, 0xFFCE
+_SERVER_NAME, _EARLY_DATA, _ENCRYPTED_HELLO, _ENCRYPTED_NAME = 0, 42, 0xFE0D, 0xFFCE
 _RETRY_RANDOM = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
-_RANDOM_AT = _RECORD_HEAD + 4 + 2
+_RANDOM_AT = 4 + 2
 _SERVER_HELLO_BYTES = _RANDOM_AT + len(_RETRY_RANDOM)
 
 
@@ -37,6 +56,8 @@ class ClientHello:
     server_name: str | None
     encrypted: bool
     """Whether it carries another, encrypted hello."""
+    early_data: bool = False
+    """Whether application data may follow it before the server has answered."""
 
 
 def check_hello(hello: ClientHello, name: str, *, encrypted: bool = False) -> None:
@@ -56,42 +77,60 @@ def check_hello(hello: ClientHello, name: str, *, encrypted: bool = False) -> No
         raise Refusal("server_name", f"the TLS client asks for another server than {name}")
 
 
-def read_hello(data: bytes) -> ClientHello | None:
-    """Return the ClientHello that `data` begins with; None if there is not enough of it yet.
+def read_hello(data: bytes, first: ClientHello | None = None) -> ClientHello | None:
+    """Return the ClientHello that `data` ends with; None if there is not enough of it yet.
 
-    Change-cipher-spec records before it are passed over: clients send one before a second hello.
+    Before a second hello, a client may have sent a change of cipher, and early data if the `first` one announced it;
+    the server passes over both.
 
     Raises:
-        Refusal: `data` is not the beginning of a TLS handshake.
+        Refusal: `data` is not the beginning of a TLS handshake, or goes on behind the hello.
     """
+    passed_over = _before_second(first)
     message, at = bytearray(), 0
     for _ in range(_MOST_RECORDS):
-        if len(data) <= at:
+        head = data[at : at + RECORD_HEAD]
+        _check_kind(head)
+        if len(head) < RECORD_HEAD:
             return None
-        kind, length = _record(data[at : at + _RECORD_HEAD])
-        body = data[at + _RECORD_HEAD : at + _RECORD_HEAD + length]
-        at += _RECORD_HEAD + length
-        if kind == _HANDSHAKE:
-            message += body
+        end = at + RECORD_HEAD + record_length(head)
+        if head[0] == _HANDSHAKE:
+            message += data[at + RECORD_HEAD : end]
             if found := _whole(message):
+                if len(data) > end:
+                    raise _not_tls()
                 return _parsed(_Cursor(found))
-        elif message:
+        elif message or head[0] not in passed_over:
             raise _not_tls()
-        if length == 0 or len(data) < at:
+        if len(data) < end:
             return None
+        at = end
     raise _not_tls()
 
 
-def _record(head: bytes) -> tuple[int, int]:
-    """Return kind and length of a record; a length of 0 while its head is not all there."""
-    if head[0] not in (_HANDSHAKE, _CHANGE_CIPHER) or head[1:2] not in (b"", b"\x03"):
-        raise _not_tls()
-    if len(head) < _RECORD_HEAD:
-        return head[0], 0
-    length = int.from_bytes(head[3:5])
+def _before_second(first: ClientHello | None) -> frozenset[int]:
+    if first is None:
+        return frozenset()
+    return frozenset({_CHANGE_CIPHER, _APPLICATION} if first.early_data else {_CHANGE_CIPHER})
+
+
+def record_length(head: bytes) -> int:
+    """Return how many bytes follow the head of a client's record.
+
+    Raises:
+        Refusal: It is none, or of a kind that does not come before a hello.
+    """
+    _check_kind(head)
+    length = int.from_bytes(head[3:])
     if not 0 < length <= _LONGEST_RECORD or (head[0] == _CHANGE_CIPHER and length != 1):
         raise _not_tls()
-    return head[0], length
+    return length
+
+
+def _check_kind(head: bytes) -> None:
+    """Check as much of a record's head as there is."""
+    if (head and head[0] not in (_HANDSHAKE, _CHANGE_CIPHER, _APPLICATION)) or head[1:2] not in (b"", b"\x03"):
+        raise _not_tls()
 
 
 def _whole(message: bytearray) -> bytes | None:
@@ -141,12 +180,12 @@ def _parsed(hello: _Cursor) -> ClientHello:
     seen: set[int] = set()
     while extensions.left:
         kind, content = extensions.number(2), extensions.vector(2)
-        if kind in seen:
+        if kind in seen or len(seen) == _MOST_EXTENSIONS:
             raise _not_tls()
         seen.add(kind)
         if kind == _SERVER_NAME:
             name = _server_name(content)
-    return ClientHello(name, bool(seen & {_ENCRYPTED_HELLO, _ENCRYPTED_NAME}))
+    return ClientHello(name, bool(seen & {_ENCRYPTED_HELLO, _ENCRYPTED_NAME}), _EARLY_DATA in seen)
 
 
 def _server_name(content: _Cursor) -> str:
@@ -160,13 +199,35 @@ def _server_name(content: _Cursor) -> str:
 
 
 def asks_again(data: bytes) -> bool | None:
-    """Say whether a server's first bytes are a HelloRetryRequest; None if there are too few to tell."""
-    if data[:1] not in (b"", bytes([_HANDSHAKE])):
-        return False
-    if len(data) < _SERVER_HELLO_BYTES:
-        return None
-    is_hello = data[_RECORD_HEAD] == _SERVER_HELLO
-    return is_hello and data[_RANDOM_AT:_SERVER_HELLO_BYTES] == _RETRY_RANDOM
+    """Say whether a server's first bytes are a HelloRetryRequest; None if there are too few to tell.
+
+    Raises:
+        Refusal: It says too much beside it.
+    """
+    message, at = b"", 0
+    for _ in range(_MOST_RECORDS):
+        head = data[at : at + RECORD_HEAD]
+        if head and head[0] not in (_HANDSHAKE, _CHANGE_CIPHER, _TLS_ALERT):
+            return False
+        if len(head) < RECORD_HEAD:
+            return None
+        length = int.from_bytes(head[3:])
+        end = at + RECORD_HEAD + length
+        content = data[at + RECORD_HEAD : end]
+        if head[0] != _HANDSHAKE and length > _LONGEST_ALERT:
+            return False
+        if head[0] == _TLS_ALERT and content[:1] == bytes([_FATAL]):
+            return False
+        if head[0] == _HANDSHAKE:
+            message += content
+            if message[:1] not in (b"", bytes([_SERVER_HELLO])):
+                return False
+            if len(message) >= _SERVER_HELLO_BYTES:
+                return message[_RANDOM_AT:_SERVER_HELLO_BYTES] == _RETRY_RANDOM
+        if len(data) < end:
+            return None
+        at = end
+    raise _not_tls()
 
 
 def _not_tls() -> Refusal:

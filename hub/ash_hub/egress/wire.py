@@ -1,4 +1,4 @@
-"""Two ends of one exchange: bounded reads, and copies that count and keep a clock."""
+"""Reading from connections and copying between two of them, within limits on size and time."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ async def read_head(end: End) -> bytes | None:
     Raises:
         Refusal: It is too long or breaks off.
     """
+    await asyncio.sleep(0)  # what has come already is no reason to keep others waiting
     try:
         return await end.reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError as error:
@@ -77,6 +78,7 @@ async def read_line(end: End) -> bytes:
     Raises:
         Refusal: It is too long or breaks off.
     """
+    await asyncio.sleep(0)  # as above
     try:
         return await end.reader.readuntil(b"\r\n")
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:

@@ -1,7 +1,7 @@
-"""Which sandboxes' tools a `tools/list` shows beside the hive's own, and where one page of it ends. Pure.
+"""Selects the sandboxes whose tools a `tools/list` shows, and cuts the list into pages. Pure.
 
-A cursor says behind which tool of which sandbox its page begins, and nothing is kept for it: so it is good on every
-replica, and sandboxes that come or go between two pages neither repeat nor hide the tools of others.
+A cursor names the tool and sandbox at which its page begins, and the server keeps nothing for it. So it is good on
+every replica, and sandboxes that appear or end between two pages neither repeat nor hide the tools of others.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ash_hub.sandbox import Sandbox
+from ash_hub.lifecycle.sandbox import Sandbox
 from ash_mcp.errors import ConfigError
 from ash_mcp.types import SandboxId, State
 
-__all__ = ["START", "Cursor", "cut", "expand"]
+__all__ = ["START", "Cursor", "cut_page", "listed_sandboxes"]
 
 MAX_CURSOR_CHARS = 256
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cursor:
-    """A place in a list of sandboxes' tools, which is in the order of `created_at` and `sandbox_id`."""
+    """A position in the list of sandboxes' tools, which is ordered by `created_at` and `sandbox_id`."""
 
     created_at: float
     sandbox_id: str
     index: int
-    """Of that sandbox's tools, the first that has not been shown."""
+    """The index of that sandbox's first tool that is not listed yet."""
 
     def __str__(self) -> str:
         body = json.dumps([self.created_at, self.sandbox_id, self.index], separators=(",", ":"))
@@ -41,7 +41,7 @@ class Cursor:
         """Read what `str` of a cursor wrote.
 
         Raises:
-            ConfigError: It wrote something else.
+            ConfigError: `text` is not such a cursor.
         """
         try:
             if len(text) > MAX_CURSOR_CHARS:
@@ -62,7 +62,7 @@ class Cursor:
 START = Cursor(-math.inf, "", 0)
 
 
-def expand(
+def listed_sandboxes(
     sandboxes: Iterable[Sandbox], last_call_at: Callable[[SandboxId], float | None], *, most: int | None
 ) -> list[Sandbox]:
     """Return the ready sandboxes whose tools are listed, oldest first.
@@ -72,7 +72,7 @@ def expand(
     """
     ready: dict[str, Sandbox] = {}
     for sandbox in sorted(sandboxes, key=_place):
-        if sandbox.life.state is State.READY and sandbox.toolset is not None:
+        if sandbox.state is State.READY and sandbox.toolset is not None:
             ready.setdefault(sandbox.session, sandbox)
     if most is None:
         return list(ready.values())
@@ -87,7 +87,7 @@ def expand(
     return [sandbox for sandbox in ready.values() if sandbox.id in shown]
 
 
-def cut(
+def cut_page(
     sandboxes: Iterable[Sandbox], tools_of: Callable[[Sandbox], Sequence[bytes]], cursor: Cursor, room: int
 ) -> tuple[list[bytes], Cursor | None]:
     """Return the tools of one page, and the cursor of the next if there is one.
@@ -112,8 +112,8 @@ def cut(
 
 
 def _place(sandbox: Sandbox) -> tuple[float, str]:
-    return sandbox.life.created_at, sandbox.id
+    return sandbox.record.created_at, sandbox.id
 
 
 def _rank(sandbox: Sandbox, last_call_at: float | None) -> float:
-    return max(sandbox.life.ready_at or 0.0, last_call_at or 0.0)
+    return max(sandbox.record.ready_at or 0.0, last_call_at or 0.0)

@@ -1,6 +1,6 @@
-"""What each of the hive's own tools does: a validated ask in, an answer and its text twin out.
+"""The operations behind the hive's own tools: validated arguments in, a JSON result and the same as text out.
 
-Nothing here knows of MCP's eras or of HTTP, so that the REST doors can use it too.
+They know nothing of MCP's eras or of HTTP, so a REST API could call them too.
 """
 
 from __future__ import annotations
@@ -12,21 +12,32 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote
 
-from ash_hub.answers import shown_tools, text_of_tools, tool_shape
-from ash_hub.asks import CallAsk, DestroyAsk, ExtendAsk, ListAsk, LogsAsk, ReadAsk, SpawnAsk, ToolsAsk
-from ash_hub.audit import Audit
 from ash_hub.backends.base import Backend
-from ash_hub.runner_client import RunnerClient
-from ash_hub.sandbox import Sandbox
-from ash_hub.sandboxes import Sandboxes
+from ash_hub.face.arguments import (
+    CallAsk,
+    DestroyAsk,
+    ExtendAsk,
+    ListAsk,
+    LogsAsk,
+    NetworkAsk,
+    ReadAsk,
+    SpawnAsk,
+    ToolsAsk,
+)
+from ash_hub.face.results import spawned, text_of_tools
+from ash_hub.lifecycle.sandbox import Sandbox
+from ash_hub.lifecycle.sandboxes import Sandboxes
+from ash_hub.serving.audit import Audit
 from ash_hub.settings import HubSettings
-from ash_hub.starting import Progress
-from ash_mcp.errors import AshError, ConfigError, RequestRefused, SandboxNotFound
-from ash_mcp.wire import info_to_json
-from ash_router.admission import Admitted
-from ash_router.tokens import CallTokens
+from ash_hub.spawning.runner_client import RunnerClient
+from ash_hub.spawning.starting import Progress
+from ash_hub.spawning.toolsets import Listing
+from ash_mcp.errors import AshError, ConfigError, PermissionDenied, RequestRefused, SandboxNotFound
+from ash_mcp.wire import info_to_json, network_text
+from ash_router.admission.base import Admitted
+from ash_router.upstream.call_tokens import CallTokens
 
-__all__ = ["Answer", "Doors"]
+__all__ = ["Answer", "HiveOperations"]
 
 SANDBOX_SCHEME: Final = "sandbox://"
 MAX_RESOURCE_BYTES: Final = 512 * 1024
@@ -36,15 +47,15 @@ _READ_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A tool's answer: its JSON, the same for a reader of text, and whether the caller's tool list changed."""
+    """A tool's answer: its JSON, the same as text, and whether it changed the caller's tool list."""
 
     structured: dict[str, Any]
     text: str
     lists_changed: bool = False
 
 
-class Doors:
-    """The behaviour behind the hive's tools."""
+class HiveOperations:
+    """Does what the hive's tools ask for, as the given caller."""
 
     def __init__(
         self,
@@ -57,7 +68,7 @@ class Doors:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.catch_up = catch_up
-        """Learns what other replicas made and ended until now."""
+        """Takes over what other replicas have made and ended until now."""
         self._sandboxes = sandboxes
         self._backend = backend
         self._tokens = tokens
@@ -69,6 +80,7 @@ class Doors:
             DestroyAsk: self._destroy,
             ListAsk: self._list,
             ExtendAsk: self._extend,
+            NetworkAsk: self._network,
             CallAsk: self._call,
             ReadAsk: self._read,
             ToolsAsk: self._tools,
@@ -76,17 +88,19 @@ class Doors:
         }
 
     async def answer(self, caller: Admitted, ask: object, progress: Progress) -> Answer:
-        """Do what is asked.
+        """Do what `ask`, the validated arguments of a tool, asks for.
 
         Raises:
             AshError: Typed, with words for a person or a model.
         """
+        if caller.principal.sandbox is not None and isinstance(ask, SpawnAsk | DestroyAsk | ExtendAsk):
+            raise PermissionDenied("your key is for one sandbox only: it may neither make nor end nor extend any")
         if not isinstance(ask, SpawnAsk):
             await self.catch_up()
         return await self._by_ask[type(ask)](caller, ask, progress)
 
     def refused(self, caller: Admitted, what: str, error: AshError) -> None:
-        """Write down that a caller got `error` for `what`, if the hive said no to it."""
+        """Write an audit line if `error` is a refusal (`RequestRefused`); `what` is the tool's name."""
         if isinstance(error, RequestRefused) and what != "spawn":  # a spawn has its line already
             self._audit.refused(caller, what, error)
 
@@ -97,11 +111,8 @@ class Doors:
             self._audit.spawn_failed(caller, error)
             raise
         self._audit.spawned(caller, sandbox, variables=len(ask.env), secrets=len(ask.secrets))
-        tools = self._shown(sandbox)
-        shape = {**self._shape(sandbox), "tools": tools}
-        words = f"Sandbox {sandbox.session} is ready ({sandbox.recipe}, {sandbox.id}), until {shape['expires_at']}."
-        warned = "".join(f"\nNote: {warning}" for warning in sandbox.warnings)
-        return Answer(shape, f"{words}{warned}\nIts tools:\n{text_of_tools(tools)}", lists_changed=True)
+        shape, text = spawned(self._shape(sandbox), sandbox.session, self._listing(sandbox))
+        return Answer(shape, text, lists_changed=True)
 
     async def _destroy(self, caller: Admitted, ask: DestroyAsk, progress: Progress) -> Answer:
         del progress
@@ -117,7 +128,7 @@ class Doors:
             "not_found": unknown,
         }
         said = [f"Ended {', '.join(s.session for s in living)}." if living else "Nothing was running to end."]
-        said += [f"{s.session} had ended before: {s.life.reason}." for s in ended]
+        said += [f"{s.session} had ended before: {s.reason}." for s in ended]
         said += [f"There is no sandbox {name} of yours." for name in unknown]
         return Answer(shape, " ".join(said), lists_changed=bool(living))
 
@@ -135,7 +146,7 @@ class Doors:
             except SandboxNotFound:
                 unknown.append(name)
             else:
-                (ended if sandbox.life.state.ended else living)[sandbox.id] = sandbox
+                (ended if sandbox.state.ended else living)[sandbox.id] = sandbox
         return list(living.values()), list(ended.values()), unknown
 
     async def _list(self, caller: Admitted, ask: ListAsk, progress: Progress) -> Answer:
@@ -144,6 +155,7 @@ class Doors:
         shapes = [self._shape(sandbox) for sandbox in found]
         lines = [
             f"- {shape['session']}: {shape['status']}, {shape['recipe']}, {shape['age_seconds']} s old"
+            f", network {network_text(shape['network'])}"
             + (
                 f", ended: {shape['reason']} {shape['message'] or ''}".rstrip()
                 if shape["ended_at"]
@@ -159,8 +171,15 @@ class Doors:
         shape = self._shape(sandbox)
         return Answer(shape, f"Sandbox {sandbox.session} now lives until {shape['expires_at']}.")
 
+    async def _network(self, caller: Admitted, ask: NetworkAsk, progress: Progress) -> Answer:
+        del progress
+        sandbox = await self._sandboxes.set_network(caller.principal, caller.scope, ask.session, ask.policy)
+        self._audit.network_set(caller, sandbox, network_text(sandbox.record.network))
+        shape = self._shape(sandbox)
+        return Answer(shape, f"Sandbox {sandbox.session} has network: {network_text(shape['network'])}.")
+
     async def _call(self, caller: Admitted, ask: CallAsk, progress: Progress) -> Answer:
-        """Say why a call was not relayed: the relay takes every call that can be."""
+        """Always raise: the relay takes every call that can be passed on, so one that arrives here cannot be."""
         del progress
         sandbox = self._sandboxes.ready(caller.principal, caller.scope, ask.session)
         raise ConfigError(
@@ -197,8 +216,8 @@ class Doors:
         del progress
         sandbox = self._sandboxes.ready(caller.principal, caller.scope, ask.session)
         assert sandbox.toolset is not None, "a ready sandbox has its tools pinned"
-        tools = [tool_shape(tool) for tool in sandbox.toolset.tools]
-        return Answer({"tools": tools}, text_of_tools(self._shown(sandbox)))
+        tools = [tool.fields() for tool in sandbox.toolset.tools]
+        return Answer({"tools": tools}, text_of_tools(sandbox.session, self._listing(sandbox)))
 
     async def _logs(self, caller: Admitted, ask: LogsAsk, progress: Progress) -> Answer:
         del progress
@@ -209,11 +228,11 @@ class Doors:
     def _shape(self, sandbox: Sandbox) -> dict[str, Any]:
         return info_to_json(self._sandboxes.info(sandbox), now=self._clock())
 
-    def _shown(self, sandbox: Sandbox) -> list[dict[str, Any]]:
-        assert sandbox.toolset is not None, "a ready sandbox has its tools pinned"
-        listing = sandbox.toolset.listing(sandbox.session, self._settings.name_limit)
-        return shown_tools(sandbox.session, listing.tools)
+    def _listing(self, sandbox: Sandbox) -> Listing:
+        if sandbox.toolset is None:  # it ended after it was found
+            raise sandbox.gone(self._clock())
+        return sandbox.toolset.listing(sandbox.session, self._settings.name_limit)
 
     def _client(self, sandbox: Sandbox) -> RunnerClient:
         assert sandbox.endpoint is not None, "a ready sandbox has an endpoint"
-        return RunnerClient(sandbox.endpoint, self._tokens, sandbox.id, sandbox.generation)
+        return RunnerClient(sandbox.endpoint, self._tokens, sandbox.id)

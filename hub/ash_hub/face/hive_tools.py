@@ -10,8 +10,21 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from ash_hub.answers import Contents, Destroyed, SandboxList, SandboxShape, Spawned
-from ash_hub.asks import CallAsk, DestroyAsk, ExtendAsk, ListAsk, LogsAsk, ReadAsk, SpawnAsk, ToolsAsk
+from ash_hub.face.arguments import (
+    CallAsk,
+    DestroyAsk,
+    ExtendAsk,
+    ListAsk,
+    LogsAsk,
+    NetworkAsk,
+    ReadAsk,
+    SpawnAsk,
+    ToolsAsk,
+    with_sandbox,
+)
+from ash_hub.face.results import Contents, Destroyed, SandboxList, SandboxShape, Spawned
+from ash_hub.spawning.schema_references import inline_references
+from ash_hub.spawning.toolsets import MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH
 
 __all__ = ["HIVE_TOOLS", "INSTRUCTIONS", "UNLISTED_TOOLS", "HiveTool", "listed_hive_tools"]
 
@@ -101,6 +114,16 @@ HIVE_TOOLS: Final = {
             idempotent=True,
         ),
         HiveTool(
+            "network",
+            "Change what a sandbox may reach",
+            "Set the network of a sandbox that runs: none, internet, or a list of domains. Connections that the new "
+            "policy refuses are closed. Narrow it when set-up is done; only its owner's key widens it again.",
+            NetworkAsk,
+            SandboxShape,
+            destructive=True,
+            idempotent=True,
+        ),
+        HiveTool(
             "call",
             "Call a sandbox's tool",
             "Call a tool of one of your sandboxes. The same as calling <session>_<tool>; use it when your tool list "
@@ -149,7 +172,10 @@ class _Compact(GenerateJsonSchema):
 @cache
 def _schema(model: type[BaseModel], *, answer: bool = False) -> dict[str, Any]:
     mode = "serialization" if answer else "validation"
-    return _strip(model.model_json_schema(schema_generator=_Compact, mode=mode))
+    schema = _strip(model.model_json_schema(schema_generator=_Compact, mode=mode))
+    if answer:
+        return schema
+    return with_sandbox(inline_references(schema, max_chars=MAX_SCHEMA_BYTES, max_depth=MAX_SCHEMA_DEPTH))
 
 
 def _strip(schema: dict[str, Any]) -> dict[str, Any]:

@@ -1,27 +1,26 @@
-"""Puts tools that are bytes already into an answer that the MCP SDK makes.
+"""ASGI middleware that inserts already encoded tools into the MCP SDK's answer to `tools/list`.
 
-The SDK checks the request, its session and its cursor and writes the answer, with an empty array of tools; on its
-way out the array is filled. So a list of a thousand tools costs what an empty one does, and everything else about
-the answer stays the SDK's.
+The SDK checks the request, its session and its cursor, and writes an answer with an empty array of tools, which is
+filled here. So a list of a thousand tools costs the SDK no more than an empty one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["leave_tools", "splicing"]
+__all__ = ["set_listed_tools", "with_spliced_tools"]
 
 _KEY: Final = "ash.tools"
-# A quote inside of a JSON string is escaped, so this is a key wherever it stands; no other is written like it.
+# Quotes inside JSON strings are escaped, so a match is always the key `tools`.
 _EMPTY: Final = re.compile(rb'"tools"\s*:\s*\[(?=\s*\])')
 
 
-def splicing(app: ASGIApp) -> ASGIApp:
-    """Wrap an MCP endpoint so that its handlers may `leave_tools`."""
+def with_spliced_tools(app: ASGIApp) -> ASGIApp:
+    """Wrap an MCP endpoint so that its handlers may `set_listed_tools`."""
 
     async def with_splice(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -33,13 +32,17 @@ def splicing(app: ASGIApp) -> ASGIApp:
     return with_splice
 
 
-def leave_tools(scope: MutableMapping[str, Any], tools: bytes) -> None:
-    """Have `tools` stand in the answer to the request of `scope`, where it will have an empty array of them.
+def set_listed_tools(scope: MutableMapping[str, Any], tools: bytes, on_sent: Callable[[], None] | None = None) -> None:
+    """Set the encoded tools (joined by commas) that are inserted into the answer to the request of `scope`.
+
+    Args:
+        on_sent: Called when the whole answer was written out.
 
     Raises:
-        KeyError: The request did not come through `splicing`.
+        KeyError: The request did not come through `with_spliced_tools`.
     """
-    scope[_KEY].tools = tools
+    splice: _Splice = scope[_KEY]
+    splice.tools, splice.on_sent = tools, on_sent
 
 
 class _Splice:
@@ -47,6 +50,7 @@ class _Splice:
         self._send = send
         self._start: Message | None = None
         self.tools: bytes | None = None
+        self.on_sent: Callable[[], None] | None = None
 
     async def send(self, message: Message) -> None:
         if self.tools is not None:
@@ -58,6 +62,8 @@ class _Splice:
             start, self._start = self._start, None
             await self._send(start)
         await self._send(message)
+        if self.on_sent is not None and self.tools is None and not message.get("more_body", False):
+            self.on_sent()
 
     def _filled(self, message: Message, tools: bytes) -> Message:
         body: bytes = message.get("body", b"")

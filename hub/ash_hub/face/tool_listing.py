@@ -1,7 +1,7 @@
-"""`tools/list` as bytes: each toolset is written once, and a page is joined from what is written.
+"""Pages of `tools/list` as bytes: each toolset is encoded once, cached, and joined into pages.
 
-What is kept is a toolset with the session's name left open, so sandboxes of one recipe share it, whatever they are
-called. What a tool looks like in an era is the SDK's word: it is written from what the SDK makes of it.
+The cache holds a toolset with a placeholder for the session's name, so that all sandboxes of one recipe share it. The
+SDK shapes each tool for its protocol version before it is encoded.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from mcp_types import methods
 from pydantic import BaseModel, ValidationError
 
-from ash_hub.expansion import START, Cursor, cut
-from ash_hub.sandbox import Sandbox
-from ash_hub.tools import Listing
+from ash_hub.face.expansion import START, Cursor, cut_page
+from ash_hub.lifecycle.sandbox import Sandbox
+from ash_hub.spawning.toolsets import Listing
 
 __all__ = ["Listings", "Page"]
 
@@ -26,11 +27,11 @@ log = logging.getLogger("ash.hub")
 
 METHOD: Final = "tools/list"
 PAGE_BYTES: Final = 960 * 1024
-"""Of the tools in one answer. Clients refuse events over 1 MiB; and a list that fits is one page whatever its count,
-since some clients show the first page only."""
+"""The most bytes of tools in one answer: clients refuse events over 1 MiB. Tools are not counted, and a list that fits
+is one page, because some clients show the first page only."""
 MAX_KEPT_BYTES: Final = 64 * 1024 * 1024
 
-# Stands for the session's name in what is kept. JSON has it nowhere: it is written as an escape there.
+# The placeholder for the session's name. It cannot occur in JSON, which escapes this byte.
 _OPEN: Final = b"\0"
 _ENVELOPE: Final = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
 
@@ -39,18 +40,18 @@ Written = tuple[bytes, ...]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One answer's worth of tools."""
+    """The tools of one answer."""
 
     tools: bytes
-    """What stands between the brackets of the JSON array."""
+    """The JSON array's content, without its brackets."""
     next_cursor: str | None
 
 
 class Listings:
-    """Writes pages, and keeps what it has written up to a number of bytes, least recently used out first.
+    """Makes pages, with an LRU cache of encoded toolsets that is bounded in bytes.
 
     Args:
-        own: The hive's own tools, which begin the first page.
+        own: The hive's own tools, listed first.
     """
 
     def __init__(
@@ -69,23 +70,40 @@ class Listings:
         self._kept: OrderedDict[tuple[str, int, object], Written] = OrderedDict()
         self.kept_bytes = 0
 
-    def page(self, version: str, sandboxes: Iterable[Sandbox], cursor: str | None) -> Page:
+    def page(
+        self,
+        version: str,
+        sandboxes: Iterable[Sandbox],
+        cursor: str | None,
+        notes: Mapping[str, str] = MappingProxyType({}),
+    ) -> Page:
         """Return a page of the hive's tools and those of `sandboxes`, as a client of protocol `version` reads it.
 
+        Args:
+            notes: What to add to the descriptions of the hive's own tools, by their names.
+
         Raises:
-            ConfigError: The cursor is none.
+            ConfigError: The cursor is not valid.
         """
         begin = START if cursor is None else Cursor.parse(cursor)
-        own = self._own_tools(version) if cursor is None else ()
+        own = self._own_tools(version, notes) if cursor is None else ()
         room = self._page_bytes - sum(len(tool) + 1 for tool in own)
-        tools, following = cut(sandboxes, lambda sandbox: self._tools_of(sandbox, version), begin, room)
+        tools, following = cut_page(sandboxes, lambda sandbox: self._tools_of(sandbox, version), begin, room)
         return Page(b",".join((*own, *tools)), str(following) if following is not None else None)
 
-    def _own_tools(self, version: str) -> Written:
+    def _own_tools(self, version: str, notes: Mapping[str, str]) -> Written:
         shape = _shape(version)
         if shape not in self._own_written:
             self._own_written[shape] = tuple(_write(tool, version) for tool in self._own)
-        return self._own_written[shape]
+        written = self._own_written[shape]
+        if not any(notes.values()):
+            return written
+        return tuple(
+            _write({**tool, "description": tool["description"] + notes[tool["name"]]}, version)
+            if tool["name"] in notes
+            else known
+            for tool, known in zip(self._own, written, strict=True)
+        )
 
     def _tools_of(self, sandbox: Sandbox, version: str) -> Sequence[bytes]:
         toolset = sandbox.toolset
@@ -110,7 +128,7 @@ class Listings:
 
 
 def _shape(version: str) -> type[BaseModel] | object:
-    """Return what versions have in common that list tools alike."""
+    """Return the SDK's result model of a protocol version: versions with the same model share encoded tools."""
     return methods.SERVER_RESULTS[METHOD, version]
 
 
@@ -120,7 +138,7 @@ def _templates(listing: Listing, version: str) -> Written:
         try:
             fields = _write(tool.to_json(f"_{name}"), version)
         except (ValidationError, ValueError):
-            # one that the SDK would refuse, and the whole list with it
+            # the SDK would refuse the whole list because of it
             log.warning("a tool cannot be listed in protocol %s", version, extra={"tool": tool.name})
             continue
         written.append(fields.replace(b'{"name":"_', b'{"name":"' + _OPEN + b"_", 1))

@@ -7,7 +7,7 @@ from typing import Any, Final, Protocol
 
 from ash_mcp.errors import AshError
 from ash_mcp.types import SandboxId
-from ash_router.replicas import Replicas
+from ash_router.replicas.membership import Replicas
 
 __all__ = ["Alone", "Replicated", "Siblings"]
 
@@ -28,7 +28,7 @@ class Siblings(Protocol):
         """Whether there can be others at all, now or later."""
         ...
 
-    async def lives(self, replica: str) -> bool:
+    async def is_other_alive(self, replica: str) -> bool:
         """Say whether another replica lives. One that was killed counts for some seconds, and all while the store is
         away; this one itself does not.
         """
@@ -65,7 +65,7 @@ class Alone:
     id = "alone"
     possible = False
 
-    async def lives(self, replica: str) -> bool:
+    async def is_other_alive(self, replica: str) -> bool:
         del replica
         return False
 
@@ -99,18 +99,20 @@ class Replicated:
     def _details(self) -> Mapping[str, Any]:
         return {MAKING: sorted(self._making)}
 
-    async def lives(self, replica: str) -> bool:
+    async def is_other_alive(self, replica: str) -> bool:
         if replica == self.id:
             return False
         if replica in self._replicas.others():
             return True
         if replica in self._dead:
             return False
+        if self._replicas.is_cut_off:  # every turn would wait for the store in vain
+            return True
         try:
             await self._replicas.look()
         except AshError:
             return True
-        if replica in self._replicas.others():
+        if replica in self._replicas.others() or not self._replicas.can_judge():
             return True
         self._dead.add(replica)
         return False
@@ -125,11 +127,14 @@ class Replicated:
     async def make(self, sandbox_id: SandboxId) -> bool:
         if sandbox_id in self._making:
             return True
+        if self._replicas.is_cut_off:
+            return True
         try:
             await self._replicas.look()
         except AshError:
             return True
-        return any(sandbox_id in said.get(MAKING, ()) for said in self._replicas.others().values())
+        is_made = any(sandbox_id in said.get(MAKING, ()) for said in self._replicas.others().values())
+        return is_made or not self._replicas.can_judge()
 
     async def leave(self) -> bool:
         try:

@@ -1,4 +1,6 @@
-"""The audit: one line of JSON for each spawn, claim, end and refused request. Who, what, from where, outcome.
+"""The audit: one line of JSON for each spawn, claim, change of network, end and refused request.
+
+A line says who, what, from where, and the outcome.
 
 It goes to the logger `ash.audit`, which `logs.py` sends to a file of its own. No environment, secret, token or
 argument of a call is ever in it.
@@ -11,22 +13,34 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from ash_hub.redaction import redacted
-from ash_hub.sandbox import Sandbox
+from ash_hub.serving.redaction import redacted
 from ash_mcp.errors import AshError
-from ash_mcp.types import EndReason
-from ash_router.admission import Admission, Admitted, Head, Refusal
+from ash_mcp.types import EndReason, SandboxId, SessionName
+from ash_router.admission.base import Admission, Admitted, Head, Refusal
 
-__all__ = ["AUDIT_LOGGER", "Audit", "AuditedAdmission"]
+__all__ = ["AUDIT_LOGGER", "Audit", "AuditedAdmission", "missing_line"]
 
 AUDIT_LOGGER: Final = "ash.audit"
 HIVE: Final = "hive"
-"""Who acts where no caller does: the reaper, a stop, the watch over the backend."""
+"""Who acts where no caller does: the controller, a stop, the watch over the backend."""
 
 _REFUSALS_A_SECOND: Final = 20
 _LONGEST: Final = 300
+
+
+class Subject(Protocol):
+    """A sandbox, as far as the audit tells of it."""
+
+    @property
+    def id(self) -> SandboxId: ...
+    @property
+    def session(self) -> SessionName: ...
+    @property
+    def owner(self) -> str: ...
+    @property
+    def recipe(self) -> str: ...
 
 
 class Audit:
@@ -41,7 +55,7 @@ class Audit:
         self._written = 0
         self._left_out = 0
 
-    def spawned(self, caller: Admitted, sandbox: Sandbox, *, variables: int, secrets: int) -> None:
+    def spawned(self, caller: Admitted, sandbox: Subject, *, variables: int, secrets: int) -> None:
         """A sandbox was made for a caller, and got its environment and secrets."""
         what = _of(sandbox)
         self._write("spawn", "done", **_who(caller), **what, recipe=sandbox.recipe)
@@ -50,10 +64,14 @@ class Audit:
     def spawn_failed(self, caller: Admitted, error: AshError) -> None:
         self._write("spawn", error.kind, **_who(caller), why=error.message)
 
-    def destroyed(self, caller: Admitted, sandbox: Sandbox) -> None:
+    def network_set(self, caller: Admitted, sandbox: Subject, policy: str) -> None:
+        """A caller changed what a sandbox may reach."""
+        self._write("network", "done", **_who(caller), **_of(sandbox), policy=policy)
+
+    def destroyed(self, caller: Admitted, sandbox: Subject) -> None:
         self._write("destroy", "done", **_who(caller), **_of(sandbox))
 
-    def ended(self, sandbox: Sandbox, reason: EndReason, why: str | None = None) -> None:
+    def ended(self, sandbox: Subject, reason: EndReason, why: str | None = None) -> None:
         """A sandbox ended without its owner's asking."""
         self._write("destroy", reason.value, who=HIVE, owner=sandbox.owner, **_of(sandbox), why=why)
 
@@ -79,10 +97,7 @@ class Audit:
         self._write(event, error.kind, **fields, why=error.message, left_out_before=left_out or None)
 
     def _write(self, event: str, outcome: str, **fields: Any) -> None:
-        at = datetime.datetime.fromtimestamp(self._clock(), datetime.UTC).isoformat(timespec="milliseconds")
-        line: dict[str, Any] = {"at": at.replace("+00:00", "Z"), "event": event, "outcome": outcome}
-        line |= {key: _short(value) for key, value in fields.items() if value is not None}
-        self._log.info(json.dumps(line))
+        self._log.info(_line(self._clock(), event, outcome, **fields))
 
 
 class AuditedAdmission:
@@ -107,11 +122,23 @@ class AuditedAdmission:
         return verdict
 
 
+def missing_line(lines: int) -> str:
+    """Return the line that stands for others which could not be written."""
+    return _line(time.time(), "audit", "lines_missing", lines=lines)
+
+
+def _line(now: float, event: str, outcome: str, **fields: Any) -> str:
+    at = datetime.datetime.fromtimestamp(now, datetime.UTC).isoformat(timespec="milliseconds")
+    line: dict[str, Any] = {"at": at.replace("+00:00", "Z"), "event": event, "outcome": outcome}
+    line |= {key: _short(value) for key, value in fields.items() if value is not None}
+    return json.dumps(line)
+
+
 def _who(caller: Admitted) -> dict[str, Any]:
     return {"who": caller.principal.subject, "by": caller.by or None, "from": caller.client, "scope": caller.scope}
 
 
-def _of(sandbox: Sandbox) -> dict[str, Any]:
+def _of(sandbox: Subject) -> dict[str, Any]:
     return {"sandbox": sandbox.id, "session": sandbox.session}
 
 

@@ -1,4 +1,4 @@
-"""Who may come in to this hive, by its settings: the admission, and what it tells of itself to clients that log in."""
+"""Authentication by the settings: the admission, and the metadata for clients that log in."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from starlette.routing import Route
 from ash_hub.settings import HubSettings, OidcSettings
 from ash_mcp.errors import ConfigError
 from ash_mcp.wire import MCP_PATH
-from ash_router.admission import Head
-from ash_router.credentials import RESOURCE_METADATA_PATH, Credentials
-from ash_router.gate import Gate
-from ash_router.jwks import ProviderKeys
-from ash_router.keys import KeyFile, KeyRing
-from ash_router.names import NameRules
-from ash_router.oidc import Oidc, OidcRules
-from ash_router.peers import Peers
+from ash_router.admission.api_keys import KeyFile, KeyRing, KeySource
+from ash_router.admission.base import Head
+from ash_router.admission.bearer import RESOURCE_METADATA_PATH, Credentials
+from ash_router.admission.gate import Gate
+from ash_router.admission.host_names import NameRules
+from ash_router.admission.jwks import ProviderKeys
+from ash_router.admission.oidc import Oidc, OidcRules
+from ash_router.admission.peers import Peers
 
-__all__ = ["Auth", "is_loopback", "key_file", "open_auth", "peer_problem", "require_auth"]
+__all__ = ["Auth", "is_loopback", "key_file", "open_auth", "peer_problem", "require_auth", "require_tls_files"]
 
 log = logging.getLogger("ash.hub")
 
@@ -55,16 +55,19 @@ def key_file(state_dir: Path) -> KeyFile:
     return KeyFile(state_dir / "keys.json")
 
 
-def require_auth(settings: HubSettings) -> None:
+def require_auth(settings: HubSettings, keys: KeySource | None = None) -> None:
     """Refuse settings by which the hive would serve strangers without asking who they are, or not as it should.
+
+    Args:
+        keys: Where its API keys are; by default the file in its state directory.
 
     Raises:
         ConfigError: What is missing or cannot be used, and what to set.
     """
-    _check_tls(settings)
+    require_tls_files(settings)
     if is_loopback(settings.host) or settings.auth.oidc is not None:
         return
-    if not KeyRing(key_file(settings.state_dir)).usable():
+    if not KeyRing(keys or key_file(settings.state_dir)).usable():
         raise ConfigError(
             f"the hive does not listen on {settings.host} without authentication: make an API key first "
             "(ash key new), or set ASH_HUB_AUTH__OIDC__ISSUER and ASH_HUB_AUTH__OIDC__AUDIENCE. "
@@ -72,14 +75,17 @@ def require_auth(settings: HubSettings) -> None:
         )
 
 
-def open_auth(settings: HubSettings, port: int) -> Auth:
+def open_auth(settings: HubSettings, port: int, keys: KeySource | None = None) -> Auth:
     """Build the guard of a hive that listens on `port`.
+
+    Args:
+        keys: As with `require_auth`.
 
     Raises:
         ConfigError: The API keys cannot be read.
     """
     local = is_loopback(settings.host)
-    keys = KeyRing(key_file(settings.state_dir))
+    ring = KeyRing(keys or key_file(settings.state_dir))
     if not local and settings.tls_cert is None:
         log.warning("tokens travel unencrypted unless a proxy before this hive speaks https; see ASH_HUB_TLS_CERT")
     peers, note = _peers(settings) if local else (None, None)
@@ -96,7 +102,7 @@ def open_auth(settings: HubSettings, port: int) -> Auth:
     oidc = settings.auth.oidc
     gate = Gate(
         names,
-        Credentials(keys=keys, tokens=_oidc(oidc) if oidc is not None else None),
+        Credentials(ring, *([_oidc(oidc)] if oidc is not None else [])),
         local=local,
         peers=peers,
         open_paths=settings.auth.open_paths,
@@ -105,7 +111,12 @@ def open_auth(settings: HubSettings, port: int) -> Auth:
     return Auth(gate, _routes(gate.base_url, oidc), note)
 
 
-def _check_tls(settings: HubSettings) -> None:
+def require_tls_files(settings: HubSettings) -> None:
+    """Refuse a certificate and a key that cannot be used.
+
+    Raises:
+        ConfigError: What is wrong.
+    """
     if settings.tls_cert is None:
         if settings.tls_key is not None:
             raise ConfigError("ASH_HUB_TLS_KEY is of no use without ASH_HUB_TLS_CERT")

@@ -5,17 +5,19 @@ from __future__ import annotations
 import errno
 import socket
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from ash_hub.settings import HubSettings
 from ash_mcp.errors import ConfigError
-from ash_router.replicas import split_address
+from ash_router.replicas.membership import split_address
+from ash_router.store.base import SeedAddress
 
-__all__ = ["Inside", "listen", "listen_inside", "require_redis"]
+__all__ = ["ReplicaListener", "listen", "listen_for_replicas", "require_redis", "seed_address"]
 
 
 @dataclass(frozen=True, slots=True)
-class Inside:
-    """Where the other replicas reach this one."""
+class ReplicaListener:
+    """The internal listener of this replica, and the address at which the others reach it."""
 
     listener: socket.socket
     address: str
@@ -51,7 +53,7 @@ def listen(host: str, port: int) -> socket.socket:
         ) from exc
 
 
-def listen_inside(advertise: str | None) -> Inside:
+def listen_for_replicas(advertise: str | None) -> ReplicaListener:
     """Take a port for the other replicas: where `advertise` says, or on a free port that only this machine reaches.
 
     Raises:
@@ -59,10 +61,10 @@ def listen_inside(advertise: str | None) -> Inside:
     """
     if advertise is None:
         listener = _listen("127.0.0.1", 0)
-        return Inside(listener, f"127.0.0.1:{listener.getsockname()[1]}")
+        return ReplicaListener(listener, f"127.0.0.1:{listener.getsockname()[1]}")
     host, port = split_address(advertise)
     try:
-        return Inside(_listen_at_or_for(host, port), advertise)
+        return ReplicaListener(_listen_at_or_for(host, port), advertise)
     except OSError as exc:
         raise ConfigError(
             f"port {port} cannot be used for the other hives: {exc.strerror}; choose another in ASH_HUB_ADVERTISE "
@@ -80,6 +82,21 @@ def _listen_at_or_for(host: str, port: int) -> socket.socket:
         if exc.errno != errno.EADDRNOTAVAIL:
             raise
     return _listen("::" if ":" in host else "0.0.0.0", port)
+
+
+def seed_address(settings: HubSettings, listener: socket.socket) -> SeedAddress | None:
+    """Return where the seed's gateway reaches the hive that serves `listener`; None: nowhere, as it speaks no TLS."""
+    if settings.seed.address is not None:
+        host, port = split_address(settings.seed.address)
+        return SeedAddress(_bracketed(host), port)
+    if settings.tls_cert is not None:
+        return None
+    host, port = listener.getsockname()[:2]
+    return SeedAddress(None if ip_address(host).is_unspecified else _bracketed(host), port)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _listen(host: str, port: int) -> socket.socket:

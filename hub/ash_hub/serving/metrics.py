@@ -1,16 +1,15 @@
-"""What `/metrics` shows, read from the hive's own state when asked."""
+"""The metrics at `/metrics`, read from the hive's state when asked."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from ash_hub.registry import Registry
 from ash_router.ledger import Ledger
 from ash_router.routes import Routes
 
@@ -23,20 +22,22 @@ class Metrics(Collector):
     """Collects at scrape time, so that a call pays nothing for it.
 
     Args:
-        registry: The sandboxes that the hub knows; None where there is no hub, but only a router.
+        sandboxes: State and recipe of each sandbox that the hub knows; None where there is no hub, but only a router.
     """
 
-    def __init__(self, ledger: Ledger, routes: Routes, registry: Registry | None = None) -> None:
-        self._known = registry
+    def __init__(
+        self, ledger: Ledger, routes: Routes, sandboxes: Callable[[], Iterable[tuple[str, str]]] | None = None
+    ) -> None:
+        self._sandboxes = sandboxes
         self._ledger = ledger
         self._routes = routes
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
-        if self._known is not None:
+        if self._sandboxes is not None:
             states = GaugeMetricFamily("ash_sandboxes", "Sandboxes by state.", labels=["state", "recipe"])
-            found = Counter((s.life.state.value, s.recipe) for s in self._known.all())
+            found = Counter(self._sandboxes())
             for (state, recipe), count in found.items():
                 states.add_metric([state, recipe], count)
             yield states

@@ -13,10 +13,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ash_hub.metrics import CONTENT_TYPE, Metrics
+from ash_hub.serving.metrics import CONTENT_TYPE, Metrics
 from ash_mcp.errors import HiveFault, NotFound
 from ash_mcp.wire import MCP_PATH, failure_to_json, http_status
-from ash_router.admission import ADMITTED_KEY
+from ash_router.admission.base import ADMITTED_KEY
 
 __all__ = ["build_app"]
 
@@ -25,6 +25,7 @@ def build_app(
     mcp: ASGIApp,
     metrics: Metrics,
     unready: Callable[[], str | None],
+    unready_for_calls: Callable[[], str | None],
     more: Sequence[Route] = (),
     note: str | None = None,
 ) -> ASGIApp:
@@ -32,7 +33,9 @@ def build_app(
 
     Args:
         mcp: Serves `/mcp`.
-        unready: Why the hive cannot serve now, or None.
+        unready: Why something of the hive does not work now, spawns included; None when all works.
+        unready_for_calls: Why calls to known sandboxes do not work now, or None. A balancer asks this one: a store or
+            a backend that is away must not take every replica out of rotation.
         more: Further routes.
         note: What a ready hive has to say as well.
     """
@@ -49,6 +52,10 @@ def build_app(
         ready = "ready" if note is None else f"ready; note: {note}"
         return PlainTextResponse(reason or ready, status_code=503 if reason else 200)
 
+    async def readyz_calls(_: Request) -> Response:
+        reason = unready_for_calls()
+        return PlainTextResponse(reason or "ready", status_code=503 if reason else 200)
+
     async def show_metrics(_: Request) -> Response:
         return Response(metrics.exposition(), media_type=CONTENT_TYPE)
 
@@ -61,6 +68,7 @@ def build_app(
             Route("/", home),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
+            Route("/readyz/calls", readyz_calls),
             Route("/metrics", show_metrics),
             *more,
         ],

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ash_hub.settings import NetworkEntry
 from ash_mcp.errors import ConfigError, RecipeNotFound
 
 __all__ = ["Amounts", "Catalog", "Recipe", "ResourceLimits", "explain_invalid"]
@@ -64,12 +65,7 @@ class Server(_Data):
         return self
 
 
-Network = (
-    Literal["none", "internet"]
-    | tuple[Annotated[str, Field(max_length=320, pattern=r"^(\*\.)?[A-Za-z0-9._=:\[\]-]+$")], ...]
-)
-"""`none`, `internet`, or a list of `example.com`, `*.example.com`, either with `:port`; and, where a backend can do
-that, `address:port` and `name=address:port` for servers that are not public."""
+Network = Literal["none", "internet"] | tuple[NetworkEntry, ...]
 
 
 class Recipe(_Data):
@@ -92,8 +88,6 @@ class Recipe(_Data):
     start_timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 60
     tools: Mapping[str, Mapping[str, Any]] = {}
     """Annotations by tool name, in place of what the server says of its own tools."""
-    dynamic_tools: bool = False
-    """Whether its tool list may change while it runs."""
     folder: str | None = None
     """The directory it came from; mounted read-only at `/opt/recipe` in a local sandbox. Never set by a caller."""
 

@@ -7,37 +7,44 @@ is data. Calls of callers do not pass here; those are the relay's.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, cast
 from urllib.parse import quote
 
 import anyio
-import httpx
+import anyio.to_thread
 
-from ash_hub.tools import mapping
-from ash_mcp.errors import AshTimeout, ConnectFailed, NotFound, RemoteProtocolError
+from ash_hub.spawning.toolsets import mapping
+from ash_mcp.errors import AshTimeout, NotFound, RemoteProtocolError
 from ash_mcp.types import Endpoint, SandboxId
 from ash_mcp.wire import CLAIM_PATH, FILES_PATH, HEADER_TOKEN, HEALTH_PATH, MCP_PATH, MODERN_VERSION
-from ash_router.tokens import CallTokens
+from ash_router.bounds.limits import DEFAULT_LIMITS
+from ash_router.upstream.call_tokens import CallTokens
+from ash_router.upstream.connection import Connection
+from ash_router.upstream.pool import Answer, open_connection
+from ash_router.upstream.proof import seal
 
 __all__ = ["RunnerClient"]
 
 MAX_ANSWER_BYTES: Final = 24 * 1024 * 1024
-"""Room for 256 tools with schemas of 64 KiB each."""
 MAX_ANSWER_VALUES: Final = 1_000_000
 """A value of JSON takes about a hundred bytes of memory, however few of the answer it takes."""
+MAX_LIST_BYTES: Final = 2 * 1024 * 1024
+"""Twice what is shown of a list."""
+MAX_LIST_VALUES: Final = 65_536
 MAX_LIST_PAGES: Final = 64
+MAX_DIGITS: Final = 64
+_CONNECT_SECONDS: Final = 5.0
 
 
 class RunnerClient:
     """Speaks to one sandbox's runner. Cheap to make; holds no connection between requests."""
 
-    def __init__(self, endpoint: Endpoint, tokens: CallTokens, sandbox_id: SandboxId, generation: int) -> None:
-        self._endpoint = endpoint
+    def __init__(self, endpoint: Endpoint, tokens: CallTokens, sandbox_id: SandboxId) -> None:
+        self._endpoint = endpoint.of(sandbox_id)
         self._tokens = tokens
         self._id = sandbox_id
-        self._generation = generation
 
     async def wait_ready(self, timeout_seconds: float) -> None:
         """Return when the runner says that the recipe's server answers.
@@ -52,8 +59,10 @@ class RunnerClient:
             raise RemoteProtocolError(_error_text(body, f"the runner's health check answered {status}"))
 
     async def claim(self, env: Mapping[str, str], secrets: Mapping[str, str], timeout_seconds: float) -> None:
-        """Hand over what the caller gave for this sandbox alone; once."""
+        """Hand over what the caller gave for this sandbox alone; once. On TCP nobody else can read it."""
         body = json.dumps({"env": dict(env), "secrets": dict(secrets)}).encode()
+        if self._endpoint.unix is None:
+            body = seal(self._tokens.sandbox_keys, self._id, body)
         status, answer = await self._request("POST", CLAIM_PATH, body=body, timeout_seconds=timeout_seconds)
         if status != 200:
             raise RemoteProtocolError(_error_text(answer, f"the runner refused the claim with {status}"))
@@ -62,12 +71,15 @@ class RunnerClient:
         """Return every entry of the runner's `tools/list`, unchecked. Its pages share one time and one size."""
         tools: list[Any] = []
         params: dict[str, Any] = {}
-        left = MAX_ANSWER_BYTES
+        left, values_left = MAX_LIST_BYTES, MAX_LIST_VALUES
         with _within(timeout_seconds, "tools/list"):
             for _ in range(MAX_LIST_PAGES):
                 status, answer = await self._ask("tools/list", params, timeout_seconds, max_bytes=left)
                 left -= len(answer)
-                result = _result("tools/list", status, answer)
+                values_left -= _values(answer)
+                if values_left < 0:
+                    raise RemoteProtocolError(f"the sandbox's tools/list holds more than {MAX_LIST_VALUES} values")
+                result = await anyio.to_thread.run_sync(_result, "tools/list", status, answer)
                 page = result.get("tools")
                 if not isinstance(page, list):
                     raise RemoteProtocolError("the sandbox's tools/list holds no list of tools")
@@ -81,7 +93,8 @@ class RunnerClient:
     async def read_resource(self, uri: str, timeout_seconds: float) -> list[Any]:
         """Return the contents of one of the sandbox's own resources, as MCP has them."""
         status, answer = await self._ask("resources/read", {"uri": uri}, timeout_seconds, name=uri)
-        contents = _result("resources/read", status, answer).get("contents")
+        result = await anyio.to_thread.run_sync(_result, "resources/read", status, answer)
+        contents = result.get("contents")
         if not isinstance(contents, list):
             raise RemoteProtocolError("the sandbox's resources/read holds no contents")
         return cast("list[Any]", contents)
@@ -127,54 +140,51 @@ class RunnerClient:
         target: str,
         *,
         timeout_seconds: float,
-        body: bytes | None = None,
+        body: bytes = b"",
         headers: Mapping[str, str] | None = None,
         max_bytes: int = MAX_ANSWER_BYTES,
     ) -> tuple[int, bytes]:
         all_headers = {
-            HEADER_TOKEN: self._tokens.mint(self._id, self._generation).decode(),
+            "host": self._endpoint.authority,
+            "connection": "close",
+            "content-length": str(len(body)),
+            HEADER_TOKEN: self._tokens.mint(self._id).decode(),
             "accept": "application/json, text/event-stream",
             "content-type": "application/json",
             **(headers or {}),
         }
-        path = target.partition("?")[0]
-        try:
-            with _within(timeout_seconds, path):
-                async with (
-                    self._client(timeout_seconds) as client,
-                    client.stream(method, target, content=body, headers=all_headers) as response,
-                ):
-                    received = bytearray()
-                    async for chunk in response.aiter_raw():
-                        received += chunk
-                        if len(received) > max_bytes:
-                            raise RemoteProtocolError(
-                                f"the sandbox's answer is larger than {max_bytes} bytes", limit=max_bytes
-                            )
-                    return response.status_code, bytes(received)
-        except httpx.TimeoutException as exc:
-            raise AshTimeout(f"the sandbox did not answer {path} in {timeout_seconds:g} s") from exc
-        except httpx.ConnectError as exc:
-            raise ConnectFailed("nothing listens at the sandbox's endpoint") from exc
-        except httpx.HTTPError as exc:
-            raise RemoteProtocolError(f"the sandbox broke off: {type(exc).__name__}") from exc
+        lines = "".join(f"{name}: {value}\r\n" for name, value in all_headers.items())
+        answer = Answer(max_bytes)
+        with _within(timeout_seconds, target.partition("?")[0]):
+            patience = min(_CONNECT_SECONDS, timeout_seconds)
+            connection = await open_connection(
+                self._endpoint, self._connection, self._tokens.sandbox_keys, timeout_seconds=patience
+            )
+            try:
+                connection.send(f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode() + body, answer)
+                await answer.done.wait()
+            finally:
+                connection.close()
+        if answer.error is not None:
+            raise answer.error
+        return answer.status, bytes(answer.body)
 
-    @asynccontextmanager
-    async def _client(self, timeout_seconds: float) -> AsyncGenerator[httpx.AsyncClient]:
-        where = self._endpoint
-        # verify=False spares the loading of certificates: connections are plain, on a Unix socket or in a cluster.
-        transport = httpx.AsyncHTTPTransport(uds=where.unix, verify=False, retries=0)
-        base = "http://sandbox" if where.unix is not None else f"http://{where.host}:{where.port}"
-        timeout = httpx.Timeout(timeout_seconds, connect=min(5.0, timeout_seconds))
-        async with httpx.AsyncClient(
-            transport=transport, base_url=base, timeout=timeout, follow_redirects=False, trust_env=False
-        ) as client:
-            yield client
+    def _connection(self) -> Connection:
+        return Connection(
+            self._endpoint,
+            _let_go,
+            max_head_bytes=DEFAULT_LIMITS.max_head_bytes,
+            max_headers=DEFAULT_LIMITS.max_headers,
+        )
+
+
+def _let_go(connection: Connection, reusable: bool) -> None:
+    del connection, reusable  # whoever asked closes it
 
 
 @contextmanager
 def _within(seconds: float, target: str) -> Generator[None]:
-    """Bound a whole answer: httpx bounds only the time to its next byte.
+    """Bound a whole answer.
 
     Raises:
         AshTimeout: It took longer.
@@ -191,10 +201,10 @@ def _result(method: str, status: int, answer: bytes) -> Mapping[str, Any]:
     Raises:
         RemoteProtocolError: It holds none, or more than there may be.
     """
-    if sum(answer.count(mark) for mark in (b"{", b"[", b",")) > MAX_ANSWER_VALUES:
+    if _values(answer) > MAX_ANSWER_VALUES:
         raise RemoteProtocolError(f"the sandbox's {method} holds more than {MAX_ANSWER_VALUES} values")
     try:
-        message = json.loads(_last_event(answer))
+        message = json.loads(_last_event(answer), parse_int=_integer, parse_float=_float)
     except (ValueError, RecursionError) as exc:
         raise RemoteProtocolError(f"the sandbox answered {method} with {status} and no JSON") from exc
     result = mapping(mapping(message).get("result"))
@@ -203,12 +213,27 @@ def _result(method: str, status: int, answer: bytes) -> Mapping[str, Any]:
     return result
 
 
+def _values(answer: bytes) -> int:
+    """Return how many values of JSON an answer has at most."""
+    return sum(answer.count(mark) for mark in (b"{", b"[", b","))
+
+
+def _integer(digits: str) -> int | float:
+    """Return a number; one so long that reading its digits would take time is a float, as for most other readers."""
+    return int(digits) if len(digits) <= MAX_DIGITS else float(digits)
+
+
+def _float(digits: str) -> float:
+    """Return a number. Unlike `float` itself it lets the loop's thread have its turn between two."""
+    return float(digits)
+
+
 def _last_event(answer: bytes) -> bytes:
     """Return a JSON answer as it is, or the data of the last event of a stream."""
     if answer.lstrip()[:1] == b"{":
         return answer
-    data = [line.partition(b":")[2] for line in answer.splitlines() if line.startswith(b"data:")]
-    return data[-1] if data else b""
+    _, found, rest = (b"\n" + answer).rpartition(b"\ndata:")
+    return rest.partition(b"\n")[0] if found else b""
 
 
 def _error_text(body: bytes, fallback: str) -> str:

@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import ipaddress
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
 
-from ash_hub.asks import SpawnAsk
-from ash_hub.recipes import Amounts, Recipe
-from ash_hub.sandbox import Sandbox
-from ash_mcp.types import ResourceAmounts, Resources, SandboxSpec
+from ash_hub.spawning.recipes import Amounts, Network, Recipe
+from ash_hub.spawning.spawn_request import SpawnAsk
+from ash_mcp.types import ResourceAmounts, Resources, SandboxId, SandboxSpec
+from ash_router.upstream.call_tokens import CallTokens
 
-__all__ = ["RECIPE_MOUNT", "addresses_named", "spec_for"]
+__all__ = ["RECIPE_MOUNT", "addresses_named", "fingerprint", "network_of", "spec_for"]
 
 RECIPE_MOUNT = "/opt/recipe"
 """Where a recipe's own folder is readable inside a local sandbox."""
 
 
-def spec_for(sandbox: Sandbox, recipe: Recipe, ask: SpawnAsk, public_key: str) -> SandboxSpec:
+def network_of(recipe: Recipe, ask: SpawnAsk) -> Network:
+    """Return the policy that a sandbox starts with."""
+    return ask.network if ask.network is not None else recipe.network
+
+
+def spec_for(
+    sandbox_id: SandboxId,
+    record: Mapping[str, Any],
+    recipe: Recipe,
+    ask: SpawnAsk,
+    tokens: CallTokens,
+    *,
+    network_note: str = "",
+) -> SandboxSpec:
     """Return the spec; what the caller asks for goes before what the recipe says.
 
     The caller's `env` and `secrets` are not in it: they arrive through the runner's claim.
+
+    Args:
+        network_note: `Allowed.network_note`.
     """
-    network = ask.network if ask.network is not None else recipe.network
+    network = network_of(recipe, ask)
     return SandboxSpec(
-        id=sandbox.id,
+        id=sandbox_id,
         recipe=recipe.name,
         server=recipe.server.model_dump(mode="json", exclude_none=True),
         image=ask.image or recipe.image,
@@ -35,11 +57,19 @@ def spec_for(sandbox: Sandbox, recipe: Recipe, ask: SpawnAsk, public_key: str) -
         node_selector=dict(ask.node_selector),
         runtime_class=ask.runtime_class,
         network=network,
-        public_key=public_key,
+        network_note=network_note,
+        public_key=tokens.public_key,
+        key=base64.b64encode(tokens.sandbox_keys.of(sandbox_id)).decode(),
         mounts={RECIPE_MOUNT: recipe.folder} if recipe.folder is not None else {},
         labels=dict(ask.labels),
-        record=sandbox.record(),
+        record=record,
     )
+
+
+def fingerprint(spec: SandboxSpec) -> str:
+    """Return what a warm sandbox must have in common with a spawn: all of its spec that a claim cannot change."""
+    same = replace(spec, id=SandboxId(""), key="", labels={}, record={})
+    return hashlib.sha256(json.dumps(asdict(same), sort_keys=True).encode()).hexdigest()
 
 
 def addresses_named(network: str | tuple[str, ...] | None) -> list[str]:

@@ -15,15 +15,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
+from ash_hub.backends.documents import MAX_DOCUMENT_BYTES
+from ash_hub.spawning.schema_references import inline_references
 from ash_mcp.types import SessionName
 from ash_mcp.wire import ORIGINAL_NAME_META_KEY, RUNNER_TOOL_PREFIX
 
-__all__ = ["Listing", "PinnedTool", "Toolset", "pin"]
+__all__ = ["Listing", "PinnedTool", "Toolset", "digest_of", "pin"]
 
 MAX_TOOLS: Final = 256
 MAX_DESCRIPTION_BYTES: Final = 4096
+MAX_KEY_BYTES: Final = 256
 MAX_SCHEMA_BYTES: Final = 65_536
 MAX_SCHEMA_DEPTH: Final = 20
+MAX_LIST_CHARACTERS: Final = 1024 * 1024
+"""Of all texts of a list together, after each is cut to its own limit: as much as an event may have for a client."""
+MAX_LIST_BYTES: Final = MAX_DOCUMENT_BYTES - 1024
+"""Of its tools as they are kept, in one document with a little around them."""
+MAX_LIST_VALUES: Final = 65_536
+"""Of JSON, in the schemas of a list."""
+_INVISIBLE: Final = ("Cc", "Cf", "Cs", "Co", "Cn")
 _EMPTY_SCHEMA: Final[Mapping[str, Any]] = {"type": "object"}
 _HINTS: Final = ("readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint")
 _FOREIGN = re.compile(r"[^A-Za-z0-9_-]")
@@ -40,6 +50,21 @@ class PinnedTool:
     input_schema: Mapping[str, Any]
     output_schema: Mapping[str, Any] | None
     annotations: Mapping[str, Any]
+
+    def fields(self) -> dict[str, Any]:
+        """Return all that is known of the tool, as plain JSON; `PinnedTool(**fields)` is the tool again."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "description": self.description,
+            "input_schema": dict(self.input_schema),
+            "output_schema": dict(self.output_schema) if self.output_schema is not None else None,
+            "annotations": dict(self.annotations),
+        }
+
+    def kept_bytes(self) -> int:
+        """Return how many bytes the tool takes in the document of its toolset."""
+        return len(json.dumps(self.fields(), separators=(",", ":"), ensure_ascii=False).encode()) + 1
 
     def to_json(self, name: str | None = None) -> dict[str, Any]:
         """Return the tool as MCP lists it, under `name` or its own."""
@@ -67,12 +92,8 @@ class Listing:
     room: int
     """Characters that a name behind `<session>_` may have here; a toolset's listings differ by nothing else."""
 
-    def under(self, session: SessionName) -> list[dict[str, Any]]:
-        """Return the tools as `tools/list` shows them for one session."""
-        return [tool.to_json(f"{session}_{name}") for name, tool in self.tools]
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Toolset:
     """The pinned tools of a sandbox. Equal toolsets have equal digests, and are kept once."""
 
@@ -91,8 +112,28 @@ class Toolset:
         return known
 
 
+class _ListTooLarge(Exception):
+    """No more of a list may be looked at."""
+
+
+@dataclass(slots=True)
+class _Allowance:
+    """How much of a list may still be looked at. Lengths are taken from it, before anything is read."""
+
+    characters: int = MAX_LIST_CHARACTERS
+    values: int = MAX_LIST_VALUES
+    bytes: int = MAX_LIST_BYTES
+
+    def take(self, *, characters: int = 0, values: int = 0, bytes: int = 0) -> None:
+        self.characters -= characters
+        self.values -= values
+        self.bytes -= bytes
+        if min(self.characters, self.values, self.bytes) < 0:
+            raise _ListTooLarge
+
+
 def pin(listed: Iterable[object], annotations: Mapping[str, Mapping[str, Any]]) -> Toolset:
-    """Clean what a sandbox's server listed.
+    """Clean what a sandbox's server listed. Its work is bounded, however large the list.
 
     Args:
         listed: The entries of its `tools/list`, unbelieved.
@@ -101,19 +142,32 @@ def pin(listed: Iterable[object], annotations: Mapping[str, Mapping[str, Any]]) 
     """
     notes: list[str] = []
     tools: dict[str, PinnedTool] = {}
+    allowance = _Allowance()
     for count, entry in enumerate(listed):
         if count >= MAX_TOOLS:
             notes.append(f"only the first {MAX_TOOLS} tools are shown")
             break
-        tool = _clean(entry, annotations, notes)
-        if tool is not None and tool.name not in tools:
-            tools[tool.name] = tool
+        try:
+            tool = _clean(entry, annotations, notes, allowance)
+            if tool is not None and tool.name not in tools:
+                allowance.take(bytes=tool.kept_bytes())
+                tools[tool.name] = tool
+        except _ListTooLarge:
+            notes.append(f"only the first {count} tools are shown: the list is too large")
+            break
     kept = tuple(tools.values())
-    body = json.dumps([tool.to_json() for tool in kept], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return Toolset(hashlib.sha256(body.encode()).hexdigest(), kept, tuple(notes))
+    return Toolset(digest_of(kept), kept, tuple(notes))
 
 
-def _clean(entry: object, annotations: Mapping[str, Mapping[str, Any]], notes: list[str]) -> PinnedTool | None:
+def digest_of(tools: Iterable[PinnedTool]) -> str:
+    """Return the hash of what tools show to a host."""
+    body = json.dumps([tool.to_json() for tool in tools], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(body.encode()).hexdigest()
+
+
+def _clean(
+    entry: object, annotations: Mapping[str, Mapping[str, Any]], notes: list[str], allowance: _Allowance
+) -> PinnedTool | None:
     fields = mapping(entry)
     name = fields.get("name")
     if not isinstance(name, str) or not 0 < len(name) <= 128 or not name.isprintable():
@@ -122,16 +176,15 @@ def _clean(entry: object, annotations: Mapping[str, Mapping[str, Any]], notes: l
     if name.startswith(RUNNER_TOOL_PREFIX):
         notes.append(f"tool {name} was left out: names that start with {RUNNER_TOOL_PREFIX} are the runner's")
         return None
-    schema = _clean_schema(fields.get("inputSchema"))
+    schema = _clean_schema(fields.get("inputSchema"), allowance, inline=True)
     if schema is None:
         notes.append(f"the input schema of {name} was too large, too deep or not an object, and is not shown")
-    title, description = fields.get("title"), fields.get("description")
     return PinnedTool(
         name=name,
-        title=clean_text(title, 200) if isinstance(title, str) else None,
-        description=clean_text(description, MAX_DESCRIPTION_BYTES) if isinstance(description, str) else "",
+        title=_text(fields.get("title"), 200, allowance),
+        description=_text(fields.get("description"), MAX_DESCRIPTION_BYTES, allowance) or "",
         input_schema=schema if schema is not None else _EMPTY_SCHEMA,
-        output_schema=_clean_schema(fields.get("outputSchema")),
+        output_schema=_clean_schema(fields.get("outputSchema"), allowance),
         annotations=_annotate(fields.get("annotations"), annotations.get(name, {})),
     )
 
@@ -142,25 +195,41 @@ def mapping(value: object) -> Mapping[str, Any]:
 
 
 def clean_text(text: str, max_bytes: int) -> str:
-    """Return `text` without control, bidirectional and tag characters, cut to `max_bytes` of UTF-8."""
-    kept = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
+    """Return `text` without control, bidirectional and tag characters, cut to `max_bytes` of UTF-8.
+
+    It is cut first, so that a long text costs no more than one that just fits. What is removed from the part that is
+    looked at makes no room for what comes behind it.
+    """
+    kept = text[:max_bytes]
+    if not kept.isprintable():
+        unseen = [c for c in set(kept) if c not in "\n\t" and unicodedata.category(c) in _INVISIBLE]
+        kept = kept.translate(dict.fromkeys(map(ord, unseen)))
     raw = kept.encode()
-    if len(raw) <= max_bytes:
+    if len(text) <= max_bytes and len(raw) <= max_bytes:
         return kept
     return raw[: max_bytes - 3].decode(errors="ignore") + "…"
 
 
-def _clean_schema(schema: object) -> Mapping[str, Any] | None:
+def _text(said: object, max_bytes: int, allowance: _Allowance) -> str | None:
+    if not isinstance(said, str):
+        return None
+    allowance.take(characters=min(len(said), max_bytes))
+    return clean_text(said, max_bytes)
+
+
+def _clean_schema(schema: object, allowance: _Allowance, *, inline: bool = False) -> Mapping[str, Any] | None:
     if not isinstance(schema, Mapping):
         return None
     try:
-        cleaned = _clean_json(cast("Mapping[str, Any]", schema), MAX_SCHEMA_DEPTH)
+        allowance.take(characters=_measure(cast("Mapping[str, Any]", schema), MAX_SCHEMA_DEPTH, allowance))
     except ValueError:
         return None
-    if not isinstance(cleaned, dict) or len(json.dumps(cleaned, separators=(",", ":"))) > MAX_SCHEMA_BYTES:
+    cleaned = cast("dict[str, Any]", _clean_json(schema))
+    if len(json.dumps(cleaned, separators=(",", ":"))) > MAX_SCHEMA_BYTES:
         return None
-    shape = cast("dict[str, Any]", cleaned)
-    return shape if _is_schema_of_object(shape) else None
+    if inline:
+        cleaned = inline_references(cleaned, max_chars=MAX_SCHEMA_BYTES, max_depth=MAX_SCHEMA_DEPTH)
+    return cleaned if _is_schema_of_object(cleaned) else None
 
 
 def _is_schema_of_object(shape: Mapping[str, Any]) -> bool:
@@ -175,22 +244,47 @@ def _is_schema_of_object(shape: Mapping[str, Any]) -> bool:
     )
 
 
-def _clean_json(value: Any, depth: int) -> Any:
+def _measure(value: Any, depth: int, allowance: _Allowance) -> int:
+    """Return about how many characters a schema has as JSON, from lengths alone.
+
+    Raises:
+        ValueError: It cannot be shown: too large or too deep, no JSON, or with a reference that leads elsewhere.
+    """
+    allowance.take(values=1)
     if depth < 0:
         raise ValueError("too deep")
     if isinstance(value, str):
-        return clean_text(value, MAX_DESCRIPTION_BYTES)
+        return min(len(value), MAX_DESCRIPTION_BYTES) + 2
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("not a number of JSON")
+    if isinstance(value, int):
+        return value.bit_length() // 4 + 1
+    size = 2
     if isinstance(value, Mapping):
-        out: dict[str, Any] = {}
         for key, item in cast("Mapping[str, Any]", value).items():
             if key in ("$ref", "$dynamicRef") and not (isinstance(item, str) and item.startswith("#")):
                 raise ValueError("remote reference")
-            out[clean_text(str(key), 256)] = _clean_json(item, depth - 1)
-        return out
+            size = _within(size + min(len(key), MAX_KEY_BYTES) + 4 + _measure(item, depth - 1, allowance))
+    elif isinstance(value, list):
+        for item in cast("list[Any]", value):
+            size = _within(size + 1 + _measure(item, depth - 1, allowance))
+    return size
+
+
+def _within(size: int) -> int:
+    if size > MAX_SCHEMA_BYTES:
+        raise ValueError("too large")
+    return size
+
+
+def _clean_json(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean_text(value, MAX_DESCRIPTION_BYTES)
+    if isinstance(value, Mapping):
+        items = cast("Mapping[str, Any]", value).items()
+        return {clean_text(key, MAX_KEY_BYTES): _clean_json(item) for key, item in items}
     if isinstance(value, list):
-        return [_clean_json(item, depth - 1) for item in cast("list[Any]", value)]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("not a number of JSON")
+        return [_clean_json(item) for item in cast("list[Any]", value)]
     return value
 
 

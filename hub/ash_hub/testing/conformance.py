@@ -17,8 +17,19 @@ from dataclasses import dataclass, replace
 import anyio
 
 from ash_hub.backends.base import Backend, BackendEvent, Instance, Phase
-from ash_hub.escapes import ATTEMPTS, Attempt, Bait, Outcome, Prison, Verdict, lay_bait, spec_for, try_to_escape
-from ash_mcp.errors import Conflict, StartFailed
+from ash_hub.testing.document_checks import DOCUMENT_CHECKS
+from ash_hub.testing.escapes import (
+    ATTEMPTS,
+    Attempt,
+    Bait,
+    Outcome,
+    Prison,
+    Verdict,
+    lay_bait,
+    spec_for,
+    try_to_escape,
+)
+from ash_mcp.errors import AshError, ConfigError, Conflict, StartFailed, Unsupported
 from ash_mcp.types import SandboxId, SandboxSpec, new_sandbox_id
 
 __all__ = ["BEHAVIOURS", "BackendUnderTest", "Jail", "Make", "check_backend", "jail", "nothing_escapes"]
@@ -67,11 +78,27 @@ def _fresh(under_test: BackendUnderTest) -> SandboxSpec:
     return replace(under_test.spec, id=new_sandbox_id())
 
 
+async def _raises(kind: type[AshError], step: Awaitable[None]) -> None:
+    try:
+        await step
+    except kind:
+        return
+    raise AssertionError(f"{kind.__name__} was not raised")
+
+
+async def _conflicts(step: Awaitable[None]) -> None:
+    try:
+        await step
+    except Conflict:
+        return
+    raise AssertionError("a record was changed that another had changed, or that is not there")
+
+
 async def a_created_sandbox_runs_and_is_listed(make: Make) -> None:
     async with make() as it:
-        spec = replace(_fresh(it), generation=3, labels={"team": "a"}, record={"owner": "local", "n": [1]})
+        spec = replace(_fresh(it), labels={"team": "a"}, record={"owner": "local", "n": [1]})
         created = await it.backend.create(spec)
-        assert created.id == spec.id and created.generation == 3
+        assert created.id == spec.id
         assert created.phase is Phase.RUNNING and created.endpoint is not None and created.exit_message is None
         assert dict(created.labels) == {"team": "a"} and dict(created.record) == {"owner": "local", "n": [1]}
         assert await it.backend.get(spec.id) == created
@@ -98,7 +125,7 @@ async def an_unknown_sandbox_is_no_error(make: Make) -> None:
         assert await it.backend.get(unknown) is None
         assert await it.backend.list() == []
         assert await it.backend.logs(unknown) == b""
-        await it.backend.annotate(unknown, {"x": 1})
+        await _conflicts(it.backend.annotate(unknown, {"x": 1}, revision=0))
         await it.backend.delete(unknown)
         assert await it.backend.get(unknown) is None
 
@@ -106,40 +133,87 @@ async def an_unknown_sandbox_is_no_error(make: Make) -> None:
 async def annotate_replaces_the_record_and_nothing_else(make: Make) -> None:
     async with make() as it:
         created = await it.backend.create(replace(_fresh(it), record={"a": 1, "b": 2}))
-        await it.backend.annotate(created.id, {"a": 3})
-        assert await it.backend.get(created.id) == replace(created, record={"a": 3})
+        await it.backend.annotate(created.id, {"a": 3}, revision=0)
+        assert await it.backend.get(created.id) == replace(created, record={"a": 3}, revision=1)
         await it.backend.delete(created.id)
+
+
+async def annotate_needs_the_newest_revision(make: Make) -> None:
+    async with make() as it, it.another() as other:
+        created = await it.backend.create(replace(_fresh(it), record={"a": 1}))
+        await other.annotate(created.id, {"a": 2}, revision=0)
+        await _conflicts(it.backend.annotate(created.id, {"a": 3}, revision=0))
+        assert await it.backend.get(created.id) == replace(created, record={"a": 2}, revision=1)
+        await it.backend.annotate(created.id, {"a": 4}, revision=1)
+        await it.backend.delete(created.id)
+        await _conflicts(it.backend.annotate(created.id, {"a": 5}, revision=2))
+
+
+async def a_network_is_changed_with_the_record(make: Make) -> None:
+    async with make() as it, it.another() as other:
+        events = other.watch()
+        created = await it.backend.create(replace(_fresh(it), network="internet", record={"a": 1}))
+        assert await _next(events) == created
+        await it.backend.set_network(created.id, ("a.test", "*.b.test"), {"a": 2}, revision=0)
+        changed = replace(created, record={"a": 2}, revision=1)
+        assert await it.backend.get(created.id) == await _next(events) == changed
+        await other.set_network(created.id, "none", {"a": 3}, revision=1)
+        await it.backend.set_network(created.id, "internet", {"a": 4}, revision=2)
+        assert await it.backend.get(created.id) == replace(created, record={"a": 4}, revision=3)
+        await it.backend.delete(created.id)
+
+
+async def a_network_is_changed_of_the_newest_revision_only(make: Make) -> None:
+    async with make() as it, it.another() as other:
+        created = await it.backend.create(replace(_fresh(it), network="internet"))
+        await other.annotate(created.id, {"a": 2}, revision=0)
+        await _conflicts(it.backend.set_network(created.id, "none", {"a": 3}, revision=0))
+        await _conflicts(it.backend.set_network(new_sandbox_id(), "none", {}, revision=0))
+        assert await it.backend.get(created.id) == replace(created, record={"a": 2}, revision=1)
+        events = it.backend.watch()
+        await it.die(created.id)
+        assert (await _next(events)).phase is Phase.ENDED
+        await _conflicts(it.backend.set_network(created.id, "none", {"a": 3}, revision=1))
+        await it.backend.delete(created.id)
+        await _conflicts(it.backend.set_network(created.id, "none", {"a": 3}, revision=1))
+
+
+async def a_network_that_cannot_be_is_refused_and_changes_nothing(make: Make) -> None:
+    async with make() as it:
+        closed = await it.backend.create(replace(_fresh(it), network="none"))
+        await _raises(Unsupported, it.backend.set_network(closed.id, "internet", {"a": 1}, revision=0))
+        created = await it.backend.create(replace(_fresh(it), network="internet"))
+        await _raises(ConfigError, it.backend.set_network(created.id, ("*.com",), {"a": 1}, revision=0))
+        assert await it.backend.get(closed.id) == closed and await it.backend.get(created.id) == created
+        for each in (closed, created):
+            await it.backend.delete(each.id)
 
 
 async def a_changed_record_is_told(make: Make) -> None:
     async with make() as it:
         created = await it.backend.create(_fresh(it))
         events = it.backend.watch()
-        await it.backend.annotate(created.id, {"a": 3})
-        assert await _next(events) == replace(created, record={"a": 3})
+        await it.backend.annotate(created.id, {"a": 3}, revision=0)
+        assert await _next(events) == replace(created, record={"a": 3}, revision=1)
         await it.backend.delete(created.id)
 
 
 async def what_another_replica_does_is_seen(make: Make) -> None:
     async with make() as it, it.another() as other:
-        events = it.backend.watch()
+        events, others = it.backend.watch(), other.watch()
         created = await other.create(replace(_fresh(it), record={"by": "another"}))
         assert await it.backend.get(created.id) == created
         assert await it.backend.list() == [created]
         assert await _next(events) == created
-        await it.backend.annotate(created.id, {"by": "this one"})
-        changed = replace(created, record={"by": "this one"})
-        assert await _next(events) == await other.get(created.id) == changed
+        assert await _next(others) == created
+        await it.backend.annotate(created.id, {"by": "this one"}, revision=0)
+        changed = replace(created, record={"by": "this one"}, revision=1)
+        assert await _next(events) == await _next(others) == await other.get(created.id) == changed
         await other.delete(created.id)
         ended = await _next(events)
         assert (ended.id, ended.phase, ended.record) == (created.id, Phase.ENDED, changed.record)
         assert await it.backend.list() == []
         assert not it.leftovers()
-
-
-async def replicas_tell_the_same_time(make: Make) -> None:
-    async with make() as it, it.another() as other:
-        assert abs(it.backend.now() - other.now()) < 1.0
 
 
 async def another_replica_may_leave(make: Make) -> None:
@@ -268,6 +342,12 @@ async def it_describes_itself(make: Make) -> None:
         assert isinstance(described["warnings"], list)
 
 
+async def documents_are_kept_for_every_replica(make: Make) -> None:
+    for check in DOCUMENT_CHECKS:
+        async with make() as it, it.another() as other:
+            await check(it.backend.documents, other.documents)
+
+
 class Jail:
     """Sandboxes to escape from: one for each network policy that attempts need, and a neighbour."""
 
@@ -313,10 +393,14 @@ async def jail(under_test: BackendUnderTest) -> AsyncGenerator[Jail]:
 
 
 async def nothing_escapes(make: Make) -> None:
-    """Make every attempt of `ash_hub.escapes`; skipped where the backend promises no isolation."""
+    """Make every attempt of `ash_hub.testing.escapes`, and print what sandboxes share with the host.
+
+    Skipped where the backend promises no isolation.
+    """
     async with make() as it, jail(it) as cell:
         outcomes = [await cell.attempt(attempt) for attempt in ATTEMPTS]
         failures = [str(it) for it in outcomes if it.verdict in (Verdict.ESCAPED, Verdict.BROKEN)]
+        print(*(it for it in outcomes if it.verdict is Verdict.SHARED), sep="\n")  # noqa: T201 - a report
         assert not failures, "\n".join(failures)
         for instance in await it.backend.list():
             await it.backend.delete(instance.id, grace_seconds=0)
@@ -334,9 +418,12 @@ BEHAVIOURS: tuple[Callable[[Make], Awaitable[None]], ...] = (
     an_id_is_taken_while_its_sandbox_is_known,
     an_unknown_sandbox_is_no_error,
     annotate_replaces_the_record_and_nothing_else,
+    annotate_needs_the_newest_revision,
+    a_network_is_changed_with_the_record,
+    a_network_is_changed_of_the_newest_revision_only,
+    a_network_that_cannot_be_is_refused_and_changes_nothing,
     a_changed_record_is_told,
     what_another_replica_does_is_seen,
-    replicas_tell_the_same_time,
     another_replica_may_leave,
     delete_leaves_nothing_and_can_be_repeated,
     watch_reports_start_and_end,
@@ -348,6 +435,7 @@ BEHAVIOURS: tuple[Callable[[Make], Awaitable[None]], ...] = (
     a_cancelled_start_leaves_nothing,
     many_start_and_end_at_once,
     it_describes_itself,
+    documents_are_kept_for_every_replica,
     nothing_escapes,
 )
 """Each takes `make`, uses fresh backends, and raises AssertionError where a backend breaks its contract."""

@@ -17,7 +17,7 @@ RECIPE: Final[dict[str, Any]] = {
         "for running code, shell commands and tests."
     ),
     "server": {"python": "ash_recipes.general.server:build"},
-    "network": "none",
+    "network": "internet",
     "env": {"LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1"},
     "start_timeout_seconds": 60,
     "tools": HINTS,

@@ -11,12 +11,14 @@ from fastmcp.tools.base import ToolResult
 from pydantic import BaseModel, Field
 
 from ash_recipes.general.answers import answer, tool
-from ash_recipes.general.network import proxy, require_network
+from ash_recipes.general.network import proxy, refused_by_policy, require_network
 from ash_recipes.runner.problems import Problem
 
 __all__ = ["add"]
 
 TIMEOUT_SECONDS = 45.0
+ENGINE = "http://duckduckgo.com/"
+"""One of those that are asked; a search that found nothing says if the network policy refuses it."""
 FIELD_CHARACTERS = 2000
 """Of each part of a result; 50 of them stay far within what clients take."""
 
@@ -90,6 +92,8 @@ async def _search(kind: Kind, asked: dict[str, Any]) -> list[dict[str, Any]]:
     except TimeoutError as exc:
         raise Problem("search_failed", "the search engines did not answer in time; try again") from exc
     except DDGSException as exc:
+        if refusal := await refused_by_policy(ENGINE):  # the library calls that a search without results, too
+            raise Problem("search_failed", f"nothing was found, and {ENGINE} was not let out: {refusal}") from exc
         if "no results" in str(exc).lower():
             return []
         raise Problem("search_failed", f"the search failed: {exc}") from exc

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
+import signal
 import sys
-
-from ash_recipes.runner import init
-
-_PR_SET_DUMPABLE = 4
+from types import FrameType
 
 
 def main() -> int:
     """Return the exit code: 0 after SIGTERM, 2 when the environment is wrong."""
+    # Before anything is imported: from here on SIGTERM ends with 0. What is started later brings its own way to end.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end_at_once)
+    from ash_recipes.runner import init
+    from ash_recipes.runner.own_memory import close_memory, take_key
+
+    close_memory()  # before the fork: the first process's environment is the same
+    key = take_key(os.environ)
     init.become_if_needed()
-    _close_memory()
     # Only what runs the sandbox imports more; the process that reaps stays small.
     from ash_recipes.runner.config import ConfigProblem, take_from
+    from ash_recipes.runner.listener import open_listener
 
     try:
-        config = take_from(os.environ)
+        config = take_from(os.environ, key)
+        listener = open_listener(config)
     except ConfigProblem as exc:
         sys.stderr.write(f"runner: {exc}\n")
         return 2
+    from ash_recipes.runner.starting import StartingServer
+
+    starting = StartingServer(config, listener)
+    starting.start()
     from ash_recipes.runner import service
 
-    return service.run(config)
+    return service.run(config, listener, starting)
 
 
-def _close_memory() -> None:
-    """Let nothing else in the sandbox read or change this process: what it starts runs as the same user."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    os._exit(0)
 
 
 if __name__ == "__main__":

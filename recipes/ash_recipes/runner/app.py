@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, Final, Protocol, cast
 from urllib.parse import parse_qs
 
+import anyio
 import anyio.to_thread
 from starlette.types import Receive, Scope, Send
 
 from ash_recipes.runner.config import RunnerConfig
 from ash_recipes.runner.context import Context, check_variables
 from ash_recipes.runner.files import Files
-from ash_recipes.runner.problems import Problem
+from ash_recipes.runner.health import HEALTH_PATH, Health
+from ash_recipes.runner.problems import Problem, refusal
+from ash_recipes.runner.proof import NONCE_HEADER, PROOF_PATH, prove, unseal
 from ash_recipes.runner.servers.base import RecipeServer
 
 __all__ = ["RunnerApp"]
@@ -32,32 +35,53 @@ class RunnerApp:
 
     Args:
         server: The recipe's server, or why there is none.
+        sealed: Whether others may read on the way, so that a claim must come sealed.
     """
 
-    def __init__(self, config: RunnerConfig, context: Context, tokens: Tokens, server: RecipeServer | str) -> None:
+    def __init__(
+        self,
+        config: RunnerConfig,
+        context: Context,
+        tokens: Tokens,
+        server: RecipeServer | str,
+        health: Health,
+        *,
+        sealed: bool,
+    ) -> None:
         self._config = config
         self._context = context
         self._tokens = tokens
         self._server = server
+        self._health = health
+        self._sealed = sealed
         self._files = Files(context.workspace)
-        self._claiming = False
+        self._claiming = anyio.Lock()
+        self._claim: tuple[bytes, tuple[int, dict[str, Any]]] | None = None
+        """The digest of the one claim, and its answer."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008})
             return
-        if not self._tokens.admits(_header(scope, b"ash-token")):
+        path: str = scope["path"]
+        admitted = self._tokens.admits(_header(scope, b"ash-token"))
+        if (path, scope["method"]) == (HEALTH_PATH, "GET"):
+            await _answer(send, *self._health.answer(self._config, admitted=admitted))
+            return
+        if (path, scope["method"]) == (PROOF_PATH, "GET"):
+            await self._prove(scope, send)
+            return
+        if not admitted:
             await _refuse(send, 401, "unauthenticated", "a good Ash-Token is needed")
             return
-        path: str = scope["path"]
         if path == "/mcp":
             await self._mcp(scope, receive, send)
             return
         route = _ROUTES.get((path, scope["method"]))
         if route is not None:
             await getattr(self, route)(scope, receive, send)
-        elif any(known == path for known, _ in _ROUTES):
+        elif path in (HEALTH_PATH, PROOF_PATH) or any(known == path for known, _ in _ROUTES):
             await _refuse(send, 405, "bad_request", f"{path} does not take {scope['method']}")
         else:
             await _refuse(send, 404, "not_found", f"a runner has no {path}")
@@ -68,36 +92,41 @@ class RunnerApp:
         else:
             await self._server(scope, receive, send)
 
-    async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if isinstance(self._server, str):
-            await _refuse(send, 500, "start_failed", self._server)
-            return
-        shape = {
-            "status": "ready",
-            "sandbox_id": self._config.sandbox_id,
-            "generation": self._config.generation,
-        }
-        await _answer(send, 200, shape)
-
-    async def _claim(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _prove(self, scope: Scope, send: Send) -> None:
         try:
-            more = _claimed_variables(await _body(receive, MAX_CLAIM_BYTES))
+            await _answer(send, 200, prove(self._config, _header(scope, NONCE_HEADER)))
+        except Problem as exc:
+            await _answer(send, exc.http_status, exc.to_json())
+
+    async def _take_claim(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            more = self._claimed_variables(await _body(receive, MAX_CLAIM_BYTES))
             check_variables(more)
         except Problem as exc:
             await _answer(send, exc.http_status, exc.to_json())
             return
-        if self._claiming:
-            await _refuse(send, 409, "conflict", "this sandbox has been claimed already")
-            return
-        self._claiming = True
+        digest = hashlib.sha256(json.dumps(more, sort_keys=True).encode()).digest()
+        async with self._claiming:
+            if self._claim is None:
+                self._claim = digest, await self._apply(more)
+            first, answer = self._claim
+        if digest == first:
+            await _answer(send, *answer)
+        else:
+            await _refuse(send, 409, "conflict", "this sandbox has been claimed already, with something else")
+
+    async def _apply(self, more: dict[str, str]) -> tuple[int, dict[str, Any]]:
         self._context.environment.claim(more)
         if not isinstance(self._server, str):
             try:
                 await self._server.claimed(more)
             except Exception as exc:  # whatever a recipe's server fails with on its second start
-                await _refuse(send, 500, "start_failed", f"the recipe's server did not start again: {exc}")
-                return
-        await _answer(send, 200, {"claimed": True})
+                return 500, refusal("start_failed", f"the recipe's server did not start again: {exc}")
+        return 200, {"claimed": True}
+
+    def _claimed_variables(self, body: bytes) -> dict[str, str]:
+        shape = _object(body)
+        return _variables(_object(unseal(self._config, shape)) if self._sealed else shape)
 
     async def _get_file(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -139,8 +168,7 @@ class RunnerApp:
 
 
 _ROUTES: Mapping[tuple[str, str], str] = {
-    ("/_ash/health", "GET"): "_health",
-    ("/_ash/claim", "POST"): "_claim",
+    ("/_ash/claim", "POST"): "_take_claim",
     ("/_ash/files", "GET"): "_get_file",
     ("/_ash/files", "PUT"): "_put_file",
 }
@@ -171,16 +199,20 @@ async def _body(receive: Receive, limit: int) -> bytes:
             return bytes(body)
 
 
-def _claimed_variables(body: bytes) -> dict[str, str]:
+def _object(body: bytes) -> dict[str, Any]:
     try:
         shape = json.loads(body)
     except (ValueError, RecursionError):
         raise Problem("bad_request", "the body of a claim is a JSON object") from None
     if not isinstance(shape, dict):
         raise Problem("bad_request", "the body of a claim is a JSON object")
+    return cast("dict[str, Any]", shape)
+
+
+def _variables(shape: Mapping[str, Any]) -> dict[str, str]:
     more: dict[str, str] = {}
     for part in ("env", "secrets"):
-        given: Any = cast("dict[str, Any]", shape).get(part, {})
+        given: Any = shape.get(part, {})
         if not isinstance(given, dict):
             raise Problem("bad_request", f"{part} is an object of strings")
         for name, value in cast("dict[str, Any]", given).items():
@@ -202,5 +234,4 @@ async def _answer(send: Send, status: int, shape: Any) -> None:
 
 
 async def _refuse(send: Send, status: int, kind: str, message: str) -> None:
-    error = {"kind": kind, "message": re.sub(r"\s+", " ", message), "retryable": False, "trainable": False}
-    await _answer(send, status, {"error": error})
+    await _answer(send, status, refusal(kind, message))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from ash_recipes.runner.problems import Problem
 
@@ -89,10 +89,19 @@ class FileWrite(Arguments):
     data_base64: Base64
     offset: Offset | None = None
     mode: Annotated[int, Field(ge=0, le=0o7777, strict=True)] | None = None
+    key: Key | None = None
+    end: Literal["commit", "abandon"] | None = None
+
+    @model_validator(mode="after")
+    def _needs_key(self) -> Self:
+        if self.end is not None and self.key is None:
+            raise ValueError("'end' is of a file with a key")
+        return self
 
 
 class FileList(Arguments):
     path: Text = "."
+    cursor: Text | None = None
 
 
 class FilePath(Arguments):

@@ -1,7 +1,8 @@
-"""What the runner is told at its start, read once from its environment and taken out of it."""
+"""The runner's configuration, read once from its environment and taken out of it."""
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import Mapping, MutableMapping
@@ -11,8 +12,17 @@ from typing import Any, cast
 
 __all__ = ["PRIVATE_VARIABLES", "ConfigProblem", "Listen", "RunnerConfig", "take_from"]
 
-PRIVATE_VARIABLES = ("ASH_LISTEN_FD", "ASH_LISTEN", "ASH_RUNNER_CONFIG", "PYTHONPATH", "PYTHONHOME")
+PRIVATE_VARIABLES = (
+    "ASH_LISTEN_FD",
+    "ASH_LISTEN",
+    "ASH_RUNNER_CONFIG",
+    "ASH_SANDBOX_KEY",
+    "PYTHONPATH",
+    "PYTHONHOME",
+)
 """The runner's own, and the Python path it needed for itself: nothing that it starts sees them."""
+
+KEY_BYTES = 32
 
 
 class ConfigProblem(Exception):
@@ -32,20 +42,26 @@ class Listen:
 class RunnerConfig:
     listen: Listen
     sandbox_id: str = ""
-    generation: int = 1
     recipe: str = ""
     public_key: str = ""
     """Base64 of the hive's raw Ed25519 key; empty turns the token check off, for tests."""
+    key: bytes = field(default=b"", repr=False)
+    """The secret that this sandbox and its hive share; empty where nothing but a Unix socket leads here."""
     server: Mapping[str, Any] = field(default_factory=dict[str, Any])
     env: Mapping[str, str] = field(default_factory=dict[str, str])
     workspace: Path = Path("/workspace")
     home: Path = Path("/home/sandbox")
     egress: str = ""
     """The Unix socket of the hive's egress proxy; empty where there is none."""
+    network_note: str = ""
+    """Which network there is and why, where that is less than the recipe asks for; empty otherwise."""
 
 
-def take_from(environ: MutableMapping[str, str]) -> RunnerConfig:
+def take_from(environ: MutableMapping[str, str], key: str = "") -> RunnerConfig:
     """Read the configuration and remove every variable of `PRIVATE_VARIABLES` from `environ`.
+
+    Args:
+        key: Base64 of the 32 bytes of `RunnerConfig.key`.
 
     Raises:
         ConfigProblem: A variable is missing or says something else than docs/runner.md.
@@ -58,17 +74,24 @@ def take_from(environ: MutableMapping[str, str]) -> RunnerConfig:
         return RunnerConfig(
             listen=listen,
             sandbox_id=str(raw.get("sandbox_id", "")),
-            generation=int(raw.get("generation", 1)),
             recipe=str(raw.get("recipe", "")),
-            public_key=str(raw.get("public_key", "")),
+            public_key=_checked_key("public_key", str(raw.get("public_key", ""))),
+            key=base64.b64decode(_checked_key("ASH_SANDBOX_KEY", key)),
             server=_mapping(raw, "server"),
             env={str(name): str(value) for name, value in _mapping(raw, "env").items()},
             workspace=Path(str(raw.get("workspace") or os.getcwd())),
             egress=str(raw.get("egress", "")),
+            network_note=str(raw.get("network_note", "")),
             home=Path(str(raw.get("home") or environ.get("HOME") or os.getcwd())),
         )
     except (TypeError, ValueError) as exc:
         raise ConfigProblem(f"ASH_RUNNER_CONFIG is wrong: {exc}") from exc
+
+
+def _checked_key(name: str, text: str) -> str:
+    if text and len(base64.b64decode(text, validate=True)) != KEY_BYTES:
+        raise ConfigProblem(f"{name} is not the base64 of {KEY_BYTES} bytes")
+    return text
 
 
 def _listen(environ: Mapping[str, str]) -> Listen:

@@ -57,6 +57,8 @@ class Context:
     workspace: Path
     """Where relative paths and commands start."""
     home: Path
+    network_note: str = ""
+    """Which network the sandbox has and why, where that is less than its recipe asks for; empty otherwise."""
     environment: Environment = field(default_factory=lambda: Environment(os.environ))
     jobs: Jobs = field(default_factory=Jobs)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
+import sys
 import time
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import anyio
 
 from ash_recipes.runner.context import Context
 from ash_recipes.runner.jobs import stop
+from ash_recipes.runner.keys import SpentKeys
 from ash_recipes.runner.output import Capture, Clipped, Spool, halves, json_size
 from ash_recipes.runner.problems import Problem
 from ash_recipes.runner.processes import Command, Process, Stream
@@ -25,7 +27,10 @@ ANSWER_BYTES = 900_000
 """What both streams may take of an answer on the wire; clients refuse events over 1 MiB."""
 ABANDONED_SECONDS = 15.0
 """How long a keyed command goes on with nobody waiting: its caller may come again with the same key."""
-MAX_KEYS = 64
+KEPT_SECONDS = 600.0
+"""How long the result of a keyed command is kept after its end."""
+KEPT_BYTES = 64 * 1024 * 1024
+"""What those results may take; over it the oldest is let go before its time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,37 +147,62 @@ async def _feed(process: Process, data: bytes) -> None:
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    asked: Any
+    asked: bytes
+    """A digest of what the key stands for; a command's stdin may be long."""
     done: anyio.Event = field(default_factory=anyio.Event)
     result: dict[str, Any] | None = None
-    problem: Problem | None = None
+    problem: Exception | None = None
+    ended_at: float = 0.0
     waiting: int = 0
     arrived: anyio.Event = field(default_factory=anyio.Event)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
+    @property
+    def size(self) -> int:
+        """What keeping it takes in bytes, roughly."""
+        return 1024 + sum(sys.getsizeof(value) for value in (self.result or {}).values())
+
 
 class Keyed:
-    """Results by key, so that a call whose answer was lost can be repeated and runs once."""
+    """Results by key, so that a call whose answer was lost can be repeated and runs once.
 
-    def __init__(self, context: Context, *, abandoned_seconds: float = ABANDONED_SECONDS) -> None:
+    A run is kept while it lasts. Its result goes by its age, or before that by the bytes of all results; its key is
+    remembered for longer, so that a repeat that comes too late is refused and not run again.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        abandoned_seconds: float = ABANDONED_SECONDS,
+        kept_bytes: int = KEPT_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._context = context
         self._abandoned_seconds = abandoned_seconds
-        self._runs: OrderedDict[str, _Run] = OrderedDict()
+        self._kept_bytes = kept_bytes
+        self._clock = clock
+        self._runs: dict[str, _Run] = {}
+        self._ended: dict[str, _Run] = {}
+        """Those of the runs that have ended, in the order in which they did."""
+        self._bytes = 0
+        self._spent = SpentKeys(clock)
 
-    async def once(self, key: str, asked: Any, work: Any) -> dict[str, Any]:
+    async def once(self, key: str, asked: object, work: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
         """Return what `work()` returns, or what it returned for the same key before.
 
         Work goes on for a while when its caller has gone, and is then stopped.
 
         Raises:
-            Problem: The work's own, or the key stands for another command.
+            Problem: The work's own, the key stands for another command, or `result_lost`.
         """
-        run = self._runs.get(key)
+        self._let_go()
+        run, digest = self._runs.get(key), hashlib.blake2b(repr(asked).encode("utf-8", "surrogatepass")).digest()
         if run is None:
-            run = self._runs[key] = _Run(asked)
-            self._context.jobs.tasks.start_soon(self._work, run, work)
-            self._let_go()
-        elif run.asked != asked:
+            self._spent.refuse(key)
+            run = self._runs[key] = _Run(digest)
+            self._context.jobs.tasks.start_soon(self._work, key, run, work)
+        elif run.asked != digest:
             raise Problem("bad_request", f"the key {key!r} was used for another command; take a new one")
         run.waiting += 1
         run.arrived.set()
@@ -188,16 +218,20 @@ class Keyed:
         assert run.result is not None
         return run.result
 
-    async def _work(self, run: _Run, work: Any) -> None:
+    async def _work(self, key: str, run: _Run, work: Callable[[], Awaitable[dict[str, Any]]]) -> None:
         try:
             with run.scope:
                 run.result = await work()
-            if run.result is None and run.problem is None:
-                run.problem = Problem("spawn_failed", "the command was stopped: its caller had gone")
-        except Problem as exc:
+            if run.result is None:
+                run.problem = Problem("abandoned", "the command was stopped: its caller had gone")
+        except Exception as exc:  # its callers' to hear, and no reason to end this runner
             run.problem = exc
         finally:
+            run.ended_at = self._clock()
+            self._ended[key] = run
+            self._bytes += run.size
             run.done.set()
+            self._let_go()
 
     async def _stop_abandoned(self, run: _Run) -> None:
         with anyio.move_on_after(self._abandoned_seconds):
@@ -207,6 +241,11 @@ class Keyed:
             run.scope.cancel()
 
     def _let_go(self) -> None:
-        finished = [key for key, run in self._runs.items() if run.done.is_set()]
-        for key in finished[: max(0, len(self._runs) - MAX_KEYS)]:
-            del self._runs[key]
+        old = self._clock() - KEPT_SECONDS
+        while self._ended:
+            key, run = next(iter(self._ended.items()))
+            if run.ended_at > old and self._bytes <= self._kept_bytes:
+                return
+            del self._ended[key], self._runs[key]
+            self._bytes -= run.size
+            self._spent.add(key)

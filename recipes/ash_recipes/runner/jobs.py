@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +13,7 @@ from typing import Any, Self
 import anyio
 from anyio.abc import TaskGroup
 
+from ash_recipes.runner.keys import SpentKeys
 from ash_recipes.runner.output import Chunk, Log
 from ash_recipes.runner.problems import Problem
 from ash_recipes.runner.processes import READ_BYTES, Command, Process, Stream
@@ -26,9 +27,13 @@ LAST_SECONDS = 1.0
 LOOK_SECONDS = 0.05
 """How often a command that waits for its reader is looked at, since its end wakes nobody."""
 MAX_RUNNING = 64
-MAX_KEPT = 64
+KEPT_SECONDS = 600.0
+"""How long a job is kept after its end at least, within the bounds below."""
+KEPT_LONGER = 64
+"""So many of the last that ended are kept for longer."""
+MAX_KEPT = 1000
 MAX_KEPT_BYTES = 64 * 1024 * 1024
-"""Logs of ended jobs are let go, oldest first, over these."""
+"""Over these ended jobs are let go before their time, oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +55,11 @@ class Job:
     """Whether the command waits for its reader instead of its oldest output being let go."""
     read_to: int = 0
     """What lies before this offset has reached a reader, who asked for what comes after."""
+    key: str | None = None
     exit_code: int | None = None
     """None while it runs."""
+    ended_at: float = 0.0
+    """By the clock of `Jobs`."""
     timed_out: bool = False
     ended: anyio.Event = field(default_factory=anyio.Event)
     changed: anyio.Event = field(default_factory=anyio.Event)
@@ -60,7 +68,7 @@ class Job:
     def running(self) -> bool:
         return self.exit_code is None
 
-    def written(self, stream: Stream, data: bytes) -> None:
+    def append_output(self, stream: Stream, data: bytes) -> None:
         self.log.append(stream, data)
         self.notify()
 
@@ -80,8 +88,8 @@ class Job:
             return True
         return self.process.signal(number)
 
-    async def has_room(self) -> None:
-        """Wait while one more piece of output could push out what nobody has read; not after the command's end."""
+    async def wait_for_room(self) -> None:
+        """Wait while another piece of output could push unread output out of the log; not after the command's end."""
         while self.paced and self.log.would_lose(self.read_to, READ_BYTES) and not self.process.exited:
             with anyio.move_on_after(LOOK_SECONDS):
                 await self.changed.wait()
@@ -100,9 +108,13 @@ class Job:
 class Jobs:
     """All jobs of one sandbox. Entered once, before the first is started; leaving it ends them all."""
 
-    def __init__(self, *, max_running: int = MAX_RUNNING) -> None:
+    def __init__(self, *, max_running: int = MAX_RUNNING, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._jobs: dict[str, Job] = {}
+        self._ended: dict[str, Job] = {}
+        """Those of the jobs that have ended, in the order in which they did."""
         self._by_key: dict[str, tuple[Any, Job]] = {}
+        self._spent = SpentKeys(clock)
         self._running: set[Process] = set()
         self._fewer = anyio.Event()
         self._ending = False
@@ -151,7 +163,8 @@ class Jobs:
             shown: What stands for the command in lists; None for the command itself.
 
         Raises:
-            Problem: It could not be started, too many run, or the key stands for another command.
+            Problem: It could not be started, too many run, the key stands for another command, or `result_lost`:
+                the job of this key is kept no longer.
         """
         asked = (command if isinstance(command, str) else tuple(command), str(cwd), stdin, timeout_seconds)
         if key is not None and key in self._by_key:
@@ -159,20 +172,22 @@ class Jobs:
             if known != asked:
                 raise Problem("bad_request", f"the key {key!r} was used for another command; take a new one")
             return job
+        if key is not None:
+            self._spent.refuse(key)
         if sum(job.running for job in self._jobs.values()) >= self._max_running:
             raise Problem("spawn_failed", f"{self._max_running} jobs run already; stop one of them first")
 
         def written(stream: Stream, data: bytes) -> None:
-            job.written(stream, data)  # nothing is read before the tasks below run
+            job.append_output(stream, data)  # nothing is read before the tasks below run
 
         async def has_room() -> None:
-            await job.has_room()
+            await job.wait_for_room()
 
         process = Process(
             command, cwd=cwd, env=env, stdin=stdin, on_data=written, has_room=has_room, pass_fds=pass_fds
         )
         self._count += 1
-        job = Job(f"job-{self._count}", shown or command, process, started_at=time.time(), paced=paced)
+        job = Job(f"job-{self._count}", shown or command, process, started_at=time.time(), paced=paced, key=key)
         self._jobs[job.id] = job
         if key is not None:
             self._by_key[key] = (asked, job)
@@ -187,9 +202,11 @@ class Jobs:
                 code = await job.process.wait()
             job.timed_out = code is None
             job.exit_code = await stop(job.process) if code is None else code
+        job.ended_at = self._clock()
+        self._ended[job.id] = job
         job.ended.set()
         job.notify()
-        self._let_go()
+        self._drop_oldest()
 
     @contextlib.asynccontextmanager
     async def watched(self, process: Process) -> AsyncGenerator[None]:
@@ -241,15 +258,18 @@ class Jobs:
         for process in list(self._running):
             process.kill()
 
-    def _let_go(self) -> None:
-        ended = [job for job in self._jobs.values() if not job.running]
-        held = sum(job.log.held for job in ended)
-        while ended and (len(ended) > MAX_KEPT or held > MAX_KEPT_BYTES):
-            oldest = ended.pop(0)
+    def _drop_oldest(self) -> None:
+        held = sum(job.log.held for job in self._ended.values())
+        while self._ended:
+            oldest = next(iter(self._ended.values()))
+            old = self._clock() - oldest.ended_at >= KEPT_SECONDS
+            if len(self._ended) <= (KEPT_LONGER if old else MAX_KEPT) and held <= MAX_KEPT_BYTES:
+                return
             held -= oldest.log.held
-            del self._jobs[oldest.id]
-            for key in [key for key, (_, job) in self._by_key.items() if job is oldest]:
-                del self._by_key[key]
+            del self._ended[oldest.id], self._jobs[oldest.id]
+            if oldest.key is not None:
+                del self._by_key[oldest.key]
+                self._spent.add(oldest.key)
 
 
 async def stop(process: Process) -> int:

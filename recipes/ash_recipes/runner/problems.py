@@ -1,11 +1,11 @@
-"""What can go wrong inside a sandbox, by kind. It is the sandbox's own word and never taken as the hive's."""
+"""Failures inside a sandbox, by kind. They are the sandbox's own word and never taken as the hive's."""
 
 from __future__ import annotations
 
 import errno
 from typing import Any, Literal
 
-__all__ = ["Problem", "from_os_error"]
+__all__ = ["Problem", "from_os_error", "refusal"]
 
 Kind = Literal[
     "file_not_found",
@@ -16,8 +16,10 @@ Kind = Literal[
     "no_space",
     "file_error",
     "job_not_found",
+    "result_lost",
     "bad_request",
     "spawn_failed",
+    "abandoned",
     "no_network",
     "fetch_failed",
     "search_failed",
@@ -75,6 +77,12 @@ class Problem(Exception):
             "structuredContent": {"error": {"kind": self.kind, "message": self.message}},
             "isError": True,
         }
+
+
+def refusal(kind: str, message: str, *, retryable: bool = False) -> dict[str, Any]:
+    """Return the body of an answer by which the runner itself refuses a request."""
+    said = " ".join(message.split())
+    return {"error": {"kind": kind, "message": said, "retryable": retryable, "trainable": False}}
 
 
 def from_os_error(exc: OSError, path: str) -> Problem:

@@ -1,4 +1,4 @@
-"""Composition: takes the listener, opens the recipe's server and serves until the runner is told to end."""
+"""Composition: opens the recipe's server and serves until the runner is told to end."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import warnings
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -20,11 +21,15 @@ import uvicorn
 
 from ash_recipes.runner import context as contexts
 from ash_recipes.runner.app import RunnerApp
-from ash_recipes.runner.config import Listen, RunnerConfig
+from ash_recipes.runner.config import RunnerConfig
 from ash_recipes.runner.context import Context, Environment
 from ash_recipes.runner.forwarder import forwarding, proxy_variables
+from ash_recipes.runner.health import Health
+from ash_recipes.runner.listener import is_network
 from ash_recipes.runner.processes import end_children
 from ash_recipes.runner.servers.base import RecipeServer, StartProblem
+from ash_recipes.runner.starting import StartingServer, polling_loop
+from ash_recipes.runner.tokens import TokenCheck
 from ash_recipes.runner.tools import RunnerTools
 
 __all__ = ["open_server", "run"]
@@ -34,43 +39,35 @@ RECIPE_FOLDER: Final = Path("/opt/recipe")
 GRACE_SECONDS: Final = 1
 """How long requests in flight may take once the runner is told to end; it is gone within two seconds."""
 LAST_SECONDS: Final = 1.8
+HANDLER_SECONDS: Final = 0.1
+"""How long the main thread has to end the process while it starts."""
 
 log = logging.getLogger("ash_recipes.runner")
 
 
-def run(config: RunnerConfig) -> int:
-    """Serve one sandbox and return the exit code."""
+def run(config: RunnerConfig, listener: socket.socket, starting: StartingServer) -> int:
+    """Serve one sandbox and return the exit code.
+
+    Args:
+        starting: Answers meanwhile.
+    """
+    ending = _Ending()
+    ending.install()
+    ending.watch()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("mcp", "httpx2", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # What goes wrong on the way to a bridged server is the answer of the call that it happened to.
     logging.getLogger("mcp.client").setLevel(logging.CRITICAL)
-    listener = _listener(config.listen)
     # The SDK warns at every log message of a tool; callers that understand them are still there.
     warnings.filterwarnings("ignore", message=".*deprecated as of 2026-07-28")
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(config, listener))
+    with asyncio.Runner(loop_factory=polling_loop) as runner:
+        runner.run(_serve(config, listener, starting, ending))
     end_children()
     return 0
 
 
-def _loop_factory() -> Any:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
-
-
-def _listener(listen: Listen) -> socket.socket:
-    if listen.descriptor is not None:
-        os.set_inheritable(listen.descriptor, False)
-        return socket.socket(fileno=listen.descriptor)
-    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-    return socket.create_server((listen.host, listen.port), family=family, backlog=512)
-
-
-async def _serve(config: RunnerConfig, listener: socket.socket) -> None:
+async def _serve(config: RunnerConfig, listener: socket.socket, starting: StartingServer, ending: _Ending) -> None:
     began = time.monotonic()
     context = _context(config)
     contexts.install(context)
@@ -87,10 +84,11 @@ async def _serve(config: RunnerConfig, listener: socket.socket) -> None:
         except Exception as exc:  # a recipe's own start-up code may fail with anything
             log.exception("the recipe's server could not be started")
             server = f"{type(exc).__name__}: {exc}"
-        from ash_recipes.runner.tokens import TokenCheck
-
-        tokens = TokenCheck(config.public_key, sandbox_id=config.sandbox_id, generation=config.generation)
-        http = _Http(RunnerApp(config, context, tokens, server), context)
+        health = Health("failed", server) if isinstance(server, str) else Health("ready")
+        app = RunnerApp(config, context, TokenCheck.of(config), server, health, sealed=is_network(listener))
+        ending.http = http = _Http(app, context)
+        ending.install()  # the recipe may have had its own mind about signals
+        starting.hand_over(health)
         log.info("serving recipe %s after %.2f s", config.recipe or "without a name", time.monotonic() - began)
         await http.serve(sockets=[listener])
 
@@ -100,7 +98,12 @@ def _context(config: RunnerConfig) -> Context:
     if config.egress:
         os.environ.update(proxy_variables())
     os.environ.update(config.env)
-    context = Context(workspace=config.workspace, home=config.home, environment=Environment(os.environ))
+    context = Context(
+        workspace=config.workspace,
+        home=config.home,
+        network_note=config.network_note,
+        environment=Environment(os.environ),
+    )
     os.chdir(config.workspace)
     return context
 
@@ -152,9 +155,11 @@ class _Http(uvicorn.Server):
             )
         )
         self._context = context
-        # Called when uvicorn has shut down and raises the signal again; by then all is done.
-        signal.signal(signal.SIGTERM, _nothing)
-        signal.signal(signal.SIGINT, _nothing)
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Leave them to `_Ending`, which has them before and after, too."""
+        yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._context.jobs.end_all()
@@ -163,8 +168,37 @@ class _Http(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def _nothing(number: int, frame: FrameType | None) -> None:
-    pass
+class _Ending:
+    """What SIGTERM does: it ends the server that serves, and before there is one the process, at once."""
+
+    http: _Http | None = None
+
+    def install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._told)
+
+    def watch(self) -> None:
+        """Have a thread end the process where the main one does not.
+
+        A handler of Python runs between two steps of the main thread, so never while a recipe that is imported waits
+        in a system call that the signal came just too early to interrupt.
+        """
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(reading,), name="ending", daemon=True).start()
+
+    def _watch(self, reading: int) -> None:
+        while (number := os.read(reading, 1)[0]) not in (signal.SIGTERM, signal.SIGINT):
+            pass
+        time.sleep(HANDLER_SECONDS if self.http is None else LAST_SECONDS)
+        _end_now(number, None)
+
+    def _told(self, number: int, frame: FrameType | None) -> None:
+        if self.http is None:
+            _end_now(number, frame)
+        else:
+            self.http.handle_exit(number, frame)
 
 
 def _end_now(number: int, frame: FrameType | None) -> None:

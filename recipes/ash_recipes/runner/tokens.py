@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable
+from typing import Self
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from ash_recipes.runner.config import RunnerConfig
 
 __all__ = ["TokenCheck"]
 
@@ -26,15 +29,16 @@ class TokenCheck:
         ValueError: The key is not one.
     """
 
-    def __init__(
-        self, public_key: str, *, sandbox_id: str, generation: int, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, public_key: str, *, sandbox_id: str, clock: Callable[[], float] = time.time) -> None:
         raw = base64.b64decode(public_key, validate=True) if public_key else b""
         self._key = Ed25519PublicKey.from_public_bytes(raw) if raw else None
         self._sandbox_id = sandbox_id
-        self._generation = generation
         self._clock = clock
         self._good_until: dict[bytes, float] = {}
+
+    @classmethod
+    def of(cls, config: RunnerConfig) -> Self:
+        return cls(config.public_key, sandbox_id=config.sandbox_id)
 
     def admits(self, token: bytes | None) -> bool:
         """Say whether a request with this `Ash-Token` may come in."""
@@ -61,7 +65,7 @@ class TokenCheck:
         except jwt.InvalidTokenError:
             return False
         expires = claims.get("exp")
-        if not isinstance(expires, int | float) or claims.get("gen") != self._generation:
+        if not isinstance(expires, int | float):
             return False
         until = float(expires) + _LEEWAY_SECONDS
         if until <= self._clock():

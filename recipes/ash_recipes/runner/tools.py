@@ -7,6 +7,7 @@ import datetime
 import json
 import shlex
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ import anyio.to_thread
 
 from ash_recipes.runner import arguments as args
 from ash_recipes.runner.context import Context, check_variables
+from ash_recipes.runner.drafts import Drafts
 from ash_recipes.runner.execution import Keyed, execute
 from ash_recipes.runner.files import Files
 from ash_recipes.runner.jobs import Job, signal_number
@@ -25,6 +27,8 @@ __all__ = ["RunnerTools"]
 PREFIX: Final = "ash_"
 TWIN_CHARACTERS: Final = 2000
 """How much of an output the text twin repeats; the structured content has all that the answer holds."""
+COMMANDS_CHARACTERS: Final = 64_000
+"""What a list of jobs shows of their commands in all: the more jobs there are, the less of each."""
 
 Json = dict[str, Any]
 Handler = tuple[type[args.Arguments], Callable[[Any], Awaitable[Json]]]
@@ -37,6 +41,8 @@ class RunnerTools:
         self._context = context
         self._files = Files(context.workspace, kept=(context.workspace, context.home))
         self._keyed = Keyed(context)
+        self._drafts = Drafts(self._files)
+        self._sweeping = False
         self._handlers: Mapping[str, Handler] = {
             "ash_exec": (args.Exec, self._exec),
             "ash_job_start": (args.JobStart, self._job_start),
@@ -141,15 +147,17 @@ class RunnerTools:
         return {"signalled": job.signal(number)}
 
     async def _job_list(self, asked: args.Nothing) -> Json:
+        jobs = self._context.jobs.list()
+        most = min(500, COMMANDS_CHARACTERS // max(len(jobs), 1))
         return {
             "jobs": [
                 {
                     "job": job.id,
-                    "command": _shown(job.command),
+                    "command": _shown(job.command, most),
                     **_state(job),
                     "started_at": datetime.datetime.fromtimestamp(job.started_at, datetime.UTC).isoformat(),
                 }
-                for job in self._context.jobs.list()
+                for job in jobs
             ]
         }
 
@@ -158,12 +166,31 @@ class RunnerTools:
         return {"data_base64": base64.b64encode(data).decode(), "size": size, "eof": eof}
 
     async def _file_write(self, asked: args.FileWrite) -> Json:
-        data = asked.data_base64
-        size = await anyio.to_thread.run_sync(self._files.write, asked.path, data, asked.offset, asked.mode)
+        path, data, offset, mode = asked.path, asked.data_base64, asked.offset, asked.mode
+        if asked.key is None:
+            size = await anyio.to_thread.run_sync(self._files.write, path, data, offset, mode)
+        else:
+            add = partial(self._drafts.write, asked.key, path, data, offset or 0, mode, asked.end)
+            size = await anyio.to_thread.run_sync(add)
+            if not self._drafts.empty and not self._sweeping:
+                self._sweeping = True
+                self._context.jobs.tasks.start_soon(self._sweep_drafts)
         return {"bytes": len(data), "size": size}
 
+    async def _sweep_drafts(self) -> None:
+        """Remove what nobody goes on with, as long as anything is on its way."""
+        try:
+            while not self._drafts.empty:
+                seconds = await anyio.to_thread.run_sync(self._drafts.sweep)
+                await anyio.sleep(seconds or 0)
+        except BaseException:
+            self._drafts.abandon_all()
+            raise
+        finally:
+            self._sweeping = False
+
     async def _file_list(self, asked: args.FileList) -> Json:
-        return await anyio.to_thread.run_sync(self._files.list, asked.path)
+        return await anyio.to_thread.run_sync(self._files.list, asked.path, asked.cursor)
 
     async def _file_stat(self, asked: args.FilePath) -> Json:
         return await anyio.to_thread.run_sync(self._files.stat, asked.path)
@@ -184,9 +211,9 @@ def _state(job: Job) -> Json:
     return {"state": "running"} if job.running else {"state": "exited", "exit_code": job.exit_code}
 
 
-def _shown(command: Command) -> str:
+def _shown(command: Command, most: int) -> str:
     text = command if isinstance(command, str) else shlex.join(command)
-    return text if len(text) <= 500 else text[:499] + "…"
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _twin(name: str, shape: Json) -> str:
@@ -201,8 +228,12 @@ def _twin(name: str, shape: Json) -> str:
     if name == "ash_file_read":
         return f"{len(shape['data_base64']) * 3 // 4} of {shape['size']} bytes read"
     if name == "ash_file_list":
-        return "\n".join(f"{entry['type']} {entry['size']} {entry['name']}" for entry in shape["entries"][:200])
-    return json.dumps(shape, ensure_ascii=False)
+        entries = shape["entries"]
+        lines = [f"{entry['type']} {entry['size']} {entry['name']}" for entry in entries[:200]]
+        if len(entries) > 200 or shape["truncated"]:
+            lines.append(f"[{len(lines)} of {shape['total']} entries shown]")
+        return "\n".join(lines)
+    return _brief(json.dumps(shape, ensure_ascii=False))
 
 
 def _brief(text: str) -> str:

@@ -1,7 +1,8 @@
-"""API keys: made once, shown once, kept as hashes in one file that a running hive reads again when it changes."""
+"""API keys: made once, shown once, kept as hashes in one document that a running hive reads again when it changes."""
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import hashlib
 import hmac
@@ -11,17 +12,17 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
-from ash_mcp.errors import ConfigError, NotFound
-from ash_mcp.types import Principal, valid_scope
-from ash_router.verdicts import Known, Rejected
+from ash_mcp.errors import AshError, ConfigError, NotFound
+from ash_mcp.types import NO_LIMITS, Principal, PrincipalLimits, valid_scope
+from ash_router.admission.credential_verdict import Known, Rejected
 
-__all__ = ["KEY_PATTERN", "KEY_PREFIX", "ApiKey", "KeyFile", "KeyRing"]
+__all__ = ["KEY_PATTERN", "KEY_PREFIX", "ApiKey", "KeyDocument", "KeyFile", "KeyRing", "KeySource"]
 
 log = logging.getLogger("ash.router")
 
@@ -31,6 +32,7 @@ KEY_PATTERN: Final = re.compile(r"ash_(?P<id>[a-z2-7]{10})_(?P<secret>[a-z2-7]{5
 
 _VERSION: Final = 1
 _LOOK_EVERY_SECONDS: Final = 1.0
+_FETCH_EVERY_SECONDS: Final = 0.5
 _BASE32: Final = "abcdefghijklmnopqrstuvwxyz234567"
 _REJECTED: Final = Rejected("the API key is unknown, revoked or expired; ask for a new one (ash key new)")
 _NOBODY: Final = "0" * 64
@@ -52,13 +54,33 @@ class ApiKey:
     """The only scopes it may use; None means all."""
     created_at: float
     expires_at: float | None = None
+    limits: PrincipalLimits = NO_LIMITS
+    spawn_policy: str = ""
+    """As a `Principal` has it."""
 
     @property
     def principal(self) -> Principal:
-        return Principal(self.subject, None if self.scopes is None else frozenset(self.scopes))
+        scopes = None if self.scopes is None else frozenset(self.scopes)
+        return Principal(self.subject, scopes, self.limits, self.spawn_policy)
 
     def expired(self, now: float) -> bool:
         return self.expires_at is not None and now >= self.expires_at
+
+
+class KeySource(Protocol):
+    """Where a running hive finds its keys. It is asked while a request waits, so it answers from what it has."""
+
+    def version(self) -> object:
+        """Return what is another value as soon as the keys may be others."""
+        ...
+
+    def read(self) -> list[ApiKey]:
+        """Return all keys, the expired ones too.
+
+        Raises:
+            ConfigError: What is there is no list of keys, or cannot be read.
+        """
+        ...
 
 
 class KeyFile:
@@ -88,6 +110,9 @@ class KeyFile:
                 f"{self.path} is not a file of API keys of this version; move it away and make new keys"
             ) from exc
 
+    def version(self) -> object:
+        return _signature(self.path)
+
     def add(
         self,
         *,
@@ -95,12 +120,16 @@ class KeyFile:
         subject: str | None = None,
         scopes: Iterable[str] = (),
         ttl_seconds: float | None = None,
+        limits: PrincipalLimits = NO_LIMITS,
+        spawn_policy: str = "",
     ) -> tuple[ApiKey, str]:
         """Make a key and return it with its secret form, which cannot be shown again.
 
         Args:
             subject: Who its bearer is; None makes an owner of its own.
             scopes: Binds the key to these; none leaves it free.
+            limits: What its bearer may have at once, where that is less than the hive allows.
+            spawn_policy: What its bearer may ask for when it spawns, in the hub's own form.
 
         Raises:
             ConfigError: A value cannot be used.
@@ -118,6 +147,8 @@ class KeyFile:
             scopes=bound or None,
             created_at=now,
             expires_at=None if ttl_seconds is None else now + ttl_seconds,
+            limits=limits,
+            spawn_policy=spawn_policy,
         )
         with self._alone():
             self._write([*self.read(), key])
@@ -164,25 +195,71 @@ class KeyFile:
             raise ConfigError(f"the API keys in {self.path} cannot be changed: {exc.strerror}") from exc
 
 
-class KeyRing:
-    """The keys of a running hive: a `Verifier` that follows its file within about a second.
+class KeyDocument:
+    """The keys as one document that the backend keeps for all replicas. While it is away they are as they were.
 
-    A file that has become unreadable leaves the keys as they were, with a line in the log: a slip of the pen must not
-    lock every caller out. A file that has gone revokes all of them.
+    Args:
+        fetch: Reads the document; None where there is none. Raises `AshError` where it cannot be read now.
+    """
+
+    def __init__(self, fetch: Callable[[], Awaitable[bytes | None]]) -> None:
+        self._fetch = fetch
+        self._body: bytes | None = None
+
+    async def look(self) -> None:
+        """Read it once.
+
+        Raises:
+            AshError: As `fetch` does.
+        """
+        self._body = await self._fetch()
+
+    async def run(self) -> None:
+        """Follow it until cancelled, so that a revocation holds within two seconds."""
+        is_away = False
+        while True:
+            try:
+                await self.look()
+            except AshError as error:
+                if not is_away:
+                    log.error("the API keys cannot be read, and are as they were before: %s", error.message)
+                is_away = True
+            else:
+                is_away = False
+            await asyncio.sleep(_FETCH_EVERY_SECONDS)
+
+    def version(self) -> object:
+        return self._body
+
+    def read(self) -> list[ApiKey]:
+        try:
+            return _parse(self._body) if self._body is not None else []
+        except (ValueError, KeyError, TypeError) as exc:
+            raise ConfigError("the document of API keys is not one of this version; replace it") from exc
+
+
+class KeyRing:
+    """The keys of a running hive: a `Verifier` that follows their source within about a second.
+
+    A source that has become unreadable leaves the keys as they were, with a line in the log: a slip of the pen must
+    not lock every caller out. A file that has gone revokes all of them.
     """
 
     def __init__(
         self,
-        file: KeyFile,
+        source: KeySource,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._file = file
+        self._source = source
         self._clock = clock
         self._monotonic = monotonic
-        self._seen: tuple[int, int, int] | None = _signature(file.path)
+        self._seen = source.version()
         self._looked_at = monotonic()
-        self._keys = {key.id: key for key in file.read()}
+        self._keys = {key.id: key for key in source.read()}
+
+    def takes(self, token: str) -> bool:
+        return token.startswith(KEY_PREFIX)
 
     def verify(self, token: str) -> Known | Rejected:
         self._follow()
@@ -205,12 +282,12 @@ class KeyRing:
         if now - self._looked_at < _LOOK_EVERY_SECONDS:
             return
         self._looked_at = now
-        seen = _signature(self._file.path)
+        seen = self._source.version()
         if seen == self._seen:
             return
         self._seen = seen
         try:
-            self._keys = {key.id: key for key in self._file.read()}
+            self._keys = {key.id: key for key in self._source.read()}
         except ConfigError as error:
             log.error("the API keys are as they were before: %s", error.message)
 
@@ -227,8 +304,12 @@ def _parse(raw: bytes) -> list[ApiKey]:
     body = json.loads(raw)
     if body["version"] != _VERSION:
         raise ValueError("another version")
-    keys = [ApiKey(**cast("dict[str, Any]", fields)) for fields in body["keys"]]
-    return [key if key.scopes is None else replace(key, scopes=tuple(key.scopes)) for key in keys]
+    return [_from_fields(cast("dict[str, Any]", fields)) for fields in body["keys"]]
+
+
+def _from_fields(fields: dict[str, Any]) -> ApiKey:
+    scopes, limits = fields.pop("scopes", None), fields.pop("limits", {})
+    return ApiKey(**fields, scopes=None if scopes is None else tuple(scopes), limits=PrincipalLimits(**limits))
 
 
 def _check(name: str, subject: str | None, scopes: Iterable[str]) -> None:

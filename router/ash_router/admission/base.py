@@ -13,10 +13,13 @@ from typing import Final, Protocol
 from ash_mcp.errors import AshError
 from ash_mcp.types import Principal, Scope
 
-__all__ = ["ADMITTED_KEY", "LOCAL", "NOBODY", "Admission", "Admitted", "Head", "Refusal"]
+__all__ = ["ADMITTED_KEY", "LOCAL", "NOBODY", "SESSION_HEADER", "Admission", "Admitted", "Head", "Refusal"]
 
 ADMITTED_KEY: Final = "ash.admitted"
 """Where the verdict stands in the ASGI scope. An ASGI app of ours that finds none answers 500."""
+
+SESSION_HEADER: Final = b"x-session-id"
+"""Names a sandbox on the hive's endpoint: by session, id or alias."""
 
 LOCAL: Final = Principal("local")
 """Who needs no credential on a loopback hive."""

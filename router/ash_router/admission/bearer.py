@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Awaitable
 from typing import Final
 
 from ash_mcp.wire import MCP_PATH
-from ash_router.keys import KEY_PREFIX
-from ash_router.verdicts import Rejected, Verdict, Verifier
+from ash_router.admission.credential_verdict import Rejected, Verdict, Verifier
 
-__all__ = ["RESOURCE_METADATA_PATH", "Credentials", "challenge"]
+__all__ = ["RESOURCE_METADATA_PATH", "Credentials", "challenge", "token_in"]
 
 RESOURCE_METADATA_PATH: Final = "/.well-known/oauth-protected-resource"
 """Where RFC 9728 wants the hive described as a protected resource; the path of the resource may follow."""
-
-_MAX_TOKEN: Final = 16 * 1024
 
 
 class Credentials:
     """Every kind of token that a hive takes; which kind one is shows in its form."""
 
-    def __init__(self, *, keys: Verifier, tokens: Verifier | None = None) -> None:
-        self._keys = keys
-        self._tokens = tokens
+    def __init__(self, *verifiers: Verifier) -> None:
+        self._verifiers = verifiers
 
     def verify(self, token: str) -> Verdict | Awaitable[Verdict]:
         """Say who the bearer of `token` is; raises as `Verifier.verify` does."""
-        if token.startswith(KEY_PREFIX):
-            return self._keys.verify(token)
-        if self._tokens is not None and token.count(".") == 2 and len(token) <= _MAX_TOKEN:
-            return self._tokens.verify(token)
+        for verifier in self._verifiers:
+            if verifier.takes(token):
+                return verifier.verify(token)
         return Rejected("the bearer token is not one that this hive knows; check ASH_TOKEN, or leave it out")
+
+
+def token_in(authorization: str) -> str:
+    """Return the token of an `Authorization` header; empty where it holds none.
+
+    Clients that know only URLs send one as the user of `http://TOKEN@host`, which becomes `Basic`.
+    """
+    scheme, _, value = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(value.strip(), validate=True).decode("ascii").partition(":")[0]
+    except ValueError:
+        return ""
 
 
 def challenge(base_url: str, rejected: Rejected | None = None) -> tuple[str, str]:

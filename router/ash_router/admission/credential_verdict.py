@@ -1,4 +1,4 @@
-"""What a credential turns out to be. Pure."""
+"""The outcome of checking a credential. Pure."""
 
 from __future__ import annotations
 
@@ -35,6 +35,10 @@ Verdict = Known | Rejected
 
 class Verifier(Protocol):
     """Knows tokens of one kind. Answers at once where it can, and awaitably where it must ask somebody."""
+
+    def takes(self, token: str) -> bool:
+        """Say whether `token` has the form of this kind, good or not; no two kinds share a form."""
+        ...
 
     def verify(self, token: str) -> Verdict | Awaitable[Verdict]:
         """Say who the bearer of `token` is.

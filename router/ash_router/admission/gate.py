@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable
+import re
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 from ash_mcp import errors
 from ash_mcp.errors import AshError
-from ash_mcp.types import DEFAULT_SCOPE
-from ash_router.admission import LOCAL, NOBODY, Admitted, Head, Refusal
-from ash_router.asked import Asked, read_asked
-from ash_router.credentials import RESOURCE_METADATA_PATH, Credentials, challenge
-from ash_router.names import NameRules
-from ash_router.peers import Peers
-from ash_router.verdicts import Known, Rejected, Verdict
+from ash_mcp.types import DEFAULT_SCOPE, Principal, SandboxId
+from ash_mcp.wire import HEADER_SEED_ROUTER, MCP_PATH
+from ash_router.admission.base import LOCAL, NOBODY, SESSION_HEADER, Admitted, Head, Refusal
+from ash_router.admission.bearer import RESOURCE_METADATA_PATH, Credentials, challenge, token_in
+from ash_router.admission.credential_verdict import Known, Rejected, Verdict
+from ash_router.admission.host_names import NameRules
+from ash_router.admission.peers import Peers
+from ash_router.admission.request_scope import RequestScope, read_request_scope
 
-__all__ = ["HEALTH_PATH", "METRICS_PATH", "READY_PATH", "Gate"]
+__all__ = ["HEALTH_PATH", "METRICS_PATH", "READY_CALLS_PATH", "READY_PATH", "Gate"]
 
 HEALTH_PATH: Final = "/healthz"
 READY_PATH: Final = "/readyz"
+READY_CALLS_PATH: Final = "/readyz/calls"
+"""Open wherever `READY_PATH` is."""
 METRICS_PATH: Final = "/metrics"
 
+_SEED_UUID: Final = re.compile(r"[a-z0-9-]{1,63}-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_SEED_ROUTER: Final = HEADER_SEED_ROUTER.encode()
 _RETRY_SECONDS: Final = 10
 
 
@@ -49,27 +55,36 @@ class Gate:
         self._credentials = credentials
         self._local = local
         self._peers = peers
-        self._open = frozenset({HEALTH_PATH, *open_paths, *({READY_PATH} if local else ())})
+        opened = {HEALTH_PATH, *open_paths, *({READY_PATH} if local else ())}
+        self._open = frozenset(opened | ({READY_CALLS_PATH} if READY_PATH in opened else set()))
         self._public_url = public_url.rstrip("/") if public_url is not None else None
+        self.holder: Callable[[str], Awaitable[SandboxId | None]] | None = None
+        """Finds the sandbox that a uuid of the seed's REST opens to whoever has it; None: it opens nothing."""
 
     def base_url(self, head: Head) -> str:
         """Return the hive's URL, without a path, as the caller of an admitted request knows it."""
         return self._public_url or self._names.base_url(head)
 
     def admit(self, head: Head) -> Admitted | Refusal | Awaitable[Admitted | Refusal]:
+        if head.all(_SEED_ROUTER):
+            return Refusal(errors.SandboxNotFound("route not found"))  # it would lend its own right to come in
         refusal = self._names.check(head)
-        asked = refusal or read_asked(head)
+        asked = refusal or read_request_scope(head)
         if isinstance(asked, Refusal):
             return asked
         if self._is_open(asked.path):
             return Admitted(NOBODY, DEFAULT_SCOPE, asked.path)
         sent = head.all(b"authorization")
         if not sent:
-            return self._without_credential(head, asked)
-        scheme, _, token = sent[0].partition(" ")
-        if len(sent) > 1 or scheme.lower() != "bearer" or not token.strip():
+            refusal = self._without_credential(head, asked)
+            named = head.all(SESSION_HEADER) if isinstance(refusal, Refusal) and asked.path == MCP_PATH else []
+            if self.holder is None or len(named) != 1 or _SEED_UUID.fullmatch(named[0]) is None:
+                return refusal
+            return self._by_uuid(head, asked, refusal, self.holder(named[0]))
+        token = token_in(sent[0])
+        if len(sent) > 1 or not token:
             return self._unauthenticated(head, Rejected("send one Authorization header: Bearer and a token"))
-        verdict = self._credentials.verify(token.strip())
+        verdict = self._credentials.verify(token)
         if isinstance(verdict, Known | Rejected):
             return self._decided(head, asked, verdict)
         return self._decide(head, asked, verdict)
@@ -77,14 +92,22 @@ class Gate:
     def _is_open(self, path: str) -> bool:
         return path in self._open or path == RESOURCE_METADATA_PATH or path.startswith(f"{RESOURCE_METADATA_PATH}/")
 
-    async def _decide(self, head: Head, asked: Asked, verdict: Awaitable[Verdict]) -> Admitted | Refusal:
+    async def _by_uuid(
+        self, head: Head, asked: RequestScope, refusal: Admitted | Refusal, sought: Awaitable[SandboxId | None]
+    ) -> Admitted | Refusal:
+        sandbox = await sought
+        if sandbox is None:
+            return refusal
+        return asked.verdict_for(Known(Principal(f"holder of {sandbox}", sandbox=sandbox), "uuid"), head.client)
+
+    async def _decide(self, head: Head, asked: RequestScope, verdict: Awaitable[Verdict]) -> Admitted | Refusal:
         try:
             return self._decided(head, asked, await verdict)
         except AshError as error:
             # not 401: the token may be good, and a client would throw it away
             return Refusal(error, status=503, headers=(("Retry-After", str(_RETRY_SECONDS)),))
 
-    def _decided(self, head: Head, asked: Asked, verdict: Verdict) -> Admitted | Refusal:
+    def _decided(self, head: Head, asked: RequestScope, verdict: Verdict) -> Admitted | Refusal:
         if isinstance(verdict, Rejected):
             return self._unauthenticated(head, verdict)
         if asked.path == METRICS_PATH and verdict.principal.subject != LOCAL.subject:
@@ -95,9 +118,9 @@ class Gate:
                     "or open them with ASH_HUB_AUTH__OPEN_PATHS"
                 )
             )
-        return asked.granted(verdict, head.client)
+        return asked.verdict_for(verdict, head.client)
 
-    def _without_credential(self, head: Head, asked: Asked) -> Admitted | Refusal:
+    def _without_credential(self, head: Head, asked: RequestScope) -> Admitted | Refusal:
         if not self._local:
             return self._unauthenticated(
                 head,
@@ -105,7 +128,7 @@ class Gate:
                 "this hive wants a bearer token: an API key (ash key new), or one of its login provider if it has any",
             )
         if self._peers is None or self._peers.welcome(head.connection, head.client, head.server):
-            return asked.granted(Known(LOCAL, "peer" if self._peers is not None else ""), head.client)
+            return asked.verdict_for(Known(LOCAL, "peer" if self._peers is not None else ""), head.client)
         return self._unauthenticated(
             head,
             None,

@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Iterable
 
 from ash_mcp import errors
-from ash_router.admission import Head, Refusal
+from ash_router.admission.base import Head, Refusal
 
 __all__ = ["NameRules"]
 

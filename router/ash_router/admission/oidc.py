@@ -11,8 +11,8 @@ from typing import Any, Final, cast
 import jwt
 
 from ash_mcp.types import Principal
-from ash_router.jwks import ProviderKeys
-from ash_router.verdicts import Known, Rejected, Verdict
+from ash_router.admission.credential_verdict import Known, Rejected, Verdict
+from ash_router.admission.jwks import ProviderKeys
 
 __all__ = ["Oidc", "OidcRules"]
 
@@ -21,6 +21,7 @@ ALGORITHMS: Final = (
 )  # fmt: skip
 """Asymmetric ones only: with an HMAC the public key would be the secret."""
 
+_MAX_TOKEN: Final = 16 * 1024
 _MAX_CACHE_SECONDS: Final = 60.0
 _MAX_CACHED: Final = 10_000
 _LEEWAY_SECONDS: Final = 10.0
@@ -55,6 +56,9 @@ class Oidc:
         self._clock = clock
         self._monotonic = monotonic
         self._cache: dict[bytes, tuple[Known, float]] = {}
+
+    def takes(self, token: str) -> bool:
+        return token.count(".") == 2 and len(token) <= _MAX_TOKEN
 
     def verify(self, token: str) -> Verdict | Awaitable[Verdict]:
         digest = hashlib.sha256(token.encode()).digest()

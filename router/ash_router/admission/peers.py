@@ -1,4 +1,4 @@
-"""Who is at the other end of a loopback connection: the user that owns the client's socket, as the kernel knows it.
+"""The user at the other end of a loopback connection, by the kernel's table of sockets.
 
 Asked of the kernel by netlink (`sock_diag`), or read from `/proc/net/tcp` where that is not allowed.
 """

@@ -1,4 +1,4 @@
-"""What a request asks for: path, scope, expansion; read from its head, then narrowed to what its principal may."""
+"""Path, scope and expansion of a request, read from its head and narrowed to its principal's rights."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from urllib.parse import parse_qs, unquote
 from ash_mcp import errors
 from ash_mcp.types import DEFAULT_SCOPE, EVERY_SCOPE, Scope, valid_scope
 from ash_mcp.wire import HEADER_SCOPE, MCP_PATH
-from ash_router.admission import Admitted, Head, Refusal
-from ash_router.verdicts import Known
+from ash_router.admission.base import Admitted, Head, Refusal
+from ash_router.admission.credential_verdict import Known
 
-__all__ = ["Asked", "read_asked"]
+__all__ = ["RequestScope", "read_request_scope"]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What one request asks for, whoever makes it."""
+class RequestScope:
+    """The path, scope and expansion that a request asks for, before its principal is known."""
 
     path: str
     """Decoded, with `/mcp/in/<scope>` reduced to `/mcp`."""
@@ -24,8 +24,8 @@ class Asked:
     """None where the request names none."""
     expand: bool | None
 
-    def granted(self, known: Known, client: tuple[str, int] | None) -> Admitted | Refusal:
-        """Return the verdict for a principal: admitted, unless its key is not for that scope."""
+    def verdict_for(self, known: Known, client: tuple[str, int] | None) -> Admitted | Refusal:
+        """Return the verdict on this request of a known principal: a refusal if its key is not good in the scope."""
         bound = known.principal.bound_scopes
         scope = DEFAULT_SCOPE if self.scope is None else self.scope
         if bound is not None and scope not in bound:
@@ -40,8 +40,8 @@ class Asked:
         return Admitted(known.principal, scope, self.path, self.expand, known.by, where)
 
 
-def read_asked(head: Head) -> Asked | Refusal:
-    """Read what a request asks for from its path, its query and its headers."""
+def read_request_scope(head: Head) -> RequestScope | Refusal:
+    """Read it from a request's path, query and headers."""
     raw_path, _, raw_query = head.target.partition(b"?")
     path = unquote(raw_path.decode("latin-1"))
     try:
@@ -63,4 +63,4 @@ def read_asked(head: Head) -> Asked | Refusal:
         return Refusal(errors.ConfigError(f"expand={expand!r} is unknown; use expand=none or expand=all"))
     if path == f"{MCP_PATH}/":
         path = MCP_PATH
-    return Asked(path, scope, None if expand is None else expand == "all")
+    return RequestScope(path, scope, None if expand is None else expand == "all")

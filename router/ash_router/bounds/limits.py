@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from ash_mcp.errors import AshError, CapacityExceeded
+from ash_mcp.types import Principal
+from ash_router.bounds.effective_limits import EffectiveLimit, effective_limit
 
 __all__ = ["DEFAULT_LIMITS", "HeadMeter", "RelayLimits"]
 
@@ -37,6 +39,9 @@ class RelayLimits:
     """Of a sandbox's answer to `initialize`."""
     idle_stream_seconds: float | None = 3600.0
     """How long a call may go on without a byte from its sandbox; None is for ever."""
+    quiet_seconds: float = 9.0
+    """How long the caller of a call that goes on hears nothing: a second less than it is promised, since a sweep may
+    notice it that late."""
     max_idle_upstreams: int = 32
     """Idle connections kept to one sandbox; a caller with more calls at once than that pays for new ones."""
     idle_upstream_seconds: float = 4.0
@@ -47,13 +52,19 @@ class RelayLimits:
     """Calls of one principal at once; more are refused with a time to come back, so that nobody starves the others."""
     max_streams_per_owner: int = 2048
     """Open streams of one principal on its sandboxes' own endpoints, which are no calls."""
+    max_backchannels_per_owner: int = 2048
+    """Sandboxes' standalone streams that are listened to for one principal's sessions."""
+    max_unfinished_per_owner: int = 256
+    """Messages of one principal to `/mcp` whose bodies are still coming. More are 429."""
+    max_unfinished_bytes_per_owner: int = 64 * 1024 * 1024
+    """Of all those together. More is 429."""
     linger_seconds: float = 1.0
     """How long a refused request's remaining bytes are read and dropped, so that the refusal itself arrives."""
 
     @property
-    def round_seconds(self) -> float:
-        """How often what may have been silent for too long is looked after."""
-        return min(1.0, (self.idle_stream_seconds or 4.0) / 4, self.body_timeout_seconds / 4)
+    def sweep_seconds(self) -> float:
+        """How often timeouts of exchanges are checked."""
+        return min(1.0, (self.idle_stream_seconds or 4.0) / 4, self.body_timeout_seconds / 4, self.quiet_seconds / 4)
 
     def head_exceeded(self) -> AshError:
         message = f"a head may be at most {self.max_head_bytes} bytes and {self.max_headers} headers long"
@@ -66,13 +77,22 @@ class RelayLimits:
         message = f"a request to a sandbox may be at most {self.max_direct_body_bytes} bytes long"
         return CapacityExceeded(message, retryable=False)
 
-    def in_flight_exceeded(self) -> AshError:
-        message = f"you have {self.max_in_flight_per_owner} calls in flight already; wait for one of them to end"
+    def unfinished_exceeded(self) -> AshError:
+        message = (
+            f"of your messages {self.max_unfinished_per_owner}, or {self.max_unfinished_bytes_per_owner} bytes, are "
+            "still on their way; finish one of them"
+        )
         return CapacityExceeded(message, retry_after_seconds=1.0)
 
-    def streams_exceeded(self) -> AshError:
-        message = f"you have {self.max_streams_per_owner} streams open already; close one of them"
-        return CapacityExceeded(message, retry_after_seconds=1.0)
+    def calls_of(self, principal: Principal) -> EffectiveLimit:
+        """Return how many calls a principal may have in flight."""
+        return effective_limit(self.max_in_flight_per_owner, principal.limits.calls)
+
+    def streams_of(self, principal: Principal) -> EffectiveLimit:
+        return effective_limit(self.max_streams_per_owner, principal.limits.streams)
+
+    def backchannels_of(self, principal: Principal) -> EffectiveLimit:
+        return effective_limit(self.max_backchannels_per_owner, principal.limits.backchannels)
 
 
 DEFAULT_LIMITS: Final = RelayLimits()

@@ -1,4 +1,4 @@
-"""Streams that callers hold open to their sandboxes only to listen: no calls, and no sandbox lives on for them."""
+"""GET streams on sandboxes' own endpoints. They only listen: not calls, and they keep no sandbox from idling out."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ class OpenStream(Protocol):
 
 
 class OpenStreams:
-    """Those of one process, counted by owner."""
+    """The open streams of one process, counted by owner."""
 
-    def __init__(self, max_per_owner: int) -> None:
-        self._max = max_per_owner
+    def __init__(self) -> None:
         self._open: dict[str, set[OpenStream]] = {}
 
-    def begin(self, owner: str, stream: OpenStream) -> bool:
-        """Enter a stream, unless its owner has as many as it may."""
-        streams = self._open.setdefault(owner, set())
-        if len(streams) >= self._max:
+    def begin(self, owner: str, stream: OpenStream, most: int) -> bool:
+        """Add a stream; False if its owner has `most` already."""
+        streams = self._open.get(owner, set())
+        if len(streams) >= most:
             return False
         streams.add(stream)
+        self._open[owner] = streams
         return True
 
     def end(self, owner: str, stream: OpenStream) -> None:
-        """Leave; idempotent."""
+        """Remove a stream; idempotent."""
         streams = self._open.get(owner, set())
         streams.discard(stream)
         if not streams:

@@ -1,32 +1,34 @@
-"""The reading side of a caller's connection: heads under limits, admission before everything, refusals.
+"""The base of the protocol class: reads request heads under limits, asks admission, and writes refusals.
 
-What an admitted request becomes is `relay.py`'s. These two are the only files that know uvicorn's private parts;
-`pyproject.toml` pins its minor version for them.
+`relay.py` handles admitted requests. Only these two files use uvicorn's private parts; `pyproject.toml` pins its minor
+version for them.
 
-One request at a time: what is pipelined behind an unanswered one is dropped, and the connection is closed after the
-answer, so the client sends it again. An `Upgrade` is ignored; nothing here speaks WebSocket.
+A connection has one request at a time. A request pipelined behind an unanswered one is dropped and the connection is
+closed after the answer, so that the client sends it again. `Upgrade` is ignored: there is no WebSocket here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from abc import abstractmethod
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from enum import Enum, auto
 from typing import Any, ClassVar, Final
 
 import httptools
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ash_mcp.errors import AshError, AshTimeout, ConfigError, HiveFault
-from ash_router import _framing, answers
-from ash_router._framing import Headers
-from ash_router.admission import Admission, Admitted, Head, Refusal
+from ash_mcp.errors import AshError, AshTimeout, CapacityExceeded, ConfigError, HiveFault
+from ash_router.admission.base import Admission, Admitted, Head, Refusal
+from ash_router.bounds import epoll_watches
+from ash_router.bounds.limits import HeadMeter
 from ash_router.dataplane import DataPlane
-from ash_router.heads import RequestHead
-from ash_router.limits import HeadMeter
+from ash_router.http import framing, responses
+from ash_router.http.framing import Headers
+from ash_router.http.heads import RequestHead
 
 __all__ = ["Intake", "Phase"]
 
@@ -36,18 +38,52 @@ SAME_HEAD_SECONDS: Final = 0.25
 """How long a verdict holds for the same head on the same connection; a revoked key is refused within two seconds."""
 
 
+_REFUSED: Final = httptools.HttpParserError
+"""What parser callbacks raise on purpose; any other exception in one is a bug."""
+
+
 class Phase(Enum):
-    """What the bytes are that come next on a connection."""
+    """The state of a connection: what the next bytes from the caller belong to."""
 
     HEAD = auto()
     """Idle, or in the middle of a head."""
     ADMITTING = auto()
+    """The head is read; a verdict or a look-up of its sandbox is awaited."""
     COLLECTING = auto()
+    """The body of a message to `/mcp` is read whole."""
     RELAYING = auto()
+    """A call is with its sandbox."""
     PASSING = auto()
+    """A request to a sandbox's own endpoint, or another replica's: its body is passed on as it comes."""
     ASGI = auto()
-    DEAF = auto()
-    """Answered with a refusal; whatever else comes is dropped."""
+    """The ASGI app has the request."""
+    DRAINING = auto()
+    """Refused: the answer is written; the rest of the request is read and dropped until the connection closes."""
+
+
+class _Flow(FlowControl):
+    """Flow control that pauses reading without removing the socket from epoll, so its place cannot be lost."""
+
+    def pause_reading(self) -> None:
+        if not self.read_paused:
+            self.read_paused = True
+            epoll_watches.pause(self._transport)
+
+    def resume_reading(self) -> None:
+        if self.read_paused:
+            self.read_paused = False
+            try:
+                epoll_watches.resume(self._transport)
+            except OSError:
+                self._transport.abort()
+
+
+def _no_place(error: OSError) -> CapacityExceeded:
+    return CapacityExceeded(
+        f"this hive's host has no room for another connection: {error.strerror}. Processes of the hive's user hold "
+        "all that the kernel allows it (fs.epoll.max_user_watches); calls on open connections go on",
+        retry_after_seconds=2.0,
+    )
 
 
 _BUSY = (Phase.ADMITTING, Phase.COLLECTING, Phase.RELAYING, Phase.PASSING)
@@ -59,6 +95,8 @@ class Intake(HttpToolsProtocol):
     app: Any  # uvicorn leaves its type open
     admission: ClassVar[Admission]
     relay: ClassVar[DataPlane]
+    clock: Callable[[], float] = time.monotonic
+    """In seconds: how long a verdict holds and a connection idles. A built-in, and so no method."""
     _default_headers: ClassVar[Headers | None] = None
     _default_lines: ClassVar[bytes] = b""
 
@@ -73,18 +111,18 @@ class Intake(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
     _admitting: asyncio.Task[None] | None = None
     _head: RequestHead
-    """Of the request that is read, once it is there."""
+    """The head of the current request, once it is parsed."""
     _last: RequestHead | None = None
-    """The last head of this connection that was admitted at once."""
+    """The last head that was admitted without waiting; its verdict is reused for a moment."""
     _last_verdict: Admitted
     _last_until = 0.0
     _idle_timer: asyncio.TimerHandle | None = None
-    """Looks whether the client has asked for nothing more after a relayed answer."""
+    """Closes the connection if no request follows a relayed answer in time."""
     _idle_since = 0.0
 
     @abstractmethod
     def _admitted(self, verdict: Admitted) -> None:
-        """Begin with an admitted request, of whose body `_body` holds what has come."""
+        """Start handling an admitted request; `_body` holds what has arrived of its body."""
 
     # What asyncio calls.
 
@@ -92,6 +130,14 @@ class Intake(HttpToolsProtocol):
         super().connection_made(transport)
         self._body = bytearray()
         self._meter = HeadMeter(self.relay.limits)
+        self.flow = _Flow(transport)
+        try:
+            epoll_watches.take_place(transport.get_extra_info("socket").fileno())
+        except OSError as exc:
+            self._keep_alive = False
+            self._phase = Phase.DRAINING
+            epoll_watches.turn_away(transport, self._refusal(_no_place(exc), 503, ()))
+            return
         transport.set_write_buffer_limits(high=self.relay.limits.high_water_bytes)
         self._arm(self.relay.limits.head_timeout_seconds)
 
@@ -105,7 +151,7 @@ class Intake(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        if self._phase is Phase.DEAF or self._pipelined:
+        if self._phase is Phase.DRAINING or self._pipelined:
             return
         was_in_head = self._in_head
         try:
@@ -114,13 +160,16 @@ class Intake(HttpToolsProtocol):
             self._resume_after_upgrade(data[upgrade.args[0] :])
             return
         except httptools.HttpParserError as error:
+            if isinstance(error, httptools.HttpParserCallbackError) and not isinstance(error.__context__, _REFUSED):
+                self._answer_fault(error.__context__ or error)
+                return
             self._parser_stopped(error)
             if self._pipelined:
-                self._read_over()  # the request before it may have come in the same read
+                self._after_read()  # the request before it may have come in the same read
             return
         if self._in_head and was_in_head and not self._meter.fed(len(data)):
             self._refuse(self.relay.limits.head_exceeded(), 431)
-        self._read_over()
+        self._after_read()
 
     # What the parser calls.
 
@@ -130,7 +179,7 @@ class Intake(HttpToolsProtocol):
         if self._phase in _BUSY or (self._phase is Phase.ASGI and not self.cycle.response_complete):
             self._stop_pipelining()
             raise httptools.HttpParserError("pipelined")
-        if self._phase is not Phase.DEAF:
+        if self._phase is not Phase.DRAINING:
             super().on_message_begin()
             self._phase = Phase.HEAD
             self._in_head = True
@@ -146,7 +195,7 @@ class Intake(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
             return  # a trailer, which would come after admission
-        name = name.lower()
+        name, value = name.lower(), value.rstrip(b" \t")  # the parser leaves what ends a line
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
         self.headers.append((name, value))
@@ -166,16 +215,15 @@ class Intake(HttpToolsProtocol):
             self._head = RequestHead(self._version, method, self.url, self.headers)
         else:
             return
-        self._skipped_upgrade = self.parser.should_upgrade() and _framing.has_body(self.headers)
+        self._skipped_upgrade = self.parser.should_upgrade() and framing.has_body(self.headers)
         self.scope["method"] = method.decode("ascii")
         self.scope["http_version"] = self._version
         self.scope["query_string"] = self.url.partition(b"?")[2]
         verdict = self._verdict_on(self._head)
         if isinstance(verdict, Admitted | Refusal):
-            self._decided(verdict)
+            self._apply_verdict(verdict)
         else:
-            self._phase = Phase.ADMITTING
-            self._admitting = self.relay.spawn(self._await_verdict(verdict))
+            self._decide_later(self._await_verdict(verdict))
 
     def _verdict_on(self, head: RequestHead) -> Admitted | Refusal | Awaitable[Admitted | Refusal]:
         held = self._held_verdict(head)
@@ -187,22 +235,22 @@ class Intake(HttpToolsProtocol):
         verdict = self.admission.admit(asked)
         if isinstance(verdict, Admitted):
             self._last, self._last_verdict = head, verdict
-            self._last_until = self.loop.time() + SAME_HEAD_SECONDS
+            self._last_until = self.clock() + SAME_HEAD_SECONDS
         return verdict
 
     def _held_verdict(self, head: RequestHead) -> Admitted | None:
-        """Return the verdict on a head that this connection sent a moment ago.
+        """Return the verdict if this connection sent an equal head within `SAME_HEAD_SECONDS`, else None.
 
-        Whoever calls a tool again and again sends the same head. A verdict that could be another by now is asked for.
+        Fast path: a client that calls a tool repeatedly sends equal heads.
         """
-        return self._last_verdict if head is self._last and self._last_until >= self.loop.time() else None
+        return self._last_verdict if head is self._last and self._last_until >= self.clock() else None
 
     def _is_sound(self, method: bytes) -> bool:
-        """Say whether a head is within its bounds and can be read in one way only; one that is not is refused."""
+        """Return whether a head is within the limits and unambiguous; refuse the request if not."""
         if not self._meter.fits(self.url, self.headers):
             self._refuse(self.relay.limits.head_exceeded(), 431)
             return False
-        problem = _framing.check_head(self._version, method, self.url, self.headers)
+        problem = framing.check_head(self._version, method, self.url, self.headers)
         if problem is not None:
             self._refuse(ConfigError(problem.message), problem.status)
         return problem is None
@@ -228,7 +276,7 @@ class Intake(HttpToolsProtocol):
 
     @abstractmethod
     def _received_body(self) -> None:
-        """Learn that the whole body of a request has come that is not the app's."""
+        """Called when the body of a request that is not the ASGI app's is complete."""
 
     def _should_upgrade(self) -> bool:
         return False
@@ -241,12 +289,24 @@ class Intake(HttpToolsProtocol):
         except Exception:
             log.exception("admission failed")
             decided = Refusal(HiveFault("the hive could not check who you are; its log has the details"))
-        if not self.transport.is_closing():
+        if self._phase is Phase.ADMITTING and not self.transport.is_closing():
             self.flow.resume_reading()
-            self._decided(decided)
-            self._read_over()
+            self._apply_verdict(decided)
+            self._after_read()
 
-    def _decided(self, verdict: Admitted | Refusal) -> None:
+    def _decide_later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let the coroutine `work` decide on the request; if it raises, the caller gets a `hive_fault`."""
+        self._phase = Phase.ADMITTING
+        self._admitting = self.relay.spawn(self._guarded(work))
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            self._admitting = None
+            self._answer_fault(error)
+
+    def _apply_verdict(self, verdict: Admitted | Refusal) -> None:
         self._admitting = None
         if isinstance(verdict, Refusal):
             self._refuse(verdict.error, verdict.status, verdict.headers)
@@ -254,7 +314,7 @@ class Intake(HttpToolsProtocol):
             self._admitted(verdict)
 
     def _continue(self) -> None:
-        """Tell a client that waits for it to send its body."""
+        """Send `100 Continue` to a client that waits for it."""
         if self.expect_100_continue and not self._received_all:
             self.expect_100_continue = False
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -262,15 +322,27 @@ class Intake(HttpToolsProtocol):
     # Refusing.
 
     def _refuse(self, error: AshError, status: int | None = None, headers: Sequence[tuple[str, str]] = ()) -> None:
-        """Answer with a typed error, and hear no more."""
+        """Answer with a typed error, then drain the connection."""
         self._keep_alive = False
         if not self.transport.is_closing():
-            self.transport.write(answers.refusal(self, error, status, headers))
-        self._turn_deaf()
+            self.transport.write(self._refusal(error, status, headers))
+        self._drain()
 
-    def _turn_deaf(self) -> None:
-        """Drop whatever the client goes on sending until it has had time to read its answer, then close."""
-        self._phase = Phase.DEAF
+    def _refusal(self, error: AshError, status: int | None, headers: Sequence[tuple[str, str]]) -> bytes:
+        """Return the whole answer of a refused request."""
+        return responses.refusal(self, error, status, headers)
+
+    def _answer_fault(self, error: BaseException) -> None:
+        """Answer a request in whose handling the hive failed, or close its connection if the answer may have begun."""
+        log.error("a request failed in the hive itself", exc_info=error)
+        if self._phase in (Phase.HEAD, Phase.ADMITTING, Phase.COLLECTING):
+            self._refuse(HiveFault("the hive itself failed; its log has the details"))
+        else:
+            self.transport.close()
+
+    def _drain(self) -> None:
+        """Read and drop what the client still sends, until it has had time to read the answer; then close."""
+        self._phase = Phase.DRAINING
         self._in_head = False
         self._keep_alive = False
         self._disarm()
@@ -282,7 +354,7 @@ class Intake(HttpToolsProtocol):
         self._timer = self.loop.call_later(self.relay.limits.linger_seconds, self.transport.close)
 
     def _parser_stopped(self, error: httptools.HttpParserError) -> None:
-        if self._pipelined or self._phase is Phase.DEAF:
+        if self._pipelined or self._phase is Phase.DRAINING:
             return
         if self._received_all and self._phase in (Phase.RELAYING, Phase.PASSING, Phase.ASGI):
             self._stop_pipelining()  # garbage behind a whole request
@@ -296,7 +368,7 @@ class Intake(HttpToolsProtocol):
 
     @abstractmethod
     def _answer_begun(self) -> bool:
-        """Say whether an answer has begun to a request that turns out to be none, and stop making one."""
+        """Stop answering the current request, and return whether its answer had begun."""
 
     def _stop_pipelining(self) -> None:
         self._pipelined = True
@@ -305,22 +377,22 @@ class Intake(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def _resume_after_upgrade(self, rest: bytes) -> None:
-        """Read the body of a request that asked for another protocol, which the parser would not."""
-        if self._skipped_upgrade and self._phase is not Phase.DEAF:
+        """Parse the body of a request with `Upgrade`, at whose head the parser has stopped."""
+        if self._skipped_upgrade and self._phase is not Phase.DRAINING:
             self._skipped_upgrade = False
             self.parser = httptools.HttpRequestParser(self)
             self._resuming = True
-            self.parser.feed_data(_framing.body_head(self.headers))
+            self.parser.feed_data(framing.body_head(self.headers))
             self._resuming = False
         if rest:
             self.data_received(rest)
         else:
-            self._read_over()
+            self._after_read()
 
     # Time.
 
-    def _read_over(self) -> None:
-        """Do what follows the last byte that is there now."""
+    def _after_read(self) -> None:
+        """Called after each read: arm the timeout of whatever is awaited next."""
         if self._timer is None and self.timeout_keep_alive_task is None:
             if self._phase is Phase.HEAD:
                 if self._in_head or self._idle_timer is None:
@@ -329,9 +401,9 @@ class Intake(HttpToolsProtocol):
                 self._arm(self.relay.limits.body_timeout_seconds)
 
     def _await_next(self) -> None:
-        """Wait for the next request, as long as uvicorn does after an answer of the app's, with one timer for many."""
+        """Start the keep-alive timeout after a relayed answer; one timer serves many answers."""
         self.server_state.total_requests += 1
-        self._idle_since = self.loop.time()
+        self._idle_since = self.clock()
         if self._idle_timer is None:
             self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._look_idle)
 
@@ -339,7 +411,7 @@ class Intake(HttpToolsProtocol):
         self._idle_timer = None
         if self._phase is not Phase.HEAD or self._in_head or self.timeout_keep_alive_task is not None:
             return  # it asked for something
-        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        left = self._idle_since + self.timeout_keep_alive - self.clock()
         if left > 0:
             self._idle_timer = self.loop.call_later(left, self._look_idle)
         else:
@@ -364,7 +436,7 @@ class Intake(HttpToolsProtocol):
         else:
             self._refuse(AshTimeout("the request did not arrive in time; send it again", retryable=True), 408)
 
-    # As the one to whom answers are written.
+    # As the `Caller` of an answer.
 
     @property
     def takes_chunks(self) -> bool:
@@ -378,7 +450,7 @@ class Intake(HttpToolsProtocol):
     def default_lines(self) -> bytes:
         headers = self.server_state.default_headers
         if self._default_headers is not headers:  # uvicorn makes new ones each second
-            type(self)._default_headers, type(self)._default_lines = headers, _framing.lines_of(headers)
+            type(self)._default_headers, type(self)._default_lines = headers, framing.lines_of(headers)
         return self._default_lines
 
     def write(self, data: bytes) -> None:

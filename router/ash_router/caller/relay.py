@@ -1,12 +1,12 @@
-"""The relay at the protocol level: calls to sandboxes below ASGI, all else above it.
+"""The relay: a uvicorn protocol class that sends calls to sandboxes itself and gives all else to the ASGI app.
 
     head ──▶ admitting ──▶ collecting ──▶ relaying ──▶ head     a POST that may be for a sandbox
                   │            └──▶ asgi ──▶ head               and is not
                   ├──▶ passing ──▶ head                         a sandbox's own endpoint, or another replica's
                   ├──▶ asgi                                     everything else
-                  └──▶ deaf                                     refused: answered, then closed
+                  └──▶ draining                                 refused: answered, then closed
 
-Up to the verdict on a request it is `intake.py`'s.
+Reading heads and admission are in the base class, `intake.py`.
 """
 
 from __future__ import annotations
@@ -14,56 +14,65 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 from urllib.parse import quote
 
 from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from ash_mcp.errors import AshTimeout, SandboxNotFound
+from ash_mcp.errors import AshTimeout, ConfigError, ConnectFailed, SandboxNotFound
 from ash_mcp.wire import MCP_PATH
-from ash_router import _framing, answers, bodies
-from ash_router.admission import ADMITTED_KEY, Admission, Admitted, Refusal
-from ash_router.calls import Cancellation, ClientAnswer, LevelChange, RootsChange
+from ash_router.admission.base import ADMITTED_KEY, Admission, Admitted, Refusal
+from ash_router.bounds.limits import RelayLimits
+from ash_router.caller.intake import Intake, Phase
+from ash_router.calls.decision import Cancellation, ClientAnswer, LevelChange, RootsChange
+from ash_router.calls.direct import DirectRequest
+from ash_router.calls.exchange import Exchange, RelayedCall
+from ash_router.calls.passage import Passage
 from ash_router.dataplane import DataPlane
-from ash_router.direct import Door
-from ash_router.exchange import Exchange, RelayedCall
-from ash_router.forwarding import Forwarder, Forwarding
-from ash_router.heads import RequestHead, SameHead
-from ash_router.intake import Intake, Phase
-from ash_router.limits import RelayLimits
-from ash_router.passage import Passage
-from ash_router.sessions import INITIALIZE_KEY
+from ash_router.http import bodies, framing, responses
+from ash_router.http.heads import RequestHead, SameHead
+from ash_router.replicas.forwarding import Forward, Forwarder, Forwarding
+from ash_router.sessions.session_gate import INITIALIZE_KEY
 
-__all__ = ["Relay", "RelayLimits"]
+__all__ = ["Relay", "RelayLimits", "RelayProtocol"]
+
+_HIVE_WORK: Final = 40
+"""The weight in `Turns` of a request to the hive itself, where a call weighs 1. It takes the time of about 10 calls,
+in some 25 turns of the loop; with a smaller weight several of one principal would run at once and lengthen each."""
 
 
 class Relay(DataPlane):
     """The data plane of one process, with the protocol class that brings callers to it."""
 
+    @property
+    def protocol_class(self) -> type[RelayProtocol]:
+        """The class of its callers' connections."""
+        return RelayProtocol
+
     def protocol(self, admission: Admission, *, forwards: bool = True) -> type[asyncio.Protocol]:
         """Return the class to give to `uvicorn.Config(http=...)`, with `admission` before everything.
 
         Args:
-            forwards: Whether what belongs to another replica is forwarded to it: not where it was forwarded already.
+            forwards: Whether to forward requests of other replicas' sessions; false on the listener that takes those.
         """
         kept = {"relay": self, "admission": admission, "forwarder": self.forwarder if forwards else None}
-        return type("RelayProtocol", (_RelayProtocol,), kept)
+        return type("RelayProtocol", (self.protocol_class,), kept)
 
 
 @dataclass(slots=True)
-class _Again:
-    """A request by which the next one of its connection is known again."""
+class _RepeatableRequest:
+    """The last request of a connection. Fast path: one with an equal head (`SameHead`) is not parsed again."""
 
     same: SameHead
     head: RequestHead
-    door: Door | Refusal | None = None
-    """Where such a request goes, for whom and as long as the routes are those of then."""
+    direct: DirectRequest | Refusal | None = None
+    """Cached result of `Relay.direct_request`. Good for `found_for` and while `Routes.changes` equals `found_at`."""
     found_for: Admitted | None = None
     found_at: int = 0
 
 
-class _RelayProtocol(Intake):
+class RelayProtocol(Intake):
     """One connection of a caller. It is also the `Caller` of its exchange and the `Sender` of its passage."""
 
     forwarder: ClassVar[Forwarder | None]
@@ -71,35 +80,47 @@ class _RelayProtocol(Intake):
     _verdict: Admitted
     _exchange: Exchange | Passage | None = None
     _passage: Passage | None = None
-    """The same as `_exchange` while its request still comes."""
-    _passed = 0
-    """Bytes of the body of its request."""
-    _looked_for: object = None
-    """The scope of the request for which other processes were asked last."""
-    _again: _Again | None = None
-    """The last request, if it was one to a sandbox and came whole."""
-    _told: tuple[RequestHead, bytes] | None = None
-    """For whom a sandbox is asked, of the head that says so in part."""
+    """The same as `_exchange`, while the request's body is still arriving."""
+    _passed_bytes = 0
+    """How many bytes of that body have arrived."""
+    _looked_up_for: object = None
+    """The ASGI scope of the last request whose sandbox was looked up in the store: at most one look-up each."""
+    _body_counted_for: str | None = None
+    """The principal in whose quota of unfinished bodies this request's body is counted."""
+    _body_counted_bytes = 0
+    _repeatable: _RepeatableRequest | None = None
+    """Set if the last request went to a sandbox and arrived in one read."""
+    _forwarded: tuple[RequestHead, bytes] | None = None
+    """Cached `x-forwarded-…` lines, and the head that they were made from."""
 
     # What asyncio calls.
 
     def connection_lost(self, exc: Exception | None) -> None:
         exchange, self._exchange = self._exchange, None
         self._passage = None
+        self._uncount_body()
+        if self._phase is Phase.ASGI:
+            self.relay.services.turns.leave(self._verdict.principal.subject, self)
         if exchange is not None:
             exchange.caller_left()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        try:
+            self._take(data)
+        except Exception as error:
+            self._answer_fault(error)
+
+    def _take(self, data: bytes) -> None:
         is_first = self._phase is Phase.HEAD and not self._in_head and not self._pipelined
-        if is_first and self._again is not None:
-            body = self._again.same.body_of(data)
-            if body is not None and self._take_again(self._again, body):
+        if is_first and self._repeatable is not None:
+            body = self._repeatable.same.body_of(data)
+            if body is not None and self._take_repeated(self._repeatable, body):
                 return
         super().data_received(data)
         if is_first and self._received_all and self._phase in (Phase.RELAYING, Phase.PASSING):
             same = SameHead.of(data) if self._keep_alive and not self._pipelined else None
-            self._again = None if same is None else _Again(same, self._head)
+            self._repeatable = None if same is None else _RepeatableRequest(same, self._head)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -119,7 +140,7 @@ class _RelayProtocol(Intake):
             if isinstance(self._exchange, Passage):
                 self._exchange.stopping()
         elif self._phase is Phase.ASGI and self._head.method == b"GET" and self._verdict.path == MCP_PATH:
-            self.transport.close()  # a stream of the handshake era that only listens would never end by itself
+            self.transport.close()  # a handshake-era GET stream never ends by itself
         else:
             super().shutdown()
 
@@ -127,8 +148,8 @@ class _RelayProtocol(Intake):
 
     def on_body(self, body: bytes) -> None:
         if self._passage is not None:
-            self._passed += len(body)
-            if self._passed > self.relay.limits.max_direct_body_bytes:
+            self._passed_bytes += len(body)
+            if self._passed_bytes > self.relay.limits.max_direct_body_bytes:
                 self._direct_body_exceeded()
                 return
             self._passage.body(body)
@@ -136,6 +157,9 @@ class _RelayProtocol(Intake):
             self._body += body
             if len(self._body) > self.relay.limits.max_body_bytes:
                 self._refuse(self.relay.limits.body_exceeded(), 413)
+            elif self._body_counted_for is not None:
+                self._body_counted_bytes += len(body)
+                self._grow_body(len(body))
         else:
             super().on_body(body)
 
@@ -145,38 +169,41 @@ class _RelayProtocol(Intake):
         elif self._passage is not None:
             self._passage.body_ended()
 
-    def _read_over(self) -> None:
-        super()._read_over()
+    def _after_read(self) -> None:
+        if self._phase is Phase.COLLECTING and self._body_counted_for is None:
+            self._count_body()
+        super()._after_read()
         if self._passage is not None:
             self._passage.flush()
 
     # From the verdict on.
 
-    def _take_again(self, again: _Again, body: bytes) -> bool:
-        """Take a whole request with the same head as the last one's, if it is one to a sandbox as that was.
+    def _take_repeated(self, repeatable: _RepeatableRequest, body: bytes) -> bool:
+        """Handle a request whose head equals the last one's without parsing the head again.
 
-        False leaves all to the parser: what is no such request, or not surely one.
+        Returns:
+            False if it does not surely go to a sandbox; nothing was done then, and the parser gets the bytes.
         """
-        head, verdict = again.head, self._held_verdict(again.head)
+        head, verdict = repeatable.head, self._held_verdict(repeatable.head)
         if verdict is None or len(body) > self.relay.limits.max_body_bytes:
             return False
         routes_at = self.relay.routes.changes
-        if again.found_for is not verdict or again.found_at != routes_at:
-            again.door = self.relay.door(verdict, head.method.decode("ascii"), head)
-            again.found_for, again.found_at = verdict, routes_at
-        door, call = again.door, None
-        if door is None:
+        if repeatable.found_for is not verdict or repeatable.found_at != routes_at:
+            repeatable.direct = self.relay.direct_request(verdict, head.method.decode("ascii"), head)
+            repeatable.found_for, repeatable.found_at = verdict, routes_at
+        direct, call = repeatable.direct, None
+        if direct is None:
             message = bodies.read_message(body)
             call = self.relay.calls.decide(verdict, head, message) if message is not None else None
-        if not isinstance(door, Door) and not isinstance(call, RelayedCall):
+        if not isinstance(direct, DirectRequest) and not isinstance(call, RelayedCall):
             return False
         self._unset_keepalive_if_required()
         self._disarm()
         self._verdict, self._head = verdict, head
         self._received_all = True
-        if isinstance(door, Door):
+        if isinstance(direct, DirectRequest):
             self._phase = Phase.PASSING
-            passage = self._exchange = self._passage = self._passage_to(door)
+            passage = self._exchange = self._passage = self._passage_to(direct)
             passage.start_whole(body)
         elif isinstance(call, RelayedCall):
             self._relay(call)
@@ -184,68 +211,92 @@ class _RelayProtocol(Intake):
 
     def _admitted(self, verdict: Admitted) -> None:
         self._verdict = verdict
-        door = self.relay.door(verdict, self.scope["method"], self._head)
-        if isinstance(door, Door):
-            self._pass(self._passage_to(door))
+        direct = self.relay.direct_request(verdict, self.scope["method"], self._head)
+        if isinstance(direct, DirectRequest):
+            self._pass(self._passage_to(direct))
             return
-        if door is not None:
-            if not (isinstance(door.error, SandboxNotFound) and self._look_up(self._admitted_again)):
-                self._refuse(door.error, door.status, door.headers)
+        if direct is not None:
+            if not (isinstance(direct.error, SandboxNotFound) and self._look_up(self._readmit)):
+                self._refuse(direct.error, direct.status, direct.headers)
             return
         if self.forwarder is not None and self._is_forwarded(self.forwarder):
             return
+        self._enter(verdict)
+
+    def _enter(self, verdict: Admitted) -> None:
+        """Take a request to the hive's own endpoints."""
         self.scope[ADMITTED_KEY] = verdict  # type: ignore[typeddict-unknown-key]
         self.scope["path"] = self.root_path + verdict.path
         self.scope["raw_path"] = quote(self.scope["path"]).encode("ascii")
-        is_message = self.scope["method"] == "POST" and verdict.path == MCP_PATH
-        if is_message and self.relay.calls.needs_body(verdict, self._head):
+        if self.scope["method"] == "POST" and verdict.path == MCP_PATH:
             self._collect()
-        elif not (is_message and self.relay.calls.misses(verdict, self._head) and self._look_up(self._admitted_again)):
+        else:
             self._start_asgi()
 
-    # A sandbox that is not known here.
+    # Looking up a sandbox that this process does not know.
 
     def _look_up(self, then: Callable[[], None]) -> bool:
-        """Have `then` decide anew after other processes' routes were looked up, once for each request."""
-        if not self.relay.looks_up or self._looked_for is self.scope:
+        """Fetch other processes' routes, then call `then` to decide anew; False if that was done for this request."""
+        if not self.relay.looks_up or self._looked_up_for is self.scope:
             return False
-        self._looked_for = self.scope
-        self._phase = Phase.ADMITTING
-        self._admitting = self.relay.spawn(self._decide_after_look(then))
+        self._looked_up_for = self.scope
+        self._decide_later(self._decide_after_lookup(then))
         return True
 
-    async def _decide_after_look(self, then: Callable[[], None]) -> None:
+    async def _decide_after_lookup(self, then: Callable[[], None]) -> None:
         error = await self.relay.look_up()
-        if self.transport.is_closing():
-            return
+        if self._phase is not Phase.ADMITTING or self.transport.is_closing():
+            return  # it failed meanwhile, or its caller left
         self._admitting = None
         self.flow.resume_reading()
-        door = self.relay.door(self._verdict, self.scope["method"], self._head)
-        if error is not None and isinstance(door, Refusal):
-            self._refuse(error, 503)
+        direct = self.relay.direct_request(self._verdict, self.scope["method"], self._head)
+        if error is not None and isinstance(direct, Refusal):
+            self._refuse(error, 503 if isinstance(error, ConnectFailed) else None)
         else:
-            then()  # what is no door the hive's own endpoint answers, and says what it knows
-        self._read_over()
+            then()  # not a direct request: the hive's own endpoint gives the error
+        self._after_read()
 
-    def _admitted_again(self) -> None:
+    def _readmit(self) -> None:
         self._admitted(self._verdict)
 
     def _is_forwarded(self, forwarder: Forwarder) -> bool:
         forward = forwarder.forward_of(self._verdict, self.scope["method"], self._head.fields)
         if forward is None:
             return False
-        services, paused = self.relay.services, self.flow.write_paused
-        self._pass(Forwarding(self, forward, self._head, forwarder, services, paused=paused))
+        session_id = forward.session_id
+        if self.relay.has_session(self._verdict, session_id):
+            return False  # it was taken up here
+        if forwarder.is_reached(forward.replica):
+            self._forward(forwarder, forward)
+        else:
+            self._decide_later(self._take_up_or_forward(forwarder, forward, session_id))
         return True
 
-    # A sandbox's own endpoint, or another replica's.
-
-    def _passage_to(self, door: Door) -> Passage:
-        if self._told is None or self._told[0] is not self._head:
-            client = self.client[0] if self.client is not None else ""
-            self._told = self._head, _framing.forwarded(self._head.headers, client, self.scheme or "http")
+    def _forward(self, forwarder: Forwarder, forward: Forward) -> None:
         services, paused = self.relay.services, self.flow.write_paused
-        return Passage(self, door, self._head, self._told[1], services, paused=paused)
+        self._pass(Forwarding(self, forward, self._head, forwarder, services, paused=paused))
+
+    async def _take_up_or_forward(self, forwarder: Forwarder, forward: Forward, session_id: str) -> None:
+        """Take up the session of a replica that is gone, or forward to one that was only not known here."""
+        is_taken_up = await forwarder.is_gone(forward.replica) and await self.relay.take_up(self._verdict, session_id)
+        if self._phase is not Phase.ADMITTING or self.transport.is_closing():
+            return  # it failed meanwhile, or its caller left
+        self._admitting = None
+        self.flow.resume_reading()
+        if is_taken_up:
+            self._enter(self._verdict)
+        else:
+            self._forward(forwarder, forward)  # which says that there is no such session
+        self._after_read()
+
+    # Passing a request to a sandbox's own endpoint, or to another replica.
+
+    def _passage_to(self, direct: DirectRequest) -> Passage:
+        if self._forwarded is None or self._forwarded[0] is not self._head:
+            client = self.client[0] if self.client is not None else ""
+            self._forwarded = self._head, framing.forwarded(self._head.headers, client, self.scheme or "http")
+        services, paused = self.relay.services, self.flow.write_paused
+        return Passage(self, direct, self._head, self._forwarded[1], services, paused=paused)
 
     def _pass(self, passage: Passage) -> None:
         announced = self._head.fields.get(b"content-length")
@@ -253,14 +304,14 @@ class _RelayProtocol(Intake):
             self._direct_body_exceeded()
             return
         self._phase = Phase.PASSING
-        self._passed = 0
+        self._passed_bytes = 0
         self._continue()
         self._exchange = self._passage = passage
         passage.start()
         body, self._body = bytes(self._body), bytearray()
         if body:
             self.on_body(body)
-        if self._received_all:  # before a verdict that took its time
+        if self._received_all:  # the body was whole before a slow verdict came
             passage.body_ended()
 
     def pause_reading(self) -> None:
@@ -294,11 +345,15 @@ class _RelayProtocol(Intake):
             passage.caller_left()
         return passage is not None and passage.begun
 
-    # Reading a message.
+    # Collecting the body of a message to `/mcp`.
 
     def _collect(self) -> None:
+        problem = framing.content_problem(self._head.fields)
+        if problem is not None:
+            self._refuse(ConfigError(problem.message), problem.status)
+            return
         self._phase = Phase.COLLECTING
-        announced = _framing.content_length(self.headers) or 0
+        announced = framing.content_length(self.headers) or 0
         if max(announced, len(self._body)) > self.relay.limits.max_body_bytes:
             self._refuse(self.relay.limits.body_exceeded(), 413)
             return
@@ -306,31 +361,59 @@ class _RelayProtocol(Intake):
         if self._received_all:
             self._collected()
 
+    def _count_body(self) -> None:
+        """Count a body that did not arrive in one read in its principal's quota of unfinished bodies."""
+        owner, size = self._verdict.principal.subject, len(self._body)
+        if self.relay.unfinished.begin(owner):
+            self._body_counted_for, self._body_counted_bytes = owner, size
+            self._grow_body(size)
+        else:
+            self._refuse(self.relay.limits.unfinished_exceeded())
+
+    def _grow_body(self, size: int) -> None:
+        assert self._body_counted_for is not None
+        if not self.relay.unfinished.grow(self._body_counted_for, size):
+            self._refuse(self.relay.limits.unfinished_exceeded())
+
+    def _uncount_body(self) -> None:
+        owner, self._body_counted_for = self._body_counted_for, None
+        if owner is not None:
+            self.relay.unfinished.end(owner, self._body_counted_bytes)
+
+    def _drain(self) -> None:
+        self._uncount_body()
+        self._body = bytearray()
+        super()._drain()
+
     def _collected(self) -> None:
+        self._uncount_body()
         self._disarm()
         message = bodies.read_message(bytes(self._body))
-        decision = None
-        if message is not None:
-            decision = self.relay.calls.decide(self._verdict, self._head, message)
-            if (
-                decision is None
-                and self.relay.calls.misses(self._verdict, self._head, message)
-                and self._look_up(self._collected)
-            ):
-                return
+        if message is None:
+            self._body = bytearray()
+            self.write(responses.unreadable(self))
+            self.finished()
+            return
+        decision = self.relay.calls.decide(self._verdict, self._head, message)
+        if (
+            decision is None
+            and self.relay.calls.may_be_unknown_sandbox(self._verdict, self._head, message)
+            and self._look_up(self._collected)
+        ):
+            return
         if isinstance(decision, RelayedCall):
             self._relay(decision)
         elif isinstance(decision, Cancellation | ClientAnswer):
             self._body = bytearray()
             self.relay.tell(decision)
-            self.write(answers.accepted(self))
+            self.write(responses.accepted(self))
             self.finished()
         else:
             if isinstance(decision, LevelChange):
                 self.relay.level_changed(decision)
             elif isinstance(decision, RootsChange):
                 self.relay.roots_changed(decision)
-            if message is not None and message.method == "initialize":
+            if message.method == "initialize":
                 self.scope[INITIALIZE_KEY] = message.params  # type: ignore[typeddict-unknown-key]
             self._start_asgi()
 
@@ -343,9 +426,8 @@ class _RelayProtocol(Intake):
     # Answering.
 
     def _start_asgi(self) -> None:
-        """Hand the request, with what has been read of its body, to the ASGI app."""
+        """Give the request, with the body read so far, to the ASGI app when its principal's turn comes."""
         self._phase = Phase.ASGI
-        busiest, limit = max(len(self.connections), len(self.tasks)), self.limit_concurrency
         self.cycle = RequestResponseCycle(
             scope=self.scope,
             transport=self.transport,
@@ -353,7 +435,7 @@ class _RelayProtocol(Intake):
             logger=self.logger,
             access_logger=self.access_logger,
             access_log=self.access_log,
-            default_headers=[*self.server_state.default_headers, answers.FROM_HUB],
+            default_headers=[*self.server_state.default_headers, responses.FROM_HUB],
             message_event=asyncio.Event(),
             expect_100_continue=self.expect_100_continue,
             keep_alive=self._keep_alive,
@@ -363,6 +445,11 @@ class _RelayProtocol(Intake):
         self.cycle.more_body = not self._received_all
         if self._received_all or self.cycle.body:
             self.cycle.message_event.set()
+        work = _HIVE_WORK if self._verdict.path == MCP_PATH else 1
+        self.relay.services.turns.take(self._verdict.principal.subject, self, work)
+
+    def begin(self) -> None:
+        busiest, limit = max(len(self.connections), len(self.tasks)), self.limit_concurrency
         self._start_asgi_task(self.cycle, self.app if limit is None or busiest < limit else service_unavailable)
 
     @property
@@ -372,7 +459,7 @@ class _RelayProtocol(Intake):
     def finished(self) -> None:
         self._exchange = self._passage = None
         if self._phase is Phase.PASSING and not self._received_all:
-            self._turn_deaf()
+            self._drain()
             return
         self._phase = Phase.HEAD
         if self._keep_alive:

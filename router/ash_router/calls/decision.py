@@ -1,7 +1,7 @@
-"""Which request is a call to a sandbox: decided from its head where that is possible, from its body where not.
+"""Decides what a message POSTed to `/mcp` is: a call to a sandbox, a notice for sandboxes, or the ASGI app's.
 
-Whatever is not surely a call to a sandbox that this caller has is left to the ASGI app, which knows better what is
-wrong with it.
+A call is recognised by its body; in the stateless era the head must name the same tool. What is not
+surely a call to a sandbox of this caller goes to the ASGI app, which explains what is wrong with it.
 """
 
 from __future__ import annotations
@@ -11,29 +11,25 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ash_mcp.types import SessionName, valid_session_name
-from ash_mcp.wire import MODERN_VERSION
-from ash_router import bodies
-from ash_router.admission import Admitted
-from ash_router.asking import answer_to
-from ash_router.bodies import HIVE_CALL, Message, ToolCall
-from ash_router.exchange import RelayedCall
-from ash_router.heads import Fields, RequestHead
+from ash_router.admission.base import Admitted
+from ash_router.calls.exchange import RelayedCall
+from ash_router.http import bodies
+from ash_router.http.bodies import HIVE_CALL, Message, ToolCall
+from ash_router.http.heads import Fields, RequestHead
 from ash_router.routes import Route, Routes, split_tool_name
-from ash_router.sessions import HANDSHAKE_VERSIONS, LegacySession, LegacySessions, UpstreamSession
+from ash_router.sessions.server_requests import answer_for_sandbox
+from ash_router.sessions.session_map import Era, LegacySession, LegacySessions, UpstreamSession, era_of
 
 __all__ = ["Calls", "Cancellation", "ClientAnswer", "LevelChange", "RootsChange"]
 
 LOG_LEVELS: Final = frozenset({"debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"})
 
-_DECIDING: Final = (b"mcp-protocol-version", b"mcp-method", b"mcp-name", b"mcp-session-id")
-_HANDSHAKE: Final = frozenset(version.encode() for version in HANDSHAKE_VERSIONS)
-_MODERN: Final = MODERN_VERSION.encode()
-_CALL_ARGUMENTS: Final = frozenset({"session", "tool", "arguments"})
+_CALL_ARGUMENTS: Final = frozenset({"session", "sandbox", "tool", "arguments"})
 
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:
-    """A client's word that it no longer waits for a relayed call."""
+    """A client's `notifications/cancelled` for a relayed call."""
 
     upstream: UpstreamSession
     message: Message
@@ -41,16 +37,16 @@ class Cancellation:
 
 @dataclass(frozen=True, slots=True)
 class ClientAnswer:
-    """A client's answer to what a sandbox asked it."""
+    """A client's response to a request of a sandbox."""
 
     upstream: UpstreamSession
     body: bytes
-    """As the sandbox will get it."""
+    """The response with the request id that the sandbox used."""
 
 
 @dataclass(frozen=True, slots=True)
 class RootsChange:
-    """A client's word that its roots are others now, which sandboxes must hear of too."""
+    """A client's `notifications/roots/list_changed`, to be passed on to its sandboxes."""
 
     session: LegacySession
     message: Message
@@ -58,7 +54,7 @@ class RootsChange:
 
 @dataclass(frozen=True, slots=True)
 class LevelChange:
-    """A client's wish for a log level, which sandboxes must hear of too."""
+    """A client's `logging/setLevel`, to be passed on to its sandboxes."""
 
     session: LegacySession
     level: str
@@ -68,35 +64,19 @@ Notice = Cancellation | ClientAnswer | LevelChange | RootsChange
 
 
 class Calls:
-    """Decides by the routes and sessions of this process; no I/O."""
+    """Makes these decisions from the routes and sessions that this process knows; no I/O."""
 
     def __init__(self, routes: Routes, sessions: LegacySessions) -> None:
         self._routes = routes
         self._sessions = sessions
 
-    def needs_body(self, admitted: Admitted, head: RequestHead) -> bool:
-        """Say whether a POST to the hive's endpoint may be for a sandbox, so that its body must be read."""
-        fields = head.fields
-        for deciding in _DECIDING:
-            if fields.get(deciding, b"") is None:
-                return False  # it came twice
-        version = fields.get(b"mcp-protocol-version")
-        if version is None or version in _HANDSHAKE:
-            return True
-        if version != _MODERN or fields.get(b"mcp-method") != b"tools/call":
-            return False
-        name = head.tool
-        return name == HIVE_CALL or (name is not None and self._named(admitted, name) is not None)
-
     def decide(self, admitted: Admitted, head: RequestHead, message: Message) -> RelayedCall | Notice | None:
-        """Say what a message, whose head passed `needs_body`, means to sandboxes; None: nothing."""
-        fields = head.fields
-        if fields.get(b"mcp-protocol-version") == _MODERN:
-            call = bodies.as_tool_call(message)
-            if call is None or call.name != head.tool:
-                return None
-            return self._relayed(admitted, head, call, None)
-        session = self._session(admitted, fields)
+        """Return the call or notice that a message is for sandboxes; None if it is for the ASGI app alone."""
+        era = era_of(head.fields.get(b"mcp-protocol-version"))
+        if era is Era.STATELESS:
+            call = self._stateless_call(head, message)
+            return None if call is None else self._relayed(admitted, head, call, None)
+        session = self._session(admitted, head.fields) if era is Era.HANDSHAKE else None
         if session is None:
             return None
         if message.method == "tools/call":
@@ -104,44 +84,42 @@ class Calls:
             return None if call is None else self._relayed(session.admitted, head, call, session)
         return _notice(session, message)
 
-    def misses(self, admitted: Admitted, head: RequestHead, message: Message | None = None) -> bool:
-        """Say whether a request that is no call to a sandbox known here may be one to a sandbox that is not.
-
-        Args:
-            message: Its body; None where its head said enough for `needs_body` to pass it by.
-        """
-        fields = head.fields
-        is_modern = fields.get(b"mcp-protocol-version") == _MODERN
-        if message is None:
-            name = head.tool if is_modern and fields.get(b"mcp-method") == b"tools/call" else None
-            return name is not None and self._is_unknown(admitted, (split_tool_name(name) or ("",))[0])
-        call = bodies.as_tool_call(message)
-        session = None if is_modern else self._session(admitted, fields)
-        if call is None or (call.name != head.tool if is_modern else session is None):
+    def may_be_unknown_sandbox(self, admitted: Admitted, head: RequestHead, message: Message) -> bool:
+        """Return whether a message names a sandbox that is unknown here and may be known to another process."""
+        era = era_of(head.fields.get(b"mcp-protocol-version"))
+        session = self._session(admitted, head.fields) if era is Era.HANDSHAKE else None
+        call = self._stateless_call(head, message) if era is Era.STATELESS else bodies.as_tool_call(message)
+        if call is None or (session is None and era is not Era.STATELESS):
             return False
         if call.name == HIVE_CALL:
-            named: Any = call.arguments.get("session")
+            named: Any = _named_session(call.arguments)
         else:
             named = (split_tool_name(call.name) or ("",))[0]
-        return self._is_unknown(admitted if session is None else session.admitted, named)
+        return self._is_unknown_name(admitted if session is None else session.admitted, named)
 
-    def _is_unknown(self, admitted: Admitted, session: Any) -> bool:
-        if not isinstance(session, str) or not (valid_session_name(session) or session.startswith("sbx-")):
+    def _stateless_call(self, head: RequestHead, message: Message) -> ToolCall | None:
+        """Return the call in a stateless-era message; None unless head and body name the same tool."""
+        if head.fields.get(b"mcp-method") != b"tools/call":
+            return None
+        call = bodies.as_tool_call(message)
+        return call if call is not None and call.name == head.tool else None
+
+    def _is_unknown_name(self, admitted: Admitted, session: Any) -> bool:
+        if not isinstance(session, str) or not (valid_session_name(session) or "-" in session):
             return False  # nobody's name: there is nothing to look for
         return self._routes.resolve(admitted.principal, admitted.scope, session) is None
 
     def _session(self, admitted: Admitted, fields: Fields) -> LegacySession | None:
         session_id = fields.get(b"mcp-session-id")
-        session = self._sessions.get(session_id.decode("latin-1")) if session_id is not None else None
-        return session if session is not None and session.admitted.principal == admitted.principal else None
+        return None if session_id is None else self._sessions.of(admitted, session_id.decode("latin-1"))
 
     def _relayed(
         self, admitted: Admitted, head: RequestHead, call: ToolCall, session: LegacySession | None
     ) -> RelayedCall | None:
         if call.name == HIVE_CALL:
-            found = self._called(admitted, call.arguments)
+            found = self._resolve_hive_call(admitted, call.arguments)
         else:
-            found = self._named(admitted, call.name)
+            found = self._resolve_tool_name(admitted, call.name)
         if found is None:
             return None
         route, tool = found
@@ -154,21 +132,23 @@ class Calls:
             if hold is None:
                 return None
         return RelayedCall(
+            principal=admitted.principal,
             route=route,
             request_id=call.request_id,
             head=head,
             body=body,
             tool=tool,
+            progress_token=call.message.progress_token,
             session=session,
             hold=hold,
         )
 
-    def _named(self, admitted: Admitted, name: str) -> tuple[Route, str] | None:
+    def _resolve_tool_name(self, admitted: Admitted, name: str) -> tuple[Route, str] | None:
         parts = split_tool_name(name)
         return None if parts is None else self._resolve(admitted, *parts)
 
-    def _called(self, admitted: Admitted, arguments: Mapping[str, Any]) -> tuple[Route, str] | None:
-        session: Any = arguments.get("session")
+    def _resolve_hive_call(self, admitted: Admitted, arguments: Mapping[str, Any]) -> tuple[Route, str] | None:
+        session = _named_session(arguments)
         tool: Any = arguments.get("tool")
         inner: Any = arguments.get("arguments")
         if (
@@ -183,9 +163,18 @@ class Calls:
         return None if route is None else (route, route.tool_names.get(tool, tool))
 
 
+def _named_session(arguments: Mapping[str, Any]) -> Any:
+    """Return the session that a `call` names; `sandbox` is the same argument. None if they differ."""
+    session: Any = arguments.get("session")
+    sandbox: Any = arguments.get("sandbox")
+    if session is None or sandbox is None:
+        return sandbox if session is None else session
+    return session if session == sandbox else None
+
+
 def _notice(session: LegacySession, message: Message) -> Notice | None:
     if message.method is None:
-        answer = answer_to(session, message)
+        answer = answer_for_sandbox(session, message)
         return None if answer is None else ClientAnswer(*answer)
     if message.method == "notifications/roots/list_changed":
         return RootsChange(session, message)

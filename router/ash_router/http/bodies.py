@@ -1,7 +1,7 @@
 """JSON bodies: reading which tool a request calls, and rewriting its name without touching the rest.
 
-A body is spliced where the name stands once; otherwise it is written anew from what was read, with every number kept
-as it stood. What cannot be read strictly (bad UTF-8, NaN, deep nesting, a batch) is None: somebody else answers it.
+A name is replaced where it stands, and every other byte is kept. What another reader could read otherwise (bad UTF-8,
+NaN, a key that comes twice) or not at all (deep nesting, a batch) is None, and goes to nobody.
 """
 
 from __future__ import annotations
@@ -22,8 +22,16 @@ HIVE_CALL: Final = "call"
 
 # orjson reads an integer beyond 64 bits as a float; every such number has a run of this many digits.
 _LONG_NUMBER: Final = re.compile(rb"\d{19}")
-# "name" written with escapes. No encoder does it; a body that does is written anew instead of spliced.
-_ESCAPED_KEY: Final = re.compile(rb"\\u00(?:6[1dDeE5])")
+# Any other character is written in one way only, which is orjson's.
+_OTHER_SPELLING: Final = re.compile(rb"\\[u/]")
+_SPACE: Final = re.compile(r"[ \t\n\r]*")
+# Finds where a value ends. Numbers stay text: of the long ones Python would make no number.
+_scan: Final = json.JSONDecoder(parse_int=str, parse_float=str).raw_decode
+
+# A colon written as an escape, behind any number of escaped backslashes.
+_ESCAPED_COLON: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u003[aA]")
+_DEEP_BYTES: Final = 64 * 1024
+"""The longest message that may be nested deeper than orjson writes: to look at it costs a hundred times as much."""
 
 _SHORT: Final = 128
 """Names up to here are worth being remembered."""
@@ -48,6 +56,13 @@ class Message:
         params = self.fields.get("params")
         return cast("Mapping[str, Any]", params) if isinstance(params, dict) else {}
 
+    @property
+    def progress_token(self) -> str | int | None:
+        """The token with which a request asks for progress; None if it does not."""
+        meta: Any = self.params.get("_meta")
+        token: Any = cast("Mapping[str, Any]", meta).get("progressToken") if isinstance(meta, dict) else None
+        return token if isinstance(token, str | int) and not isinstance(token, bool) else None
+
 
 @dataclass(slots=True)
 class ToolCall:
@@ -60,12 +75,35 @@ class ToolCall:
 
 
 def read_message(raw: bytes) -> Message | None:
-    """Return the one JSON object in `raw`, or None."""
+    """Return the one JSON object in `raw`, or None where that is not all or could be read in two ways."""
     try:
         fields = orjson.loads(raw)
     except orjson.JSONDecodeError:
         return None
-    return Message(raw, cast("Mapping[str, Any]", fields)) if isinstance(fields, dict) else None
+    if not isinstance(fields, dict) or _repeats_a_key(raw, cast("Mapping[str, Any]", fields)):
+        return None
+    return Message(raw, cast("Mapping[str, Any]", fields))
+
+
+def _repeats_a_key(raw: bytes, fields: Mapping[str, Any]) -> bool:
+    """Say whether an object in `raw`, which was read as `fields`, has a key more than once, or may have."""
+    written = _dump(fields)
+    if written is not None:
+        # a pair that was dropped when it was read takes its colon along
+        escaped = len(_ESCAPED_COLON.findall(raw)) if b"\\u003" in raw else 0
+        return written.count(b":") != raw.count(b":") + escaped
+    if len(raw) > _DEEP_BYTES:
+        return True
+    try:
+        json.loads(raw, object_pairs_hook=_once_each)
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> None:
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError
 
 
 def as_tool_call(message: Message) -> ToolCall | None:
@@ -85,14 +123,48 @@ def as_tool_call(message: Message) -> ToolCall | None:
 
 
 def rename(call: ToolCall, name: str) -> bytes | None:
-    """Return the call's body with another tool name, or None if it cannot be kept exact."""
+    """Return the body of a call with another tool name, or None if it is nested too deeply."""
     raw = call.message.raw
     spot = _spot_of(call.name) if len(call.name) <= _SHORT else _spot_of.__wrapped__(call.name)
     found = spot.search(raw)
-    if found is not None and spot.search(raw, found.end()) is None and _ESCAPED_KEY.search(raw) is None:
+    # where nothing can be written in two ways, the name stands so; and standing so once, it stands there
+    if found is not None and spot.search(raw, found.end()) is None and _OTHER_SPELLING.search(raw) is None:
         return raw[: found.start(1)] + orjson.dumps(name) + raw[found.end(1) :]
-    fields = _exact_fields(call.message)
-    return None if fields is None else _dump({**fields, "params": {**fields["params"], "name": name}})
+    text = raw.decode()
+    try:
+        _, params, _ = _member(text, 0, "params")
+        _, start, end = _member(text, params, "name")
+    except RecursionError:
+        return None
+    return text[:start].encode() + orjson.dumps(name) + text[end:].encode()
+
+
+def _member(text: str, at: int, key: str) -> tuple[str, int, int]:
+    return next(member for member in _members(text, at) if member[0] == key)
+
+
+def _members(text: str, at: int) -> list[tuple[str, int, int]]:
+    """Return the key of each member of the legal JSON object at `at`, and where its value starts and ends.
+
+    Raises:
+        RecursionError: It is nested too deeply.
+    """
+    members: list[tuple[str, int, int]] = []
+    at = _after_space(text, text.index("{", at) + 1)
+    while text[at] != "}":
+        key, at = _scan(text, at)
+        start = _after_space(text, _after_space(text, at) + 1)
+        _, end = _scan(text, start)
+        members.append((key, start, end))
+        at = _after_space(text, end)
+        if text[at] == ",":
+            at = _after_space(text, at + 1)
+    return members
+
+
+def _after_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return at if found is None else found.end()
 
 
 @lru_cache(1024)

@@ -1,4 +1,4 @@
-"""What is a legal head, and how heads and bodies are framed anew. Pure.
+"""Checks of request heads, and the framing of heads and bodies. Pure.
 
 The parser below uvicorn refuses what is malformed: bare line feeds, folded lines, lengths that repeat or contradict,
 unknown final codings. Here is the rest: what is well-formed and still not for us. Nothing that came in as framing
@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import http
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,10 +24,12 @@ __all__ = [
     "Problem",
     "ResponseHead",
     "asked_lines",
+    "between_events",
     "body_head",
     "check_head",
     "chunk",
     "content_length",
+    "content_problem",
     "decode_name",
     "encode_name",
     "forwarded",
@@ -35,11 +37,13 @@ __all__ = [
     "indexed",
     "lines_of",
     "one",
+    "passed_lines",
     "request_head",
     "response_problem",
     "sse_event",
     "sse_tail",
     "status_line",
+    "unframed_problem",
 ]
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -49,6 +53,14 @@ LAST_CHUNK: Final = b"0\r\n\r\n"
 
 _TARGET: Final = re.compile(rb"/[\x21\x22\x24-\x7e]*")
 _VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+
+_JSON: Final = re.compile(rb'application/json[ \t]*(;[ \t]*charset="?utf-8"?[ \t]*)?', re.IGNORECASE)
+
+_SAID_ONCE: Final = frozenset(
+    {b"authorization", b"content-encoding", b"content-type", b"host", b"last-event-id", b"origin", b"x-session-id"}
+)
+_SAID_ONCE_PREFIXES: Final = (b"ash-", b"mcp-")
+"""Headers that say who asks for what. Readers of several take one each, and not all of them the same."""
 
 _PLAIN: Final = re.compile(r"[\x20-\x7e]+")
 
@@ -68,6 +80,23 @@ TO_CALL: Final = frozenset(
 TO_ENDPOINT: Final = TO_CALL | {b"accept-language", b"mcp-session-id", b"user-agent"}
 """Those that go with a request to a sandbox's own endpoint."""
 _ASKED_PREFIX: Final = b"mcp-param-"
+
+_OF_CONNECTION: Final = frozenset(
+    {
+        b"connection",
+        b"content-length",
+        b"expect",
+        b"host",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
 
 # What a sandbox may say about its answer. Everything else is dropped: cookies, CORS, challenges, redirects and
 # security policies would act on the hive's own origin, and ash-* is the hive's word.
@@ -97,13 +126,14 @@ class Problem:
 class ResponseHead:
     """The head of a response as it came from a sandbox, and what is worked out of it, once."""
 
-    __slots__ = ("_kept", "_lines", "headers", "is_stream", "length", "status")
+    __slots__ = ("_kept", "_lines", "headers", "is_json", "is_stream", "length", "status")
 
     def __init__(self, status: int, headers: Headers) -> None:
         self.status = status
         self.headers = headers
         kind = one(headers, b"content-type")
         self.is_stream = kind is not None and kind.lower().startswith(b"text/event-stream")
+        self.is_json = kind is not None and kind.lower().startswith(b"application/json")
         self.length = content_length(headers)
         """None where none is announced."""
         self._kept: frozenset[bytes] | None = None
@@ -166,7 +196,26 @@ def check_head(version: str, method: bytes, target: bytes, headers: Headers) -> 
         return Problem(505, f"HTTP/{version} is not served here; use HTTP/1.1")
     if method == b"CONNECT" or _TARGET.fullmatch(target) is None:
         return Problem(400, "the request target must be a path that starts with a slash")
-    return _check_framing(version, headers)
+    return _check_framing(version, headers) or _check_repeats(headers)
+
+
+def _check_repeats(headers: Headers) -> Problem | None:
+    seen: set[bytes] = set()
+    for key, _ in headers:
+        if key in seen and (key in _SAID_ONCE or key.startswith(_SAID_ONCE_PREFIXES)):
+            return Problem(400, f"the header {key.decode('latin-1')} came more than once; send it once")
+        seen.add(key)
+    return None
+
+
+def content_problem(fields: Mapping[bytes, bytes | None]) -> Problem | None:
+    """Say why a body under these headers cannot be a message of MCP, which is JSON in UTF-8 as it is; or None."""
+    kind = fields.get(b"content-type") or b""
+    if kind != b"application/json" and _JSON.fullmatch(kind) is None:
+        return Problem(400, "a message is JSON in UTF-8: send Content-Type: application/json")
+    if (fields.get(b"content-encoding") or b"identity").lower() != b"identity":
+        return Problem(400, "a message is not compressed: send it without Content-Encoding")
+    return None
 
 
 def _check_framing(version: str, headers: Headers) -> Problem | None:
@@ -222,15 +271,28 @@ def asked_lines(headers: Headers, kept: frozenset[bytes]) -> bytes:
     return lines_of(header for header in headers if header[0] in kept or header[0].startswith(_ASKED_PREFIX))
 
 
-def request_head(method: bytes, length: int | None, *lines: bytes) -> bytes:
+def passed_lines(headers: Headers, *, but: frozenset[bytes] = frozenset()) -> bytes:
+    """Return the lines that pass unchanged: all but framing, what is about one connection, and `ash-…`.
+
+    Args:
+        but: Further names that do not pass.
+    """
+    said = b",".join([value for key, value in headers if key == b"connection"]).lower()
+    kept_back = _OF_CONNECTION | but | {name.strip() for name in said.split(b",")}
+    return lines_of((k, v) for k, v in headers if k not in kept_back and not k.startswith(b"ash-"))
+
+
+def request_head(method: bytes, host: str, length: int | None, *lines: bytes, target: bytes = b"/mcp") -> bytes:
     """Return the head of a request to a sandbox.
 
     Args:
+        host: Its `Endpoint.authority`.
         length: Of the body; None where it will come in chunks.
         lines: Headers, ready.
     """
     framing = b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length
-    return b"".join((method, b" /mcp HTTP/1.1\r\nhost: sandbox\r\n", framing, *lines, b"\r\n"))
+    begin = b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (method, target, host.encode())
+    return b"".join((begin, framing, *lines, b"\r\n"))
 
 
 def forwarded(headers: Headers, client: str, scheme: str) -> bytes:
@@ -240,22 +302,28 @@ def forwarded(headers: Headers, client: str, scheme: str) -> bytes:
     return lines_of([*told, (b"x-forwarded-host", host)] if host is not None else told)
 
 
-def response_problem(head: ResponseHead) -> str | None:
-    """Say why a sandbox's answer cannot be passed on, or None."""
+def unframed_problem(head: ResponseHead) -> str | None:
+    """Say why an answer cannot be passed on by anybody, or None."""
     if not 200 <= head.status <= 599:
         return f"the sandbox answered with status {head.status}"
+    for key, value in head.headers:
+        if _VALUE.fullmatch(value) is None:
+            return "the sandbox sent a header value with a control character"
+        if key == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            return "the sandbox sent an unknown transfer coding"
+    return None
+
+
+def response_problem(head: ResponseHead) -> str | None:
+    """Say why the answer of a sandbox of ours cannot be passed on, or None."""
     if 300 <= head.status <= 399:
         return f"the sandbox answered with a redirect ({head.status}), which is never followed"
     if head.status in (401, 407):
         return f"the sandbox refused the hive's own credential with status {head.status}"
     for key, value in head.headers:
-        if _VALUE.fullmatch(value) is None:
-            return "the sandbox sent a header value with a control character"
         if key == b"content-encoding" and value.strip().lower() != b"identity":
             return "the sandbox compressed its answer, which nobody asked for"
-        if key == b"transfer-encoding" and value.strip().lower() != b"chunked":
-            return "the sandbox sent an unknown transfer coding"
-    return None
+    return unframed_problem(head)
 
 
 def _status_line(status: int) -> bytes:
@@ -284,6 +352,11 @@ def sse_tail(tail: bytes, data: bytes) -> bytes:
     return (tail + data)[-4:] if len(data) < 4 else data[-4:]
 
 
+def between_events(tail: bytes) -> bool:
+    """Return whether a stream whose last bytes are `tail` stands between two events."""
+    return tail == b"" or tail.endswith((b"\n\n", b"\r\r", b"\n\r\n"))
+
+
 def sse_event(tail: bytes, data: bytes) -> bytes:
     """Return one whole `message` event to append to a stream whose last bytes are `tail`.
 
@@ -291,7 +364,7 @@ def sse_event(tail: bytes, data: bytes) -> bytes:
     listens to, so that its half of a message is never read as one.
     """
     event = b"event: message\ndata: " + data + b"\n\n"
-    if tail == b"" or tail.endswith((b"\n\n", b"\r\r", b"\n\r\n")):
+    if between_events(tail):
         return event
     line_end = b"" if tail.endswith((b"\n", b"\r")) else b"\n"
     return line_end + b"event: ash-cut\n\n" + event

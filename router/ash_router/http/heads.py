@@ -1,7 +1,7 @@
-"""What is known of a request's head, worked out once; and how a head that comes again is told from its bytes. Pure.
+"""Parsed request heads, and the fast path for a head equal to the previous one but for Content-Length. Pure.
 
-Who calls a tool again and again sends the same head but for its length, and so does who answers. Of such a message
-only the first is parsed: the same bytes mean the same.
+Fast path: a head whose bytes equal the last one's on its connection, except for Content-Length, is not parsed again.
+Clients that call a tool repeatedly send such heads, and so do the sandboxes that answer them.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, Self
 
-from ash_router import _framing
-from ash_router._framing import Headers
+from ash_router.http import framing
+from ash_router.http.framing import Headers
 
 __all__ = ["Fields", "RequestHead", "SameHead"]
 
 Fields = Mapping[bytes, bytes | None]
-"""A request's headers as `_framing.indexed` returns them."""
+"""A request's headers as `framing.indexed` returns them."""
 
 _DIGITS: Final = re.compile(rb"[1-9][0-9]{0,8}")
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([1-9][0-9]{0,8})\r\n", re.IGNORECASE)
 
 
 class RequestHead:
-    """The head of a caller's request, as it was parsed."""
+    """The parsed head of a caller's request."""
 
     __slots__ = ("_fields", "_lines", "_tool", "headers", "method", "named", "target", "version")
 
@@ -33,7 +33,7 @@ class RequestHead:
         self.target = target
         self.headers = headers
         self.named: tuple[str, Any] | None = None
-        """What `direct.py` read from it about whose endpoint it means, and under which path."""
+        """Cache of `direct.name_in`: the path that it read, and what it returned."""
         self._fields: Fields | None = None
         self._tool: tuple[str | None] | None = None
         self._lines: dict[frozenset[bytes], bytes] = {}
@@ -41,30 +41,30 @@ class RequestHead:
     @property
     def fields(self) -> Fields:
         if self._fields is None:
-            self._fields = _framing.indexed(self.headers)
+            self._fields = framing.indexed(self.headers)
         return self._fields
 
     @property
     def tool(self) -> str | None:
-        """The tool that it names in the stateless era, under the hive's name for it."""
+        """The tool in a stateless-era head (`Mcp-Name`), by the name that the hive lists it under."""
         if self._tool is None:
             value = self.fields.get(b"mcp-name")
-            self._tool = (None if value is None else _framing.decode_name(value),)
+            self._tool = (None if value is None else framing.decode_name(value),)
         return self._tool[0]
 
     def is_same(self, version: str, method: bytes, target: bytes, headers: Headers) -> bool:
         return (self.version, self.method, self.target, self.headers) == (version, method, target, headers)
 
     def lines(self, kept: frozenset[bytes]) -> bytes:
-        """Return the lines that a sandbox gets to see: those of `kept`, and what mirrors arguments."""
+        """Return the header lines that a sandbox gets: those named in `kept`, and `Mcp-Param-…` ones."""
         lines = self._lines.get(kept)
         if lines is None:
-            lines = self._lines[kept] = _framing.asked_lines(self.headers, kept)
+            lines = self._lines[kept] = framing.asked_lines(self.headers, kept)
         return lines
 
 
 class SameHead:
-    """Knows whether a message has the same head as one that was parsed before, but for the length of its body."""
+    """Recognises a message whose head equals one that was parsed before, except for Content-Length."""
 
     __slots__ = ("_after", "_before", "_digits_at")
 
@@ -75,7 +75,7 @@ class SameHead:
 
     @classmethod
     def of(cls, message: bytes) -> Self | None:
-        """Return what tells the head of `message` again; None unless this is one message, whole, with a length."""
+        """Return what recognises the head of `message`; None unless that is one whole message with Content-Length."""
         end = message.find(b"\r\n\r\n") + 4
         length = _LENGTH.search(message, 0, end) if end > 3 else None
         if length is None or len(message) - end != int(length[1]):
@@ -83,7 +83,7 @@ class SameHead:
         return cls(message[: length.start(1)], message[length.end(1) : end])
 
     def body_of(self, message: bytes) -> bytes | None:
-        """Return the body of a message with this head that is whole; None for anything else."""
+        """Return the body of a whole message with this head; None for anything else."""
         if not message.startswith(self._before):
             return None
         digits_at, after = self._digits_at, self._after
@@ -91,10 +91,10 @@ class SameHead:
         if not message.startswith(after, digits_end):
             return None
         body = message[digits_end + len(after) :]
-        # its length in the one way to write it, so that nothing but digits can stand there
+        # only the canonical spelling of the length passes, so nothing but digits can stand there
         return body if message[digits_at:digits_end] == b"%d" % len(body) else None
 
     def is_head_of(self, data: bytes) -> bool:
-        """Say whether `data` is such a head and not more, so that its body is still to come."""
+        """Return whether `data` is such a head alone, with its body still to come."""
         digits = data[self._digits_at : len(data) - len(self._after)]
         return data == b"%b%b%b" % (self._before, digits, self._after) and _DIGITS.fullmatch(digits) is not None

@@ -1,4 +1,4 @@
-"""What the hive itself writes to callers: heads, refusals, failures. Pure."""
+"""The hive's own responses: heads, refusals, failures. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 import orjson
 
-from ash_mcp.errors import AshError, CapacityExceeded
+from ash_mcp.errors import AshError, CapacityExceeded, ConfigError
 from ash_mcp.wire import (
     HEADER_NONCE,
     HEADER_ORIGIN,
@@ -17,11 +17,12 @@ from ash_mcp.wire import (
     ORIGIN_SANDBOX,
     failure_to_json,
     http_status,
+    jsonrpc_code,
     tool_failure,
 )
-from ash_router import _framing
-from ash_router._framing import Headers
-from ash_router.bodies import RequestId
+from ash_router.http import framing
+from ash_router.http.bodies import RequestId
+from ash_router.http.framing import Headers
 
 __all__ = [
     "FROM_HUB",
@@ -31,9 +32,13 @@ __all__ = [
     "accepted",
     "failure",
     "head",
+    "json_refusal",
     "new_nonce",
     "passed_head",
+    "progress_event",
     "refusal",
+    "text_refusal",
+    "unreadable",
     "whole_failure",
 ]
 
@@ -41,12 +46,15 @@ NONCE: Final = HEADER_NONCE.encode()
 FROM_HUB: Final = (HEADER_ORIGIN.encode(), ORIGIN_HUB.encode())
 FROM_SANDBOX: Final = (HEADER_ORIGIN.encode(), ORIGIN_SANDBOX.encode())
 
+PARSE_ERROR: Final = -32700
+"""As JSON-RPC has it."""
+
 _NONCE_BYTES: Final = 16
 _NONCES: Final[list[bytes]] = []
 
 
 class Caller(Protocol):
-    """The connection that a call came on, as far as its answer is concerned."""
+    """The caller's connection, as writers of answers use it."""
 
     @property
     def takes_chunks(self) -> bool:
@@ -58,7 +66,7 @@ class Caller(Protocol):
 
     @property
     def default_lines(self) -> bytes:
-        """The headers that stand in every answer of the process, ready."""
+        """The server's default header lines, which stand in every answer."""
         ...
 
     def write(self, data: bytes) -> None: ...
@@ -73,16 +81,16 @@ class Caller(Protocol):
 
 
 def head(caller: Caller, status: int, *headers: Headers) -> bytes:
-    """Return the head of an answer, which says so if the connection ends with it."""
-    lines = [_framing.lines_of(group) for group in headers]
-    return b"".join((_framing.status_line(status), caller.default_lines, *lines, _end(caller)))
+    """Return the head of an answer, with `connection: close` if the connection ends after it."""
+    lines = [framing.lines_of(group) for group in headers]
+    return b"".join((framing.status_line(status), caller.default_lines, *lines, _end(caller)))
 
 
 def passed_head(caller: Caller, *lines: bytes) -> bytes:
     """Return the head of an answer that is not the hive's own.
 
     Args:
-        lines: What passes of its head, from the status on, and what the hive adds.
+        lines: The lines of its head that pass, from the status line on, then those that the hive adds.
     """
     return b"".join((*lines, caller.default_lines, _end(caller)))
 
@@ -92,16 +100,16 @@ def _end(caller: Caller) -> bytes:
 
 
 def new_nonce() -> bytes:
-    """Return what nobody can guess, whatever others of it are known."""
+    """Return a random nonce; knowing others does not help to guess it."""
     if not _NONCES:
-        # the kernel is asked for many at once
+        # one system call makes 256 of them
         random = secrets.token_hex(_NONCE_BYTES * 256).encode()
         _NONCES.extend(random[at : at + 2 * _NONCE_BYTES] for at in range(0, len(random), 2 * _NONCE_BYTES))
     return _NONCES.pop()
 
 
 def accepted(caller: Caller) -> bytes:
-    """Return a whole answer that says that a notification was taken."""
+    """Return the 202 answer to a notification."""
     return head(caller, 202, [(b"content-length", b"0"), FROM_HUB])
 
 
@@ -114,10 +122,17 @@ def failure(request_id: RequestId, error: AshError, *, nonce: bytes | None, is_m
 
 
 def retry_after(error: AshError) -> list[tuple[bytes, bytes]]:
-    """Return the header that says when to come back, if `error` does."""
+    """Return the `retry-after` header if `error` says when to come back, else none."""
     if not isinstance(error, CapacityExceeded) or not error.retryable:
         return []
     return [(b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_seconds)))]
+
+
+def progress_event(token: str | int, progress: float, seconds: float) -> bytes:
+    """Return the event of a stream that tells that a call goes on, `seconds` after it began."""
+    params = {"progressToken": token, "progress": progress, "message": f"running for {seconds:.0f} s"}
+    message = {"jsonrpc": "2.0", "method": "notifications/progress", "params": params}
+    return framing.sse_event(b"", orjson.dumps(message))
 
 
 def whole_failure(caller: Caller, body: bytes, error: AshError, more: Headers) -> bytes:
@@ -132,8 +147,29 @@ def whole_failure(caller: Caller, body: bytes, error: AshError, more: Headers) -
 
 
 def refusal(caller: Caller, error: AshError, status: int | None, headers: Sequence[tuple[str, str]]) -> bytes:
-    """Return a whole answer that says why a request is not even looked at."""
-    body = orjson.dumps({"error": failure_to_json(error)}, default=str)
+    """Return the whole answer that refuses a request with `error`."""
+    body = json_refusal(error)
     said = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
     ours = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), FROM_HUB]
     return head(caller, status or http_status(error), said, retry_after(error), ours) + body
+
+
+def text_refusal(caller: Caller, words: str, error: AshError, status: int) -> bytes:
+    """Return the whole answer that refuses a request as the seed did: in a line of plain text."""
+    body = f"{words}\n".encode()
+    ours = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body)), FROM_HUB]
+    return head(caller, status, ours, retry_after(error)) + body
+
+
+def json_refusal(error: AshError, *, code: int | None = None) -> bytes:
+    """Return a refusal as JSON: the typed error, inside a JSON-RPC error for clients that know only those."""
+    said = {"code": jsonrpc_code(error) if code is None else code, **failure_to_json(error)}
+    return orjson.dumps({"jsonrpc": "2.0", "id": None, "error": said}, default=str)
+
+
+def unreadable(caller: Caller) -> bytes:
+    """Return the whole answer to a body that is not one unambiguous JSON-RPC message."""
+    error = ConfigError("the body must be one JSON object as RFC 8259 has it: UTF-8, no NaN, no key twice, no batch")
+    body = json_refusal(error, code=PARSE_ERROR)
+    ours = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), FROM_HUB]
+    return head(caller, 400, ours) + body

@@ -9,39 +9,40 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from ash_mcp.errors import AshError, ConnectFailed, HiveFault, RemoteProtocolError, StreamBroken
 from ash_mcp.types import DEFAULT_SCOPE, Endpoint, SandboxId, SessionName
 from ash_mcp.wire import MCP_PATH, MODERN_VERSION
-from ash_router import _framing, answers, bodies
-from ash_router._framing import ResponseHead
-from ash_router.admission import Admitted
-from ash_router.direct import METHODS, Door
-from ash_router.exchange import Services
-from ash_router.heads import Fields, RequestHead
-from ash_router.limits import DEFAULT_LIMITS, RelayLimits
-from ash_router.passage import Passage, Sender
-from ash_router.replicas import Replicas, split_address
-from ash_router.reply import Reply
+from ash_router.admission.base import Admitted
+from ash_router.bounds.limits import DEFAULT_LIMITS, RelayLimits
+from ash_router.calls.direct import METHODS, DirectRequest
+from ash_router.calls.passage import Passage, Sender
+from ash_router.calls.sandbox_exchange import Services
+from ash_router.calls.sandbox_response import Reply
+from ash_router.http import bodies, framing, responses
+from ash_router.http.framing import ResponseHead
+from ash_router.http.heads import Fields, RequestHead
+from ash_router.replicas.membership import Replicas, split_address
+from ash_router.replicas.vouchers import VOUCHER_HEADER, Vouchers
 from ash_router.routes import Route
-from ash_router.upstream import Upstreams
-from ash_router.vouchers import VOUCHER_HEADER, Vouchers
+from ash_router.sessions.session_gate import NO_SESSION
+from ash_router.sessions.session_ids import MAX_ID_CHARS
+from ash_router.upstream.pool import ConnectionPool
 
 __all__ = ["Forward", "Forwarder", "Forwarding"]
 
 CONNECT_SECONDS: Final = 0.8
 REACH_SECONDS: Final = 0.9
-"""For finding the owner and connecting to it: a client whose session's owner is gone must know within a second."""
+"""For finding the owner and connecting to it: a client is answered within a second."""
 SILENT_SECONDS: Final = 8
 """How long the host of an owner may be silent under a request, its network stack and not its process."""
 
-_SESSION_ID: Final = re.compile(rb"([a-z0-9]{8})\.[\x21-\x7e]{1,128}")
+_SESSION_ID: Final = re.compile(rb"([a-z0-9]{8})\.[\x21-\x7e]{1,%d}" % MAX_ID_CHARS)
 _MODERN: Final = MODERN_VERSION.encode()
 _HOP_BY_HOP: Final = frozenset({b"connection", b"content-length", b"keep-alive", b"transfer-encoding"})
-_NO_SESSION: Final = b'{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"Session not found"}}'
-"""As the MCP SDK says it."""
 _BROKEN: Final = "the replica that holds the session broke off; whether the call did its work is unknown"
 _NOWHERE: Final = Endpoint(host="", port=0)
 
@@ -53,6 +54,7 @@ class Forward:
     replica: str
     admitted: Admitted
     method: str
+    session_id: str
 
 
 class Forwarder:
@@ -60,12 +62,23 @@ class Forwarder:
 
     Args:
         replicas: Where the others are.
+        takes_up: Whether a session, by its owner and id, is taken up here when its replica is gone.
     """
 
-    def __init__(self, replicas: Replicas, vouchers: Vouchers, limits: RelayLimits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        replicas: Replicas,
+        vouchers: Vouchers,
+        limits: RelayLimits = DEFAULT_LIMITS,
+        *,
+        takes_up: Callable[[str, str], bool] = lambda _, __: False,
+    ) -> None:
+        self.takes_up = takes_up
+        self.refused: set[str] = set()
+        """Replicas that are announced still, and whose address nobody listens at any more."""
         self.replicas = replicas
         self.vouchers = vouchers
-        self.upstreams = Upstreams(
+        self.upstreams = ConnectionPool(
             connect_timeout_seconds=CONNECT_SECONDS,
             max_idle=limits.max_idle_upstreams,
             idle_seconds=limits.idle_upstream_seconds,
@@ -73,7 +86,9 @@ class Forwarder:
             max_headers=limits.max_headers,
             silent_seconds=SILENT_SECONDS,
         )
-        replicas.on_left.append(lambda replica: self.upstreams.forget(SandboxId(replica)))
+        self._endpoints: dict[str, Endpoint] = {}
+        """Where replicas were reached; the id of one is new with each start, so it stays there."""
+        replicas.on_left.append(self._forget)
 
     def forward_of(self, admitted: Admitted, method: str, fields: Fields) -> Forward | None:
         """Say to which other replica a request belongs; None: to this one, or to any."""
@@ -84,7 +99,48 @@ class Forwarder:
             return None  # there a session means nothing
         named = _SESSION_ID.fullmatch(session_id)
         replica = named[1].decode() if named is not None else self.replicas.id
-        return None if replica == self.replicas.id else Forward(replica, admitted, method)
+        return (
+            None if replica == self.replicas.id else Forward(replica, admitted, method, session_id.decode("latin-1"))
+        )
+
+    def endpoint_of(self, replica: str) -> Endpoint:
+        """Return where a replica was reached; nowhere, if it was not yet."""
+        return self._endpoints.get(replica, _NOWHERE)
+
+    async def find(self, replica: str) -> Endpoint | None:
+        """Return where a replica listens; None: there is none of that id."""
+        address = await self.replicas.address_of(replica)
+        if address is None:
+            return None
+        host, port = split_address(address)
+        endpoint = self._endpoints[replica] = Endpoint(host=host, port=port)
+        return endpoint
+
+    def is_reached(self, replica: str) -> bool:
+        """Say whether a connection to a replica is open for the next request."""
+        return replica in self.replicas.others() and self.upstreams.has_idle(self.endpoint_of(replica))
+
+    async def is_gone(self, replica: str) -> bool:
+        """Say whether a replica lives no more. To one that lives a connection is open then."""
+        if replica in self.refused:
+            return True
+        try:
+            async with asyncio.timeout(REACH_SECONDS):
+                endpoint = await self.find(replica)
+                if endpoint is None:
+                    return self.replicas.knows_all()
+                self.upstreams.keep(await self.upstreams.connect(endpoint))
+        except (ConnectFailed, TimeoutError) as error:
+            if not isinstance(error.__cause__, ConnectionRefusedError):
+                return False
+            self.refused.add(replica)
+            return True
+        return False
+
+    def _forget(self, replica: str) -> None:
+        self.refused.discard(replica)
+        left = self._endpoints.pop(replica, None)
+        self.upstreams.forget(lambda endpoint: endpoint == left)
 
     def close(self) -> None:
         self.upstreams.close()
@@ -108,8 +164,11 @@ class Forwarding(Passage):
         *,
         paused: bool = False,
     ) -> None:
-        door = Door(_route_to(forward.replica, forward.admitted), forward.method)
-        super().__init__(sender, door, head, b"", replace(services, upstreams=forwarder.upstreams), paused=paused)
+        direct = DirectRequest(
+            forward.admitted.principal, _route_to(forward.replica, forward.admitted), forward.method
+        )
+        super().__init__(sender, direct, head, b"", replace(services, upstreams=forwarder.upstreams), paused=paused)
+        self._endpoint = forwarder.endpoint_of(forward.replica)
         self._reply = _OwnersReply(sender)
         self._forward = forward
         self._forwarder = forwarder
@@ -130,31 +189,41 @@ class Forwarding(Passage):
 
     def _credentials(self) -> bytes:
         voucher = self._forwarder.vouchers.write(self._forward.replica, self._forward.admitted)
-        return _framing.lines_of([(VOUCHER_HEADER, voucher)])
+        return framing.lines_of([(VOUCHER_HEADER, voucher)])
 
     async def _connect(self) -> None:
         try:
             async with asyncio.timeout(REACH_SECONDS):
-                address = await self._forwarder.replicas.address_of(self._forward.replica)
-                if address is None:
-                    self._answer_no_session()
+                endpoint = await self._forwarder.find(self._forward.replica)
+                if endpoint is None:
+                    self._fail_unreached(self._forwarder.replicas.can_judge())
                     return
-                host, port = split_address(address)
-                route = replace(self._door.route, endpoint=Endpoint(host=host, port=port))
-                connection = await self._services.upstreams.connect(route)
-        except (ConnectFailed, TimeoutError):
-            self._answer_no_session()
+                connection = await self._services.upstreams.connect(endpoint)
+        except (ConnectFailed, TimeoutError) as error:
+            self._fail_unreached(isinstance(error.__cause__, ConnectionRefusedError))
             return
         self._hold(False)
         self._send(connection)
+
+    def _fail_unreached(self, is_dead: bool) -> None:
+        """End the answer where the owner was not reached: a dead one's sessions are gone, a slow one may have them."""
+        replica, owner = self._forward.replica, self._forward.admitted.principal.subject
+        refused = self._forwarder.refused
+        if is_dead and replica not in refused and self._forwarder.takes_up(owner, self._forward.session_id):
+            refused.add(replica)
+            self.fail(ConnectFailed("the replica that held this session is gone; try again to go on with another"))
+        elif is_dead:
+            self._answer_no_session()
+        else:
+            self.fail(ConnectFailed("the replica that holds this session cannot be reached now; try again"))
 
     def _answer_no_session(self) -> None:
         """Say that there is no such session: its owner is gone, and it with it."""
         if self._done:
             return
         self._end()
-        said = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(_NO_SESSION))]
-        self._sender.write(answers.head(self._sender, 404, said, [answers.FROM_HUB]) + _NO_SESSION)
+        said = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(NO_SESSION))]
+        self._sender.write(responses.head(self._sender, 404, said, [responses.FROM_HUB]) + NO_SESSION)
         self._sender.finished()
 
     def fail(self, error: AshError, status: int | None = None) -> None:
@@ -164,12 +233,12 @@ class Forwarding(Passage):
             super().fail(error, status)
             return
         self._end()
-        session_id = _framing.one(self._head.headers, b"mcp-session-id") or b""
+        session_id = framing.one(self._head.headers, b"mcp-session-id") or b""
         more = [(b"mcp-session-id", session_id)]
-        self._sender.write(answers.whole_failure(self._sender, failure, error, more))
+        self._sender.write(responses.whole_failure(self._sender, failure, error, more))
         self._sender.finished()
 
-    async def _fail_explained(self, error: AshError) -> None:
+    async def _fail_explained(self, error: AshError, status: int | None = None) -> None:
         if isinstance(error, RemoteProtocolError):
             error = HiveFault("another replica refuses to be asked; give all one hive.key, and their clocks one time")
         self.fail(StreamBroken(_BROKEN) if isinstance(error, StreamBroken) else error)
@@ -179,11 +248,11 @@ class _OwnersReply(Reply):
     """An answer whose head is the owner's, but for its framing."""
 
     def _said(self, head: ResponseHead) -> tuple[bytes, bytes]:
-        nonce = _framing.one(head.headers, answers.NONCE)
-        self.nonce = answers.new_nonce() if nonce is None else nonce
-        passed = _framing.lines_of((key, value) for key, value in head.headers if key not in _HOP_BY_HOP)
-        ours = [(answers.NONCE, self.nonce)] if nonce is None else []
-        return _framing.status_line(head.status) + passed, _framing.lines_of(ours)
+        nonce = framing.one(head.headers, responses.NONCE)
+        self.nonce = responses.new_nonce() if nonce is None else nonce
+        passed = framing.lines_of((key, value) for key, value in head.headers if key not in _HOP_BY_HOP)
+        ours = [(responses.NONCE, self.nonce)] if nonce is None else []
+        return framing.status_line(head.status) + passed, framing.lines_of(ours)
 
 
 def _route_to(replica: str, admitted: Admitted) -> Route:
@@ -191,7 +260,6 @@ def _route_to(replica: str, admitted: Admitted) -> Route:
     owner = admitted.principal.subject
     return Route(
         sandbox_id=SandboxId(replica),
-        generation=0,
         owner=owner,
         scope=DEFAULT_SCOPE,
         session=SessionName(""),

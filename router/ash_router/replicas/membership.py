@@ -59,6 +59,7 @@ class Replicas:
     Args:
         address: `host:port` at which the others reach this one; None where they cannot.
         details: What else this replica says of itself, each time that it does.
+        grace_seconds: How long the others have to announce themselves after the store was away.
     """
 
     def __init__(
@@ -68,8 +69,10 @@ class Replicas:
         address: str | None = None,
         *,
         details: Callable[[], Mapping[str, Any]] = dict,
+        grace_seconds: float = TTL_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._grace_seconds = grace_seconds
         self.id = replica_id
         self.address = address
         self.details = details
@@ -80,7 +83,13 @@ class Replicas:
         self._others: Mapping[str, Mapping[str, Any]] = {}
         self._found_at: dict[str, float] = {}
         self._looked_at = float("-inf")
+        self._outage_until = float("-inf")
+        """When every replica has had time to announce itself since the store was away."""
+        self._sure_from = float("inf")
+        """When every replica has had time to announce itself since the store was away, or since this one began."""
         self._looks = 0
+        self.is_cut_off = False
+        """Whether the last look failed; the next one is a tick away."""
         self._has_left = False
         self._announcing = asyncio.Lock()
         self._looking = asyncio.Lock()
@@ -92,6 +101,22 @@ class Replicas:
     def living(self) -> frozenset[str]:
         """Return the ids of the replicas that live, with this one's."""
         return frozenset((self.id, *self.others()))
+
+    def can_judge(self) -> bool:
+        """Say whether a replica that is not among the others surely lives no more.
+
+        Not while the store is away, nor before every replica had time to announce itself again.
+        """
+        now = self._clock()
+        return now - self._looked_at <= MISSED_SECONDS and now >= self._sure_from
+
+    def knows_all(self) -> bool:
+        """Say whether a replica that is not among the others is most likely gone.
+
+        As `can_judge`, but also of one that has just begun, which a store that was emptied before that could deceive.
+        """
+        now = self._clock()
+        return now - self._looked_at <= MISSED_SECONDS and now >= self._outage_until
 
     async def address_of(self, replica: str) -> str | None:
         """Return where a replica takes requests, asking the store at once for one that is not known here."""
@@ -144,7 +169,8 @@ class Replicas:
         async with self._announcing:  # after one that is on its way, which would put it back
             self._has_left = True
             await self._store.withdraw_replica(self.id)
-        return bool((await self._store.replicas()).keys() - {self.id})
+        living = (await self._store.replicas()).keys() - {self.id}
+        return bool(living) or (self._clock() < self._outage_until and bool(self._others))
 
     async def look(self) -> None:
         """Take over who lives now; callers at the same time share one look.
@@ -157,11 +183,24 @@ class Replicas:
             if self._looks > looks:  # one that began after this caller came
                 return
             self._looks += 1
-            self._found(await self._store.replicas())
+            try:
+                living = await self._store.replicas()
+            except AshError:
+                self.is_cut_off = True
+                raise
+            self.is_cut_off = False
+            self._found(living)
 
     def _found(self, living: Mapping[str, Mapping[str, Any]]) -> None:
-        known, self._looked_at = self._others, self._clock()
-        self._found_at |= dict.fromkeys(living.keys() - {self.id}, self._looked_at)
+        known, now = self._others, self._clock()
+        if now - self._looked_at > MISSED_SECONDS:  # the store was away, and nobody could announce itself
+            self._sure_from = now + self._grace_seconds
+            if self._looked_at > float("-inf"):
+                self._outage_until = self._sure_from
+            self._found_at = dict.fromkeys(known, self._sure_from - MISSED_SECONDS)
+        self._looked_at = now
+        for replica in living.keys() - {self.id}:
+            self._found_at[replica] = max(now, self._found_at.get(replica, now))
         self._found_at = {
             replica: at for replica, at in self._found_at.items() if self._looked_at - at < MISSED_SECONDS
         }

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Final, cast
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ash_mcp.errors import Unauthenticated
-from ash_mcp.types import Principal, Scope
+from ash_mcp.types import Principal, PrincipalLimits, Scope
 from ash_mcp.wire import MCP_PATH
-from ash_router.admission import Admitted, Head, Refusal
+from ash_router.admission.base import Admitted, Head, Refusal
 
 __all__ = ["VOUCHER_HEADER", "VoucherAdmission", "Vouchers"]
 
@@ -55,6 +55,9 @@ class Vouchers:
             "replica": replica,
             "sub": admitted.principal.subject,
             "bound": None if bound is None else sorted(bound),
+            "limits": {name: most for name, most in asdict(admitted.principal.limits).items() if most is not None},
+            "spawn": admitted.principal.spawn_policy,
+            "sandbox": admitted.principal.sandbox,
             "scope": admitted.scope,
             "expand": admitted.expand,
             "by": admitted.by,
@@ -112,5 +115,11 @@ class VoucherAdmission:
 
 def _admitted(claims: dict[str, Any]) -> Admitted:
     bound: Any = claims["bound"]
-    principal = Principal(claims["sub"], None if bound is None else frozenset(cast("list[str]", bound)))
+    principal = Principal(
+        claims["sub"],
+        None if bound is None else frozenset(cast("list[str]", bound)),
+        PrincipalLimits(**claims["limits"]),
+        claims["spawn"],
+        claims["sandbox"],
+    )
     return Admitted(principal, Scope(claims["scope"]), MCP_PATH, claims["expand"], claims["by"], claims["client"])

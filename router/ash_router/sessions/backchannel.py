@@ -1,7 +1,7 @@
-"""What a sandbox says in a session without being asked: its standalone stream, heard for the client.
+"""Reads a sandbox's standalone stream (GET) of a session in place of the client.
 
-A server may ask its client something outside of any call's stream (`roots/list`, usually). The hive listens where
-the client would, and lets what is asked into the answer of a call that the client has open on the same session.
+A server may send its client a request outside of any call's stream (`roots/list`, usually). The hive listens there
+and injects such a request into the answer of a call that the client has open in the same session.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 import orjson
 
 from ash_mcp.errors import AshError
-from ash_router._framing import ResponseHead
-from ash_router.asking import answer_to, asked
-from ash_router.bodies import read_message
-from ash_router.events import EventSplitter
-from ash_router.sessions import LegacySession, UpstreamSession
+from ash_router.http.bodies import read_message
+from ash_router.http.event_stream import EventSplitter
+from ash_router.http.framing import ResponseHead
+from ash_router.sessions.server_requests import answer_for_sandbox, rewrite_request_id
+from ash_router.sessions.session_map import LegacySession, UpstreamSession
 
 __all__ = ["Backchannel"]
 
 
 class Backchannel:
-    """A `Sink` of the standalone stream of one session on a sandbox.
+    """The `Sink` of the standalone stream of one session on a sandbox.
 
     Args:
         tell: Posts a message to the sandbox.
@@ -37,7 +37,7 @@ class Backchannel:
         self._tell = tell
         self._splitter = EventSplitter(self._heard)
         self.answered = asyncio.Event()
-        """Whether the sandbox has said yes or no to being listened to."""
+        """Set when the sandbox has accepted or refused the stream."""
 
     def received(self, head: ResponseHead | None, data: bytes, complete: bool) -> None:
         if head is not None:
@@ -51,19 +51,19 @@ class Backchannel:
         self.answered.set()
 
     def _heard(self, event: bytes) -> bytes:
-        """Pass a request on, and that one is withdrawn. All else is meant for who looks at this sandbox alone."""
-        ours = asked(self._session, self._upstream, event) if b'"method"' in event else event
+        """Inject a request, or the cancellation of one, into an open call; drop all other events."""
+        ours = rewrite_request_id(self._session, self._upstream, event) if b'"method"' in event else event
         if ours is event:
             return b""
-        voice = next(reversed(self._upstream.voices.values()), None)
-        if voice is not None:
-            voice(ours)
+        inject = next(reversed(self._upstream.open_streams.values()), None)
+        if inject is not None:
+            inject(ours)
         else:
             self._refuse(ours)
         return b""
 
     def _refuse(self, event: bytes) -> None:
-        """Tell the sandbox that nobody is there to be asked, so that it does not wait."""
+        """Answer the sandbox's request with an error, so that it does not wait: the client has no call open."""
         raw = b"\n".join(line[5:] for line in event.splitlines() if line.startswith(b"data:"))
         message = read_message(raw)
         if message is None or "id" not in message.fields:
@@ -71,6 +71,6 @@ class Backchannel:
         error: dict[str, Any] = {"code": -32001, "message": "the client has no call open that could ask it"}
         said = orjson.dumps({"jsonrpc": "2.0", "id": message.fields["id"], "error": error})
         answer = read_message(said)
-        found = answer_to(self._session, answer) if answer is not None else None
+        found = answer_for_sandbox(self._session, answer) if answer is not None else None
         if found is not None:
             self._tell(*found)

@@ -1,4 +1,4 @@
-"""What the relay itself says to sandboxes in the handshake era: it opens, tunes and ends sessions there."""
+"""Handshake-era sessions on sandboxes: opens them, sets their log level, sends notifications, and ends them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import asyncio
 import itertools
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final, cast
 
 import orjson
@@ -14,13 +16,14 @@ import orjson
 from ash_mcp.errors import AshError, RemoteProtocolError, StreamBroken
 from ash_mcp.types import SandboxId
 from ash_mcp.wire import HEADER_TOKEN
-from ash_router import _framing
-from ash_router.backchannel import Backchannel
-from ash_router.limits import RelayLimits
+from ash_router.bounds.limits import RelayLimits
+from ash_router.http import framing
 from ash_router.routes import Route
-from ash_router.sessions import HANDSHAKE_VERSIONS, LegacySession, UpstreamSession
-from ash_router.tokens import CallTokens
-from ash_router.upstream import Upstreams
+from ash_router.sessions.backchannel import Backchannel
+from ash_router.sessions.session_map import HANDSHAKE_VERSIONS, LegacySession, UpstreamSession
+from ash_router.upstream.call_tokens import CallTokens
+from ash_router.upstream.connection import Connection
+from ash_router.upstream.pool import ConnectionPool
 
 __all__ = ["Handshakes"]
 
@@ -31,7 +34,7 @@ _JSON: Final = (b"content-type", b"application/json")
 _DATA_LINE: Final = re.compile(rb"^data: ?(.*?)\r?$", re.MULTILINE)
 _SESSION_ID: Final = re.compile(rb"[\x21-\x7e]{1,256}")
 _MAX_GOODBYES: Final = 32
-"""Upstream sessions that are being ended at once."""
+"""How many upstream sessions are ended at the same time."""
 _GOODBYE_SECONDS: Final = 2.0
 _LISTEN_SECONDS: Final = 5.0
 
@@ -41,7 +44,7 @@ class Handshakes:
 
     def __init__(
         self,
-        upstreams: Upstreams,
+        upstreams: ConnectionPool,
         tokens: CallTokens,
         limits: RelayLimits,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
@@ -50,33 +53,36 @@ class Handshakes:
         self._tokens = tokens
         self._limits = limits
         self._spawn = spawn
-        self._opening: dict[tuple[str, SandboxId, int], asyncio.Lock] = {}
+        self._opening: dict[tuple[str, SandboxId], asyncio.Lock] = {}
         self._goodbyes = asyncio.Semaphore(_MAX_GOODBYES)
         self._ids = itertools.count(1)
+        self._listening: Counter[str] = Counter()
+        """The number of open standalone streams, by principal."""
 
     async def session_on(self, session: LegacySession, route: Route) -> UpstreamSession:
         """Return the session's own session on a sandbox, opening it if there is none.
 
         Raises:
+            CapacityExceeded: Its principal has as many standalone streams open as it may.
             TransportError: The sandbox could not be reached or did not answer.
             RemoteProtocolError: It refused, or answered something else.
         """
-        key = (route.sandbox_id, route.generation)
-        lock = self._opening.setdefault((session.id, *key), asyncio.Lock())
+        sandbox_id = route.sandbox_id
+        lock = self._opening.setdefault((session.id, sandbox_id), asyncio.Lock())
         try:
             async with lock:
-                known = session.upstreams.get(key)
+                known = session.upstreams.get(sandbox_id)
                 if known is None:
-                    known = session.upstreams[key] = await self._open(session, route)
+                    known = session.upstreams[sandbox_id] = await self._open(session, route)
                 return known
         finally:
             if not lock.locked():
-                self._opening.pop((session.id, *key), None)
+                self._opening.pop((session.id, sandbox_id), None)
 
     async def notify(self, upstream: UpstreamSession, message: bytes) -> None:
-        """Pass on what a client says that needs no answer; a sandbox that does not take it leaves a line in the log.
+        """Send a client's notification or answer to a sandbox; a failure is logged only.
 
-        It may be said twice, where a connection broke under it: a sandbox ignores what it does not wait for.
+        It is sent a second time if the connection broke. That is safe: a sandbox ignores what it does not wait for.
         """
         for last in (False, True):
             try:
@@ -90,7 +96,7 @@ class Handshakes:
                 return
 
     def tell(self, upstream: UpstreamSession, message: bytes) -> None:
-        """`notify`, beside everything else."""
+        """Like `notify`, in the background."""
         self._spawn(self.notify(upstream, message))
 
     async def set_level(self, upstream: UpstreamSession, level: str) -> None:
@@ -106,12 +112,19 @@ class Handshakes:
         async with self._goodbyes:
             try:
                 await self._upstreams.request(
-                    upstream.route, head, timeout_seconds=_GOODBYE_SECONDS, max_bytes=self._limits.max_head_bytes
+                    upstream.route.endpoint,
+                    head,
+                    timeout_seconds=_GOODBYE_SECONDS,
+                    max_bytes=self._limits.max_head_bytes,
                 )
             except AshError as error:
                 log.info("a session on sandbox %s was not ended: %s", upstream.route.sandbox_id, error)
 
     async def _open(self, session: LegacySession, route: Route) -> UpstreamSession:
+        principal = session.admitted.principal
+        limit = self._limits.backchannels_of(principal)
+        if session.can_be_asked and self._listening[principal.subject] >= limit.most:
+            raise limit.reached("backchannels")
         hello = self._request("initialize", session.initialize_params())
         answer = await self._post(route, hello, {b"mcp-protocol-version": session.version.encode()})
         if answer[0] != 200:
@@ -125,27 +138,34 @@ class Handshakes:
         return upstream
 
     async def _listen(self, session: LegacySession, upstream: UpstreamSession) -> None:
-        """Hear what the sandbox asks outside of any call, if it has anything to be heard by."""
+        """Open the session's standalone stream, if the sandbox offers one."""
         channel = Backchannel(session, upstream, self.tell)
         route = upstream.route
         try:
-            connection = self._upstreams.idle(route) or await self._upstreams.connect(route)
+            connection = self._upstreams.idle(route.endpoint) or await self._upstreams.connect(route.endpoint)
             connection.send(self._head(route, upstream.headers(), 0, method=b"GET"), channel)
-            upstream.listening = connection.close
+            upstream.listening = partial(self._stop_listening, session.admitted.principal.subject, connection)
+            self._listening[session.admitted.principal.subject] += 1
             async with asyncio.timeout(_LISTEN_SECONDS):
                 await channel.answered.wait()
         except (AshError, TimeoutError) as error:
             upstream.stop_listening()
             log.info("sandbox %s cannot be listened to: %s", route.sandbox_id, error)
 
+    def _stop_listening(self, owner: str, connection: Connection) -> None:
+        self._listening[owner] -= 1
+        if not self._listening[owner]:
+            del self._listening[owner]
+        connection.close()
+
     def _request(self, method: str, params: dict[str, Any]) -> bytes:
         return orjson.dumps({"jsonrpc": "2.0", "id": f"ash-{next(self._ids)}", "method": method, "params": params})
 
     async def _post(
         self, route: Route, body: bytes, headers: dict[bytes, bytes]
-    ) -> tuple[int, _framing.Headers, bytes]:
+    ) -> tuple[int, framing.Headers, bytes]:
         answer = await self._upstreams.request(
-            route,
+            route.endpoint,
             self._head(route, headers, len(body)) + body,
             timeout_seconds=self._limits.handshake_timeout_seconds,
             max_bytes=self._limits.max_handshake_bytes,
@@ -153,16 +173,16 @@ class Handshakes:
         return answer.status, answer.headers, bytes(answer.body)
 
     def _head(self, route: Route, headers: dict[bytes, bytes], length: int, *, method: bytes = b"POST") -> bytes:
-        token = self._tokens.mint(route.sandbox_id, route.generation)
-        lines = _framing.lines_of([_ACCEPT, _JSON, (HEADER_TOKEN.encode(), token), *headers.items()])
-        return _framing.request_head(method, length, lines)
+        token = self._tokens.mint(route.sandbox_id)
+        lines = framing.lines_of([_ACCEPT, _JSON, (HEADER_TOKEN.encode(), token), *headers.items()])
+        return framing.request_head(method, route.endpoint.authority, length, lines)
 
 
 _NOTHING_MORE: Final = orjson.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"})
 
 
-def _session_id(headers: _framing.Headers) -> bytes | None:
-    value = _framing.one(headers, b"mcp-session-id")
+def _session_id(headers: framing.Headers) -> bytes | None:
+    value = framing.one(headers, b"mcp-session-id")
     if value is not None and _SESSION_ID.fullmatch(value) is None:
         raise RemoteProtocolError("the sandbox gave its session an id that cannot be one")
     return value

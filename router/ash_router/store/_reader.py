@@ -1,4 +1,4 @@
-"""One subscription of one consumer: an endless iterator over a bounded queue that says when it has lost something."""
+"""One consumer's subscription: an endless iterator over a bounded queue, with `LOST` in place of lost messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Reader:
         self._more.set()
 
     def lose(self) -> None:
-        """Say that messages may be missing from before those that come from now on."""
+        """Note that messages before the next one may be missing."""
         self._has_lost = True
         self._more.set()
 

@@ -1,13 +1,13 @@
-"""The store: who holds what now. It can be lost at any time and rebuilt from the backend.
+"""The store interface: state that the replicas of a hive share. It may be lost at any time, and is then rebuilt.
 
-It is *not* the truth about which sandboxes exist; that is the backend's. Every step that two replicas could take at
-once is one atomic call here, so that no caller reads first and writes later. `memory.py` is the in-process twin for
-one hive; `ash_router.testing.check_store` is the suite that every implementation passes.
+It is *not* the truth about which sandboxes exist; the backend is. Every step that two replicas could take at the same
+time is one atomic call, so no caller reads first and writes later. `memory.py` implements it for one process;
+`ash_router.store.testing.check_store` is the test suite that every implementation passes.
 
-Every step may be taken again after a failure, whether or not it was done the first time. A store that others share
-can be away. What takes or asks for something then raises `ConnectFailed` after a bounded wait, retryable. What only
-gives back or tells (`drop_route`, `release…`, `touch`, `publish`) does not fail: it is done when the store is back,
-so that no end of a sandbox has to wait for it.
+Every call may be repeated after a failure, whether or not the first one was done. A shared store can be away. Calls
+that read or take something then raise `ConnectFailed` (retryable) after a bounded wait. Calls that only release or
+announce (`drop_route`, `release…`, `touch`, `publish`) do not fail: they are done when the store is back, so
+that the end of a sandbox never waits for the store.
 """
 
 from __future__ import annotations
@@ -15,57 +15,163 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
-from ash_mcp.types import SandboxId, Scope, SessionName
+from ash_mcp.errors import CapacityExceeded, SessionTaken
+from ash_mcp.types import Endpoint, SandboxId, Scope, SessionName
+from ash_router.bounds.effective_limits import EffectiveLimit
 
-__all__ = ["LOST", "MAX_REPLICAS", "ROUTE_NEWS", "Lease", "RouteChanges", "Store"]
+__all__ = [
+    "CHOSEN_NUMBERS",
+    "IDLE_SCOPES",
+    "IDLE_SCOPE_SECONDS",
+    "LOST",
+    "MAX_REPLICAS",
+    "NO_PLACE_LIMITS",
+    "ROUTE_NEWS",
+    "Place",
+    "PlaceLimits",
+    "RouteChanges",
+    "SeedAddress",
+    "SeedRoutes",
+    "Shelf",
+    "Store",
+    "session_taken",
+]
 
 LOST: Final = ""
-"""What a subscription yields in place of messages that it may have missed: look at everything again."""
+"""What a subscription yields where messages may have been missed: the reader must read everything again."""
 
 MAX_REPLICAS: Final = 1000
-"""Announced replicas that are kept; of more, those that end first are dropped."""
+"""The most replicas that are kept; beyond it those that expire first are dropped."""
+
+IDLE_SCOPES: Final = 2000
+"""The most scopes without a sandbox whose session numbers are remembered; the longest idle go first."""
+
+IDLE_SCOPE_SECONDS: Final = 86_400.0
+"""How long those numbers are remembered at most."""
+
+CHOSEN_NUMBERS: Final = 100
+"""Names like `sb7` that callers chose ahead of the count, remembered for each scope; over it the count goes on behind
+the lower half of them."""
 
 ROUTE_NEWS: Final = "routes"
 """The channel on which `put_route` and `drop_route` name the sandbox whose route changed, in the same step."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A time-bounded hold of a name."""
-
-    name: str
-    holder: str
-    token: int
-    """Fencing token: larger than that of any earlier grant of the same name."""
-    expires_at: float
-    """Seconds on the store's own clock."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteChanges:
-    """What happened to the routes since a version that the asker knows."""
+    """How the routes changed since a version that the caller knows."""
 
     version: str
-    """Opaque; to be handed in the next time."""
+    """Opaque; pass it to the next `route_changes`."""
     bound: Sequence[Mapping[str, Any]]
     unbound: Sequence[SandboxId] = ()
     complete: bool = False
-    """Whether `bound` is all that there is, so that any other route is gone."""
+    """Whether `bound` holds all routes, so that any other is gone."""
     refilling: bool = False
-    """With `complete`: the store has lost what it held, so that a route which it lacks may be as good as ever."""
+    """Only with `complete`: the store has lost its content, so a route that it lacks may still be good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """A bounded cache of texts by name, which expire; the oldest make room for new ones."""
+
+    name: str
+    most: int
+    """The most texts."""
+    most_bytes: int
+    """The most bytes of all texts together."""
+    seconds: float
+    """How long a text is kept."""
+
+
+class SeedAddress(NamedTuple):
+    """Where the seed's gateway reaches a process of the hive."""
+
+    host: str | None
+    """A literal address, an IPv6 one in brackets; None is the one by which Redis sees the process. Never a name: the
+    seed's control plane deletes the Service and the Deployment that the first two labels of a name spell."""
+    port: int
+
+
+class Place(NamedTuple):
+    """A living sandbox's place in the limits: its owner, scope and first session name."""
+
+    owner: str
+    scope: Scope
+    session: SessionName
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceLimits:
+    """The most places, of an owner and of the hive. None: no limit."""
+
+    owner: int | None = None
+    """Of this owner."""
+    starting: int | None = None
+    """Of this owner, for sandboxes that have had no route yet."""
+    hive: int | None = None
+    """Of all owners."""
+    owner_by_key: bool = False
+    """Whether `owner` is the limit of the principal's key, and not the hive's."""
+    starting_by_key: bool = False
+
+    def reached(self, which: str) -> CapacityExceeded:
+        """Return the refusal of one more sandbox; `which` limit was reached: `owner`, `starting` or `hive`.
+
+        Its `data["limit"]` says whose limit it was: `key`, `owner` or `hive`.
+        """
+        if which == "owner" and self.owner is not None:
+            return EffectiveLimit(self.owner, self.owner_by_key).reached("sandboxes")
+        if which == "starting" and self.starting is not None:
+            return EffectiveLimit(self.starting, self.starting_by_key).reached("starting")
+        said = f"this hive holds {self.hive} sandboxes, its limit; destroy one, come back later"
+        message = f"{said}, or have the limit raised (ASH_HUB_LIMITS__SANDBOXES)"
+        return CapacityExceeded(message, limit="hive", retry_after_seconds=10.0)
+
+
+NO_PLACE_LIMITS: Final = PlaceLimits()
+
+
+def session_taken(session: SessionName | None, holder: str) -> SessionTaken:
+    """Return the refusal of a session name that another sandbox has."""
+    return SessionTaken(f"session {session} is in use; choose another name, or none to be given one", holder=holder)
+
+
+class SeedRoutes(Protocol):
+    """Where the seed's control plane says that its sandboxes are."""
+
+    async def find(self, uuid: str) -> Endpoint | None:
+        """Return where the sandbox of that uuid listens; None if there is none.
+
+        Raises:
+            AshError: That could not be found out.
+        """
+        ...
+
+    async def unready(self) -> str | None:
+        """Return why none can be found now, in the words of the seed's gateway, or None."""
+        ...
 
 
 class Store(Protocol):
-    """Routes, session names, idempotency keys, leases, last calls and events, shared by the replicas of one hive."""
+    """Routes, names, keys, last calls, texts and events, shared by the replicas of one hive."""
 
     async def put_route(self, record: Mapping[str, Any]) -> None:
-        """Store a route under its `sandbox_id`, unless one of a later `generation` is there."""
+        """Store a route under its `sandbox_id`; from then on the sandbox is not counted as starting."""
         ...
 
-    async def drop_route(self, sandbox_id: SandboxId) -> None:
-        """Remove a route, and with it when its sandbox was last called; idempotent."""
+    async def drop_route(self, sandbox_id: SandboxId, alias: str | None = None) -> None:
+        """Remove a route, and with it when its sandbox was last called; idempotent.
+
+        Args:
+            alias: The sandbox's, where its route may never have been stored: what `note_starting` wrote goes, too.
+        """
+        ...
+
+    async def note_starting(self, alias: str) -> None:
+        """Let the seed's gateway find a sandbox that has no route yet; no-op where it finds it already."""
         ...
 
     async def routes(self) -> list[Mapping[str, Any]]:
@@ -83,24 +189,32 @@ class Store(Protocol):
         wanted: SessionName | None,
         sandbox_id: SandboxId,
         *,
+        most: PlaceLimits = NO_PLACE_LIMITS,
         restoring: bool = False,
     ) -> SessionName:
-        """Give a session name to a sandbox, in one step.
+        """Give a session name to a sandbox, and with its first name a place among the living, in one step.
 
         Args:
             wanted: The caller's choice; None takes the next of `sb1`, `sb2`, … that nobody holds. A number is not
-                given again while the hive lives, so that a name in a model's memory never means another sandbox.
+                given again, so that a name in a model's memory never means another sandbox, until the scope was
+                without a sandbox for `IDLE_SCOPE_SECONDS`, or for longer than `IDLE_SCOPES` others.
                 A sandbox that holds a name already gets that one again.
-            restoring: The sandbox held it already when the store lost it. No other name is given before all may be
-                back: that fails as if the store were away.
+            most: How many places there are. A place counts as starting until its sandbox has a route.
+            restoring: The sandbox held it already when the store lost it, so no limit holds. No other name is given
+                before all may be back: that fails as if the store were away.
 
         Raises:
             SessionTaken: `wanted` belongs to another sandbox of this owner and scope; `data["holder"]` says which.
+            CapacityExceeded: All places are taken; `data["limit"]` says whose limit that is, `key`, `owner` or `hive`.
         """
         ...
 
     async def release_session(self, owner: str, scope: Scope, session: SessionName, sandbox_id: SandboxId) -> None:
-        """Let a name go if `sandbox_id` holds it; idempotent."""
+        """Let a name go if `sandbox_id` holds it, and the sandbox's place with it; idempotent."""
+        ...
+
+    async def places(self) -> Mapping[SandboxId, Place]:
+        """Return every place that is taken, and by which sandbox."""
         ...
 
     async def claim_key(
@@ -117,32 +231,31 @@ class Store(Protocol):
         """Unbind a key if `sandbox_id` holds it; idempotent."""
         ...
 
-    async def grant(self, name: str, holder: str, ttl_seconds: float) -> Lease:
-        """Take a lease that nobody holds, or that `holder` holds already (same token, later expiry).
-
-        Raises:
-            LeaseHeld: Somebody else holds it; `data["holder"]` says who.
-        """
-        ...
-
-    async def renew(self, lease: Lease, ttl_seconds: float) -> Lease:
-        """Push the expiry of a lease.
-
-        Raises:
-            LeaseLost: It expired, or was granted to another since.
-        """
-        ...
-
-    async def release(self, lease: Lease) -> None:
-        """Give a lease back; no-op if it is no longer ours."""
-        ...
-
     async def touch(self, calls: Mapping[SandboxId, float]) -> None:
-        """Record when sandboxes were last called, in seconds since the epoch; never backwards."""
+        """Record when sandboxes were last called, in seconds since the epoch; never backwards.
+
+        One without a route is passed over: its last call ended after it did, and nobody would remove the record.
+        """
         ...
 
     async def last_calls(self) -> Mapping[SandboxId, float]:
         """Return when each touched sandbox was last called."""
+        ...
+
+    async def keep(self, shelf: Shelf, name: str, text: str) -> None:
+        """Keep a text for a while; what was kept first under a name stays. One larger than its shelf is not kept.
+
+        Raises:
+            ConnectFailed: At once where the store is known to be away, so that no end of a sandbox has to wait.
+        """
+        ...
+
+    async def kept(self, shelf: Shelf, name: str | None = None) -> Mapping[str, str]:
+        """Return the texts of a shelf, or the one of this name, by name; the oldest first.
+
+        Raises:
+            ConnectFailed: As `keep` does.
+        """
         ...
 
     async def announce_replica(self, replica: str, record: Mapping[str, Any], ttl_seconds: float) -> None:
@@ -173,12 +286,20 @@ class Store(Protocol):
         """
         ...
 
+    def now(self) -> float:
+        """Return the store's time, in seconds since the epoch, without waiting; the same for all who share it.
+
+        They may differ by the time that an answer of the store takes; setting the clock of their machines changes
+        nothing.
+        """
+        ...
+
     def unready(self) -> str | None:
-        """Say why the store cannot be used now, or None."""
+        """Return why the store cannot be used now, or None."""
         ...
 
     def warnings(self) -> Sequence[str]:
-        """Return what an operator must know of how the store is set up, a sentence each."""
+        """Return warnings about the store's configuration for the operator, a sentence each."""
         ...
 
     def on_flushed(self, restore: Callable[[], Awaitable[None]]) -> None:

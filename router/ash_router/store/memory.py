@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import re
-import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ash_mcp.errors import SessionTaken
 from ash_mcp.types import SandboxId, Scope, SessionName
-from ash_router import _lease
 from ash_router.store._reader import Reader
-from ash_router.store.base import MAX_REPLICAS, ROUTE_NEWS, Lease, RouteChanges
+from ash_router.store.base import (
+    CHOSEN_NUMBERS,
+    IDLE_SCOPE_SECONDS,
+    IDLE_SCOPES,
+    MAX_REPLICAS,
+    NO_PLACE_LIMITS,
+    ROUTE_NEWS,
+    Place,
+    PlaceLimits,
+    RouteChanges,
+    Shelf,
+    session_taken,
+)
+from ash_router.store.clock import even_clock
 
 __all__ = ["MemoryStore"]
 
 CHANGES_REMEMBERED: Final = 1000
-"""Routes that changed last; who knows only an older version is told all routes."""
+"""Routes that changed last; a reader that knows only an older version gets all routes."""
 
 _NUMBERED: Final = re.compile(r"sb([1-9][0-9]*)")
 
@@ -39,29 +50,41 @@ class _Names:
 class MemoryStore:
     """A `Store` for the embedded default. All steps are atomic because none of them waits."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        self._clock = clock or even_clock()
         self._routes: dict[SandboxId, Mapping[str, Any]] = {}
         self._version = 0
         self._changed: dict[SandboxId, int] = {}
         self._names: dict[Owned, _Names] = {}
+        self._idle: dict[Owned, float] = {}
+        """Since when nobody holds a name there; the longest first."""
+        self._places: dict[SandboxId, Place] = {}
+        self._counts: Counter[str] = Counter()
+        self._starting: dict[SandboxId, str] = {}
+        """Owners of the sandboxes with a place that had no route yet."""
+        self._starts: Counter[str] = Counter()
         self._keys: dict[tuple[str, Scope, str], SandboxId] = {}
-        self._leases: dict[str, Lease] = {}
         self._calls: dict[SandboxId, float] = {}
+        self._shelves: dict[str, dict[str, tuple[float, str]]] = {}
+        """By name of shelf and text: until when, and the text; the oldest first."""
         self._replicas: dict[str, tuple[float, Mapping[str, Any]]] = {}
         self._readers: dict[str, set[Reader]] = {}
 
     async def put_route(self, record: Mapping[str, Any]) -> None:
         sandbox_id = SandboxId(record["sandbox_id"])
-        known = self._routes.get(sandbox_id)
-        if known is None or (known["generation"] <= record["generation"] and known != record):
+        self._started(sandbox_id)
+        if self._routes.get(sandbox_id) != record:
             self._routes[sandbox_id] = dict(record)
             await self._note_change(sandbox_id)
 
-    async def drop_route(self, sandbox_id: SandboxId) -> None:
+    async def drop_route(self, sandbox_id: SandboxId, alias: str | None = None) -> None:
+        del alias
         self._calls.pop(sandbox_id, None)
         if self._routes.pop(sandbox_id, None) is not None:
             await self._note_change(sandbox_id)
+
+    async def note_starting(self, alias: str) -> None:
+        del alias  # a gateway of the seed's reads Redis only
 
     async def routes(self) -> list[Mapping[str, Any]]:
         return list(self._routes.values())
@@ -93,20 +116,39 @@ class MemoryStore:
         wanted: SessionName | None,
         sandbox_id: SandboxId,
         *,
+        most: PlaceLimits = NO_PLACE_LIMITS,
         restoring: bool = False,
     ) -> SessionName:
-        names = self._names.setdefault((owner, scope), _Names())
+        names = self._names.get((owner, scope)) or _Names()
+        if wanted is not None and names.held.get(wanted, sandbox_id) != sandbox_id:
+            raise session_taken(wanted, names.held[wanted])
+        if not restoring and (full := self._full(owner, sandbox_id, most)) is not None:
+            raise most.reached(full)
         session = wanted or names.of.get(sandbox_id) or _next_name(names)
-        holder = names.held.setdefault(session, sandbox_id)
-        if holder != sandbox_id:
-            raise SessionTaken(
-                f"session {session} is in use; choose another name, or none to be given one", holder=holder
-            )
+        names.held[session] = sandbox_id
+        self._names[owner, scope] = names
+        self._idle.pop((owner, scope), None)
+        if sandbox_id not in self._places:
+            self._places[sandbox_id] = Place(owner, scope, session)
+            self._counts[owner] += 1
+            if not restoring:
+                self._starting[sandbox_id] = owner
+                self._starts[owner] += 1
         numbered = _NUMBERED.fullmatch(session)
         if numbered is not None and int(numbered[1]) > names.last_number:
             names.chosen_numbers.add(int(numbered[1]))
+            _bound_chosen(names)
         names.of[sandbox_id] = session
         return session
+
+    def _full(self, owner: str, sandbox_id: SandboxId, most: PlaceLimits) -> str | None:
+        if sandbox_id in self._places:
+            return None
+        if most.owner is not None and self._counts[owner] >= most.owner:
+            return "owner"
+        if most.starting is not None and self._starts[owner] >= most.starting:
+            return "starting"
+        return "hive" if most.hive is not None and len(self._places) >= most.hive else None
 
     async def release_session(self, owner: str, scope: Scope, session: SessionName, sandbox_id: SandboxId) -> None:
         names = self._names.get((owner, scope))
@@ -114,6 +156,33 @@ class MemoryStore:
             del names.held[session]
             if names.of.get(sandbox_id) == session:
                 del names.of[sandbox_id]
+            self._started(sandbox_id)
+            if (place := self._places.pop(sandbox_id, None)) is not None:
+                self._counts[place.owner] -= 1
+                if not self._counts[place.owner]:
+                    del self._counts[place.owner]
+            if not names.held and not names.last_number and not names.chosen_numbers:
+                del self._names[owner, scope]
+            elif not names.held:
+                self._idle[owner, scope] = self._clock()
+                self._forget_idle()
+
+    def _forget_idle(self) -> None:
+        over = self._clock() - IDLE_SCOPE_SECONDS
+        while (longest := next(iter(self._idle), None)) is not None:
+            if len(self._idle) <= IDLE_SCOPES and self._idle[longest] > over:
+                return
+            del self._idle[longest], self._names[longest]
+
+    def _started(self, sandbox_id: SandboxId) -> None:
+        owner = self._starting.pop(sandbox_id, None)
+        if owner is not None:
+            self._starts[owner] -= 1
+            if not self._starts[owner]:
+                del self._starts[owner]
+
+    async def places(self) -> Mapping[SandboxId, Place]:
+        return dict(self._places)
 
     async def claim_key(
         self, owner: str, scope: Scope, key: str, sandbox_id: SandboxId, *, restoring: bool = False
@@ -124,29 +193,33 @@ class MemoryStore:
         if self._keys.get((owner, scope, key)) == sandbox_id:
             del self._keys[owner, scope, key]
 
-    async def grant(self, name: str, holder: str, ttl_seconds: float) -> Lease:
-        lease = _lease.grant(self._leases.get(name), name, holder, ttl_seconds, self._clock())
-        self._leases[name] = lease
-        return lease
-
-    async def renew(self, lease: Lease, ttl_seconds: float) -> Lease:
-        renewed = _lease.renew(self._leases.get(lease.name), lease, ttl_seconds, self._clock())
-        self._leases[lease.name] = renewed
-        return renewed
-
-    async def release(self, lease: Lease) -> None:
-        now = self._clock()
-        last = self._leases.get(lease.name)
-        if last is not None and _lease.held_by(last, lease, now):
-            # Its token stays known, so that the next one is larger.
-            self._leases[lease.name] = replace(last, expires_at=now)
-
     async def touch(self, calls: Mapping[SandboxId, float]) -> None:
         for sandbox_id, at in calls.items():
+            if sandbox_id not in self._routes:
+                continue
             self._calls[sandbox_id] = max(at, self._calls.get(sandbox_id, at))
 
     async def last_calls(self) -> Mapping[SandboxId, float]:
         return dict(self._calls)
+
+    async def keep(self, shelf: Shelf, name: str, text: str) -> None:
+        kept = self._on(shelf)
+        if name in kept or _size(text) > shelf.most_bytes:
+            return
+        kept[name] = (self._clock() + shelf.seconds, text)
+        size = sum(_size(text) for _, text in kept.values())
+        while len(kept) > shelf.most or size > shelf.most_bytes:
+            _, oldest = kept.pop(next(iter(kept)))
+            size -= _size(oldest)
+
+    async def kept(self, shelf: Shelf, name: str | None = None) -> Mapping[str, str]:
+        return {of: text for of, (_, text) in self._on(shelf).items() if name in (None, of)}
+
+    def _on(self, shelf: Shelf) -> dict[str, tuple[float, str]]:
+        now, kept = self._clock(), self._shelves.setdefault(shelf.name, {})
+        for name in [name for name, (until, _) in kept.items() if until <= now]:
+            del kept[name]
+        return kept
 
     async def announce_replica(self, replica: str, record: Mapping[str, Any], ttl_seconds: float) -> None:
         self._replicas[replica] = (self._clock() + ttl_seconds, dict(record))
@@ -181,6 +254,9 @@ class MemoryStore:
             if not readers:
                 self._readers.pop(channel, None)
 
+    def now(self) -> float:
+        return self._clock()
+
     def unready(self) -> str | None:
         return None
 
@@ -197,3 +273,14 @@ def _next_name(names: _Names) -> SessionName:
         names.chosen_numbers.discard(names.last_number)
         names.last_number += 1
     return SessionName(f"sb{names.last_number}")
+
+
+def _bound_chosen(names: _Names) -> None:
+    if len(names.chosen_numbers) > CHOSEN_NUMBERS:
+        lower = sorted(names.chosen_numbers)[: CHOSEN_NUMBERS // 2]
+        names.chosen_numbers.difference_update(lower)
+        names.last_number = lower[-1]
+
+
+def _size(text: str) -> int:
+    return len(text.encode())

@@ -6,15 +6,26 @@ The checks use real, short times, because a store's clock may be another machine
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
-from ash_mcp.errors import LeaseHeld, LeaseLost, SessionTaken
+from ash_mcp.errors import CapacityExceeded, SessionTaken
 from ash_mcp.types import DEFAULT_SCOPE, SandboxId, Scope, SessionName
-from ash_router.store.base import LOST, MAX_REPLICAS, ROUTE_NEWS, Lease, Store
+from ash_router.store.base import (
+    CHOSEN_NUMBERS,
+    IDLE_SCOPES,
+    LOST,
+    MAX_REPLICAS,
+    ROUTE_NEWS,
+    Place,
+    PlaceLimits,
+    Shelf,
+    Store,
+)
 
-__all__ = ["STORE_CHECKS", "check_store"]
+__all__ = ["STORE_CHECKS", "check_store", "stores_tell_the_same_time"]
 
 Check = Callable[[Store], Awaitable[None]]
 
@@ -23,6 +34,7 @@ _SHORT: Final = 0.05
 _PATIENCE: Final = 10.0
 ONE, TWO, THREE = SandboxId("sbx-one"), SandboxId("sbx-two"), SandboxId("sbx-three")
 RUN: Final = Scope("run42")
+SHELF: Final = Shelf("books", most=3, most_bytes=100, seconds=_LONG)
 
 
 async def check_store(make: Callable[[], AbstractAsyncContextManager[Store]]) -> None:
@@ -45,14 +57,14 @@ async def raises(error: type[Exception], step: Awaitable[Any]) -> Exception:
     raise AssertionError(f"expected {error.__name__}, and nothing was raised")
 
 
-def _route(sandbox_id: SandboxId, generation: int = 1, **more: Any) -> dict[str, Any]:
-    return {"sandbox_id": sandbox_id, "generation": generation, **more}
+def _route(sandbox_id: SandboxId, **more: Any) -> dict[str, Any]:
+    return {"sandbox_id": sandbox_id, **more}
 
 
 async def routes_are_kept_in_the_order_in_which_they_came(store: Store) -> None:
     for sandbox_id in (TWO, ONE, THREE):
         await store.put_route(_route(sandbox_id))
-    await store.put_route(_route(TWO, 2))
+    await store.put_route(_route(TWO, session="new"))
     assert [record["sandbox_id"] for record in await store.routes()] == [TWO, ONE, THREE]
 
 
@@ -62,12 +74,10 @@ async def a_route_keeps_its_whole_record(store: Store) -> None:
     assert [dict(kept) for kept in await store.routes()] == [record]
 
 
-async def a_route_of_an_earlier_generation_does_not_replace_a_later_one(store: Store) -> None:
-    await store.put_route(_route(ONE, 2, session="new"))
-    await store.put_route(_route(ONE, 1, session="old"))
-    assert [record["session"] for record in await store.routes()] == ["new"]
-    await store.put_route(_route(ONE, 2, session="newer"))
-    assert [record["session"] for record in await store.routes()] == ["newer"]
+async def the_route_that_was_put_last_stays(store: Store) -> None:
+    for session in ("old", "new", "newer", "old"):
+        await store.put_route(_route(ONE, session=session))
+        assert [record["session"] for record in await store.routes()] == [session]
 
 
 async def dropping_a_route_is_idempotent(store: Store) -> None:
@@ -83,11 +93,11 @@ async def whoever_knows_a_version_is_told_what_changed_since(store: Store) -> No
     start = await store.route_changes(None)
     assert start.complete and [dict(record) for record in start.bound] == [_route(ONE), _route(TWO)]
     await store.put_route(_route(THREE))
-    await store.put_route(_route(TWO, 2))
+    await store.put_route(_route(TWO, session="new"))
     await store.drop_route(ONE)
     later = await store.route_changes(start.version)
     assert not later.complete
-    assert [dict(record) for record in later.bound] == [_route(THREE), _route(TWO, 2)]
+    assert [dict(record) for record in later.bound] == [_route(THREE), _route(TWO, session="new")]
     assert list(later.unbound) == [ONE]
     end = await store.route_changes(later.version)
     assert (end.version, end.bound, end.unbound, end.complete) == (later.version, [], [], False)
@@ -98,8 +108,7 @@ async def a_changed_route_is_news_and_an_unchanged_one_is_not(store: Store) -> N
         await store.put_route(_route(ONE))
         start = await store.route_changes(None)
         await store.put_route(_route(ONE))
-        await store.put_route(_route(TWO, 2))
-        await store.put_route(_route(TWO, 1))
+        await store.put_route(_route(TWO))
         await store.drop_route(THREE)
         await store.drop_route(ONE)
         async with asyncio.timeout(_PATIENCE):
@@ -157,6 +166,65 @@ async def a_taken_name_is_refused_until_its_holder_lets_it_go(store: Store) -> N
     assert await store.reserve_session("me", DEFAULT_SCOPE, box, TWO) == box
 
 
+async def places_are_bounded_for_an_owner_and_for_the_hive(store: Store) -> None:
+    most = PlaceLimits(owner=2, hive=3)
+    for sandbox_id in (ONE, TWO):
+        await store.reserve_session("me", DEFAULT_SCOPE, None, sandbox_id, most=most)
+    await store.reserve_session("me", RUN, SessionName("again"), ONE, most=most)  # a place of its own already
+    full = await raises(CapacityExceeded, store.reserve_session("me", RUN, None, THREE, most=most))
+    assert isinstance(full, CapacityExceeded) and full.data["limit"] == "owner" and full.retry_after_seconds > 0
+    await store.reserve_session("you", DEFAULT_SCOPE, None, THREE, most=most)
+    full = await raises(CapacityExceeded, store.reserve_session("they", RUN, None, SandboxId("sbx-4"), most=most))
+    assert isinstance(full, CapacityExceeded) and full.data["limit"] == "hive"
+    assert (await store.places())[THREE] == Place("you", DEFAULT_SCOPE, SessionName("sb1"))
+    await store.release_session("me", DEFAULT_SCOPE, SessionName("sb1"), ONE)
+    await store.reserve_session("they", RUN, None, SandboxId("sbx-4"), most=most)
+    await store.reserve_session("they", RUN, None, SandboxId("sbx-5"), most=most, restoring=True)
+    assert len(await store.places()) == 4
+
+
+async def a_place_counts_as_starting_until_its_sandbox_has_a_route(store: Store) -> None:
+    most = PlaceLimits(owner=5, starting=1)
+    await store.reserve_session("me", DEFAULT_SCOPE, None, ONE, most=most)
+    await store.reserve_session("me", RUN, None, ONE, most=most)
+    await store.reserve_session("you", DEFAULT_SCOPE, None, SandboxId("sbx-4"), most=most)
+    full = await raises(CapacityExceeded, store.reserve_session("me", RUN, None, TWO, most=most))
+    assert isinstance(full, CapacityExceeded) and full.data["limit"] == "owner" and "not ready" in full.message
+    for _ in range(2):
+        await store.put_route(_route(ONE))
+    await store.reserve_session("me", RUN, SessionName("two"), TWO, most=most)
+    await raises(CapacityExceeded, store.reserve_session("me", RUN, None, THREE, most=most))
+    for _ in range(2):
+        await store.release_session("me", RUN, SessionName("two"), TWO)
+    await store.reserve_session("me", RUN, None, THREE, most=most, restoring=True)
+    await store.reserve_session("me", RUN, None, TWO, most=most)
+    await raises(CapacityExceeded, store.reserve_session("me", RUN, None, SandboxId("sbx-5"), most=most))
+
+
+async def of_many_who_start_no_more_than_may_are_given_a_place(store: Store) -> None:
+    async def reserve(number: int) -> bool:
+        sandbox_id = SandboxId(f"sbx-{number}")
+        try:
+            await store.reserve_session("me", DEFAULT_SCOPE, None, sandbox_id, most=PlaceLimits(starting=3))
+        except CapacityExceeded:
+            return False
+        return True
+
+    assert sum(await asyncio.gather(*(reserve(number) for number in range(20)))) == 3
+
+
+async def of_many_who_want_the_last_places_no_more_get_one(store: Store) -> None:
+    async def reserve(number: int) -> bool:
+        sandbox_id = SandboxId(f"sbx-{number}")
+        try:
+            await store.reserve_session("me", DEFAULT_SCOPE, None, sandbox_id, most=PlaceLimits(owner=5))
+        except CapacityExceeded:
+            return False
+        return True
+
+    assert sum(await asyncio.gather(*(reserve(number) for number in range(20)))) == 5
+
+
 async def of_many_who_want_one_name_one_gets_it(store: Store) -> None:
     async def reserve(number: int) -> bool:
         try:
@@ -185,55 +253,9 @@ async def an_idempotency_key_belongs_to_the_first_who_comes(store: Store) -> Non
     assert await store.claim_key("me", DEFAULT_SCOPE, "k", TWO) == TWO
 
 
-async def a_lease_has_one_holder(store: Store) -> None:
-    first = await store.grant("reaper", "a", _LONG)
-    found = await raises(LeaseHeld, store.grant("reaper", "b", _LONG))
-    assert isinstance(found, LeaseHeld) and found.data["holder"] == "a"
-    other = await store.grant("another", "b", _LONG)
-    assert (first.holder, other.holder) == ("a", "b")
-
-
-async def its_holder_may_take_a_lease_again(store: Store) -> None:
-    first = await store.grant("reaper", "a", _LONG)
-    again = await store.grant("reaper", "a", 2 * _LONG)
-    assert again.token == first.token
-    assert again.expires_at > first.expires_at
-    renewed = await store.renew(first, 3 * _LONG)
-    assert (renewed.token, renewed.expires_at > again.expires_at) == (first.token, True)
-
-
-async def a_released_lease_is_free_and_its_token_grows(store: Store) -> None:
-    first = await store.grant("reaper", "a", _LONG)
-    await store.release(first)
-    await store.release(first)
-    await raises(LeaseLost, store.renew(first, _LONG))
-    second = await store.grant("reaper", "b", _LONG)
-    assert second.token > first.token
-    await store.release(first)
-    await raises(LeaseHeld, store.grant("reaper", "a", _LONG))
-
-
-async def an_expired_lease_is_lost_to_the_next(store: Store) -> None:
-    first = await store.grant("reaper", "a", _SHORT)
-    second = await _granted_in_the_end(store, "reaper", "b")
-    assert second.token > first.token
-    await raises(LeaseLost, store.renew(first, _LONG))
-    await store.release(first)
-    await store.renew(second, _LONG)
-
-
-async def of_many_who_want_one_lease_one_gets_it(store: Store) -> None:
-    async def take(number: int) -> bool:
-        try:
-            await store.grant("reaper", f"holder-{number}", _LONG)
-        except LeaseHeld:
-            return False
-        return True
-
-    assert sum(await asyncio.gather(*(take(number) for number in range(20)))) == 1
-
-
 async def last_calls_never_go_backwards(store: Store) -> None:
+    await store.put_route(_route(ONE))
+    await store.put_route(_route(TWO))
     await store.touch({ONE: 100.0, TWO: 7.5})
     await store.touch({ONE: 50.0})
     assert dict(await store.last_calls()) == {ONE: 100.0, TWO: 7.5}
@@ -244,9 +266,90 @@ async def last_calls_never_go_backwards(store: Store) -> None:
 
 async def dropping_a_route_drops_its_last_call(store: Store) -> None:
     await store.put_route(_route(ONE))
+    await store.put_route(_route(TWO))
     await store.touch({ONE: 100.0, TWO: 100.0})
     await store.drop_route(ONE)
     assert dict(await store.last_calls()) == {TWO: 100.0}
+
+
+async def a_call_that_ends_after_its_sandbox_leaves_no_record(store: Store) -> None:
+    await store.put_route(_route(ONE))
+    await store.drop_route(ONE)
+    await store.touch({ONE: 100.0})
+    assert dict(await store.last_calls()) == {}
+
+
+async def a_scope_that_was_long_without_a_sandbox_is_forgotten(store: Store) -> None:
+    async def use(scope: Scope, sandbox_id: SandboxId) -> SessionName:
+        session = await store.reserve_session("me", scope, None, sandbox_id)
+        await store.release_session("me", scope, session, sandbox_id)
+        return session
+
+    living, other = Scope("living"), Scope("other")
+    assert await store.reserve_session("me", living, None, ONE) == "sb1"
+    assert await use(RUN, TWO) == await use(other, TWO) == "sb1"
+    assert await use(RUN, TWO) == "sb2"  # so that the other was idle for longer
+    for first in range(1, IDLE_SCOPES, 100):
+        scopes = [Scope(f"s{number}") for number in range(first, min(first + 100, IDLE_SCOPES))]
+        assert set(await asyncio.gather(*(use(scope, THREE) for scope in scopes))) == {"sb1"}
+    assert await use(RUN, TWO) == "sb3"
+    assert await use(other, TWO) == "sb1"
+    assert await store.reserve_session("me", living, None, TWO) == "sb2"
+
+
+async def of_too_many_chosen_numbers_the_count_passes_the_lower_ones(store: Store) -> None:
+    async def choose(number: int) -> None:
+        session = SessionName(f"sb{number}")
+        await store.reserve_session("me", DEFAULT_SCOPE, session, ONE)
+        await store.release_session("me", DEFAULT_SCOPE, session, ONE)
+
+    for number in range(CHOSEN_NUMBERS):
+        await choose(1000 - 2 * number)
+    assert await store.reserve_session("me", DEFAULT_SCOPE, None, TWO) == "sb1"
+    await choose(2000)
+    lowest = 1000 - 2 * (CHOSEN_NUMBERS - 1)
+    passed = lowest + 2 * (CHOSEN_NUMBERS // 2 - 1)
+    for odd in (passed + 1, passed + 3):
+        assert await store.reserve_session("me", DEFAULT_SCOPE, None, THREE) == f"sb{odd}"
+        await store.release_session("me", DEFAULT_SCOPE, SessionName(f"sb{odd}"), THREE)
+
+
+async def what_was_kept_first_under_a_name_stays(store: Store) -> None:
+    other = Shelf("others", most=3, most_bytes=100, seconds=_LONG)
+    for text in ("ä:\x00\n", "second"):
+        await store.keep(SHELF, "a", text)
+    await store.keep(SHELF, "b", "")
+    await store.keep(other, "a", "elsewhere")
+    assert list((await store.kept(SHELF)).items()) == [("a", "ä:\x00\n"), ("b", "")]
+    assert dict(await store.kept(SHELF, "a")) == {"a": "ä:\x00\n"}
+    assert dict(await store.kept(SHELF, "c")) == {}
+
+
+async def the_oldest_texts_make_room_for_new_ones(store: Store) -> None:
+    for name in "dcba":
+        await store.keep(SHELF, name, name)
+    assert list(await store.kept(SHELF)) == ["c", "b", "a"]
+    await store.keep(SHELF, "larger than all", 51 * "ä")
+    assert list(await store.kept(SHELF)) == ["c", "b", "a"]
+    await store.keep(SHELF, "e", 49 * "ä")  # 98 bytes
+    assert list(await store.kept(SHELF)) == ["b", "a", "e"]
+    await store.keep(SHELF, "f", 50 * "ä")
+    assert list(await store.kept(SHELF)) == ["f"]
+
+
+async def a_text_is_kept_for_its_time(store: Store) -> None:
+    short = Shelf("short", most=10, most_bytes=100, seconds=_SHORT)
+    longer = Shelf("short", most=10, most_bytes=100, seconds=_LONG)
+    await store.keep(short, "a", "first")
+    await store.keep(longer, "b", "stays")
+    async with asyncio.timeout(_PATIENCE):
+        while "a" in await store.kept(longer):  # noqa: ASYNC110 - a store's clock has no event
+            await asyncio.sleep(_SHORT / 5)
+    assert dict(await store.kept(longer, "a")) == {}
+    await store.keep(longer, "a", "again")
+    await store.keep(short, "c", "")
+    await asyncio.sleep(2 * _SHORT)
+    assert dict(await store.kept(longer)) == {"b": "stays", "a": "again"}
 
 
 async def announced_replicas_live_until_they_are_withdrawn(store: Store) -> None:
@@ -322,12 +425,17 @@ async def a_slow_subscriber_loses_the_oldest_and_nobody_waits_for_it(store: Stor
             assert gaps
 
 
-async def _granted_in_the_end(store: Store, name: str, holder: str) -> Lease:
-    async with asyncio.timeout(_PATIENCE):
-        while True:
-            with suppress(LeaseHeld):
-                return await store.grant(name, holder, _LONG)
-            await asyncio.sleep(_SHORT / 5)
+async def a_store_tells_the_time_of_day(store: Store) -> None:
+    began, before = time.monotonic(), store.now()
+    await asyncio.sleep(_SHORT)
+    after, took = store.now(), time.monotonic() - began
+    assert _SHORT / 2 <= after - before <= took + _SHORT
+    assert abs(after - time.time()) < _LONG  # its machine's clock may be somewhat off
+
+
+async def stores_tell_the_same_time(one: Store, other: Store) -> None:
+    """Check two replicas' stores of one hive; beside the others, which take one store each."""
+    assert abs(one.now() - other.now()) < 1.0
 
 
 async def _silenced(store: Store, replica: str) -> None:
@@ -341,7 +449,7 @@ async def _silenced(store: Store, replica: str) -> None:
 STORE_CHECKS: Sequence[Check] = (
     routes_are_kept_in_the_order_in_which_they_came,
     a_route_keeps_its_whole_record,
-    a_route_of_an_earlier_generation_does_not_replace_a_later_one,
+    the_route_that_was_put_last_stays,
     dropping_a_route_is_idempotent,
     whoever_knows_a_version_is_told_what_changed_since,
     a_changed_route_is_news_and_an_unchanged_one_is_not,
@@ -352,19 +460,25 @@ STORE_CHECKS: Sequence[Check] = (
     owners_and_scopes_have_names_of_their_own,
     a_taken_name_is_refused_until_its_holder_lets_it_go,
     of_many_who_want_one_name_one_gets_it,
+    places_are_bounded_for_an_owner_and_for_the_hive,
+    of_many_who_want_the_last_places_no_more_get_one,
+    a_place_counts_as_starting_until_its_sandbox_has_a_route,
+    of_many_who_start_no_more_than_may_are_given_a_place,
     many_who_want_any_name_get_different_ones,
     an_idempotency_key_belongs_to_the_first_who_comes,
-    a_lease_has_one_holder,
-    its_holder_may_take_a_lease_again,
-    a_released_lease_is_free_and_its_token_grows,
-    an_expired_lease_is_lost_to_the_next,
-    of_many_who_want_one_lease_one_gets_it,
     last_calls_never_go_backwards,
+    a_call_that_ends_after_its_sandbox_leaves_no_record,
     dropping_a_route_drops_its_last_call,
+    a_scope_that_was_long_without_a_sandbox_is_forgotten,
+    of_too_many_chosen_numbers_the_count_passes_the_lower_ones,
+    what_was_kept_first_under_a_name_stays,
+    the_oldest_texts_make_room_for_new_ones,
+    a_text_is_kept_for_its_time,
     announced_replicas_live_until_they_are_withdrawn,
     a_replica_that_falls_silent_is_dead,
     of_too_many_replicas_those_that_end_first_are_dropped,
     every_subscriber_hears_what_is_published_after_it_came,
     a_subscriber_may_wait_for_what_comes_later,
     a_slow_subscriber_loses_the_oldest_and_nobody_waits_for_it,
+    a_store_tells_the_time_of_day,
 )

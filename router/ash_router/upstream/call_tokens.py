@@ -1,6 +1,6 @@
 """Call tokens: the proof that a call to a sandbox comes from its own hive.
 
-Signed by the hive's Ed25519 key for one sandbox id and generation. The runner holds only the public key, so that
+Signed by the hive's Ed25519 key for one sandbox id. The runner holds only the public key, so that
 no sandbox can call another and nothing secret is stored for one.
 """
 
@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ash_mcp.errors import ConfigError
 from ash_mcp.types import SandboxId
+from ash_router.upstream.proof import SandboxKeys
 
 __all__ = ["CallTokens", "load_hive_key"]
 
@@ -62,7 +63,7 @@ def _create(path: Path) -> Ed25519PrivateKey:
 
 
 class CallTokens:
-    """Mints call tokens and remembers them until half their life is over.
+    """Mints call tokens and remembers them until half their life is over. Sandboxes' own keys stand beside them.
 
     Args:
         ttl_seconds: How long a token is good; five minutes bound what a stolen one is worth.
@@ -72,9 +73,10 @@ class CallTokens:
         self, key: Ed25519PrivateKey, *, ttl_seconds: float = 300.0, clock: Callable[[], float] = time.time
     ) -> None:
         self._key = key
+        self.sandbox_keys = SandboxKeys(key)
         self._ttl = ttl_seconds
         self._clock = clock
-        self._minted: dict[tuple[SandboxId, int], tuple[bytes, float]] = {}
+        self._minted: dict[SandboxId, tuple[bytes, float]] = {}
 
     @property
     def public_key(self) -> str:
@@ -82,26 +84,24 @@ class CallTokens:
         raw = self._key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
         return base64.b64encode(raw).decode()
 
-    def mint(self, sandbox_id: SandboxId, generation: int) -> bytes:
+    def mint(self, sandbox_id: SandboxId) -> bytes:
         """Return a token for one sandbox, good for at least half of its life."""
         now = self._clock()
-        known = self._minted.get((sandbox_id, generation))
+        known = self._minted.get(sandbox_id)
         if known is not None and known[1] > now:
             return known[0]
         claims = {
             "iss": "ash",
             "aud": sandbox_id,
-            "gen": generation,
             "iat": int(now),
             "exp": int(now + self._ttl),
         }
         token = jwt.encode(claims, self._key, algorithm="EdDSA").encode()
         if len(self._minted) >= _MAX_CACHED:
             self._minted.clear()
-        self._minted[sandbox_id, generation] = (token, now + self._ttl / 2)
+        self._minted[sandbox_id] = (token, now + self._ttl / 2)
         return token
 
     def forget(self, sandbox_id: SandboxId) -> None:
-        """Drop the remembered tokens of a sandbox that has ended."""
-        for known in [key for key in self._minted if key[0] == sandbox_id]:
-            del self._minted[known]
+        """Drop the remembered token of a sandbox that has ended."""
+        self._minted.pop(sandbox_id, None)

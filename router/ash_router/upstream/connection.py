@@ -7,19 +7,23 @@ is closed. A request is never sent twice from here.
 from __future__ import annotations
 
 import asyncio
+import logging
 import select
-import socket
 from collections.abc import Callable
 from typing import Protocol, cast
 
 import httptools
 
-from ash_mcp.errors import AshError, RemoteProtocolError, StreamBroken
-from ash_mcp.types import SandboxId
-from ash_router._framing import ResponseHead, response_problem
-from ash_router.heads import SameHead
+from ash_mcp.errors import AshError, HiveFault, RemoteProtocolError, StreamBroken
+from ash_mcp.types import Endpoint
+from ash_router.bounds import epoll_watches
+from ash_router.http.framing import ResponseHead, response_problem
+from ash_router.http.heads import SameHead
+from ash_router.upstream import liveness
 
 __all__ = ["Connection", "Sink"]
+
+log = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
@@ -38,7 +42,8 @@ class Connection(asyncio.Protocol):
     """One connection to one sandbox.
 
     Args:
-        key: The sandbox, and which of its lives.
+        endpoint: Where it leads.
+        problem_of: Says why an answer is not taken, or None.
     """
 
     idle_since = 0.0
@@ -57,13 +62,15 @@ class Connection(asyncio.Protocol):
 
     def __init__(
         self,
-        key: tuple[SandboxId, int],
+        endpoint: Endpoint,
         release: Callable[[Connection, bool], None],
         *,
         max_head_bytes: int,
         max_headers: int,
+        problem_of: Callable[[ResponseHead], str | None] = response_problem,
     ) -> None:
-        self.key = key
+        self.endpoint = endpoint
+        self._problem_of = problem_of
         self._release = release
         self._max_head_bytes = max_head_bytes
         self._max_headers = max_headers
@@ -107,24 +114,30 @@ class Connection(asyncio.Protocol):
 
     def pause(self) -> None:
         """Stop reading the response until `resume`."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
+        if self._transport is not None:
+            epoll_watches.pause(self._transport)
 
     def resume(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+        if self._transport is None:
+            return
+        try:
+            epoll_watches.resume(self._transport)
+        except OSError as exc:
+            sink = self._sink
+            self.close()
+            if sink is not None:
+                sink.broken(StreamBroken(f"the hive could not go on reading the sandbox's answer: {exc.strerror}"))
 
     def expect_life(self, seconds: int) -> None:
-        """Have the connection break when the other side's host is silent so long: vanished, or cut off."""
+        """Have the connection break when the other side's host is silent so long while nothing is under way to it."""
         assert self._transport is not None
-        its_socket = self._transport.get_extra_info("socket")
-        its_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        every = max(1, seconds // 4)
-        options = {"KEEPIDLE": every, "KEEPINTVL": every, "KEEPCNT": 3, "USER_TIMEOUT": 1000 * seconds}
-        for name, value in options.items():
-            option = getattr(socket, f"TCP_{name}", None)  # not every system has all
-            if option is not None:
-                its_socket.setsockopt(socket.IPPROTO_TCP, option, value)
+        liveness.keep_alive(self._transport.get_extra_info("socket"), seconds)
+
+    def break_if_silent(self, seconds: int) -> None:
+        """Break the connection if the other side's host has not taken what is under way to it for so long."""
+        assert self._transport is not None
+        if not self._closed and liveness.is_silent(self._transport.get_extra_info("socket"), seconds):
+            self._transport.abort()
 
     def close(self) -> None:
         """Close at once, whatever is in flight; the sink hears nothing more. Idempotent."""
@@ -164,7 +177,7 @@ class Connection(asyncio.Protocol):
             if body is not None:
                 self._sink = None
                 self._release(self, not self._sending)
-                sink.received(self._same_head, body, True)
+                self._give(sink, self._same_head, body, True)
                 return
             self._begin()
             self._came = data
@@ -200,7 +213,7 @@ class Connection(asyncio.Protocol):
         if sink is None:
             return
         if self._reading and self._head is not None and self._ends_with_connection() and exc is None:
-            sink.received(None, b"", True)
+            self._give(sink, None, b"", True)
         else:
             sink.broken(StreamBroken("the connection to the sandbox broke before the call was answered"))
 
@@ -241,7 +254,7 @@ class Connection(asyncio.Protocol):
         """Give the sink what is new; of an answer with a length not before its body begins."""
         sink, head, complete = self._sink, self._head, self._complete
         assert sink is not None and head is not None
-        if self._head_is_new and (problem := response_problem(head)) is not None:
+        if self._head_is_new and (problem := self._problem_of(head)) is not None:
             self._refuse(problem)
             return
         if self._head_is_new and head.length and not head.is_stream and not self._parts:
@@ -257,7 +270,16 @@ class Connection(asyncio.Protocol):
             # the rest of a request that was answered early must not be taken for the next one
             self._release(self, self._reusable and not self._sending)
         if is_new or data or complete:
-            sink.received(head if is_new else None, data, complete)
+            self._give(sink, head if is_new else None, data, complete)
+
+    def _give(self, sink: Sink, head: ResponseHead | None, data: bytes, complete: bool) -> None:
+        """Pass on what came; a sink that cannot take it learns that the answer ends, as of any other end."""
+        try:
+            sink.received(head, data, complete)
+        except Exception:
+            log.exception("an answer of %s could not be passed on", self.endpoint)
+            self.close()
+            sink.broken(HiveFault("the hive itself failed; its log has the details"))
 
     def _refuse(self, message: str) -> None:
         sink = self._sink

@@ -19,7 +19,7 @@ from mcp.server.lowlevel.server import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ToolsListChanged
 
-from ash_mcp.bridge import Bridge, FindHive, Whereabouts
+from ash_mcp.bridge.stdio_bridge import Bridge, FindHive, HiveLocator
 from ash_mcp.errors import ConnectFailed
 from ash_mcp.settings import ClientSettings
 
@@ -47,7 +47,7 @@ class _Uvicorn(uvicorn.Server):
 
 
 class SmallServer:
-    """Serves `echo`, `progress`, `hang` and `change` in both eras, in a thread of its own."""
+    """Serves `echo`, `progress`, `hang` and `change` in both eras, in a thread of its own; it lists `tools`."""
 
     def __init__(self) -> None:
         self.hanging = threading.Event()
@@ -55,8 +55,12 @@ class SmallServer:
         """Set when a call of `hang` was cancelled."""
         self.methods: list[str] = []
         self.headers: list[dict[str, str]] = []
+        self.tools = [{"name": "echo", "inputSchema": {"type": "object"}}]
+        self.called: list[str] = []
         self._up = threading.Event()
         self.port = 0
+        self.listens_after: str | None = None
+        """A tool; subscriptions are opened only once it was called."""
 
     @property
     def url(self) -> str:
@@ -66,7 +70,11 @@ class SmallServer:
     def sessions(self) -> dict[str, Any]:
         return cast("dict[str, Any]", self._manager._server_instances)  # pyright: ignore[reportPrivateUsage]
 
+    async def _list(self, ctx: Context, params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
+        return types.ListToolsResult.model_validate({"tools": self.tools, "ttlMs": 0, "cacheScope": "private"})
+
     async def _call(self, ctx: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
+        self.called.append(params.name)
         match params.name:
             case "progress":
                 await ctx.session.report_progress(0.5, 1.0, "halfway")
@@ -92,9 +100,16 @@ class SmallServer:
         # all made here: what anyio makes belongs to the loop that it was made under
         self._bus = InMemorySubscriptionBus()
         server: Server[Any] = Server("small")
+        server.add_request_handler("tools/list", types.PaginatedRequestParams, self._list)
         server.add_request_handler("tools/call", types.CallToolRequestParams, self._call)
         listening = ListenHandler(self._bus)
-        server.add_request_handler("subscriptions/listen", types.SubscriptionsListenRequestParams, listening)
+
+        async def listen(ctx: Context, params: types.SubscriptionsListenRequestParams) -> Any:
+            while self.listens_after is not None and self.listens_after not in self.called:
+                await anyio.sleep(0.01)
+            return await listening(ctx, params)
+
+        server.add_request_handler("subscriptions/listen", types.SubscriptionsListenRequestParams, listen)
         self._manager = StreamableHTTPSessionManager(server)
         self._loop = asyncio.get_running_loop()
         config = uvicorn.Config(
@@ -190,11 +205,13 @@ def found_at(*urls: str) -> FindHive:
 
 
 @asynccontextmanager
-async def bridged(find: FindHive, settings: ClientSettings | None = None) -> AsyncGenerator[Host]:
+async def bridged(
+    find: FindHive, settings: ClientSettings | None = None, list_seconds: float = 0.01
+) -> AsyncGenerator[Host]:
     """Run a bridge; leaving the context ends its stdin and waits for its end."""
     into, lines = anyio.create_memory_object_stream[bytes](0)
     out, outlet = anyio.create_memory_object_stream[bytes](1000)
-    bridge = Bridge(settings or ClientSettings(), Whereabouts(find), out.send)
+    bridge = Bridge(settings or ClientSettings(), HiveLocator(find), out.send, list_seconds=list_seconds)
     with anyio.fail_after(20):
         async with lines, into, out, outlet, anyio.create_task_group() as group:
             group.start_soon(bridge.run, lines)

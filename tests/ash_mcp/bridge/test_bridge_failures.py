@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from tests.ash_mcp.bridge_parts import SmallServer, bridged, found_at
+from tests.ash_mcp.bridge.bridge_parts import SmallServer, bridged, found_at
 
 pytestmark = pytest.mark.anyio
 
@@ -20,6 +20,8 @@ async def test_a_hive_that_dies_ends_open_requests_with_a_typed_error_and_the_ne
         async with bridged(found_at(first.url, second.url)) as host:
             await host.shake_hands()
             await host.call(1, "hang")
+            await _until(first.hanging)
+            first.hanging.clear()
             await host.call_modern(2, "hang")
             await _until(first.hanging)
             first.die()

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from ash_mcp.settings import ClientSettings
-from tests.ash_mcp.bridge_parts import ENVELOPE, SmallServer, bridged, found_at
+from tests.ash_mcp.bridge.bridge_parts import ENVELOPE, SmallServer, bridged, found_at
 
 pytestmark = pytest.mark.anyio
 
@@ -34,8 +34,7 @@ async def _until(event: object) -> None:
 
 async def test_a_handshake_era_call_is_answered_in_its_session(server: SmallServer) -> None:
     async with bridged(found_at(server.url)) as host:
-        answer = await host.shake_hands()
-        assert answer["result"]["serverInfo"]["name"] == "small"
+        await host.shake_hands()
         await host.call(1, "echo", text="héllo\u2028")
         answer = await host.read(id=1)
         assert answer["result"]["content"][0]["text"] == '{"text": "h\\u00e9llo\\u2028"}'
@@ -102,6 +101,16 @@ async def test_a_subscription_brings_list_changes_and_does_not_hold_up_the_end(s
         await host.read(method="notifications/tools/list_changed")
         ending = anyio.current_time()
     assert anyio.current_time() - ending < 5
+
+
+async def test_a_change_before_the_hive_knows_of_a_subscription_is_told_when_it_does(server: SmallServer) -> None:
+    server.listens_after = "change"
+    async with bridged(found_at(server.url)) as host:
+        await host.request("sub", "subscriptions/listen", notifications={"toolsListChanged": True}, _meta=ENVELOPE)
+        await host.read(method="notifications/subscriptions/acknowledged")
+        await host.call_modern(1, "change")
+        await host.read(id=1)
+        await host.read(method="notifications/tools/list_changed")
 
 
 async def test_a_lost_session_is_opened_again_and_the_host_told_to_list_anew(server: SmallServer) -> None:

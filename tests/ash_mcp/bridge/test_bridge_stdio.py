@@ -15,12 +15,12 @@ from pathlib import Path
 import anyio
 import pytest
 
-from ash_mcp._stdio import LineReader, LineWriter, StdinTooLong
-from tests.ash_mcp.bridge_parts import ENVELOPE, SmallServer
+from ash_mcp.bridge.stdio import LineReader, LineWriter, StdinTooLong
+from tests.ash_mcp.bridge.bridge_parts import ENVELOPE, INITIALIZE, SmallServer
 
 BRIDGE = """
 import os, sys, anyio
-from ash_mcp.bridge import run_bridge
+from ash_mcp.bridge.stdio_bridge import run_bridge
 
 async def find():
     print("stray")
@@ -145,6 +145,18 @@ def test_it_ends_when_nobody_reads_its_stdout(server: SmallServer) -> None:
         process.stdin.write(_call("echo"))
         process.stdin.flush()
         assert process.wait(20) == 0
+
+
+def test_the_first_answer_waits_for_no_import_that_it_does_not_need() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "ash_mcp.cli", "up", "--stdio"]
+    hello = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": INITIALIZE}).encode()
+    pipe, env = subprocess.PIPE, {**os.environ, "ASH_URL": "http://127.0.0.1:1/mcp"}
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=env) as process:
+        said, aside = process.communicate(hello + b"\n", timeout=20)
+    assert json.loads(said)["result"]["serverInfo"]["name"] == "ash"
+    imported = {line.rpartition(b"|")[2].strip().decode() for line in aside.splitlines()}
+    assert "ash_mcp.bridge.stdio_bridge" in imported
+    assert imported.isdisjoint({"typer", "pydantic", "mcp", "ash_hub", "uvicorn", "tenacity"})
 
 
 def test_without_a_hive_it_says_so_to_the_host_and_on_stderr() -> None:

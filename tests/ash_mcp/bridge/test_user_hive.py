@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from ash_mcp.background import HiveFiles, UserHive
+from ash_mcp.bridge.background import HiveFiles, UserHive
 from ash_mcp.errors import AshTimeout, ConfigError, ConnectFailed
 from ash_mcp.paths import HIVE_FILE, default_run_dir, default_state_dir
 

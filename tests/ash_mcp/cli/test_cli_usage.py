@@ -13,7 +13,7 @@ import pytest
 from ash_mcp.cli import main
 
 NOBODY = "http://127.0.0.1:9/mcp"
-COMMANDS = ["up", "spawn", "list", "tools", "call", "exec", "cp", "logs", "extend", "destroy", "doctor", "config"]
+COMMANDS = "up spawn list tools call exec cp logs extend network destroy doctor config".split()
 
 BAD_INPUTS: dict[str, tuple[list[str], str]] = {
     "an unknown command": (["spwan"], "No such command"),
@@ -44,6 +44,8 @@ BAD_INPUTS: dict[str, tuple[list[str], str]] = {
     "a bad tail": (["logs", "sb1", "--tail", "0"], "greater than or equal to 1"),
     "a stream of JSON logs": (["logs", "sb1", "--follow", "--json"], "leave"),
     "a bad extension": (["extend", "sb1", "later"], "write 90s, 10m"),
+    "a network of nothing": (["network", "sb1", "a.test", ""], "write none, internet, or domains"),
+    "no network": (["network", "sb1"], "Missing argument"),
     "nothing to destroy": (["destroy"], "say --all"),
     "too much to destroy": (["destroy", "sb1", "--all"], "one of the two"),
     "an unknown host": (["config", "emacs"], "there are: claude-code"),
@@ -80,6 +82,7 @@ def test_bad_input_is_a_usage_error_that_says_what_to_do(
         ["cp", "sb1:a", "x"],
         ["logs", "sb1"],
         ["extend", "sb1", "1h"],
+        ["network", "sb1", "pypi.org", "*.pypi.org"],
         ["destroy", "sb1"],
     ],
     ids=lambda words: words[0],
@@ -137,15 +140,20 @@ print(sorted(heavy & set(sys.modules)), file=sys.stderr)
     assert done.stderr.strip() == "[]"
 
 
-def test_help_answers_within_three_tenths_of_a_second() -> None:
+def processor_seconds(*words: str) -> float:
+    """Return what running Python so takes at best of four, however busy the machine is."""
     took: list[float] = []
-    for _ in range(3):
-        # processor time: others may be busy on this machine
+    for _ in range(4):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "ash_mcp.cli", "--help"], capture_output=True, check=True, timeout=30)
+        subprocess.run([sys.executable, *words], capture_output=True, check=True, timeout=30)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(took) < 0.3
+    return min(took)
+
+
+def test_help_costs_at_most_three_times_what_its_library_costs_to_import() -> None:
+    # 0.13 s beside 0.056 s where this was written: a slow machine is slow at both.
+    assert processor_seconds("-m", "ash_mcp.cli", "--help") < 3 * processor_seconds("-c", "import typer.main")
 
 
 def test_a_command_of_a_part_that_is_not_installed_says_what_to_install(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from ash_mcp.cli.keeping import new_part
+from ash_mcp.cli.lifecycle import new_part
 from ash_mcp.cli.output import clean
 from ash_mcp.cli.values import (
     Place,

@@ -20,14 +20,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from ash_hub.backends.local.egress.addresses import Surroundings
-from ash_hub.backends.local.egress.audit import Audit, Record
-from ash_hub.backends.local.egress.exchange import World
-from ash_hub.backends.local.egress.limits import Limits
-from ash_hub.backends.local.egress.names import Address
-from ash_hub.backends.local.egress.policy import Policy
-from ash_hub.backends.local.egress.proxy import SandboxProxy
-from ash_hub.backends.local.egress.resolver import dial
+from ash_hub.egress.addresses import Surroundings
+from ash_hub.egress.audit import Audit, Record
+from ash_hub.egress.capacity import Capacity
+from ash_hub.egress.exchange import Outside
+from ash_hub.egress.limits import Limits
+from ash_hub.egress.names import Address
+from ash_hub.egress.policy import Policy
+from ash_hub.egress.proxy import SandboxProxy
+from ash_hub.egress.resolver import Resolve, dial
 
 WAIT_SECONDS = 10.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -102,7 +103,7 @@ class Proxy:
 async def proxying(
     policy: str | Sequence[str],
     *,
-    names: Names | None = None,
+    names: Resolve | None = None,
     dialling: Any = dial,
     limits: Limits | None = None,
     surroundings: Surroundings | None = None,
@@ -119,9 +120,9 @@ async def proxying(
         listener.bind(path)
         listener.listen()
         known = surroundings or Surroundings()
-        world = World(names or Names(), dialling, lambda: known)
+        outside = Outside(names or Names(), dialling, lambda: known, Capacity(256), Capacity(1024))
         audit = Audit(keep, sandbox="sbx-test")
-        proxy = SandboxProxy(listener, Policy.parse(policy), limits or Limits(), world, audit)
+        proxy = SandboxProxy(listener, Policy.parse(policy), limits or Limits(), outside, audit)
         serving = asyncio.create_task(proxy.serve())
         try:
             yield Proxy(path, proxy, records)

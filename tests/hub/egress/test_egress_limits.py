@@ -7,9 +7,20 @@ import json
 
 import pytest
 
-from ash_hub.backends.local.egress.audit import Audit, Record
-from ash_hub.backends.local.egress.limits import Limits
-from tests.hub.egress_parts import WAIT_SECONDS, Names, Wires, ask, connect, echo, error_of, get, proxying, silent
+from ash_hub.egress.audit import Audit, Record
+from ash_hub.egress.limits import Limits
+from tests.hub.egress.egress_parts import (
+    WAIT_SECONDS,
+    Names,
+    Wires,
+    ask,
+    connect,
+    echo,
+    error_of,
+    get,
+    proxying,
+    silent,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +51,7 @@ async def test_connections_over_the_limit_are_told_so_and_room_comes_back() -> N
                 writer.close()
             while it.proxy.stats()["open"]:
                 await asyncio.sleep(0.001)
-        assert it.proxy.stats() == {"open": 0, "accepted": 3, "bytes": 0}
+        assert it.proxy.stats() == {"open": 0, "accepted": 3, "bytes": 0, "look_ups": 0}
 
 
 @pytest.mark.parametrize(

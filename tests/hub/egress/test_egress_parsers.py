@@ -6,10 +6,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ash_hub.backends.local.egress.http import CHUNKED, chunk_size, read_answer, read_request
-from ash_hub.backends.local.egress.refusal import Refusal, answer
-from ash_hub.backends.local.egress.tls import asks_again, check_hello, read_hello
-from tests.hub.egress_parts import built_hello, client_hello, connect, get, server_name
+from ash_hub.egress.http import CHUNKED, chunk_size, read_answer, read_request
+from ash_hub.egress.refusal import Refusal, answer
+from ash_hub.egress.tls import asks_again, check_hello, read_hello
+from tests.hub.egress.egress_parts import built_hello, client_hello, connect, get, server_name
 
 RETRY = (
     bytes.fromhex("16 0303 0058 02 000054 0303")
@@ -49,7 +49,8 @@ def test_a_hello_in_several_records_is_read(records: int) -> None:
 
 
 def test_a_second_hello_after_a_cipher_change_is_read() -> None:
-    hello = read_hello(CHANGE_CIPHER + built_hello(server_name(b"example.com")))
+    first = read_hello(built_hello(server_name(b"example.com")))
+    hello = read_hello(CHANGE_CIPHER + built_hello(server_name(b"example.com")), first)
     assert hello is not None and hello.server_name == "example.com"
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ash_hub.backends.local.egress.addresses import Surroundings, kind_of, local_networks4, local_networks6
-from ash_hub.backends.local.egress.names import Target, parse_authority, parse_host
-from ash_hub.backends.local.egress.policy import Grant, Policy, PolicyError, check_address
-from ash_hub.backends.local.egress.refusal import Refusal
+from ash_hub.egress.addresses import Surroundings, kind_of, local_networks4, local_networks6
+from ash_hub.egress.names import Target, parse_authority, parse_host
+from ash_hub.egress.policy import Grant, Policy, PolicyError, check_address
+from ash_hub.egress.refusal import Refusal
 
 PUBLIC = ("1.1.1.1", "93.184.216.34", "172.15.255.255", "172.32.0.1", "2606:4700::1111", "2a00:1450::1")
 HIDDEN = {
@@ -249,3 +251,174 @@ def test_the_addresses_of_the_host_are_read_from_the_kernel() -> None:
     assert [str(network) for network in local_networks4(FIB_TRIE)] == ["192.0.2.2/32", "198.51.100.0/24"]
     text = "fd000000000000000000000000000002 04 40 00 82     eth0\n"
     assert [str(network) for network in local_networks6(text)] == ["fd00::2/128"]
+
+
+def test_the_addresses_in_a_policy_that_are_not_public_are_told() -> None:
+    policy = Policy.parse(["10.0.0.7:8080", "1.1.1.1", "example.com", "api.test=10.0.0.8:80", "dns.test=8.8.8.8"])
+    assert policy.private == ("10.0.0.7", "10.0.0.8")
+    assert Policy.parse("internet").private == ()
+
+
+@pytest.mark.parametrize(
+    ("policy", "target", "more"),
+    [
+        ("internet", "example.com:443", {}),
+        ("internet", "1.1.1.1:80", {"address": ip_address("1.1.1.1")}),
+        (["1.1.1.1:8080"], "1.1.1.1:8080", {"address": ip_address("1.1.1.1"), "named": True}),
+        (["example.com"], "example.com:80", {"as_host_does": True, "server_name": "example.com"}),
+        (["*.example.com"], "a.example.com:80", {"server_name": "a.example.com"}),
+        (
+            ["api.test=10.0.0.7:443"],
+            "api.test:443",
+            {"address": ip_address("10.0.0.7"), "named": True, "as_host_does": True, "server_name": "api.test"},
+        ),
+        (["*.a.test", "x.a.test"], "x.a.test:443", {"as_host_does": True, "server_name": "x.a.test"}),
+        (["x.a.test", "*.a.test"], "x.a.test:443", {"as_host_does": True, "server_name": "x.a.test"}),
+        (["*.x.a.test", "*.a.test"], "y.x.a.test:443", {"server_name": "y.x.a.test"}),
+    ],
+)
+def test_a_grant_says_all_that_dialling_needs(policy: str | list[str], target: str, more: dict[str, Any]) -> None:
+    parsed = Policy.parse(policy)
+    assert parsed.grant(parse_authority(target)) == Grant(parse_authority(target), parsed.text, **more)
+
+
+@pytest.mark.parametrize(
+    ("entry", "ports"),
+    [
+        ("1.1.1.1", {80, 443}),
+        ("1.1.1.1:8080", {8080}),
+        ("[2606:4700::1111]", {80, 443}),
+        ("api.test=1.1.1.1", {80, 443}),
+        ("api.test=10.0.0.7:80", {80}),
+        ("*.example.com:8443", {8443}),
+        ("*.example.com", {80, 443}),
+    ],
+)
+def test_an_entry_is_for_the_port_that_it_names_or_for_the_usual_ones(entry: str, ports: set[int]) -> None:
+    assert [read.ports for read in Policy.parse([entry]).entries or ()] == [ports]
+
+
+def test_a_refused_port_is_told_which_ones_are_open() -> None:
+    with pytest.raises(Refusal, match="at port 443, 8443, not 80"):
+        Policy.parse(["example.com:8443", "example.com:443"]).grant(Target("example.com", 80))
+    with pytest.raises(PolicyError, match="name the one port that is meant"):
+        Policy.parse(["10.0.0.1"])
+    with pytest.raises(PolicyError, match="can never be reached"):
+        Policy.parse(["0.0.0.0:80"])
+    with pytest.raises(PolicyError, match="nothing below an address"):
+        Policy.parse(["*.10.0.0.1:80"])
+    with pytest.raises(PolicyError, match="too wide"):
+        Policy.parse(["*.com"])
+    with pytest.raises(PolicyError, match="stands before the ="):
+        Policy.parse(["api.test=other.test:443"])
+
+
+def test_a_policy_has_256_entries_at_most_and_shows_200_letters_of_them() -> None:
+    assert len(Policy.parse(["a.test"] * 256).entries or ()) == 256
+    with pytest.raises(PolicyError, match="256 entries at most, not 257"):
+        Policy.parse(["a.test"] * 257)
+    longest = ".".join(("a" * 50, "b" * 50, "c" * 50, "d" * 47))
+    assert Policy.parse([longest]).text == longest
+    assert Policy.parse([f"{longest}d"]).text == f"{longest}…"
+
+
+WITHIN: list[tuple[str | list[str], str | list[str]]] = [
+    ("none", "none"),
+    ("none", "internet"),
+    ("none", ["example.com"]),
+    ([], "none"),
+    ("internet", "internet"),
+    (["example.com"], "internet"),
+    (["example.com:443", "example.com:80"], "internet"),
+    (["*.example.com"], "internet"),
+    (["example.com"], ["example.org", "example.com"]),
+    (["EXAMPLE.com"], ["example.com"]),
+    (["a.example.com"], ["*.example.com"]),
+    (["*.a.example.com"], ["*.example.com"]),
+    (["*.example.com"], ["*.example.com"]),
+    (["example.com:443"], ["example.com"]),
+    (["example.com"], ["example.com:80", "example.com:443"]),
+    (["*.example.com:443"], ["*.example.com"]),
+    (["*.example.com"], ["*.example.com:80", "*.example.com:443"]),
+    (["git.test:8443"], ["git.test:8443", "example.com"]),
+    (["10.0.0.7:443"], ["10.0.0.7:443"]),
+    (["api.test=10.0.0.7:443"], ["api.test=10.0.0.7:443"]),
+    (["api.test=10.0.0.7:443"], ["API.test=10.0.0.7:443", "example.com"]),
+    (["api.test:443"], ["api.test=10.0.0.7:443"]),
+]
+BEYOND: list[tuple[str | list[str], str | list[str]]] = [
+    ("internet", "none"),
+    ("internet", ["example.com"]),
+    (["example.com"], "none"),
+    (["example.com"], ["example.org"]),
+    (["example.com", "example.org"], ["example.org"]),
+    (["example.com"], ["*.example.com"]),
+    (["*.example.com"], ["example.com"]),
+    (["*.example.com"], ["*.a.example.com"]),
+    (["*.notexample.com"], ["*.example.com"]),
+    (["*.a.example.com"], ["a.example.com"]),
+    (["*.example.com"], ["*.example.com:443"]),
+    (["example.com"], ["example.com:443"]),
+    (["example.com:8443"], ["example.com"]),
+    (["example.com:8443"], "internet"),
+    (["*.example.com:8443"], "internet"),
+    (["localhost"], "internet"),
+    (["1.1.1.1"], "internet"),
+    (["127.0.0.1:80"], "internet"),
+    (["10.0.0.7:443"], ["10.0.0.8:443"]),
+    (["api.example.com=10.0.0.7:443"], "internet"),
+    (["api.example.com=10.0.0.7:443"], ["*.example.com"]),
+    (["api.example.com=10.0.0.7:443"], ["api.example.com"]),
+    (["api.test=10.0.0.7:443"], ["api.test=10.0.0.8:443"]),
+    (["api.test=10.0.0.7:443"], ["10.0.0.7:443"]),
+]
+
+
+@pytest.mark.parametrize(("narrow", "wide"), WITHIN)
+def test_a_policy_that_grants_no_more_is_within(narrow: str | list[str], wide: str | list[str]) -> None:
+    assert Policy.parse(narrow).is_within(Policy.parse(wide))
+
+
+@pytest.mark.parametrize(("wide", "narrow"), BEYOND)
+def test_a_policy_that_grants_anything_more_is_not_within(wide: str | list[str], narrow: str | list[str]) -> None:
+    assert not Policy.parse(wide).is_within(Policy.parse(narrow))
+
+
+ENTRIES = (
+    "a.test b.a.test c.b.a.test *.a.test *.b.a.test a.test:443 *.a.test:443 a.test:8443 local 10.0.0.7:443 1.1.1.1 "
+    "a.test=10.0.0.7:443 a.test=10.0.0.8:443 b.a.test=10.0.0.7:80"
+)
+POLICIES = st.sampled_from(["none", "internet"]) | st.lists(st.sampled_from(ENTRIES.split()), max_size=4, unique=True)
+TARGETS = [
+    Target(parse_host(host), port)
+    for host in ("a.test", "b.a.test", "c.b.a.test", "d.c.b.a.test", "local", "10.0.0.7", "1.1.1.1", "other.test")
+    for port in (80, 443, 8443)
+]
+
+
+def granted(policy: Policy) -> dict[Target, Grant]:
+    found: dict[Target, Grant] = {}
+    for target in TARGETS:
+        with contextlib.suppress(Refusal):
+            found[target] = policy.grant(target)
+    return found
+
+
+@given(POLICIES, POLICIES)
+def test_what_a_policy_within_another_grants_the_other_grants_too(one: str | list[str], two: str | list[str]) -> None:
+    narrow, wide = Policy.parse(one), Policy.parse(two)
+    if not narrow.is_within(wide):
+        return
+    grants = granted(wide)
+    for target, grant in granted(narrow).items():
+        assert target in grants
+        if grant.named:
+            assert grants[target].named and grants[target].address == grant.address
+
+
+@given(POLICIES, POLICIES, POLICIES)
+def test_being_within_is_an_order(one: str | list[str], two: str | list[str], three: str | list[str]) -> None:
+    narrow, middle, wide = (Policy.parse(each) for each in (one, two, three))
+    assert narrow.is_within(narrow) and Policy.parse("none").is_within(narrow)
+    if narrow.is_within(middle) and middle.is_within(wide):
+        assert narrow.is_within(wide)

@@ -10,10 +10,10 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from ash_hub.backends.local.egress.limits import Limits
-from ash_hub.backends.local.egress.tls import ALERT
+from ash_hub.egress.limits import Limits
+from ash_hub.egress.tls import ALERT
 from ash_recipes.runner.forwarder import forwarding
-from tests.hub.egress_parts import (
+from tests.hub.egress.egress_parts import (
     OK,
     WAIT_SECONDS,
     Names,

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ash_hub._state import Life
-from ash_hub.expansion import Cursor, cut, expand
-from ash_hub.listing import Listings
-from ash_hub.sandbox import Sandbox
-from ash_hub.tools import Toolset, pin
+from ash_hub.face.expansion import Cursor, cut_page, listed_sandboxes
+from ash_hub.face.tool_listing import Listings
+from ash_hub.lifecycle.record import Record
+from ash_hub.lifecycle.sandbox import Sandbox
+from ash_hub.spawning.toolsets import Toolset, pin
 from ash_mcp.errors import ConfigError
 from ash_mcp.types import DEFAULT_SCOPE, SandboxId, Scope, SessionName, State
 
@@ -25,14 +25,32 @@ def toolset(*names: str, **more: Any) -> Toolset:
     return pin([{"name": name, "inputSchema": {"type": "object"}, **more} for name in names], {})
 
 
-def sandbox(session: str, tools: Toolset, *, age: int = 0, state: State = State.READY, **more: Any) -> Sandbox:
-    life = Life(state=state, created_at=1000.0 - age, ready_at=1001.0 - age, expires_at=9e9, idle_seconds=None)
-    given: dict[str, Any] = {"id": SandboxId(f"id-{session}"), "owner": "me", "scope": DEFAULT_SCOPE, **more}
-    return Sandbox(session=SessionName(session), recipe="r", life=life, labels={}, toolset=tools, **given)
+def sandbox(
+    session: str,
+    tools: Toolset,
+    *,
+    age: int = 0,
+    state: State = State.READY,
+    scope: Scope = DEFAULT_SCOPE,
+    id: SandboxId | None = None,
+) -> Sandbox:
+    record = Record(
+        owner="me",
+        scope=scope,
+        session=SessionName(session),
+        recipe="r",
+        maker="alone",
+        created_at=1000.0 - age,
+        start_by=1060.0,
+        ready_at=1001.0 - age,
+        expires_at=9e9,
+        idle_seconds=None,
+    )
+    return Sandbox(id=id or SandboxId(f"id-{session}"), record=record, state=state, toolset=tools)
 
 
-def listed(page: bytes) -> list[str]:
-    return [tool["name"] for tool in json.loads(b"[" + page + b"]")]
+def listed(tools: bytes) -> list[str]:
+    return [tool["name"] for tool in json.loads(b"[" + tools + b"]")]
 
 
 def never(_: SandboxId) -> None:
@@ -43,19 +61,19 @@ def test_the_oldest_sandbox_comes_first_and_what_is_not_ready_does_not_come() ->
     tools = toolset("run")
     young, old = sandbox("b", tools), sandbox("a", tools, age=9)
     ended = sandbox("c", tools, state=State.GONE)
-    assert expand([young, ended, old], never, most=None) == [old, young]
+    assert listed_sandboxes([young, ended, old], never, most=None) == [old, young]
 
 
 def test_of_two_sessions_of_one_name_the_older_is_shown() -> None:
     tools = toolset("run")
     old, young = sandbox("a", tools, age=9), sandbox("a", tools, id=SandboxId("other"), scope=Scope("s"))
-    assert expand([young, old], never, most=None) == [old]
+    assert listed_sandboxes([young, old], never, most=None) == [old]
 
 
 def test_without_a_most_everything_is_shown() -> None:
     many = [sandbox(f"s{number}", toolset("a", "b"), age=9 - number) for number in range(5)]
-    assert expand(many, never, most=None) == many
-    assert expand(many, never, most=4) == many[3:]
+    assert listed_sandboxes(many, never, most=None) == many
+    assert listed_sandboxes(many, never, most=4) == many[3:]
 
 
 @given(counts=st.lists(st.integers(0, 5), max_size=6), room=st.integers(1, 60))
@@ -67,7 +85,7 @@ def test_pages_of_any_size_together_are_the_whole_list_once(counts: list[int], r
     pages: list[list[bytes]] = []
     cursor: Cursor | None = Cursor(0.0, "", 0)
     while cursor is not None:
-        page, cursor = cut(many, names_of, cursor, room)
+        page, cursor = cut_page(many, names_of, cursor, room)
         pages.append(page)
         assert page or cursor is None
         assert sum(len(tool) + 1 for tool in page) <= room or len(page) == 1
@@ -81,10 +99,10 @@ def names_of(box: Sandbox) -> list[bytes]:
 
 def test_a_sandbox_that_ends_between_two_pages_hides_no_other() -> None:
     first, second, third = (sandbox(name, toolset("x", "y"), age=9 - n) for n, name in enumerate(("a", "b", "c")))
-    page, cursor = cut([first, second, third], names_of, Cursor(0.0, "", 0), 12)
+    page, cursor = cut_page([first, second, third], names_of, Cursor(0.0, "", 0), 12)
     assert page == [b"a_x", b"a_y", b"b_x"] and cursor is not None
-    assert cut([first, third], names_of, cursor, 99) == ([b"c_x", b"c_y"], None)
-    assert cut([first, second, third], names_of, cursor, 99)[0] == [b"b_y", b"c_x", b"c_y"]
+    assert cut_page([first, third], names_of, cursor, 99) == ([b"c_x", b"c_y"], None)
+    assert cut_page([first, second, third], names_of, cursor, 99)[0] == [b"b_y", b"c_x", b"c_y"]
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.text("abc-0", max_size=40), st.integers(0, 300))

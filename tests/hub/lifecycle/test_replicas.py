@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
-from ash_hub.audit import AUDIT_LOGGER
 from ash_hub.backends.memory import MemoryBackend
-from ash_hub.sandbox import Sandbox
-from ash_mcp.errors import CapacityExceeded, SandboxGone, SessionTaken, StartFailed
+from ash_hub.lifecycle.record import Ending
+from ash_hub.lifecycle.sandbox import Sandbox
+from ash_hub.serving.audit import AUDIT_LOGGER
+from ash_hub.spawning.spawn_request import SpawnAsk
+from ash_mcp.errors import CapacityExceeded, ConnectFailed, SandboxGone, SessionTaken, StartFailed
 from ash_mcp.types import DEFAULT_SCOPE, EndReason, SandboxId, SessionName, State
 from ash_router.store.memory import MemoryStore
-from tests.hub.world import LOCAL, StandIn, World, assemble, serving, watched
+from tests.hub.world import LOCAL, StandIn, World, assemble, no_progress, serving, watched
 
 pytestmark = pytest.mark.anyio
 
@@ -41,7 +44,7 @@ class Member:
         family.living.add(name)
         family.making[name] = set()
 
-    async def lives(self, replica: str) -> bool:
+    async def is_other_alive(self, replica: str) -> bool:
         return replica != self.id and replica in self._family.living
 
     async def begin(self, sandbox_id: SandboxId) -> None:
@@ -71,7 +74,7 @@ class Hive:
 
     async def both(self, sandbox: Sandbox) -> Sandbox:
         """Return the other replica's view of a sandbox that `a` has."""
-        await self.b.reconciler.catch_up()
+        await self.b.controller.catch_up()
         seen = self.b.sandboxes.registry.by_id(sandbox.id)
         assert seen is not None and seen is not sandbox
         return seen
@@ -84,14 +87,14 @@ async def hive(tmp_path: Path) -> AsyncGenerator[Hive]:
 
 
 @asynccontextmanager
-async def open_two(folder: Path) -> AsyncGenerator[Hive]:
+async def open_two(folder: Path, **given: Any) -> AsyncGenerator[Hive]:
     runner, family, store = StandIn(folder / "socket"), Family(), MemoryStore()
     backend = MemoryBackend(runner.serve)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(serving(runner))
         await stack.enter_async_context(backend)
         a, b = (
-            assemble(folder, backend, runner, {}, store=store, siblings=Member(family, name)) for name in ("a", "b")
+            assemble(folder, backend, runner, given, store=store, siblings=Member(family, name)) for name in ("a", "b")
         )
         await stack.enter_async_context(watched(a))
         await stack.enter_async_context(watched(b))
@@ -106,7 +109,7 @@ async def settled(sandbox: Sandbox) -> None:
 async def test_what_one_spawns_the_other_has_with_its_tools(hive: Hive) -> None:
     made = await hive.a.spawn(session="mine", labels={"run": "7"})
     seen = await hive.both(made)
-    assert (seen.session, seen.life.state, seen.labels) == ("mine", State.READY, {"run": "7"})
+    assert (seen.session, seen.state, seen.labels) == ("mine", State.READY, {"run": "7"})
     assert seen.toolset is made.toolset or (
         seen.toolset and made.toolset and seen.toolset.digest == made.toolset.digest
     )
@@ -120,15 +123,15 @@ async def test_one_that_starts_is_shown_as_starting_and_then_ready(hive: Hive) -
         group.start_soon(hive.a.spawn)
         with anyio.fail_after(5):
             await hive.runner.asked.wait()
-        await hive.b.reconciler.run_once()
+        await hive.b.look()
         (seen,) = hive.b.sandboxes.registry.living()
-        assert seen.life.state is State.STARTING
+        assert seen.state is State.STARTING
         with pytest.raises(CapacityExceeded, match="still starting"):
             hive.b.sandboxes.ready(LOCAL, DEFAULT_SCOPE, "sb1")
         held.set()
         with anyio.fail_after(5):
             await seen.settled.wait()
-        assert seen.life.state is State.READY
+        assert seen.state is State.READY
 
 
 async def test_what_one_extends_lives_longer_for_both(hive: Hive) -> None:
@@ -138,8 +141,42 @@ async def test_what_one_extends_lives_longer_for_both(hive: Hive) -> None:
     made = hive.a.sandboxes.registry.by_id(seen.id)
     assert made is not None
     with anyio.fail_after(5):
-        while made.life.expires_at != seen.life.expires_at:
+        while made.record.expires_at != seen.record.expires_at:
             await anyio.sleep(0.005)
+
+
+async def test_two_that_extend_at_once_are_both_heard(hive: Hive) -> None:
+    made = await hive.a.spawn()
+    seen = await hive.both(made)
+    async with anyio.create_task_group() as group:
+        group.start_soon(hive.a.sandboxes.extend, LOCAL, DEFAULT_SCOPE, "sb1", 500)
+        group.start_soon(hive.b.sandboxes.extend, LOCAL, DEFAULT_SCOPE, "sb1", 500)
+    (instance,) = await hive.backend.list()
+    assert instance.revision == 3
+    await hive.a.look()
+    assert made.record == seen.record
+
+
+async def test_what_only_a_newer_replica_can_read_is_left_to_it(hive: Hive) -> None:
+    made = await hive.a.spawn()
+    (instance,) = await hive.backend.list()
+    await hive.backend.annotate(made.id, {**instance.record, "version": 99}, revision=instance.revision)
+    hive.a.clock[0] += 1_000_000
+    hive.b.clock[0] += 1_000_000
+    await hive.a.look()
+    await hive.b.look()
+    assert [left.id for left in await hive.backend.list()] == [made.id] and made.state is State.READY
+    with pytest.raises(ConnectFailed, match="newer version"):
+        await hive.a.sandboxes.extend(LOCAL, DEFAULT_SCOPE, "sb1", 500)
+
+
+async def test_one_whose_tools_are_not_known_here_is_left_to_the_others(hive: Hive) -> None:
+    made = await hive.a.spawn()
+    (instance,) = await hive.backend.list()
+    unknown = replace(made.record, toolset="unknown").to_json()
+    await hive.backend.annotate(made.id, unknown, revision=instance.revision)
+    await hive.b.look()
+    assert [left.id for left in await hive.backend.list()] == [made.id]
 
 
 async def test_an_end_by_the_other_has_the_same_reason_here(hive: Hive) -> None:
@@ -148,7 +185,7 @@ async def test_an_end_by_the_other_has_the_same_reason_here(hive: Hive) -> None:
     hive.a.ledger.begin(made.id, "local", aborted.append)
     await hive.b.sandboxes.destroy([await hive.both(made)])
     await settled(made)
-    assert (made.life.state, made.life.reason) == (State.GONE, EndReason.DESTROYED)
+    assert (made.state, made.reason) == (State.GONE, EndReason.DESTROYED)
     assert isinstance(aborted[0], SandboxGone) and aborted[0].data["reason"] == "destroyed"
     with pytest.raises(SandboxGone, match="it was destroyed"):
         hive.a.sandboxes.ready(LOCAL, DEFAULT_SCOPE, "sb1")
@@ -168,13 +205,13 @@ async def test_a_start_can_be_ended_through_the_other(hive: Hive) -> None:
         group.start_soon(spawn)
         with anyio.fail_after(5):
             await hive.runner.asked.wait()
-        await hive.b.reconciler.run_once()
+        await hive.b.look()
         await hive.b.sandboxes.destroy(hive.b.sandboxes.registry.living())
         with anyio.fail_after(5):
             while not caught:
                 await anyio.sleep(0.005)
     assert await hive.backend.list() == []
-    assert [s.life.reason for s in hive.b.sandboxes.registry.all()] == [EndReason.DESTROYED]
+    assert [s.reason for s in hive.b.sandboxes.registry.all()] == [EndReason.DESTROYED]
 
 
 async def test_a_death_is_written_down_once_and_known_to_both(hive: Hive, caplog: pytest.LogCaptureFixture) -> None:
@@ -184,7 +221,7 @@ async def test_a_death_is_written_down_once_and_known_to_both(hive: Hive, caplog
         hive.backend.die(made.id, "killed: out of memory")
         await settled(made)
         await settled(seen)
-    assert made.life.reason is seen.life.reason is EndReason.PROCESS_DIED
+    assert made.reason is seen.reason is EndReason.PROCESS_DIED
     with anyio.fail_after(5):
         while await hive.backend.list():
             await anyio.sleep(0.005)
@@ -193,16 +230,21 @@ async def test_a_death_is_written_down_once_and_known_to_both(hive: Hive, caplog
 
 async def test_a_start_whose_replica_was_killed_is_removed_and_its_name_is_free(hive: Hive) -> None:
     hive.runner.hold = anyio.Event()
+
+    async def start() -> None:
+        with suppress(StartFailed):  # a killed one would not see the end of its own
+            await hive.a.spawn(DEFAULT_SCOPE)
+
     async with anyio.create_task_group() as group:
-        group.start_soon(hive.a.spawn, DEFAULT_SCOPE)
+        group.start_soon(start)
         with anyio.fail_after(5):
             await hive.runner.asked.wait()
-        await hive.b.reconciler.run_once()
+        await hive.b.look()
         (seen,) = hive.b.sandboxes.registry.living()
         hive.family.living.discard("a")
-        await hive.b.reconciler.sweep()
+        await hive.b.look()
         await settled(seen)
-        assert seen.life.reason is EndReason.START_FAILED
+        assert seen.reason is EndReason.START_FAILED
         assert await hive.backend.list() == []
         group.cancel_scope.cancel()
     hive.runner.hold = None
@@ -214,8 +256,9 @@ async def test_a_name_taken_by_a_replica_that_was_killed_before_it_made_anything
     await hive.store.reserve_session("local", DEFAULT_SCOPE, SessionName("mine"), taken)
     await hive.store.claim_key("local", DEFAULT_SCOPE, "k", taken)
     hive.family.making["a"].add(taken)
-    with pytest.raises(SessionTaken):
+    with pytest.raises(SessionTaken) as refused:
         await hive.b.spawn(session="mine")
+    assert refused.value.retryable  # the spawn that has the name may fail
     with pytest.raises(CapacityExceeded, match="just begun"):
         await hive.b.spawn(idempotency_key="k")
     hive.family.living.discard("a")
@@ -232,15 +275,18 @@ async def test_the_same_key_means_the_same_sandbox_on_both(hive: Hive) -> None:
 async def test_an_end_that_a_killed_replica_began_is_finished(hive: Hive) -> None:
     made = await hive.a.spawn()
     seen = await hive.both(made)
-    await hive.backend.annotate(made.id, {**made.record(), "revision": 2, "ending": "destroyed"})
+    ending = Ending(reason=EndReason.DESTROYED, at=hive.a.clock[0], by="a")
+    hive.a.life.cancel()
+    await hive.backend.annotate(made.id, replace(made.record, ending=ending).to_json(), revision=1)
     with anyio.fail_after(5):
-        while seen.life.state is not State.STOPPING:
+        while seen.state is not State.STOPPING:
             await anyio.sleep(0.005)
+    await hive.b.look()
+    assert await hive.backend.list() != []  # it may be about to delete it
     hive.family.living.discard("a")
-    await hive.b.reconciler.sweep()
-    await hive.b.reconciler.sweep()
+    hive.b.controller.replica_left("a")
     await settled(seen)
-    assert seen.life.reason is EndReason.DESTROYED
+    assert seen.reason is EndReason.DESTROYED
     assert await hive.backend.list() == []
 
 
@@ -249,8 +295,9 @@ async def test_a_route_that_was_never_bound_is_bound_and_one_without_a_sandbox_i
     await hive.both(made)
     await hive.store.drop_route(made.id)
     await hive.store.put_route({**_record_of(hive), "sandbox_id": "sbx-gone"})
-    for _ in range(2):
-        await hive.b.reconciler.sweep()
+    await hive.b.routes.catch_up()
+    hive.b.clock[0] += 60  # its maker had its time to bind it
+    await hive.b.look()
     assert [record["sandbox_id"] for record in await hive.store.routes()] == [made.id]
 
 
@@ -258,7 +305,6 @@ def _record_of(hive: Hive) -> dict[str, object]:
     (route,) = hive.b.routes.of(LOCAL, DEFAULT_SCOPE)
     endpoint = {"unix": route.endpoint.unix, "host": None, "port": None}
     return {
-        "generation": 1,
         "owner": "local",
         "scope": "",
         "session": "ghost",
@@ -271,11 +317,11 @@ async def test_a_replica_that_stops_leaves_sandboxes_to_the_other_and_the_last_o
     made = await hive.a.spawn()
     seen = await hive.both(made)
     await hive.a.sandboxes.stop(keep=False)
-    assert made.life.state is State.READY
+    assert made.state is State.READY
     with pytest.raises(StartFailed, match="stopping"):
         await hive.a.spawn()
     await hive.b.sandboxes.stop(keep=False)
-    assert seen.life.reason is EndReason.HIVE_STOPPED
+    assert seen.reason is EndReason.HIVE_STOPPED
     assert await hive.backend.list() == []
 
 
@@ -285,8 +331,91 @@ async def test_calls_through_the_other_keep_a_sandbox_from_idling(hive: Hive) ->
     for world in (hive.a, hive.b):
         world.clock[0] += 50
     hive.b.ledger.end(hive.b.ledger.begin(made.id, "local"))
-    await hive.store.touch(hive.b.ledger.take_changed())
+    await hive.store.touch(hive.b.ledger.take_changed_last_calls())
     hive.a.clock[0] += 20
-    hive.a.ledger.learn(await hive.store.last_calls())
-    await hive.a.sandboxes.expire()
-    assert made.life.state is State.READY
+    hive.a.ledger.learn_last_calls(await hive.store.last_calls())
+    await hive.a.look()
+    assert made.state is State.READY
+
+
+async def test_one_with_another_disk_that_starts_later_knows_why_a_sandbox_ended(hive: Hive, tmp_path: Path) -> None:
+    sandbox = await hive.a.spawn(session="mine")
+    await hive.a.sandboxes.destroy([sandbox])
+    (tmp_path / "other").mkdir()
+    later = assemble(
+        tmp_path / "other", hive.backend, hive.runner, {}, store=hive.store, siblings=Member(hive.family, "c")
+    )
+    async with watched(later):
+        await later.controller.start()
+    with pytest.raises(SandboxGone, match="it was destroyed") as gone:
+        later.sandboxes.ready(LOCAL, DEFAULT_SCOPE, "mine")
+    assert gone.value.data["reason"] == "destroyed"
+    assert not (tmp_path / "ended").exists()
+
+
+async def spawn_into(outcomes: list[str], world: World) -> None:
+    """Spawn, and note `made` or whose limit was reached."""
+    try:
+        await world.spawn()
+        outcomes.append("made")
+    except CapacityExceeded as error:
+        outcomes.append(str(error.data["limit"]))
+
+
+async def test_spawns_at_once_through_two_replicas_do_not_pass_the_limit(tmp_path: Path) -> None:
+    outcomes: list[str] = []
+    async with open_two(tmp_path, limits={"sandboxes": 3}) as hive:
+        async with anyio.create_task_group() as group:
+            for _ in range(4):
+                group.start_soon(spawn_into, outcomes, hive.a)
+                group.start_soon(spawn_into, outcomes, hive.b)
+        assert sorted(outcomes) == ["hive"] * 5 + ["made"] * 3
+
+
+async def test_starts_at_once_through_two_replicas_do_not_pass_an_owners_limit(tmp_path: Path) -> None:
+    outcomes: list[str] = []
+    async with open_two(tmp_path, limits={"starting_per_owner": 2}) as hive:
+        hive.a.runner.hold = anyio.Event()
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as group:
+                for _ in range(3):
+                    group.start_soon(spawn_into, outcomes, hive.a)
+                    group.start_soon(spawn_into, outcomes, hive.b)
+                while outcomes.count("owner") < 4:
+                    await anyio.sleep(0.005)
+                hive.a.runner.hold.set()
+        assert sorted(outcomes) == ["made"] * 2 + ["owner"] * 4
+        await hive.a.spawn()
+
+
+async def test_a_place_that_a_killed_replica_took_for_nothing_is_given_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ash_hub.lifecycle.session_names._FREE_SECONDS", 0.0)
+    async with open_two(tmp_path, limits={"sandboxes": 1}) as hive:
+        never_made = SandboxId("sbx-never-made")
+        hive.family.making["b"].add(never_made)
+        await hive.store.reserve_session("you", DEFAULT_SCOPE, None, never_made)
+        with pytest.raises(CapacityExceeded):
+            await hive.a.spawn()
+        hive.family.living.discard("b")
+        await hive.a.spawn()
+
+
+async def test_who_outlives_a_replica_puts_back_the_routes_by_which_the_seeds_gateway_finds_the_hive(
+    hive: Hive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = SpawnAsk.model_validate({"recipe": "test"})
+    found = await hive.a.sandboxes.spawn(LOCAL, DEFAULT_SCOPE, ask, no_progress, alias="trainer-1")
+    other = await hive.a.spawn()
+    await hive.both(other)
+    put: list[str] = []
+
+    async def put_route(record: Mapping[str, Any]) -> None:
+        put.append(record["sandbox_id"])
+
+    monkeypatch.setattr(hive.store, "put_route", put_route)
+    hive.family.living.discard("a")
+    hive.b.controller.replica_left("a")
+    await hive.b.look()
+    assert put == [found.id]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Awaitable, Generator
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 import jwt
 import pytest
 
-from ash_hub import logs
-from ash_hub.audit import AUDIT_LOGGER, Audit, AuditedAdmission
-from ash_hub.redaction import redacted
+from ash_hub.serving import logs
+from ash_hub.serving.audit import AUDIT_LOGGER, Audit, AuditedAdmission
+from ash_hub.serving.redaction import redacted
 from ash_mcp.errors import PermissionDenied, SandboxNotFound, Unauthenticated
 from ash_mcp.types import DEFAULT_SCOPE, Principal
-from ash_router.admission import Admitted, Head, Refusal
-from ash_router.keys import KeyFile
+from ash_router.admission.api_keys import KeyFile
+from ash_router.admission.base import Admitted, Head, Refusal
+from tests.hub.serving.held_locks import held, locks_of
+from tests.hub.world import World
 
 pytestmark = pytest.mark.anyio
 
@@ -40,8 +43,14 @@ def folder(tmp_path: Path) -> Generator[Path]:
     audit.setLevel(before[4])
 
 
+def written(folder: Path, name: str) -> str:
+    for handler in (*logging.getLogger().handlers, *logging.getLogger(AUDIT_LOGGER).handlers):
+        handler.flush()
+    return (folder / name).read_text()
+
+
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "audit.log").read_text().splitlines()]
+    return [json.loads(line) for line in written(folder, "audit.log").splitlines()]
 
 
 class Fixed:
@@ -95,9 +104,9 @@ def test_a_flood_of_refusals_is_counted_and_pushes_nothing_out(folder: Path) -> 
         audit.refused(CALLER, "extend", PermissionDenied("no"))
     now += 1
     audit.refused(CALLER, "extend", PermissionDenied("no"))
-    written = lines(folder)
-    assert len(written) == 21
-    assert written[-1]["left_out_before"] == 480
+    told = lines(folder)
+    assert len(told) == 21
+    assert told[-1]["left_out_before"] == 480
 
 
 def test_no_line_can_be_forged_by_what_a_caller_sends(folder: Path) -> None:
@@ -109,8 +118,18 @@ def test_no_line_can_be_forged_by_what_a_caller_sends(folder: Path) -> None:
 def test_the_audit_is_not_in_the_log_of_the_hive(folder: Path) -> None:
     Audit().refused(CALLER, "extend", PermissionDenied("no"))
     logging.getLogger("ash.hub").info("something else")
-    assert "something else" in (folder / "hive.log").read_text()
-    assert "ash.audit" not in (folder / "hive.log").read_text()
+    assert "something else" in written(folder, "hive.log")
+    assert "ash.audit" not in written(folder, "hive.log")
+
+
+async def test_a_hive_serves_on_while_a_process_that_was_stopped_holds_its_logs(folder: Path, world: World) -> None:
+    with held(*locks_of(folder)):
+        sandbox = await world.spawn()
+        Audit().refused(CALLER, "extend", PermissionDenied("no"))
+        await world.sandboxes.destroy([sandbox])
+        assert not (folder / "hive.log").read_text() and not (folder / "audit.log").read_text()
+    assert re.findall(r"(spawned|ended) sandbox=", written(folder, "hive.log")) == ["spawned", "ended"]
+    assert len(lines(folder)) == 1
 
 
 def secrets_of(tmp_path: Path) -> list[str]:
@@ -131,10 +150,10 @@ def test_no_credential_gets_into_a_log_by_any_way(folder: Path, tmp_path: Path) 
         except ValueError:
             log.exception("raised")
         Audit().refused(CALLER, header, PermissionDenied(header))
-    written = "".join((folder / name).read_text() for name in ("hive.log", "audit.log"))
+    both = "".join(written(folder, name) for name in ("hive.log", "audit.log"))
     for secret in known:
-        assert secret.split("_")[-1].split(".")[-1] not in written
-    assert written.count("[redacted]") >= 12
+        assert secret.split("_")[-1].split(".")[-1] not in both
+    assert both.count("[redacted]") >= 12
 
 
 @pytest.mark.parametrize(

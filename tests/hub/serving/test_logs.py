@@ -8,7 +8,7 @@ from pathlib import Path
 
 WRITER = """
 import logging, pathlib, sys
-from ash_hub import logs
+from ash_hub.serving import logs
 logs._FILE_BYTES = 20_000
 logs.set_up(pathlib.Path(sys.argv[1]), "info", to_stderr=False)
 for number in range(200):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ash_hub.recipes import Catalog
+from ash_hub.spawning.recipes import Catalog
 from ash_mcp.errors import ConfigError, RecipeNotFound
 
 GOOD = """

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ash_router.admission import Admitted, Head, Refusal
-from ash_router.credentials import Credentials
-from ash_router.gate import Gate
-from ash_router.keys import KeyFile, KeyRing
-from ash_router.names import NameRules
+from ash_router.admission.api_keys import KeyFile, KeyRing
+from ash_router.admission.base import Admitted, Head, Refusal
+from ash_router.admission.bearer import Credentials
+from ash_router.admission.gate import Gate
+from ash_router.admission.host_names import NameRules
 
 PORT = 8420
 
@@ -33,7 +33,7 @@ def gate(keys: Path, *, local: bool = True, **more: Any) -> Gate:
     names = NameRules(
         port=PORT, hosts=["hive.test"], origins=["https://page.test"], any_address=more.pop("any_address", False)
     )
-    return Gate(names, Credentials(keys=KeyRing(KeyFile(keys)), tokens=more.pop("tokens", None)), local=local, **more)
+    return Gate(names, Credentials(KeyRing(KeyFile(keys)), *more.pop("verifiers", ())), local=local, **more)
 
 
 def admitted(verdict: object) -> Admitted:

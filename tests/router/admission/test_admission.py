@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ash_mcp.types import DEFAULT_SCOPE, EVERY_SCOPE
-from ash_router.admission import Admitted, Refusal
-from tests.router.gate_parts import admitted, gate, head, refused
+from ash_router.admission.base import Admitted, Refusal
+from tests.router.admission.gate_parts import admitted, gate, head, refused
 
 
 def admit(

@@ -11,17 +11,19 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ash_mcp.types import DEFAULT_SCOPE, EVERY_SCOPE, valid_scope
-from ash_router.admission import Admitted, Head, Refusal
-from ash_router.asked import read_asked
-from ash_router.credentials import RESOURCE_METADATA_PATH
-from ash_router.gate import Gate
-from ash_router.keys import KeyFile
-from ash_router.names import NameRules
-from tests.router.gate_parts import gate
+from ash_router.admission.api_keys import KeyFile
+from ash_router.admission.base import Admitted, Head, Refusal
+from ash_router.admission.bearer import RESOURCE_METADATA_PATH
+from ash_router.admission.gate import Gate
+from ash_router.admission.host_names import NameRules
+from ash_router.admission.request_scope import read_request_scope
+from tests.router.admission.gate_parts import gate
 
-fuzz = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz = settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
-OPEN = {"/healthz", "/readyz", RESOURCE_METADATA_PATH}
+OPEN = {"/healthz", "/readyz", "/readyz/calls", RESOURCE_METADATA_PATH}
 near = st.sampled_from(
     ["127.0.0.1", "localhost", "[::1]", "127.1", "0x7f.1", "2130706433", "localhost.", "127.0.0.1.evil.test", "::1"]
 )
@@ -84,7 +86,7 @@ def test_a_host_that_is_believed_is_loopback_in_its_plain_form(host: str) -> Non
 @fuzz
 @given(targets, extras)
 def test_what_is_asked_has_one_legal_scope_and_a_known_path(target: bytes, more: list[tuple[bytes, bytes]]) -> None:
-    asked = read_asked(head_of(target, "localhost", more))
+    asked = read_request_scope(head_of(target, "localhost", more))
     if not isinstance(asked, Refusal):
         assert asked.scope in (None, DEFAULT_SCOPE, EVERY_SCOPE) or valid_scope(asked.scope or "")
         assert asked.expand in (None, True, False)

@@ -8,11 +8,13 @@ import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import anyio
 import pytest
 
-from ash_mcp.errors import ConfigError, NotFound
-from ash_router.keys import KEY_PATTERN, KeyFile, KeyRing
-from ash_router.verdicts import Known, Rejected
+from ash_mcp.errors import ConfigError, ConnectFailed, NotFound
+from ash_mcp.types import Principal, PrincipalLimits
+from ash_router.admission.api_keys import KEY_PATTERN, KeyDocument, KeyFile, KeyRing
+from ash_router.admission.credential_verdict import Known, Rejected
 
 
 class Clock:
@@ -117,6 +119,43 @@ def test_a_file_that_is_spoiled_while_a_hive_runs_changes_nothing(
     assert "as they were before" in caplog.text
 
 
+def test_a_file_is_read_again_only_when_it_has_changed(
+    file: KeyFile, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, text = file.add()
+    keys = ring(file, clock)
+    file.path.write_text("{")
+    for _ in range(3):
+        clock.now += 1.1
+        assert isinstance(keys.verify(text), Known)
+    assert caplog.text.count("as they were before") == 1
+
+
+def test_the_folder_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+    file = KeyFile(tmp_path / "a" / "b" / "keys.json")
+    before = os.umask(0)
+    try:
+        file.add()
+        file.add()
+    finally:
+        os.umask(before)
+    assert len(file.read()) == 2
+    assert stat.S_IMODE(file.path.parent.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(each.stat().st_mode) for each in file.path.parent.iterdir()} == {0o600}
+
+
+def test_a_folder_that_cannot_be_made_is_said_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("in the way")
+    with pytest.raises(ConfigError, match=r"keys\.json cannot be changed: (File exists|Not a directory)"):
+        KeyFile(tmp_path / "state" / "keys.json").add()
+
+
+def test_a_file_that_cannot_be_read_is_said_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "keys.json").mkdir(mode=0o700)
+    with pytest.raises(ConfigError, match=r"keys\.json cannot be read: Is a directory"):
+        KeyFile(tmp_path / "keys.json").read()
+
+
 @pytest.mark.parametrize("body", ["", "[]", '{"version": 2, "keys": []}', '{"version": 1, "keys": [{}]}'])
 def test_a_file_of_another_shape_stops_the_start(file: KeyFile, clock: Clock, body: str) -> None:
     file.add()
@@ -147,3 +186,85 @@ def test_keys_made_at_the_same_time_are_all_kept(file: KeyFile) -> None:
         made = [pool.submit(file.add) for _ in range(24)]
     assert {key.id for key in file.read()} == {done.result()[0].id for done in made}
     assert sorted(os.listdir(file.path.parent)) == ["keys.json", "keys.lock"]
+
+
+class Kept:
+    """A document that a backend keeps."""
+
+    def __init__(self) -> None:
+        self.body: bytes | None = None
+        self.is_away = False
+
+    async def fetch(self) -> bytes | None:
+        if self.is_away:
+            raise ConnectFailed("the platform is away")
+        return self.body
+
+
+@pytest.mark.anyio
+async def test_keys_of_a_document_are_known_revoked_and_stay_while_it_is_away(file: KeyFile, clock: Clock) -> None:
+    _, text = file.add(name="old")
+    kept = Kept()
+    document = KeyDocument(kept.fetch)
+    keys = KeyRing(document, clock, clock)
+    assert isinstance(keys.verify(text), Rejected)
+
+    async def look() -> None:
+        await document.look()
+        clock.now += 1.1
+
+    kept.body = file.path.read_bytes()
+    await look()
+    assert isinstance(keys.verify(text), Known)
+    kept.is_away = True
+    with pytest.raises(ConnectFailed):
+        await look()
+    assert isinstance(keys.verify(text), Known)
+    kept.is_away, kept.body = False, b"{"
+    await look()
+    assert isinstance(keys.verify(text), Known)
+    file.revoke(["old"])
+    kept.body = file.path.read_bytes()
+    await look()
+    assert isinstance(keys.verify(text), Rejected)
+
+
+@pytest.mark.anyio
+async def test_whoever_follows_a_document_outlives_its_absence(
+    file: KeyFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ash_router.admission.api_keys._FETCH_EVERY_SECONDS", 0.001)
+    _, text = file.add()
+    kept = Kept()
+    document = KeyDocument(kept.fetch)
+    async with anyio.create_task_group() as group:
+        kept.is_away = True
+        group.start_soon(document.run)
+        with anyio.fail_after(5):
+            while "cannot be read" not in caplog.text:
+                await anyio.sleep(0.005)
+            await anyio.sleep(0.02)
+            kept.is_away, kept.body = False, file.path.read_bytes()
+            while not isinstance(KeyRing(document).verify(text), Known):
+                await anyio.sleep(0.005)
+        group.cancel_scope.cancel()
+    assert caplog.text.count("cannot be read") == 1
+
+
+def test_a_key_carries_its_limits_and_its_spawn_policy_to_its_bearer(file: KeyFile, clock: Clock) -> None:
+    limits = PrincipalLimits(calls=3, waiting=0)
+    _, text = file.add(subject="ann", limits=limits, spawn_policy='{"cpu":"2"}', scopes=["a"])
+    _, plain = file.add(subject="ann")
+    keys = ring(file, clock)
+    principal = known(keys.verify(text)).principal
+    assert principal == Principal("ann", frozenset({"a"}), limits, '{"cpu":"2"}')
+    assert known(keys.verify(plain)).principal == Principal("ann")
+
+
+def test_keys_of_a_file_from_before_keys_had_limits_are_good(file: KeyFile, clock: Clock) -> None:
+    _, text = file.add(subject="ann")
+    body = json.loads(file.path.read_text())
+    for fields in body["keys"]:
+        del fields["limits"], fields["spawn_policy"]
+    file.path.write_text(json.dumps(body))
+    assert known(ring(file, clock).verify(text)).principal == Principal("ann")

@@ -15,10 +15,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from ash_mcp.errors import ConnectFailed
-from ash_router.jwks import ProviderKeys
-from ash_router.oidc import Oidc, OidcRules
-from ash_router.verdicts import Known, Rejected, Verdict
-from tests.router.issuer import AUDIENCE, Issuer, running_issuer
+from ash_router.admission.credential_verdict import Known, Rejected, Verdict
+from ash_router.admission.jwks import ProviderKeys
+from ash_router.admission.oidc import Oidc, OidcRules
+from tests.router.admission.issuer import AUDIENCE, Issuer, running_issuer
 
 pytestmark = pytest.mark.anyio
 

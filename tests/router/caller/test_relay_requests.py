@@ -12,7 +12,8 @@ import anyio
 import pytest
 
 from ash_mcp.errors import SandboxGone
-from ash_router.relay import RelayLimits
+from ash_router.caller.intake import Phase
+from ash_router.caller.relay import RelayLimits
 from tests.router.relay_parts import Rig, modern, open_rig, tool_call
 from tests.router.sandbox_parts import Box
 
@@ -148,7 +149,8 @@ async def test_a_body_that_does_not_arrive_after_a_late_verdict_is_refused(tight
     tight.admission.gate = asyncio.Event()
     async with tight.connect() as wire:
         await wire.send(modern("call", b"{", framing="content-length: 9\r\n"))
-        await asyncio.sleep(0.01)
+        with anyio.fail_after(10):
+            await tight.admission.waits.wait()
         tight.admission.gate.set()
         assert (await wire.answer())[0] == 408
 
@@ -180,12 +182,17 @@ async def test_the_verdict_and_the_admitted_path_stand_in_the_scope(rig: Rig):
     assert (said["subject"], said["path"], said["raw_path"], said["query"]) == ("ann", "/plain", "/plain", "a=b")
 
 
+def has_all_or_stops_reading(connection: Any) -> bool:
+    """Whether all has come that will before the verdict."""
+    return connection._phase is Phase.ADMITTING and (connection._received_all or connection.flow.read_paused)
+
+
 @pytest.mark.parametrize("size", [0, 10, 300_000])
 async def test_a_verdict_that_takes_time_loses_nothing_of_the_body(rig: Rig, size: int):
     rig.admission.gate = asyncio.Event()
     async with rig.connect() as wire:
         wire.writer.write(b"POST /plain HTTP/1.1\r\nhost: hub\r\ncontent-length: %d\r\n\r\n" % size + b"a" * size)
-        await asyncio.sleep(0.02)
+        await rig.take_in(has_all_or_stops_reading)
         rig.admission.gate.set()
         status, _, body = await wire.answer()
     assert status == 200
@@ -197,7 +204,7 @@ async def test_a_verdict_that_takes_time_still_lets_a_call_be_relayed(rig: Rig, 
     value = "x" * 300_000
     async with rig.connect() as wire:
         wire.writer.write(modern("sb1_echo", tool_call("sb1_echo", {"value": value})))
-        await asyncio.sleep(0.02)
+        await rig.take_in(has_all_or_stops_reading)
         rig.admission.gate.set()
         _, headers, body = await wire.answer()
     assert headers["ash-origin"] == "sandbox"
@@ -208,7 +215,7 @@ async def test_what_is_pipelined_before_the_verdict_is_dropped_too(rig: Rig, box
     rig.admission.gate = asyncio.Event()
     async with rig.connect() as wire:
         await wire.send(modern("sb1_add", ADD) * 2)
-        await asyncio.sleep(0.02)
+        await rig.take_in(lambda connection: connection._pipelined)
         rig.admission.gate.set()
         status, headers, body = await wire.answer()
         assert (status, headers["connection"]) == (200, "close")
@@ -353,6 +360,29 @@ async def test_what_is_not_surely_a_call_to_a_sandbox_is_answered_by_the_hub(rig
     assert box.heads == []
 
 
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize(
+    ("there", "twice"),
+    [
+        (b'"name": "sb1_add"', b'"name": "sb2_add", "name": "sb1_add"'),
+        (b'"name": "sb1_add"', b'"n\\u0061me": "sb2_add", "name": "sb1_add"'),
+        (b'"params"', b'"params": {"name": "sb2_add"}, "params"'),
+        (b'"method"', b'"method": "tools/list", "method"'),
+    ],
+)
+async def test_a_message_that_could_be_read_in_two_ways_is_refused(
+    rig: Rig, box: Box, before: int, there: bytes, twice: bytes
+):
+    async with rig.connect() as wire:
+        for _ in range(before):
+            await wire.send(modern("sb1_add", ADD))
+            assert (await wire.answer())[0] == 200
+        await wire.send(modern("sb1_add", ADD.replace(there, twice, 1)))
+        status, headers, body = await wire.answer()
+        assert (status, headers["ash-origin"], kind(body)) == (400, "hub", "bad_request")
+    assert len(box.heads) == before
+
+
 async def test_a_repeated_deciding_header_is_left_to_the_hub(rig: Rig, box: Box):
     async with rig.connect() as wire:
         await wire.send(modern("sb1_add", ADD, more="mcp-name: sb1_add\r\n"))
@@ -383,5 +413,5 @@ async def test_stopping_lets_a_relayed_call_finish(rig: Rig, box: Box):
 
 
 async def _end_soon(rig: Rig) -> None:
-    await asyncio.sleep(0.1)
+    await rig.take_in(lambda connection: not connection._keep_alive)
     rig.ledger.abort_all(SandboxGone("the hive stops"))

@@ -14,13 +14,14 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from ash_router import upstream
-from ash_router.heads import SameHead
-from ash_router.limits import RelayLimits
-from tests.router.relay_parts import Rig, Wire, failure, legacy, modern, open_rig, tool_call
+from ash_router.bounds.limits import RelayLimits
+from ash_router.caller.intake import SAME_HEAD_SECONDS, Intake
+from ash_router.http.heads import SameHead
+from ash_router.upstream.pool import ConnectionPool
+from tests.router.caller.test_relay_fuzz import EXAMPLES, Read, mutated, read
+from tests.router.calls.test_relay_direct import direct
+from tests.router.relay_parts import Clock, Rig, Wire, failure, legacy, modern, open_rig, tool_call
 from tests.router.sandbox_parts import Box, open_box, open_script
-from tests.router.test_relay_direct import direct
-from tests.router.test_relay_fuzz import EXAMPLES, Read, mutated, read
 
 pytestmark = pytest.mark.anyio
 
@@ -113,15 +114,13 @@ async def test_a_message_that_is_no_call_is_the_hives_also_after_calls_with_its_
             assert (await say({"method": "notifications/cancelled", "params": {"requestId": 9}}))[0] == 202
 
 
-async def test_a_known_head_is_admitted_anew_after_a_moment(
-    rig: Rig, box: Box, seen: Seen, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ash_router.intake.SAME_HEAD_SECONDS", 0.05)
+async def test_a_known_head_is_admitted_anew_after_a_moment(rig: Rig, box: Box, seen: Seen, clock: Clock) -> None:
     async with rig.connect() as wire:
-        for _ in range(3):
+        for passed in (0, SAME_HEAD_SECONDS / 2, SAME_HEAD_SECONDS / 2):
+            clock.now += passed
             assert (await ask(wire, modern("sb1_add", add("sb1_add", 1))))[0] == 200
         assert len(rig.admission.asked) == 1
-        await asyncio.sleep(0.06)
+        clock.now += 0.001
         assert (await ask(wire, modern("sb1_add", add("sb1_add", 1))))[0] == 200
     assert (len(rig.admission.asked), seen.known) == (2, 3)
 
@@ -152,13 +151,27 @@ async def test_two_requests_in_one_read_are_not_known(rig: Rig, box: Box, seen: 
     assert seen.known == 0
 
 
-async def test_a_client_that_asks_for_nothing_more_is_let_go(rig: Rig, box: Box) -> None:
-    rig.server.config.timeout_keep_alive = 0.3  # type: ignore[assignment]
+async def test_a_client_that_asks_for_nothing_more_is_let_go(
+    rig: Rig, box: Box, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.server.config.timeout_keep_alive = 0.02  # type: ignore[assignment]
+    looked, look_idle = asyncio.Event(), Intake._look_idle  # pyright: ignore[reportPrivateUsage]
+
+    def looking(connection: Intake) -> None:
+        look_idle(connection)
+        looked.set()
+
+    monkeypatch.setattr(Intake, "_look_idle", looking)
     async with rig.connect() as wire:
         for _ in range(3):
+            clock.now += 0.019
             assert (await ask(wire, modern("sb1_add", add("sb1_add", 1))))[0] == 200
-            await asyncio.sleep(0.2)
-        with anyio.fail_after(3):
+            for _ in range(2):  # whatever the timer says, it has not idled for so long
+                looked.clear()
+                with anyio.fail_after(5):
+                    await looked.wait()
+        clock.now += 0.021
+        with anyio.fail_after(5):
             assert await wire.ended()
 
 
@@ -246,13 +259,13 @@ async def test_idle_connections_are_closed_before_the_sandbox_would(tmp_path: Pa
     async with open_rig(tmp_path, limits=limits) as rig, open_box(tmp_path) as box, rig.connect() as wire:
         route = await rig.bind("sb1", box.socket)
         pool = rig.relay.services.upstreams
-        assert isinstance(pool, upstream.Upstreams)
+        assert isinstance(pool, ConnectionPool)
         assert (await ask(wire, modern("sb1_add", add("sb1_add", 1))))[0] == 200
-        kept = pool.idle(route)
-        assert kept is not None
-        pool._release(kept, True)  # pyright: ignore[reportPrivateUsage]
-        await asyncio.sleep(0.3)
-        assert kept.closed and pool.idle(route) is None
+        kept = next(iter(pool._open), None)  # pyright: ignore[reportPrivateUsage]
+        with anyio.fail_after(5):
+            while pool._open:  # pyright: ignore[reportPrivateUsage]
+                await asyncio.sleep(0.01)
+        assert (kept is None or kept.closed) and pool.idle(route.endpoint) is None
 
 
 # As if it were the first.
@@ -288,7 +301,11 @@ async def quick(tmp_path: Path) -> AsyncGenerator[Rig]:
         yield rig
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.lists(again(), min_size=1, max_size=3))
 async def test_a_request_means_on_a_used_connection_what_it_means_on_a_new_one(
     quick: Rig, requests: list[bytes]

@@ -12,8 +12,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from ash_router.upstream import Upstreams
-from tests.router.relay_parts import CALL, Rig, answer_to, failure, modern, route_to, tool_call
+from ash_mcp.types import Endpoint
+from ash_router.upstream.pool import ConnectionPool
+from tests.router.relay_parts import CALL, Rig, answer_to, failure, modern, tool_call
 from tests.router.sandbox_parts import EVENT, STREAM_HEAD, Script, chunk, open_script, read_request, response, says
 
 pytestmark = pytest.mark.anyio
@@ -159,16 +160,23 @@ async def test_a_connection_to_a_sandbox_is_used_again_while_it_is_good(rig: Rig
 @pytest.mark.parametrize("then_close", [False, True])
 async def test_an_idle_connection_that_ended_or_spoke_is_not_used(rig: Rig, then_close: bool):
     made: list[int] = []
+    answered, over = asyncio.Semaphore(0), asyncio.Semaphore(0)
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             await read_request(reader)
             writer.write(response(b"{}"))
             await writer.drain()
-            await asyncio.sleep(0.02)
+            await answered.acquire()
+            if then_close:
+                writer.close()
+                await writer.wait_closed()
+            else:
+                writer.write(response(b'{"forged":1}'))
+                await writer.drain()
+            over.release()
             if then_close:
                 return
-            writer.write(response(b'{"forged":1}'))
 
     async with open_script(rig.directory, counting(made, script)) as socket:
         await rig.bind("sb1", socket)
@@ -176,7 +184,9 @@ async def test_an_idle_connection_that_ended_or_spoke_is_not_used(rig: Rig, then
             for _ in range(3):
                 await wire.send(CALL)
                 assert (await wire.answer())[2] == b"{}"
-                await asyncio.sleep(0.05)
+                answered.release()
+                with anyio.fail_after(5):
+                    await over.acquire()
     assert len(made) == 3
 
 
@@ -306,13 +316,18 @@ async def test_a_caller_who_asks_on_without_reading_is_stopped(rig: Rig):
 def test_an_idle_connection_is_known_to_be_over_before_the_loop_says_so(tmp_path: Path):
     async def check(speaks: bool) -> bool:
         path = tmp_path / f"{speaks}.sock"
-        upstreams = Upstreams(
-            connect_timeout_seconds=1, max_idle=1, idle_seconds=1, max_head_bytes=1000, max_headers=10
+        upstreams = ConnectionPool(
+            connect_timeout_seconds=1,
+            max_idle=1,
+            idle_seconds=1,
+            max_head_bytes=1000,
+            max_headers=10,
+            silent_seconds=9,
         )
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
             listener.listen()
-            connection = await upstreams.connect(route_to(path))
+            connection = await upstreams.connect(Endpoint(unix=str(path)))
             far_end, _ = listener.accept()
             was_alive = connection.alive
             if speaks:

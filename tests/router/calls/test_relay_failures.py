@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from ash_mcp.errors import AshError, SandboxGone
-from ash_router.relay import RelayLimits
+from ash_router.caller.relay import RelayLimits
 from tests.router.relay_parts import CALL, Rig, answer_to, failure, open_rig
 from tests.router.sandbox_parts import EVENT, STREAM_HEAD, Script, chunk, open_script, read_request, response
 
@@ -182,7 +182,7 @@ async def test_one_principals_calls_in_flight_are_bounded_and_the_others_go_on(t
             status, headers, body = await second.answer()
             assert (status, headers["ash-origin"], headers["retry-after"]) == (200, "hub", "1")
             assert (failure(body)["kind"], failure(body)["retryable"]) == ("capacity_exceeded", True)
-            assert failure(body)["data"] == {"retry_after_seconds": 1.0}
+            assert failure(body)["data"] == {"limit": "owner", "retry_after_seconds": 1.0}
         await other.send(CALL.replace(b"host: hub", b"host: hub\r\nx-principal: ann"))
         assert (await other.head())[1]["ash-origin"] == "sandbox"
         first.writer.close()

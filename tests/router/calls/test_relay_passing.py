@@ -11,7 +11,8 @@ import anyio
 import pytest
 
 from ash_mcp.errors import SandboxGone
-from ash_router.relay import RelayLimits
+from ash_router.caller.relay import RelayLimits
+from tests.router.calls.test_relay_direct import BODY, direct, kind
 from tests.router.relay_parts import Rig, failure, open_rig
 from tests.router.sandbox_parts import (
     EVENT,
@@ -24,7 +25,6 @@ from tests.router.sandbox_parts import (
     response,
     says,
 )
-from tests.router.test_relay_direct import BODY, direct, kind
 
 pytestmark = pytest.mark.anyio
 
@@ -91,7 +91,7 @@ async def test_a_large_body_is_held_back_while_the_sandbox_does_not_read(rig: Ri
         wire.writer.write(direct(body=b"", framing=f"content-length: {total}\r\n"))
         wire.writer.write(b"x" * total)
         if rig.admission.gate is not None:
-            await asyncio.sleep(0.05)
+            await rig.take_in(lambda connection: connection.flow.read_paused)
             rig.admission.gate.set()
         left = -1
         while left != (left := wire.writer.transport.get_write_buffer_size()):  # type: ignore[attr-defined]

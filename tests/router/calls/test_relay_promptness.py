@@ -15,7 +15,7 @@ from ash_hub.bench.relaying import served
 from ash_hub.bench.wire import modern_call
 from tests.router.relay_parts import Rig, legacy, modern
 from tests.router.sandbox_parts import STREAM_HEAD, Box, chunk, open_script
-from tests.router.test_relay_sessions import message, session
+from tests.router.sessions.test_relay_sessions import message, session
 
 pytestmark = pytest.mark.anyio
 

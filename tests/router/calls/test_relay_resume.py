@@ -12,7 +12,7 @@ from fastmcp.server.event_store import EventStore
 
 from tests.router.relay_parts import Rig, legacy
 from tests.router.sandbox_parts import open_box
-from tests.router.test_relay_sessions import message, session
+from tests.router.sessions.test_relay_sessions import message, session
 
 pytestmark = pytest.mark.anyio
 

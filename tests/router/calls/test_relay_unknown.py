@@ -15,7 +15,7 @@ from mcp.client import Client
 
 from ash_mcp.errors import ConnectFailed
 from ash_mcp.types import SandboxId
-from ash_router.limits import RelayLimits
+from ash_router.bounds.limits import RelayLimits
 from ash_router.routes import Route, Routes
 from ash_router.store.base import RouteChanges
 from ash_router.store.memory import MemoryStore
@@ -68,7 +68,14 @@ async def elsewhere(store: SharedStore, box: Box) -> Route:
 
 @pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
 @pytest.mark.parametrize(
-    ("name", "arguments"), [("sb7_add", ADD), ("call", {"session": "sb7", "tool": "add", "arguments": ADD})]
+    ("name", "arguments"),
+    [
+        ("sb7_add", ADD),
+        ("call", {"session": "sb7", "tool": "add", "arguments": ADD}),
+        ("call", {"sandbox": "sb7", "tool": "add", "arguments": ADD}),
+        ("call", {"sandbox": "sb7", "session": None, "tool": "add", "arguments": ADD}),
+        ("call", {"sandbox": "sb7", "session": "sb7", "tool": "add", "arguments": ADD}),
+    ],
 )
 async def test_a_call_reaches_a_sandbox_that_another_process_made(
     rig: Rig, box: Box, elsewhere: Route, store: SharedStore, mode: Any, name: str, arguments: dict[str, Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -10,29 +11,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ash_mcp.types import DEFAULT_SCOPE, Endpoint, Principal, SessionName, new_sandbox_id
-from ash_router.admission import Admitted
-from ash_router.asking import MAX_ASKS, SessionEvents, answer_to, resumed
-from ash_router.bodies import Message, read_message
-from ash_router.events import MAX_HELD_BYTES, EventSplitter
+from ash_router.admission.base import Admitted
+from ash_router.http.bodies import Message, read_message
+from ash_router.http.event_stream import MAX_HELD_BYTES, EventSplitter
 from ash_router.routes import Route
-from ash_router.sessions import LegacySession, UpstreamSession
+from ash_router.sessions.server_requests import MAX_ASKS, SessionEvents, answer_for_sandbox, find_resumed
+from ash_router.sessions.session_map import LegacySession, UpstreamSession
 
 
 def a_session() -> tuple[LegacySession, UpstreamSession]:
-    session = LegacySession("hub", Admitted(Principal("me"), DEFAULT_SCOPE, "/mcp"), {}, "2025-11-25")
+    session = LegacySession("hub", "hub", Admitted(Principal("me"), DEFAULT_SCOPE, "/mcp"), {}, "2025-11-25")
     return session, an_upstream(session)
 
 
 def an_upstream(session: LegacySession) -> UpstreamSession:
     route = Route(
         sandbox_id=new_sandbox_id(),
-        generation=3,
         owner="me",
         scope=DEFAULT_SCOPE,
         session=SessionName("sb1"),
         endpoint=Endpoint(unix="/x"),
     )
-    upstream = session.upstreams[route.sandbox_id, 3] = UpstreamSession(route, b"theirs", b"2025-11-25")
+    upstream = session.upstreams[route.sandbox_id] = UpstreamSession(route, b"theirs", b"2025-11-25")
     return upstream
 
 
@@ -101,15 +101,34 @@ def test_what_is_held_is_bounded() -> None:
     assert len(splitter.feed(b"x" * MAX_HELD_BYTES, last=False)) == MAX_HELD_BYTES + 1006
 
 
+def cost_of(begin: bytes, read: bytes, reads: int) -> float:
+    """Return the processor seconds that an event takes that comes in so many reads."""
+    splitter = EventSplitter(lambda part: part)
+    splitter.feed(begin, last=False)
+    start = time.process_time()
+    for _ in range(reads):
+        splitter.feed(read, last=False)
+    return time.process_time() - start
+
+
+@pytest.mark.parametrize(("begin", "read"), [(b"data: ", b"x" * 1024), (b"id: ", b"x" * 1024), (b"", b"id:1\n" * 205)])
+def test_eight_times_the_event_costs_about_eight_times_as_much(begin: bytes, read: bytes) -> None:
+    costs = [(cost_of(begin, read, 120), cost_of(begin, read, 960)) for _ in range(5)]
+    few, many = (min(column) for column in zip(*costs, strict=True))
+    assert many < 24 * few  # 64 times, if each read costs as much as is held
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-@pytest.mark.parametrize("request_id", [0, "a", 'quo"te', -5])
+@pytest.mark.parametrize("request_id", [0, "a", 'quo"te', -5, "a\nb", "\\1", "\x01"])
 def test_a_request_gets_an_id_of_the_hives_and_its_answer_the_sandboxs_own(end: str, request_id: Any) -> None:
     session, upstream = a_session()
     raw = event(asking(request_id, message="é?"), end)
     out = SessionEvents(session, upstream).feed(raw, last=False)
     given = data_of(out)["id"]
     assert out == raw.replace(b'"id": ' + json.dumps(request_id).encode(), b'"id": ' + json.dumps(given).encode(), 1)
-    found = answer_to(session, parsed(json.dumps({"jsonrpc": "2.0", "id": given, "result": {"n": 1.0}}).encode()))
+    found = answer_for_sandbox(
+        session, parsed(json.dumps({"jsonrpc": "2.0", "id": given, "result": {"n": 1.0}}).encode())
+    )
     assert found is not None
     assert found[0] is upstream
     assert json.loads(found[1]) == {"jsonrpc": "2.0", "id": request_id, "result": {"n": 1.0}}
@@ -125,6 +144,14 @@ def test_an_id_that_stands_in_the_arguments_too_stays_there() -> None:
     assert out.startswith(b"event: message\r\n")
 
 
+def test_what_is_nested_too_deeply_to_be_written_anew_passes_as_it_came() -> None:
+    session, upstream = a_session()
+    raw = event(json.dumps(asking(1, nested={"id": 1})).replace("{}", "[" * 300 + "]" * 300))
+    raw = raw.replace(b'"id": 1}', b'"id": 1, "x": ' + b"[" * 300 + b"]" * 300 + b"}", 1)
+    assert SessionEvents(session, upstream).feed(raw, last=False) == raw
+    assert session.asks == {}
+
+
 def test_an_answer_is_given_back_once_and_only_to_who_asked() -> None:
     session, upstream = a_session()
     other = an_upstream(session)
@@ -132,12 +159,12 @@ def test_an_answer_is_given_back_once_and_only_to_who_asked() -> None:
         SessionEvents(session, asker).feed(event(asking(1)), last=False)
     first, second = session.asks
     answered = parsed(json.dumps({"jsonrpc": "2.0", "id": second, "error": {"code": -1, "message": first}}).encode())
-    found = answer_to(session, answered)
+    found = answer_for_sandbox(session, answered)
     assert found is not None
     assert found[0] is other
-    assert answer_to(session, answered) is None
+    assert answer_for_sandbox(session, answered) is None
     assert list(session.asks) == [first]
-    session.forget((upstream.route.sandbox_id, 3))
+    session.forget(upstream.route.sandbox_id)
     assert session.asks == {}
 
 
@@ -185,11 +212,11 @@ def test_event_ids_say_whose_they_are_and_lead_back() -> None:
     other = an_upstream(session)
     raw = event({"jsonrpc": "2.0", "method": "x"}, "\n", "id: 1_2") + b"id: 7\ndata:\n\n" + b"data: id: 8\n\n"
     out = SessionEvents(session, other).feed(raw, last=False)
-    name = f"{other.route.sandbox_id}.3.".encode()
+    name = f"{other.route.sandbox_id}.".encode()
     assert out == raw.replace(b"id: 1_2", b"id: " + name + b"1_2").replace(b"id: 7", b"id: " + name + b"7")
-    assert resumed(session, name + b"1_2") == (other, b"1_2")
-    assert resumed(session, name) is None
-    assert resumed(session, b"7") is None
+    assert find_resumed(session, name + b"1_2") == (other, b"1_2")
+    assert find_resumed(session, name) is None
+    assert find_resumed(session, b"7") is None
     assert upstream is not other
 
 
@@ -197,4 +224,4 @@ def test_the_id_of_a_long_answers_event_says_whose_it_is_too() -> None:
     session, upstream = a_session()
     begin = b'id: 3\nevent: message\ndata: {"jsonrpc":"2.0","id":"a","result":{'
     out = SessionEvents(session, upstream).feed(begin, last=False)
-    assert out == begin.replace(b"id: 3", f"id: {upstream.route.sandbox_id}.3.3".encode(), 1)
+    assert out == begin.replace(b"id: 3", f"id: {upstream.route.sandbox_id}.3".encode(), 1)

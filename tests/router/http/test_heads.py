@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ash_router import _framing
-from ash_router.heads import RequestHead, SameHead
+from ash_router.http import framing
+from ash_router.http.heads import RequestHead, SameHead
 
 HEAD = b"POST /mcp HTTP/1.1\r\nhost: hub\r\ncontent-length: %d\r\nx-a: b\r\n\r\n"
 
@@ -147,8 +147,8 @@ def test_what_is_worked_out_of_a_head_is_so_once() -> None:
     head = RequestHead("1.1", b"POST", b"/mcp", headers)
     assert head.tool == "sb1_add"
     assert head.fields is head.fields
-    assert head.lines(_framing.TO_CALL) == b"mcp-name: sb1_add\r\naccept: a\r\nmcp-param-x: y\r\n"
-    assert head.lines(_framing.TO_CALL) is head.lines(_framing.TO_CALL)
-    assert head.lines(_framing.TO_CALL - {b"mcp-name"}) == b"accept: a\r\nmcp-param-x: y\r\n"
+    assert head.lines(framing.TO_CALL) == b"mcp-name: sb1_add\r\naccept: a\r\nmcp-param-x: y\r\n"
+    assert head.lines(framing.TO_CALL) is head.lines(framing.TO_CALL)
+    assert head.lines(framing.TO_CALL - {b"mcp-name"}) == b"accept: a\r\nmcp-param-x: y\r\n"
     assert head.is_same("1.1", b"POST", b"/mcp", list(headers))
     assert not head.is_same("1.1", b"POST", b"/mcp", headers[1:])

@@ -12,11 +12,11 @@ from typing import Any
 import anyio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ash_router.forwarding import Forwarder
-from ash_router.relay import RelayLimits
-from ash_router.replicas import Replicas, new_replica_id
+from ash_router.caller.relay import RelayLimits
+from ash_router.replicas.forwarding import Forwarder
+from ash_router.replicas.membership import Replicas, new_replica_id
+from ash_router.replicas.vouchers import VoucherAdmission, Vouchers
 from ash_router.store.memory import MemoryStore
-from ash_router.vouchers import VoucherAdmission, Vouchers
 from tests.router.relay_parts import Rig, Wire, open_rig
 from tests.router.sandbox_parts import Server, config
 
@@ -52,7 +52,7 @@ class Replica:
 async def open_replica(
     directory: Path, store: MemoryStore, key: Ed25519PrivateKey, *, limits: RelayLimits | None = None, app: Any = None
 ) -> AsyncGenerator[Replica]:
-    replicas = Replicas(store, new_replica_id())
+    replicas = Replicas(store, new_replica_id(), grace_seconds=0.0)
     vouchers = Vouchers(key, replicas.id)
     forwarder = Forwarder(replicas, vouchers, limits or RelayLimits())
     requests: list[tuple[str, dict[str, list[str]]]] = []

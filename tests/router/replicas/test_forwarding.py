@@ -8,7 +8,6 @@ import socket
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,16 @@ import anyio
 import pytest
 from fastmcp import Client
 
-from ash_mcp.types import SandboxId
-from ash_router.relay import RelayLimits
+from ash_mcp.types import Endpoint
+from ash_router.caller.relay import RelayLimits
+from ash_router.replicas import forwarding
+from ash_router.replicas.forwarding import REACH_SECONDS
 from tests.balancer import alternating
-from tests.router.relay_parts import Wire, failure, legacy, modern, route_to, tool_call
-from tests.router.replica_parts import Pair, open_pair
+from tests.router.relay_parts import Wire, failure, legacy, modern, tool_call
+from tests.router.replicas.replica_parts import Pair, open_pair
 from tests.router.sandbox_parts import EVENT, STREAM_HEAD, Box, chunk, open_box, open_script, read_request
-from tests.router.test_relay_asks import asking_server, backwards
-from tests.router.test_relay_sessions import add, message, session
+from tests.router.sessions.test_relay_server_requests import asking_server, backwards
+from tests.router.sessions.test_relay_sessions import add, message, session
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:The .* capability is deprecated")]
 
@@ -57,8 +58,8 @@ async def ask(wire: Wire, data: bytes) -> tuple[int, dict[str, str], bytes]:
 
 
 def said(body: bytes) -> Any:
-    """The JSON of an answer that is one event."""
-    return json.loads(next(line[6:] for line in body.splitlines() if line.startswith(b"data: {")))
+    """The JSON of an answer, which may be one event."""
+    return json.loads(next((line[6:] for line in body.splitlines() if line.startswith(b"data: {")), body))
 
 
 # What passes.
@@ -203,6 +204,9 @@ async def test_many_calls_of_many_sessions_get_each_its_own_answer_while_others_
                     if turn % 3 == 1:
                         continue  # and leaves
                     answer = said((await wire.answer())[2])
+                    while "error" in answer:  # on a machine that is busy the owner counts as slow
+                        assert answer["error"]["data"]["retryable"], answer
+                        answer = said((await ask(wire, legacy(message("tools/call", params, turn), session_id)))[2])
                     assert (answer["id"], answer["result"]["structuredContent"]) == (turn, {"value": value})
 
     with anyio.fail_after(60):
@@ -297,13 +301,18 @@ async def test_an_unknown_or_dead_owner_is_a_session_that_nobody_knows_within_a_
     assert len(pair.other.rig.ledger) == len(pair.other.rig.relay.services.streams) == 0
 
 
-async def test_an_owner_whose_host_is_silent_is_a_session_that_nobody_knows_within_a_second(pair: Pair):
+async def test_a_session_whose_owner_is_silent_is_not_gone_while_that_one_is_announced(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+):
+    assert REACH_SECONDS <= 0.9
+    monkeypatch.setattr(forwarding, "REACH_SECONDS", 0.3)  # a busy machine adds to it
     with _deaf_port() as port:
         await pair.store.announce_replica("gone0000", {"address": f"127.0.0.1:{port}"}, 60)
         async with pair.other.rig.connect() as wire:
             began_at = time.monotonic()
-            assert (await ask(wire, legacy(LIST, "gone0000.x")))[0] == 404
-            assert 0.5 < time.monotonic() - began_at < 1
+            status, _, answer = await ask(wire, legacy(LIST, "gone0000.x"))
+            assert 0.3 <= time.monotonic() - began_at < 1
+            assert status != 404 and b"cannot be reached now; try again" in answer
 
 
 def streams_without_end(begun: asyncio.Event, *, begins: bool) -> Any:
@@ -384,8 +393,7 @@ async def test_a_connection_to_an_owner_breaks_when_its_host_is_silent(pair: Pai
     assert forwarder is not None
     async with through_other(pair) as (wire, session_id):
         await ask(wire, legacy(LIST, session_id))
-        route = replace(route_to(Path("nowhere")), sandbox_id=SandboxId(pair.owner.replicas.id), generation=0)
-        connection = forwarder.upstreams.idle(route)
+        connection = forwarder.upstreams.idle(Endpoint(host="127.0.0.1", port=pair.owner.port))
         assert connection is not None
         transport: Any = connection._transport  # pyright: ignore[reportPrivateUsage]
         found = transport.get_extra_info("socket")
@@ -394,7 +402,7 @@ async def test_a_connection_to_an_owner_breaks_when_its_host_is_silent(pair: Pai
             found.getsockopt(socket.IPPROTO_TCP, which)
             for which in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
         ]
-        assert probes == [2, 2, 3, 8000]
+        assert probes == [2, 2, 3, 0]  # the last would end a connection to an owner that reads nothing for a while
         connection.close()
 
 

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from ash_mcp.errors import ConnectFailed
-from ash_router.replicas import Replicas, new_replica_id, split_address
+from ash_router.replicas.membership import Replicas, new_replica_id, split_address
 from ash_router.store.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
@@ -159,6 +159,58 @@ async def test_an_emptied_store_is_told_again_before_anybody_is_missed(store: Mo
     clock.now += 1
     await one.tick()
     assert (one.living(), left) == ({"one", "two"}, [])
+
+
+async def test_an_outage_of_the_store_makes_no_replica_dead(store: MoodyStore, clock: Clock):
+    one, two = replica(store, clock, "one"), replica(store, clock, "two")
+    left: list[str] = []
+    one.on_left.append(left.append)
+    for _ in range(6):
+        clock.now += 1
+        await two.tick()
+        await one.tick()
+    assert one.can_judge()
+    store.away = True
+    for _ in range(10):
+        clock.now += 1
+        await two.tick()
+        await one.tick()
+    assert not one.can_judge()
+    store.away = False
+    await one.tick()  # first of all: `two` has said nothing yet
+    assert "two" in one.living() and not one.can_judge() and await one.address_of("two") == "two:1"
+    assert await one.leave()
+    clock.now += 2
+    await two.tick()
+    await one.tick()
+    clock.now += 2
+    await one.tick()
+    assert (one.can_judge(), one.living(), left) == (True, {"one", "two"}, [])
+
+
+async def test_one_that_died_in_an_outage_is_found_dead_after_it(store: MoodyStore, clock: Clock):
+    one, two = replica(store, clock, "one"), replica(store, clock, "two")
+    await two.tick()
+    await one.tick()
+    store.away = True
+    for _ in range(10):
+        clock.now += 1
+        await one.tick()
+    store.away = False
+    for _ in range(6):
+        clock.now += 1
+        await one.tick()
+    assert one.can_judge() and one.living() == {"one"}
+
+
+async def test_a_replica_that_begins_judges_nobody_at_once(store: MoodyStore, clock: Clock):
+    one = replica(store, clock, "one")
+    await one.tick()
+    assert not one.can_judge()
+    for _ in range(4):
+        clock.now += 1
+        await one.tick()
+    assert one.can_judge() and not await one.leave()
 
 
 async def test_running_announces_first_and_withdraws_at_the_end(store: MoodyStore, clock: Clock):

@@ -10,13 +10,13 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ash_mcp.types import DEFAULT_SCOPE, EVERY_SCOPE, Principal, SandboxId, Scope
-from ash_router.admission import Admitted, Head, Refusal
-from ash_router.tokens import CallTokens
-from ash_router.vouchers import VoucherAdmission, Vouchers
+from ash_mcp.types import DEFAULT_SCOPE, EVERY_SCOPE, Principal, PrincipalLimits, SandboxId, Scope
+from ash_router.admission.base import Admitted, Head, Refusal
+from ash_router.replicas.vouchers import VoucherAdmission, Vouchers
+from ash_router.upstream.call_tokens import CallTokens
 from tests.router.relay_parts import legacy
-from tests.router.replica_parts import Replica, open_pair
-from tests.router.test_relay_sessions import message
+from tests.router.replicas.replica_parts import Replica, open_pair
+from tests.router.sessions.test_relay_sessions import message
 
 pytestmark = pytest.mark.anyio
 
@@ -25,6 +25,11 @@ NOW = 1_800_000_000.5
 ME = Admitted(Principal("me"), DEFAULT_SCOPE, "/mcp")
 BOUND = Admitted(
     Principal("https://login#ä", frozenset({"run1", "run2"})), Scope("run1"), "/mcp", True, "key:abc", "10.0.0.9:4711"
+)
+LIMITED = Admitted(
+    Principal("me", None, PrincipalLimits(calls=1, starting=0), '{"images":["a/*"]}', SandboxId("sbx-1")),
+    DEFAULT_SCOPE,
+    "/mcp",
 )
 EVERY = Admitted(Principal("you", frozenset()), EVERY_SCOPE, "/mcp", False, "oidc", "")
 
@@ -41,7 +46,7 @@ def vouchers(replica: str, key: Ed25519PrivateKey = KEY, clock: Any = lambda: NO
     return Vouchers(key, replica, clock=clock)
 
 
-@pytest.mark.parametrize("admitted", [ME, BOUND, EVERY])
+@pytest.mark.parametrize("admitted", [ME, BOUND, LIMITED, EVERY])
 def test_a_caller_is_the_same_on_the_other_side(admitted: Admitted):
     here, there = vouchers("here0000"), vouchers("there000")
     for _ in range(2):
@@ -77,6 +82,9 @@ def claims(**more: Any) -> dict[str, Any]:
         "iss": "ash",
         "aud": "ash-replica",
         "replica": "there000",
+        "limits": {},
+        "spawn": "",
+        "sandbox": None,
         "sub": "me",
         "bound": None,
         "scope": "",
@@ -121,7 +129,7 @@ def test_another_algorithm_or_no_signature_is_none():
 
 def test_a_sandboxs_call_token_is_no_voucher():
     for sandbox_id in ("there000", "ash-replica"):
-        token = CallTokens(KEY, clock=lambda: NOW, ttl_seconds=30).mint(SandboxId(sandbox_id), 1)
+        token = CallTokens(KEY, clock=lambda: NOW, ttl_seconds=30).mint(SandboxId(sandbox_id))
         assert vouchers("there000").take(token) is None
 
 

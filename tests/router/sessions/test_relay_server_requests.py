@@ -15,7 +15,7 @@ from fastmcp.client.elicitation import ElicitResult
 
 from tests.router.relay_parts import Rig, legacy
 from tests.router.sandbox_parts import Box, chunk, open_box, open_script, read_request, response
-from tests.router.test_relay_sessions import HELLO, Scripted, add, message, session
+from tests.router.sessions.test_relay_sessions import HELLO, Scripted, add, message, session
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:The .* capability is deprecated")]
 

@@ -6,13 +6,15 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from ash_router.sessions import MAX_PARAMS_BYTES, LegacySessions
-from tests.router.relay_parts import Rig, Wire, failure, legacy
+from ash_router.bounds.limits import RelayLimits
+from ash_router.sessions.session_map import MAX_PARAMS_BYTES, LegacySessions
+from tests.router.relay_parts import Rig, Wire, failure, legacy, open_rig
 from tests.router.sandbox_parts import Box, open_script, read_request, response
 
 pytestmark = pytest.mark.anyio
@@ -53,6 +55,9 @@ class Scripted:
         self.lost: set[str] = set()
         self.tells = asyncio.Condition()
         self.refuses = False
+        self.names_session = True
+        self.held: dict[Any, asyncio.Event] = {}
+        """When calls are answered, by their ids."""
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -62,6 +67,8 @@ class Scripted:
             async with self.tells:
                 self.told.append((fields["method"], known, {"headers": headers, **fields}))
                 self.tells.notify_all()
+            if fields.get("id") in self.held:
+                await self.held[fields["id"]].wait()
             writer.write(self.answer(fields, known))
             await writer.drain()
 
@@ -69,11 +76,11 @@ class Scripted:
         if fields["method"] == "initialize" and not self.refuses:
             result: dict[str, Any] = {"protocolVersion": self.version, "capabilities": {}, "serverInfo": {}}
             event = b"event: message\r\ndata: " + json.dumps({"id": fields["id"], "result": result}).encode()
-            session_id = self.session_ids.pop(0)
-            return response(event + b"\r\n\r\n", kind="text/event-stream", more=f"mcp-session-id: {session_id}\r\n")
+            more = f"mcp-session-id: {self.session_ids.pop(0)}\r\n" if self.names_session else ""
+            return response(event + b"\r\n\r\n", kind="text/event-stream", more=more)
         if fields["method"] == "GET":
             return response(b"", status="405 Method Not Allowed")
-        if known in self.lost or self.refuses:
+        if (known or "") in self.lost or self.refuses:
             return response(b"{}", status="404 Not Found")
         if "id" not in fields:
             return response(b"", status="202 Accepted")
@@ -154,6 +161,53 @@ async def test_a_sandbox_that_opens_no_session_is_a_typed_failure(rig: Rig, scri
     assert headers["mcp-session-id"] == session_id
     assert failure(body)["kind"] == "remote_protocol_error"
     assert "resultType" not in json.loads(body)["result"]
+
+
+@pytest.mark.parametrize("how", ["dies", "is silent"])
+async def test_a_sandbox_that_breaks_off_its_greeting_was_sent_nothing(tmp_path: Path, how: str):
+    async def breaks_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        if how == "is silent":
+            await reader.read()
+
+    limits = RelayLimits(handshake_timeout_seconds=0.1)
+    async with open_rig(tmp_path, limits=limits) as rig, open_script(tmp_path, breaks_off) as socket:
+        await rig.bind("sb1", socket)
+        async with session(rig) as (wire, session_id):
+            await wire.send(legacy(add(), session_id))
+            _, headers, body = await wire.answer()
+    found = failure(body)
+    assert headers["ash-origin"] == "hub"
+    assert (found["kind"], found["retryable"]) == ("connect_failed", True)
+    assert "nothing was sent" in found["message"]
+    assert len(rig.ledger) == 0
+
+
+async def test_a_404_of_a_sandbox_that_has_no_sessions_is_its_answer(rig: Rig, script: Scripted):
+    script.names_session = False
+    script.lost.add("")
+    async with session(rig) as (wire, session_id):
+        await wire.send(legacy(add(), session_id))
+        status, headers, _ = await wire.answer()
+    assert (status, headers["ash-origin"]) == (404, "sandbox")
+    assert script.methods().count("initialize") == 1
+
+
+async def test_a_call_that_learns_late_that_its_session_is_lost_takes_the_new_one(rig: Rig, script: Scripted):
+    async with session(rig) as (wire, session_id), rig.connect() as other:
+        await wire.send(legacy(add(), session_id))
+        await wire.answer()
+        script.lost.add("first")
+        script.held[2] = asyncio.Event()
+        await other.send(legacy(add(2), session_id))
+        with anyio.fail_after(10):
+            async with script.tells:
+                await script.tells.wait_for(lambda: script.methods().count("tools/call") == 2)
+        await wire.send(legacy(add(1), session_id))
+        assert json.loads((await wire.answer())[2])["result"] == {"by": "second"}
+        script.held.pop(2).set()
+        assert json.loads((await other.answer())[2])["result"] == {"by": "second"}
+    assert script.methods().count("initialize") == 2
 
 
 async def test_a_log_level_reaches_sandboxes_called_before_and_after(rig: Rig, script: Scripted):
@@ -260,7 +314,7 @@ async def test_forgetting_a_sandbox_says_nothing_to_it(rig: Rig, script: Scripte
         await wire.answer()
         kept = rig.sessions.get(session_id)
         assert kept is not None
-        ((sandbox_id, _),) = kept.upstreams
+        (sandbox_id,) = kept.upstreams
         rig.relay.forget(sandbox_id)
         assert kept.upstreams == {}
     assert "DELETE" not in script.methods()
@@ -282,7 +336,7 @@ async def test_the_map_is_bounded_and_long_greetings_are_not_kept(rig: Rig):
     sessions = LegacySessions(lambda name: None if name == "s0" else nullcontext(), max_sessions=3)
     sessions.attach(ended.extend)
     for number in range(5):
-        sessions.opened(f"s{number}", admitted, {"clientInfo": {"name": "x" * MAX_PARAMS_BYTES}})
+        sessions.add(f"s{number}", admitted, {"clientInfo": {"name": "x" * MAX_PARAMS_BYTES}})
     assert len(sessions) == 3
     assert sessions.get("s0") is None
     last = sessions.get("s4")

@@ -28,8 +28,9 @@ def fresh_prefix() -> str:
 @asynccontextmanager
 async def open_quick(server: RedisServer, prefix: str, patience: float = PATIENCE) -> AsyncGenerator[RedisStore]:
     """Open a store that gives up and looks again sooner than a hive's."""
-    bounds = {"patience_seconds": patience, "look_seconds": 0.05, "grace_seconds": 0.3}
-    async with open_redis(server.url, prefix, **bounds) as store:
+    async with open_redis(
+        server.url, prefix, patience_seconds=patience, look_seconds=0.05, grace_seconds=0.3
+    ) as store:
         yield store
 
 
@@ -40,17 +41,16 @@ async def until(holds: Callable[[], Any], seconds: float = 5.0) -> None:
             await anyio.sleep(0.01)
 
 
-def record(number: int, generation: int = 1, **more: Any) -> dict[str, Any]:
-    return {"sandbox_id": f"sbx-{number}", "generation": generation, **more}
+def record(number: int, **more: Any) -> dict[str, Any]:
+    return {"sandbox_id": f"sbx-{number}", **more}
 
 
-def route(number: int, generation: int = 1, owner: str = "me", scope: str = "") -> Route:
+def route(number: int, owner: str = "me", scope: str = "", moved: int = 0) -> Route:
     return Route(
         sandbox_id=SandboxId(f"sbx-{number}"),
-        generation=generation,
         owner=owner,
         scope=Scope(scope),
         session=SessionName(f"sb{number}"),
-        endpoint=Endpoint(host="127.0.0.1", port=1000 + number),
+        endpoint=Endpoint(host="127.0.0.1", port=1000 + number + 1000 * moved),
         tool_names={"short": "a name that was too long"},
     )

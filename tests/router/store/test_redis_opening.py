@@ -24,7 +24,7 @@ from ash_router.store.memory import MemoryStore
 from ash_router.store.redis import open_redis, opening
 from ash_router.store.select import open_store
 from tests.redis_server import BINARY, RedisServer, running_redis
-from tests.router.redis_parts import PATIENCE, fresh_prefix, record, until
+from tests.router.store.redis_parts import PATIENCE, fresh_prefix, record, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 

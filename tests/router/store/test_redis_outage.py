@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from collections.abc import AsyncGenerator, Iterator
@@ -12,13 +11,13 @@ from typing import Any
 import anyio
 import pytest
 
-from ash_mcp.errors import ConnectFailed, LeaseHeld
-from ash_mcp.types import DEFAULT_SCOPE, SandboxId, SessionName
-from ash_router.store.base import LOST
+from ash_mcp.errors import ConnectFailed
+from ash_mcp.types import DEFAULT_SCOPE, SandboxId, Scope, SessionName
+from ash_router.store.base import LOST, Shelf
 from ash_router.store.redis import RedisStore
 from ash_router.store.redis.link import Link
 from tests.redis_server import RedisServer, running_redis
-from tests.router.redis_parts import PATIENCE, open_quick, record, until
+from tests.router.store.redis_parts import PATIENCE, open_quick, record, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
@@ -70,7 +69,7 @@ async def test_while_it_is_stopped_steps_fail_soon_and_typed_and_all_heals(serve
         store.routes(),
         store.put_route(record(1)),
         store.claim_key("me", DEFAULT_SCOPE, "key", ONE),
-        store.grant("reaper", "me", 10),
+        store.announce_replica("here", {}, 10),
         store.last_calls(),
     ):
         with pytest.raises(ConnectFailed):
@@ -82,9 +81,10 @@ async def test_while_it_is_stopped_steps_fail_soon_and_typed_and_all_heals(serve
 
 async def test_what_is_given_back_while_it_is_paused_is_given_back_later(server: RedisServer, store: RedisStore):
     await store.put_route(record(1))
+    await store.put_route(record(2))
     await store.reserve_session("me", DEFAULT_SCOPE, None, ONE)
     await store.claim_key("me", DEFAULT_SCOPE, "key", ONE)
-    lease = await store.grant("reaper", "me", 30)
+    await store.announce_replica("here", {}, 30)
     server.ask("CLIENT", "PAUSE", 1000, "ALL")
     with pytest.raises(ConnectFailed):
         await store.routes()
@@ -92,16 +92,16 @@ async def test_what_is_given_back_while_it_is_paused_is_given_back_later(server:
     await store.drop_route(ONE)
     await store.release_session("me", DEFAULT_SCOPE, SB1, ONE)
     await store.release_key("me", DEFAULT_SCOPE, "key", ONE)
-    await store.release(lease)
+    await store.withdraw_replica("here")
     await store.touch({TWO: 5.0})
     await store.touch({TWO: 4.0})
     assert time.monotonic() - start < 0.2
     await until(lambda: store.unready() is None)
     await store.settle()
-    assert await store.routes() == []
+    assert [kept["sandbox_id"] for kept in await store.routes()] == [TWO]
     assert await store.reserve_session("me", DEFAULT_SCOPE, SB1, TWO) == "sb1"
     assert await store.claim_key("me", DEFAULT_SCOPE, "key", TWO) == TWO
-    assert (await store.grant("reaper", "you", 30)).token > lease.token
+    assert not await store.replicas()
     assert dict(await store.last_calls()) == {TWO: 5.0}
 
 
@@ -204,12 +204,11 @@ async def test_a_restart_asks_as_well_with_and_without_saved_data(tmp_path: Path
             assert len(await store.routes()) == int(saves)
 
 
-async def test_numbers_and_tokens_still_only_grow_after_a_flush(server: RedisServer, store: RedisStore):
+async def test_numbers_still_only_grow_after_a_flush(server: RedisServer, store: RedisStore):
     restored = Restored(store)
     async with open_quick(server, "ash") as other:
         for sandbox_id in (ONE, TWO):
             await store.reserve_session("me", DEFAULT_SCOPE, None, sandbox_id)
-        lease = await store.grant("reaper", "me", 30)
         server.ask("FLUSHALL")
         for taking in (
             store.reserve_session("me", DEFAULT_SCOPE, None, SandboxId("sbx-3")),
@@ -223,7 +222,6 @@ async def test_numbers_and_tokens_still_only_grow_after_a_flush(server: RedisSer
         await until(lambda: restored.calls and not store.unready() and not other.unready())
         assert await other.claim_key("me", DEFAULT_SCOPE, "key", TWO) == ONE
         assert await other.reserve_session("me", DEFAULT_SCOPE, None, SandboxId("sbx-4")) == "sb3"
-        assert (await other.grant("reaper", "you", 30)).token > lease.token
 
 
 async def test_numbers_still_only_grow_where_redis_evicted_the_names(server: RedisServer, store: RedisStore):
@@ -257,20 +255,20 @@ async def test_under_load_every_step_is_done_or_fails_typed_within_its_bound(ser
     numbers = itertools.count()
     ended = anyio.Event()
 
-    async def work(store: RedisStore, holder: str) -> None:
+    async def work(store: RedisStore) -> None:
         nonlocal slowest
         while not ended.is_set():
             sandbox_id = SandboxId(f"sbx-{next(numbers)}")
             start = time.monotonic()
             try:
-                await store.put_route({"sandbox_id": sandbox_id, "generation": 1})
+                await store.put_route({"sandbox_id": sandbox_id})
                 names.append(await store.reserve_session("me", DEFAULT_SCOPE, None, sandbox_id))
-                with contextlib.suppress(LeaseHeld):
-                    await store.release(await store.grant("reaper", holder, 5))
+                await store.claim_key("me", DEFAULT_SCOPE, "key", sandbox_id)
                 await store.touch({sandbox_id: 1.0})
                 await store.publish("news", sandbox_id)
             except ConnectFailed as error:
                 assert error.retryable
+            await store.release_key("me", DEFAULT_SCOPE, "key", sandbox_id)
             await store.drop_route(sandbox_id)
             slowest = max(slowest, time.monotonic() - start)
             await anyio.sleep(0.005)
@@ -279,7 +277,7 @@ async def test_under_load_every_step_is_done_or_fails_typed_within_its_bound(ser
     async with open_quick(server, "ash", patience) as one, open_quick(server, "ash", patience) as two:
         async with anyio.create_task_group() as group:
             for number in range(10):
-                group.start_soon(work, (one, two)[number % 2], f"holder-{number}")
+                group.start_soon(work, (one, two)[number % 2])
             await until(lambda: len(names) > 20)
             await _make(trouble, server)
             before = len(names)
@@ -289,6 +287,7 @@ async def test_under_load_every_step_is_done_or_fails_typed_within_its_bound(ser
         for store in (one, two):
             await store.settle()
         assert await one.routes() == []
+        assert await one.claim_key("me", DEFAULT_SCOPE, "key", ONE) == ONE
         assert slowest < 3 * patience
 
 
@@ -308,3 +307,61 @@ async def _make(trouble: str, server: RedisServer) -> None:
     else:
         for kind in ("normal", "pubsub"):
             server.ask("CLIENT", "KILL", "TYPE", kind)
+
+
+async def test_a_call_that_is_told_before_a_flushed_store_is_filled_again_is_not_lost(
+    server: RedisServer, store: RedisStore
+):
+    await store.put_route(record(1))
+    server.ask("FLUSHALL")
+    await store.touch({ONE: 5.0})
+    assert dict(await store.last_calls()) == {ONE: 5.0}
+
+
+async def test_last_calls_of_what_ended_while_the_store_was_filled_again_do_not_stay(
+    server: RedisServer, store: RedisStore
+):
+    await store.put_route(record(1))
+    server.ask("FLUSHALL")
+    await store.touch({ONE: 5.0, TWO: 6.0})  # the second has ended meanwhile, and nobody drops its route
+    await store.put_route(record(1))
+    await until(lambda: store.refilling)
+    await until(lambda: not store.refilling)
+    await store.touch({ONE: 7.0})
+    assert dict(await store.last_calls()) == {ONE: 7.0}
+
+
+async def test_a_scope_is_forgotten_a_day_after_its_last_sandbox(server: RedisServer, store: RedisStore):
+    for scope, sandbox_id in (("old", ONE), ("new", ONE), ("new", TWO)):
+        await store.reserve_session("me", Scope(scope), None, sandbox_id)
+        await store.release_session("me", Scope(scope), SB1, sandbox_id)
+    await store.release_session("me", Scope("new"), SessionName("sb2"), TWO)
+    old, new = server.ask("ZRANGE", "ash:idle", 0, -1)
+    server.ask("ZINCRBY", "ash:idle", -86_401_000_000, old)
+    await store.reserve_session("me", Scope("new"), None, ONE)
+    assert server.ask("ZRANGE", "ash:idle", 0, -1) == [old]
+    await store.release_session("me", Scope("new"), SessionName("sb3"), ONE)
+    assert server.ask("ZRANGE", "ash:idle", 0, -1) == [new]
+    assert (server.ask("EXISTS", old), server.ask("EXISTS", new)) == (0, 1)
+
+
+async def test_numbers_that_a_flushed_store_is_told_are_forgotten_in_time_as_well(
+    server: RedisServer, store: RedisStore
+):
+    await store.reserve_session("me", DEFAULT_SCOPE, None, ONE)
+    await store.release_session("me", DEFAULT_SCOPE, SB1, ONE)
+    server.ask("FLUSHALL")
+    await until(lambda: store.refilling)
+    await until(lambda: not store.refilling)
+    assert len(server.ask("ZRANGE", "ash:idle", 0, -1)) == 1
+
+
+async def test_texts_are_not_waited_for_where_it_is_known_to_be_away(server: RedisServer, store: RedisStore):
+    shelf = Shelf("books", most=3, most_bytes=100, seconds=60.0)
+    server.stop()
+    await until(lambda: store.unready() is not None)
+    began = time.monotonic()
+    for step in (store.keep(shelf, "a", "text"), store.kept(shelf)):
+        with pytest.raises(ConnectFailed):
+            await step
+    assert time.monotonic() - began < PATIENCE / 2

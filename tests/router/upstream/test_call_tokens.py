@@ -1,4 +1,4 @@
-"""Call tokens bind a call to one sandbox and generation."""
+"""Call tokens bind a call to one sandbox."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from ash_mcp.errors import ConfigError
 from ash_mcp.types import new_sandbox_id
-from ash_router.tokens import CallTokens, load_hive_key
+from ash_router.upstream.call_tokens import CallTokens, load_hive_key
 
 
-def test_a_token_names_sandbox_and_generation_and_verifies_with_the_public_key(tmp_path: Path) -> None:
+def test_a_token_names_its_sandbox_and_verifies_with_the_public_key(tmp_path: Path) -> None:
     tokens = CallTokens(load_hive_key(tmp_path / "hive.key"))
     sandbox = new_sandbox_id()
     public = Ed25519PublicKey.from_public_bytes(base64.b64decode(tokens.public_key))
-    claims = jwt.decode(tokens.mint(sandbox, 3), public, algorithms=["EdDSA"], audience=sandbox, issuer="ash")
-    assert claims["gen"] == 3
+    claims = jwt.decode(tokens.mint(sandbox), public, algorithms=["EdDSA"], audience=sandbox, issuer="ash")
+    assert claims["aud"] == sandbox
     with pytest.raises(jwt.InvalidAudienceError):
-        jwt.decode(tokens.mint(sandbox, 3), public, algorithms=["EdDSA"], audience=new_sandbox_id())
+        jwt.decode(tokens.mint(sandbox), public, algorithms=["EdDSA"], audience=new_sandbox_id())
 
 
 def test_a_token_is_used_again_until_half_its_life_is_over(tmp_path: Path) -> None:
     now = 1000.0
     tokens = CallTokens(load_hive_key(tmp_path / "hive.key"), ttl_seconds=100.0, clock=lambda: now)
     sandbox = new_sandbox_id()
-    first = tokens.mint(sandbox, 1)
+    first = tokens.mint(sandbox)
     now = 1049.0
-    assert tokens.mint(sandbox, 1) == first
+    assert tokens.mint(sandbox) == first
     now = 1051.0
-    assert tokens.mint(sandbox, 1) != first
+    assert tokens.mint(sandbox) != first
 
 
 def test_the_key_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:

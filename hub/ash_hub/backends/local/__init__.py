@@ -1,4 +1,16 @@
-"""Sandboxes on this host: children of a keeper, isolated by a launcher."""
+"""Sandboxes on this host: processes that a keeper owns and a launcher isolates.
+
+backend.py    the Backend of this host, in the hub
+settings.py   its settings; paths.py: its directories and sockets
+host.py       what of isolation this host allows
+runtime.py    the Python that the runner runs on
+limits.py     limits of a sandbox, and which of them this host enforces
+seccomp.py    the system call filter, by the numbers of `_syscalls.py`
+plans.py      from a spec to the plan of a launch
+starter.py    starts the keeper
+link.py       the hub's connection to it
+keeper/       the keeper process, with the launchers
+"""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,11 +1,9 @@
-"""Sandboxes of this host, through the keeper."""
+"""The local backend: has the keeper process start and end sandboxes, and follows the keeper's events."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import datetime
-import json
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -20,31 +18,46 @@ import anyio.to_thread
 from ash_hub.backends._broadcast import Broadcast
 from ash_hub.backends.base import BackendEvent, Instance, Phase
 from ash_hub.backends.local import host
-from ash_hub.backends.local.egress.policy import Policy, PolicyError
-from ash_hub.backends.local.launchers.base import Launcher
-from ash_hub.backends.local.launchers.bubblewrap import BubblewrapLauncher
-from ash_hub.backends.local.launchers.unsafe import UnsafeLauncher
+from ash_hub.backends.local.document_files import FileDocuments
 from ash_hub.backends.local.limits import Enforcement, limits_of
-from ash_hub.backends.local.link import KeeperCrowded, KeeperEnding, KeeperGone, KeeperLink, KeeperRefusal
+from ash_hub.backends.local.link import (
+    ANSWER_SECONDS,
+    SILENT,
+    WAITED_SECONDS,
+    KeeperConnectionLost,
+    KeeperCrowded,
+    KeeperEnding,
+    KeeperLink,
+    KeeperRefusal,
+    KeeperSilent,
+)
 from ash_hub.backends.local.paths import HivePaths, hive_paths
+from ash_hub.backends.local.plans import IsolatedPlans, Plans, UnsafePlans
 from ash_hub.backends.local.runtime import Runtime, compile_runner, find_runtime
 from ash_hub.backends.local.settings import LocalSettings
 from ash_hub.backends.local.starter import start_keeper
-from ash_hub.clock import lead, steady
-from ash_mcp.errors import CapacityExceeded, ConfigError, Conflict, StartFailed, Unsupported
+from ash_hub.backends.network import audit_decision, require_network
+from ash_mcp.errors import AshError, CapacityExceeded, ConfigError, Conflict, ConnectFailed, StartFailed, Unsupported
 from ash_mcp.types import Endpoint, SandboxId, SandboxSpec
+from ash_router.store.clock import lead, steady
 
 __all__ = ["KEEPER_DIED", "LocalBackend"]
 
+_AWAY = (KeeperConnectionLost, KeeperSilent)
 KEEPER_DIED = "the keeper died, and its sandboxes with it"
 _CONNECT_SECONDS = 20.0
 _RETRY_SECONDS = 0.02
 _REJOIN_SECONDS = 0.5
 _LONGEST_REJOIN_SECONDS = 5.0
 _CLEAN_UP_SECONDS = 10.0
+_ENDING_SECONDS = 10.0
+"""What the keeper may take, beside the grace, until nothing is left of a sandbox."""
 _LOG_LINES = 20
+_NO_WAY_OUT = (
+    "this sandbox was started with network none, so it has no way out that could be opened; spawn another with the "
+    "network that it needs"
+)
 _log = logging.getLogger("ash.hub")
-_AUDIT = logging.getLogger("ash.audit")
 
 
 class LocalBackend:
@@ -79,18 +92,19 @@ class LocalBackend:
         self._events = Broadcast()
         self._instances: dict[SandboxId, Instance] = {}
         self._ended_early: dict[SandboxId, Instance | None] = {}
-        """Sandboxes that are being created, with the news of their end if that has overtaken the answer."""
+        """Sandboxes whose `start` request is open. The value is their end, if that event came before the answer."""
         self._link: KeeperLink | None = None
         self._linking = anyio.Lock()
         self._keeper: int | None = None
-        """The process that `_instances` belong to."""
-        self._waits: str | None = None
-        """Why the keeper cannot be joined again although it may live; nothing is known to have ended then."""
-        self._owed: set[SandboxId] = set()
-        """Sandboxes to end as soon as the keeper can be joined again."""
-        self._is_left = False
+        """The process id of the keeper that `_instances` belong to."""
+        self._join_problem: str | None = None
+        """Why the keeper cannot be joined although it may be alive; its sandboxes count as running meanwhile."""
+        self._unfinished_deletes: set[SandboxId] = set()
+        """Sandboxes to delete as soon as the keeper can be joined again."""
+        self._is_closing = False
         self._lead = lead()
-        """By how much our time is ahead of the steady clock: what the keeper says, as soon as there is one."""
+        """Seconds that `now` is ahead of the steady clock; the keeper's own value once one is joined."""
+        self.documents = FileDocuments(settings.state_dir, self.now)
 
     async def __aenter__(self) -> Self:
         self._paths: HivePaths = hive_paths(self._settings)
@@ -101,7 +115,13 @@ class LocalBackend:
             await self._require_isolation()
         self._tasks = await anyio.create_task_group().__aenter__()
         try:
-            await self._living_link()
+            await self._join_or_start()
+        except KeeperSilent as silent:
+            await self._end_tasks()
+            raise ConfigError(
+                "the keeper of this state directory does not answer: it is stopped or hangs. Let it go on (kill -CONT)"
+                f", or end it with its sandboxes (kill -KILL); {self._paths.lock_file} names its process"
+            ) from silent
         except BaseException:
             await self._end_tasks()
             raise
@@ -110,17 +130,20 @@ class LocalBackend:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        self._is_left = True
-        with anyio.move_on_after(_CLEAN_UP_SECONDS, shield=True), contextlib.suppress(KeeperGone, ConfigError):
-            # A keeper that died may have left sockets and groups, which a new one clears away as it starts and ends.
-            link = await self._living_link()
+        self._is_closing = True
+        with (
+            anyio.move_on_after(_CLEAN_UP_SECONDS, shield=True),
+            contextlib.suppress(KeeperConnectionLost, KeeperSilent, ConfigError),
+        ):
+            # A dead keeper may have left sockets and control groups; a new one clears them away as it starts and ends.
+            link = await self._join_or_start()
             if not (await link.request("leave", keep=self._keep))["stays"]:
                 await link.closed.wait()
         self._events.close()
         await self._end_tasks()
 
     async def _end_tasks(self) -> None:
-        # Without the exception that is on its way: a task group would wrap it into a group of its own.
+        # Not given the exception in flight: a task group would wrap it into an exception group.
         self._tasks.cancel_scope.cancel()
         await self._tasks.__aexit__(None, None, None)
 
@@ -135,101 +158,157 @@ class LocalBackend:
     async def create(self, spec: SandboxSpec) -> Instance:
         """Start a sandbox and return it once its main process runs."""
         _require_supported(spec)
-        _require_network(spec, private=self._settings.private_egress)
+        require_network(spec.network, private=self._settings.private_egress)
         limits = limits_of(spec, self._settings)
         link = await self._link_or_fail()
-        plan = self._launcher.plan(spec, self._runtime, limits)
-        warnings = [*self._launcher.warnings, *_ignored(spec)]
+        plan = replace(self._plans.plan(spec, self._runtime, limits), network=self._network(spec))
+        warnings = [*self._plans.warnings, *_ignored(spec)]
         self._ended_early[spec.id] = None
         try:
             view = await link.request(
                 "start",
                 id=spec.id,
-                generation=spec.generation,
                 labels=dict(spec.labels),
                 record=dict(spec.record),
                 warnings=warnings,
+                launcher=self._plans.launcher,
                 plan=plan.to_json(),
-                limits=self._enforcement.for_keeper(limits),
-                network=self._network(spec),
                 timeout=self._settings.start_timeout_seconds,
+                seconds=self._settings.start_timeout_seconds + _ENDING_SECONDS + ANSWER_SECONDS,
             )
         except KeeperRefusal as refusal:
             raise _translated(refusal) from refusal
-        except KeeperGone as gone:
+        except KeeperConnectionLost as gone:
             raise StartFailed(f"the sandbox could not start: {KEEPER_DIED}", step="keeper") from gone
+        except KeeperSilent as silent:
+            self._unfinished_deletes.add(spec.id)  # the keeper may still start it when it goes on
+            raise StartFailed(f"the sandbox could not start: {silent}", step="keeper") from silent
         except anyio.get_cancelled_exc_class():
-            with anyio.move_on_after(_CLEAN_UP_SECONDS, shield=True), contextlib.suppress(KeeperGone):
+            self._unfinished_deletes.add(spec.id)
+            with anyio.move_on_after(_CLEAN_UP_SECONDS, shield=True), contextlib.suppress(*_AWAY, KeeperRefusal):
                 await link.request("stop", id=spec.id, grace_seconds=0.0)
+                self._unfinished_deletes.discard(spec.id)
             raise
         finally:
             end = self._ended_early.pop(spec.id)
-        instance = self._noted(self._instance(view))
+        instance = self._record(self._instance(view))
         if end is None and link.closed.is_set():
             await self._rejoin()
             return self._instances.get(spec.id) or _ended(instance, "deleted")
-        return instance if end is None else self._noted(end)
+        return instance if end is None else self._record(end)
 
     async def get(self, sandbox_id: SandboxId) -> Instance | None:
         if sandbox_id not in self._instances:
-            await self._ask_for_all()
+            await self._refresh()
         return self._instances.get(sandbox_id)
 
     async def list(self) -> list[Instance]:
-        await self._ask_for_all()
+        await self._refresh()
         return list(self._instances.values())
 
-    async def _ask_for_all(self) -> None:
-        """Learn what other hubs made and ended, of which the news may be on its way still."""
+    async def _refresh(self) -> None:
+        """Ask the keeper for all sandboxes: events about those of other hubs may still be on their way."""
         if self._link is None:
             await self._rejoin()
             return
         try:
-            await self._link.request("list", apply=lambda answer: self._compare(answer["sandboxes"]))
-        except KeeperGone:
+            await self._link.request("list", apply=lambda answer: self._reconcile(answer["sandboxes"]))
+        except KeeperConnectionLost:
             await self._rejoin()
+        except (KeeperSilent, KeeperRefusal) as error:
+            raise ConnectFailed(f"the sandboxes of this host cannot be listed now: {error}") from error
 
-    def _compare(self, views: Sequence[Mapping[str, Any]], why: str = "deleted") -> None:
-        """Make what is known be what the keeper says there is; whatever else was known has ended, and `why`."""
+    def _reconcile(self, views: Sequence[Mapping[str, Any]], why: str = "deleted") -> None:
+        """Make `_instances` equal to the keeper's list; whatever it lacks has ended, for the reason `why`."""
         instances = [self._instance(view) for view in views]
         for instance in instances:
             if instance.id not in self._ended_early:
-                self._noted(instance)
+                self._record(instance)
         for missing in self._instances.keys() - {instance.id for instance in instances}:
             if self._instances[missing].phase is Phase.ENDED:
-                continue  # with the keeper before this one
+                continue  # it ended with an earlier keeper
             if why == KEEPER_DIED:
-                self._noted(_ended(self._instances[missing], why))
+                self._record(_ended(self._instances[missing], why))
             else:
-                self._removed(self._instances[missing])
+                self._record_removal(self._instances[missing])
 
-    async def annotate(self, sandbox_id: SandboxId, record: Mapping[str, Any]) -> None:
-        await self._reached("annotate", id=sandbox_id, record=dict(record))
+    async def annotate(self, sandbox_id: SandboxId, record: Mapping[str, Any], *, revision: int) -> None:
+        known = self._instances.get(sandbox_id)
+        if known is not None and known.exit_message == KEEPER_DIED and known.revision == revision:
+            # the record that others share has ended with the keeper; what this hub knows is all that there is
+            self._record(replace(known, record=dict(record), revision=revision + 1))
+            return
+        await self._change("annotate", sandbox_id, record, revision)
+
+    async def set_network(
+        self, sandbox_id: SandboxId, network: str | tuple[str, ...], record: Mapping[str, Any], *, revision: int
+    ) -> None:
+        if self._settings.unsafe:
+            raise Unsupported("this hive runs without isolation (--unsafe), where no network policy holds")
+        require_network(network, private=self._settings.private_egress)
+        await self._change("set_network", sandbox_id, record, revision, policy=network)
+
+    async def _change(
+        self, operation: str, sandbox_id: SandboxId, record: Mapping[str, Any], revision: int, **fields: Any
+    ) -> None:
+        """Have the keeper replace a record, and do what goes with it."""
+        until = steady() + WAITED_SECONDS
+        try:
+            reached = await self._request_repeatable(
+                operation, id=sandbox_id, record=dict(record), revision=revision, until=until, **fields
+            )
+        except KeeperRefusal as refusal:
+            if refusal.kind == "no_way_out":
+                raise Unsupported(_NO_WAY_OUT) from refusal
+            if refusal.kind == "changed":
+                await self._refresh()  # the revision known here was outdated
+                raise Conflict(str(refusal)) from refusal
+            raise ConnectFailed(f"sandbox {sandbox_id} cannot be changed now: {refusal}") from refusal
+        except KeeperSilent as silent:
+            raise ConnectFailed(f"sandbox {sandbox_id} cannot be changed now: {silent}") from silent
+        if not reached:
+            raise ConnectFailed(f"sandbox {sandbox_id} cannot be changed now: the keeper cannot be reached")
+        if (known := self._instances.get(sandbox_id)) is not None and known.revision <= revision:
+            self._record(replace(known, record=dict(record), revision=revision + 1))
 
     async def delete(self, sandbox_id: SandboxId, *, grace_seconds: float = 2.0) -> None:
-        if not await self._reached("stop", id=sandbox_id, grace_seconds=grace_seconds):
-            if self._waits is not None:
-                self._owed.add(sandbox_id)
+        bound = grace_seconds + _ENDING_SECONDS + ANSWER_SECONDS
+        try:
+            reached = await self._request_repeatable("stop", id=sandbox_id, grace_seconds=grace_seconds, seconds=bound)
+        except KeeperSilent:
+            self._unfinished_deletes.add(sandbox_id)
+            return
+        except KeeperRefusal as refusal:
+            raise ConnectFailed(f"sandbox {sandbox_id} cannot be ended now: {refusal}") from refusal
+        if not reached:
+            if self._join_problem is not None:
+                self._unfinished_deletes.add(sandbox_id)
                 return
-            with contextlib.suppress(KeeperGone):
-                await self._living_link()  # the next keeper clears away what the last one left
+            with contextlib.suppress(KeeperConnectionLost):
+                await self._join_or_start()  # a new keeper clears away what the dead one left
         if instance := self._instances.get(sandbox_id):
-            self._removed(instance)
+            self._record_removal(instance)
 
     async def logs(self, sandbox_id: SandboxId, *, tail_bytes: int = 65_536) -> bytes:
         if self._link is None:
             return b""
         try:
             answer = await self._link.request("logs", id=sandbox_id, tail_bytes=tail_bytes)
-        except KeeperGone:
+        except KeeperConnectionLost:
             return b""
+        except (KeeperSilent, KeeperRefusal) as error:
+            raise ConnectFailed(f"the log of sandbox {sandbox_id} cannot be read now: {error}") from error
         return base64.b64decode(answer["data"])
 
-    async def _reached(self, operation: str, **fields: Any) -> bool:
-        """Have the keeper do what may be done twice: again, if the connection is lost meanwhile and it lives.
+    async def _request_repeatable(self, operation: str, **fields: Any) -> bool:
+        """Send a request that is safe to do twice; repeat it if the connection breaks but the keeper lives.
 
         Returns:
-            Whether it did; False where there is no keeper, or it cannot be joined.
+            Whether it was done; False if there is no keeper, or it cannot be joined.
+
+        Raises:
+            KeeperSilent: It does not answer; it may still do it.
+            KeeperRefusal: It failed at it.
         """
         while True:
             if self._link is None:
@@ -239,7 +318,7 @@ class LocalBackend:
                 return False
             try:
                 await link.request(operation, **fields)
-            except KeeperGone:
+            except KeeperConnectionLost:
                 await link.closed.wait()
             else:
                 return True
@@ -251,7 +330,7 @@ class LocalBackend:
         return self._lead + steady()
 
     def unready(self) -> str | None:
-        return self._waits
+        return SILENT if self._link is not None and self._link.is_silent else self._join_problem
 
     def describe(self) -> Mapping[str, Any]:
         return {
@@ -261,129 +340,161 @@ class LocalBackend:
             "control_groups": self._enforcement.version,
             # A sandbox can read in its own mount table where on the host these lie; the last, if it may go out.
             "visible_paths": [] if self._settings.unsafe else self._visible_paths(),
-            "warnings": list(self._launcher.warnings),
+            "warnings": list(self._plans.warnings),
         }
 
     def _visible_paths(self) -> list[str]:
-        own = [] if self._facts.veils else sorted(self._runtime.binds.values())
+        own = [] if self._facts.overlays else sorted(self._runtime.binds.values())
         return [*own, str(self._paths.directory)]
 
     async def _link_or_fail(self) -> KeeperLink:
+        if self.unready() == SILENT:
+            raise StartFailed(f"the sandbox could not start: {SILENT}", step="keeper")
         try:
-            return await self._living_link()
-        except KeeperGone as gone:
+            return await self._join_or_start()
+        except KeeperSilent as silent:
+            raise StartFailed(f"the sandbox could not start: {silent}", step="keeper") from silent
+        except KeeperConnectionLost as gone:
             raise StartFailed("the keeper cannot be reached", step="keeper") from gone
         except KeeperCrowded as crowded:
             raise CapacityExceeded(str(crowded), retry_after_seconds=_LONGEST_REJOIN_SECONDS) from crowded
 
-    async def _living_link(self) -> KeeperLink:
-        """Return the connection to the keeper, with a keeper started if there is none."""
+    async def _join_or_start(self) -> KeeperLink:
+        """Return the connection to the keeper; start a keeper if none runs."""
         async with self._linking:
             if self._link is not None:
                 return self._link
             deadline = anyio.current_time() + _CONNECT_SECONDS
             while True:
-                with contextlib.suppress(OSError, KeeperEnding, KeeperGone):
-                    return self._led(await KeeperLink.open(self._paths.control, self._hive_ports, self._shared))
+                silent: KeeperSilent | None = None
+                try:
+                    return self._adopt_keeper(
+                        await KeeperLink.open(self._paths.control, self._hive_ports, self._shared)
+                    )
+                except KeeperSilent as error:
+                    silent = error
+                except (OSError, KeeperEnding, KeeperConnectionLost):
+                    pass
                 started = await anyio.to_thread.run_sync(start_keeper, self._settings, self._paths, self._lead)
                 if not started and anyio.current_time() > deadline:
+                    if silent is not None:
+                        raise silent
                     raise ConfigError(_locked_elsewhere(self._paths))
                 await anyio.sleep(0 if started else _RETRY_SECONDS)
 
-    def _led(self, link: KeeperLink) -> KeeperLink:
+    def _adopt_keeper(self, link: KeeperLink) -> KeeperLink:
+        """Take over the sandboxes, limits and clock of the keeper that was just joined, and follow its events."""
         groups = link.hello["cgroups"]
         self._enforcement = Enforcement(
             version=groups["version"],
             controllers=frozenset(groups["controllers"]),
             namespaced_processes=host.namespaced_processes(),
         )
-        self._launcher: Launcher = (
-            UnsafeLauncher(replace(self._enforcement, namespaced_processes=False), self._paths.directory)
+        self._plans: Plans = (
+            UnsafePlans(replace(self._enforcement, namespaced_processes=False), self._paths.directory)
             if self._settings.unsafe
-            else BubblewrapLauncher(self._facts, self._enforcement, self._paths.directory)
+            else IsolatedPlans(self._facts, self._enforcement, self._paths.directory)
         )
         is_same = self._keeper == link.hello["pid"]
         self._keeper, self._link, self._lead = link.hello["pid"], link, link.hello["lead"]
-        self._compare(link.hello["sandboxes"], "deleted" if is_same else KEEPER_DIED)
-        self._waits = None
+        self._reconcile(link.hello["sandboxes"], "deleted" if is_same else KEEPER_DIED)
+        self._join_problem = None
         self._tasks.start_soon(self._follow, link)
-        while self._owed:
-            self._tasks.start_soon(self.delete, self._owed.pop())
+        link.on_answering = self._on_keeper_answering
+        self._retry_deletes()
         return link
+
+    def _on_keeper_answering(self) -> None:
+        _log.warning("the keeper answers again")
+        self._retry_deletes()
+
+    def _retry_deletes(self) -> None:
+        """Delete what could not be deleted while the keeper was away."""
+        while self._unfinished_deletes:
+            self._tasks.start_soon(self._retry_delete, self._unfinished_deletes.pop())
+
+    async def _retry_delete(self, sandbox_id: SandboxId) -> None:
+        try:
+            await self.delete(sandbox_id)
+        except AshError as error:
+            self._unfinished_deletes.add(sandbox_id)
+            _log.warning("%s; it is tried again when the keeper is joined again", error)
 
     async def _follow(self, link: KeeperLink) -> None:
         try:
-            await link.run(self._told)
+            await link.run(self._on_keeper_event)
         finally:
             self._link = None
             await link.aclose()
         await self._rejoin()
         pause = _REJOIN_SECONDS
-        # another replica may start the next keeper, too
-        while self._link is None and (self._waits is not None or self._shared is not None):
+        # another replica of the hive may start the next keeper
+        while self._link is None and (self._join_problem is not None or self._shared is not None):
             await anyio.sleep(pause)
-            pause = _REJOIN_SECONDS if self._waits is None else min(2 * pause, _LONGEST_REJOIN_SECONDS)
+            pause = _REJOIN_SECONDS if self._join_problem is None else min(2 * pause, _LONGEST_REJOIN_SECONDS)
             await self._rejoin()
 
     async def _rejoin(self) -> None:
-        """Join the keeper that there is, after a connection was lost; if there is none, all has ended with it."""
+        """Join the keeper again after a lost connection; if it is dead, all its sandboxes have ended with it."""
         async with self._linking:
-            if self._link is None and not self._is_left and await self._finds_none():
-                self._compare([], KEEPER_DIED)
+            if self._link is None and not self._is_closing and await self._join_or_find_dead():
+                self._reconcile([], KEEPER_DIED)
 
-    async def _finds_none(self) -> bool:
-        """Join a keeper that lives, or say that none does: a lost connection alone does not mean that it died."""
+    async def _join_or_find_dead(self) -> bool:
+        """Join the keeper, or return True if it is surely dead. A lost connection alone does not prove that."""
         deadline, before = anyio.current_time() + _CONNECT_SECONDS, self._keeper
         while anyio.current_time() < deadline:
             try:
-                self._led(await KeeperLink.open(self._paths.control, self._hive_ports, self._shared))
+                self._adopt_keeper(await KeeperLink.open(self._paths.control, self._hive_ports, self._shared))
             except KeeperCrowded as crowded:
-                self._wait(str(crowded))
+                self._report_join_problem(str(crowded))
                 return False
             except (FileNotFoundError, ConnectionRefusedError, KeeperEnding, ConfigError):
-                self._waits = None
+                self._join_problem = None
                 return True
-            except (OSError, KeeperGone):  # this process may be out of descriptors, say
+            except KeeperSilent as silent:
+                self._report_join_problem(str(silent))
+            except (OSError, KeeperConnectionLost):  # this process may be out of file descriptors, for example
                 await anyio.sleep(_RETRY_SECONDS)
             else:
                 if self._keeper == before:
                     _log.warning("the connection to the keeper was lost, and is there again")
                 return False
-        self._wait("the keeper does not answer")  # but it may hold them still
+        self._report_join_problem("the keeper does not answer")  # but it may still run its sandboxes
         return False
 
-    def _wait(self, why: str) -> None:
-        if self._waits is None:
+    def _report_join_problem(self, why: str) -> None:
+        if self._join_problem is None:
             _log.warning("the connection to the keeper was lost, and it cannot be joined again yet: %s", why)
-        self._waits = why
+        self._join_problem = why
 
     def _network(self, spec: SandboxSpec) -> Mapping[str, Any] | None:
-        """Return what the egress proxy is to let out; without isolation there is nothing that it could hold back."""
+        """Return what the egress proxy allows; None without a network, or without isolation to enforce a policy."""
         if spec.network == "none" or self._settings.unsafe:
             return None
         return {"policy": spec.network, "limits": asdict(self._settings.egress)}
 
-    def _told(self, message: Mapping[str, Any]) -> None:
+    def _on_keeper_event(self, message: Mapping[str, Any]) -> None:
         if message["event"] == "egress":
-            _audit(message)
+            audit_decision(message)
             return
         instance = self._instance(message["sandbox"])
-        if instance.id in self._ended_early:  # being created here, whose answer tells all but the end
+        if instance.id in self._ended_early:  # the answer to its `start` says the rest, but not that it has ended
             if instance.phase is Phase.ENDED:
                 self._ended_early[instance.id] = instance
         elif message["event"] != "removed":
-            self._noted(instance)
+            self._record(instance)
         elif instance.id in self._instances:
-            self._removed(self._instances[instance.id])
+            self._record_removal(self._instances[instance.id])
 
-    def _noted(self, instance: Instance) -> Instance:
+    def _record(self, instance: Instance) -> Instance:
         known = self._instances.get(instance.id)
         self._instances[instance.id] = instance
         if known is None or known.phase is not instance.phase or known.record != instance.record:
             self._events.publish(instance)
         return instance
 
-    def _removed(self, instance: Instance) -> None:
+    def _record_removal(self, instance: Instance) -> None:
         del self._instances[instance.id]
         if instance.phase is not Phase.ENDED:
             self._events.publish(_ended(instance, "deleted"))
@@ -391,13 +502,13 @@ class LocalBackend:
     def _instance(self, view: Mapping[str, Any]) -> Instance:
         return Instance(
             id=SandboxId(view["id"]),
-            generation=view["generation"],
             phase=Phase(view["phase"]),
             endpoint=Endpoint(unix=str(self._paths.directory / view["socket"])),
             exit_message=view["exit_message"],
             warnings=tuple(view["warnings"]),
             labels=view["labels"],
             record=view["record"],
+            revision=view["revision"],
         )
 
 
@@ -418,23 +529,6 @@ def _require_supported(spec: SandboxSpec) -> None:
     for inside, outside in spec.mounts.items():
         if not Path(inside).is_absolute() or ".." in Path(inside).parts or not os.path.exists(outside):
             raise ConfigError(f"the recipe's folder {outside} cannot be mounted at {inside}")
-
-
-def _require_network(spec: SandboxSpec, *, private: bool) -> None:
-    try:
-        policy = Policy.parse(spec.network)
-    except PolicyError as error:
-        raise ConfigError(f"network: {error}") from error
-    if policy.private and not private:
-        raise ConfigError(f"network: this hive lets nobody name private addresses, such as {policy.private[0]}")
-
-
-def _audit(decision: Mapping[str, Any]) -> None:
-    """Write a decision of the egress proxy as the audit writes its lines."""
-    at = datetime.datetime.fromtimestamp(decision["time"], datetime.UTC).isoformat(timespec="milliseconds")
-    line = {"at": at.replace("+00:00", "Z"), "event": "egress", "outcome": decision["decision"]}
-    told = {key: value for key, value in decision.items() if key not in ("time", "event", "decision")}
-    _AUDIT.info(json.dumps(line | {key: value for key, value in told.items() if value is not None}))
 
 
 def _ignored(spec: SandboxSpec) -> list[str]:

@@ -1,29 +1,36 @@
-"""What this host gives for isolation: the checks of `ash doctor`, and the facts that launch plans are made from."""
+"""The host's support for isolation: the checks of `ash doctor`, and the facts that launch plans are made from."""
 
 from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
-import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ash_hub.backends.local import seccomp
 from ash_hub.backends.local.keeper import cgroups
-from ash_hub.backends.local.launchers.base import HostFacts
+from ash_hub.backends.local.keeper.launchers import mount_names
+from ash_hub.backends.local.keeper.launchers.bubblewrap_trial import find_bubblewrap, try_bubblewrap, version_of
+from ash_hub.backends.local.plans import ETC_FROM_HOST, HostFacts
 from ash_hub.backends.local.runtime import find_runtime
 
-__all__ = ["Check", "host_facts", "isolation_works", "namespaced_processes", "probe"]
+__all__ = ["Check", "host_facts", "isolation_works", "may_raise_limits", "namespaced_processes", "probe"]
 
 _TRIAL_SECONDS = 10.0
-_VEIL = Path(cgroups.__file__).with_name("veil.py")
 _TOP_LEVEL = ("/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin")
 _TELLING = (
     *("kcore", "keys", "key-users", "kmsg", "kpagecgroup", "kpagecount", "kpageflags", "latency_stats", "cmdline"),
-    *("sched_debug", "slabinfo", "timer_list", "vmallocinfo", "modules", "partitions", "diskstats"),
+    *("sched_debug", "slabinfo", "timer_list", "vmallocinfo", "modules", "partitions", "diskstats", "locks"),
+)
+_OVERLAYS = "let Python mount overlays, as Linux 5.11 does"
+_QUOTAS = (
+    "shared by the hive's user with all sandboxes: inotify instances, epoll watches, pipe pages, descriptors in "
+    "flight; and by the whole host, pseudoterminals"
 )
 _APPARMOR = (
     "write `abi <abi/4.0>, include <tunables/global> profile bwrap /usr/bin/bwrap flags=(unconfined) { userns, }` "
@@ -51,21 +58,17 @@ def probe() -> list[Check]:
     checks = [_linux(), _bubblewrap(facts)]
     if facts.bubblewrap:
         checks += [_namespaces(facts), *_options(facts)]
-    checks += [_seccomp(facts), *_groups(), _python(), _redis()]
+    checks += [_seccomp(facts), _cores(), *_groups(), _python(), _redis()]
     return checks
 
 
 def host_facts() -> HostFacts:
     """Return what launch plans need to know of this host."""
-    program = shutil.which("bwrap") or ""
-    options: frozenset[str] = frozenset()
-    if program:
-        shown = subprocess.run(
-            [program, "--help"], capture_output=True, text=True, timeout=_TRIAL_SECONDS, check=False
-        )
-        options = frozenset(re.findall(r"^\s+(--[a-z0-9-]+)", shown.stdout + shown.stderr, re.MULTILINE))
+    program, options = find_bubblewrap()
     links = {path: os.readlink(path) for path in _TOP_LEVEL if os.path.islink(path)}
     directories = ["/usr", *(path for path in _TOP_LEVEL if os.path.isdir(path) and path not in links)]
+    shown = next(iter(find_runtime().binds.values()), "/usr")
+    mounts = _mounts([*directories, "/etc", shown])
     return HostFacts(
         bubblewrap=program,
         options=options,
@@ -73,18 +76,22 @@ def host_facts() -> HostFacts:
         directories=tuple(directories),
         masked=tuple(f"/proc/{name}" for name in _TELLING if os.path.exists(f"/proc/{name}")),
         seccomp=seccomp.for_machine(os.uname().machine),
-        veils=_veils(),
+        etc={path: os.path.realpath(path) for path in ETC_FROM_HOST if os.path.exists(path)},
+        overlays=shown in mounts,
+        own_inodes={*directories, "/etc", shown} <= mounts,
+        seals="seal" in mounts,
+        core_program=_core_program(),
     )
 
 
-def _veils() -> bool:
-    """Say whether a directory can be shown under another name, by trying it with one that sandboxes need."""
-    directory = next(iter(find_runtime().binds.values()), "/usr")
-    words = [sys.executable, "-I", "-S", str(_VEIL), directory]
+def _mounts(directories: Sequence[str]) -> frozenset[str]:
+    """Return those of `directories` that overlays can show, and `seal` if device nodes can be sealed, by trying it."""
+    words = [sys.executable, "-I", "-S", mount_names.__file__, *directories]
     try:
-        return subprocess.run(words, capture_output=True, timeout=_TRIAL_SECONDS, check=False).returncode == 0
+        shown = subprocess.run(words, capture_output=True, text=True, timeout=_TRIAL_SECONDS, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
-        return False
+        return frozenset()
+    return frozenset(shown.splitlines())
 
 
 def namespaced_processes() -> bool:
@@ -93,41 +100,33 @@ def namespaced_processes() -> bool:
     return os.geteuid() != 0 and release is not None and (int(release[1]), int(release[2])) >= (5, 14)
 
 
+def may_raise_limits() -> bool:
+    """Say whether this user may raise a hard limit, by trying it in a process that does nothing else."""
+    code = "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); "
+    code += "resource.setrlimit(resource.RLIMIT_CORE, (1, 1))"
+    words = [sys.executable, "-I", "-S", "-c", code]
+    try:
+        return subprocess.run(words, capture_output=True, timeout=_TRIAL_SECONDS, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _core_program() -> bool:
+    """Say whether the host's program for cores is started for sandboxes: with a limit of 0 bytes it is, with 1 not."""
+    if not _sysctl("kernel/core_pattern").startswith("|"):
+        return False
+    return resource.getrlimit(resource.RLIMIT_CORE)[1] == 0 and not may_raise_limits()
+
+
 def isolation_works(facts: HostFacts) -> str | None:
     """Start and end an isolated process; return why that failed, or None."""
-    options = [
-        "--unshare-all",
-        "--unshare-user",
-        "--die-with-parent",
-        "--as-pid-1",
-        "--proc",
-        "/proc",
-        "--dev",
-        "/dev",
-    ]
-    for path in facts.directories:
-        options += ["--ro-bind", path, path]
-    for path, target in facts.links.items():
-        options += ["--symlink", target, path]
-    if "--disable-userns" in facts.options:
-        options.append("--disable-userns")
-    with tempfile.TemporaryFile() as program:
-        if facts.seccomp is not None:
-            program.write(facts.seccomp)
-            program.seek(0)
-            options += ["--seccomp", str(program.fileno())]
-        try:
-            done = subprocess.run(
-                [facts.bubblewrap, *options, "--", "true"],
-                capture_output=True,
-                text=True,
-                timeout=_TRIAL_SECONDS,
-                pass_fds=(program.fileno(),),
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return str(error)
-    return None if done.returncode == 0 else done.stderr.strip() or f"exit code {done.returncode}"
+    return try_bubblewrap(
+        facts.bubblewrap,
+        facts.options,
+        directories=facts.directories,
+        links=facts.links,
+        system_call_filter=facts.seccomp,
+    )
 
 
 def _linux() -> Check:
@@ -140,10 +139,7 @@ def _bubblewrap(facts: HostFacts) -> Check:
     if not facts.bubblewrap:
         fix = "install it: `sudo apt-get install bubblewrap` (or dnf, pacman, apk)"
         return Check("bubblewrap", False, "not installed", fix, required=True)
-    shown = subprocess.run(
-        [facts.bubblewrap, "--version"], capture_output=True, text=True, timeout=_TRIAL_SECONDS, check=False
-    )
-    return Check("bubblewrap", True, f"{shown.stdout.strip()} at {facts.bubblewrap}", required=True)
+    return Check("bubblewrap", True, f"{version_of(facts.bubblewrap)} at {facts.bubblewrap}", required=True)
 
 
 def _namespaces(facts: HostFacts) -> Check:
@@ -177,9 +173,29 @@ def _sysctl(name: str) -> str:
 def _options(facts: HostFacts) -> list[Check]:
     nested, size = "--disable-userns" in facts.options, "--size" in facts.options
     update = "use bubblewrap 0.8 or later"
-    hidden = "tells nothing" if facts.veils else "tells where on this host the hive's Python and recipes lie"
+    hidden = "tells nothing" if facts.overlays else "tells where on this host the hive's Python and recipes lie"
+    kept = "keep their modes, owners and times" if facts.seals else "can be changed from inside a sandbox"
+    shared = "can be locked and watched from inside one"
     return [
-        Check("mount table", facts.veils, f"inside a sandbox it {hidden}", "install Ash outside of homes"),
+        Check(
+            "files of the system",
+            facts.own_inodes,
+            "each sandbox has inodes of its own for them" if facts.own_inodes else f"the host's own /usr {shared}",
+            f"{_OVERLAYS}, and mount nothing below /usr",
+        ),
+        Check(
+            "device nodes",
+            facts.seals,
+            f"the host's own {kept}; they {shared}",
+            "let Python make user namespaces and mounts",
+        ),
+        Check("kernel quotas", False, _QUOTAS, "give the hive a user that has nothing else to do"),
+        Check(
+            "mount table",
+            facts.overlays,
+            f"inside a sandbox it {hidden}",
+            f"{_OVERLAYS}, or install Ash outside of homes",
+        ),
         Check(
             "nested namespaces",
             nested or facts.seccomp is not None,
@@ -195,6 +211,16 @@ def _seccomp(facts: HostFacts) -> Check:
     there = facts.seccomp is not None
     fix = "run the hive on x86_64 or aarch64; namespaces alone hold sandboxes here"
     return Check("system call filter", there, f"{'built' if there else 'none'} for {machine}", None if there else fix)
+
+
+def _cores() -> Check:
+    if _sysctl("kernel/core_pattern").startswith("@"):
+        detail = "of a sandbox's processes go to the host's socket for them"
+        return Check("core dumps", False, detail, "give kernel.core_pattern a file or a program")
+    if _core_program():
+        detail = "of a sandbox's processes go to the host's program for them: this user's hard limit on cores is 0"
+        return Check("core dumps", False, detail, "give this user a higher one: `hard core 1` in limits.conf")
+    return Check("core dumps", True, "of no sandbox are taken")
 
 
 def _groups() -> list[Check]:

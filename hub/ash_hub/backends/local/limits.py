@@ -1,22 +1,20 @@
-"""What one sandbox may use: from the spec and the settings to numbers, and what the host cannot hold it to."""
+"""The limits of one sandbox as numbers, from its spec and the settings, and which of them this host enforces."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
+from ash_hub.backends.amounts import amounts_of
 from ash_hub.backends.local.settings import LocalSettings
-from ash_mcp.errors import ConfigError
 from ash_mcp.types import SandboxSpec
 
-__all__ = ["Enforcement", "Limits", "cpu_quantity", "limits_of", "memory_quantity"]
+__all__ = ["Enforcement", "Limits", "limits_of"]
 
-_CPU = re.compile(r"([0-9]+(?:\.[0-9]+)?)(m?)")
-_MEMORY = re.compile(r"([0-9]+(?:\.[0-9]+)?)(m|[kKMGTPE]i?)?")
-_LETTERS = "KMGTPE"
-_LEAST_MEMORY = 32 * 1024 * 1024
-_LEAST_CPU = 0.01
+_MIB = 1024 * 1024
+_PROCESSES = 88 * _MIB
+"""Of the memory limit, what no file may take: of the runner, its server and a command."""
+_PAGE = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +57,9 @@ class Enforcement:
         """Return the limits of each process, by the names that follow `RLIMIT_`."""
         # Above the size of every place, so that a full one is told as such and nobody is killed by SIGXFSZ.
         files = max(limits.workspace_bytes, limits.home_bytes, limits.tmp_bytes) + 1024 * 1024
-        found = {"NOFILE": limits.open_files, "CORE": 0, "FSIZE": files, "MEMLOCK": 8 * 1024 * 1024, "MSGQUEUE": 0}
+        # A core of 1 byte: with 0, the kernel would still start the program that a host may have for cores. This is
+        # the one value that it takes for "none, whatever the pattern is"; a file is not written with it, either.
+        found = {"NOFILE": limits.open_files, "CORE": 1, "FSIZE": files, "MEMLOCK": 8 * 1024 * 1024, "MSGQUEUE": 0}
         return found if "memory" in self.controllers else found | {"DATA": limits.memory_bytes}
 
     @property
@@ -86,41 +86,25 @@ def limits_of(spec: SandboxSpec, settings: LocalSettings) -> Limits:
     Raises:
         ConfigError: A quantity cannot be read or is too small to start with.
     """
-    wanted = spec.resources.limits
-    memory = settings.memory_bytes if wanted.memory is None else memory_quantity(wanted.memory)
-    cpu = settings.cpu if wanted.cpu is None else cpu_quantity(wanted.cpu)
-    if memory < _LEAST_MEMORY:
-        raise ConfigError(f"a memory limit of {wanted.memory} is too small: give at least 32Mi")
-    if cpu is not None and cpu < _LEAST_CPU:
-        raise ConfigError(f"a cpu limit of {wanted.cpu} is too small: give at least 10m")
+    amounts = amounts_of(spec.resources.limits, memory_bytes=settings.memory_bytes, cpu=settings.cpu)
     return Limits(
-        memory_bytes=memory,
-        cpu=cpu,
+        memory_bytes=amounts.memory_bytes,
+        cpu=amounts.cpu,
         processes=settings.max_processes,
         open_files=settings.open_files,
-        workspace_bytes=settings.workspace_bytes,
-        home_bytes=settings.home_bytes,
-        tmp_bytes=settings.tmp_bytes,
-        shm_bytes=settings.shm_bytes,
+        **_sizes(settings, amounts.memory_bytes - _PROCESSES),
     )
 
 
-def cpu_quantity(text: str) -> float:
-    """Return processors for a Kubernetes quantity such as `500m`, `2` or `0.5`."""
-    match = _CPU.fullmatch(text)
-    if match is None:
-        raise ConfigError(f"{text!r} is not an amount of cpu: write 500m, 0.5 or 2")
-    return float(match[1]) / (1000 if match[2] else 1)
+def _sizes(settings: LocalSettings, most: int) -> dict[str, int]:
+    """Return the sizes of the places for files, in proportion smaller where they are more than `most` together.
 
-
-def memory_quantity(text: str) -> int:
-    """Return bytes for a Kubernetes quantity such as `256Mi`, `1G` or `1048576`."""
-    match = _MEMORY.fullmatch(text)
-    if match is None:
-        raise ConfigError(f"{text!r} is not an amount of memory: write 256Mi, 1G or a number of bytes")
-    suffix = match[2] or ""
-    if suffix == "m":
-        return int(float(match[1]) / 1000)
-    base = 1024 if suffix.endswith("i") else 1000
-    power = _LETTERS.index(suffix[0].upper()) + 1 if suffix else 0
-    return int(float(match[1]) * base**power)
+    Files are in memory and count against its limit: a full place is told to whoever writes, while a sandbox over its
+    limit is killed.
+    """
+    names = ("workspace_bytes", "home_bytes", "tmp_bytes", "shm_bytes")
+    sizes: dict[str, int] = {name: getattr(settings, name) for name in names}
+    together = sum(sizes.values())
+    if together <= most:
+        return sizes
+    return {name: size * most // together // _PAGE * _PAGE for name, size in sizes.items()}

@@ -1,7 +1,9 @@
-"""The hub's end of the keeper's socket."""
+"""The hub's connection to the keeper: requests and their answers, events, and pings."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -10,20 +12,39 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from anyio.abc import SocketStream
-from anyio.streams.buffered import BufferedByteReceiveStream
 
 from ash_hub.backends.local.keeper.control import PROTOCOL
 from ash_mcp.errors import ConfigError
+from ash_router.bounds import epoll_watches
 
-__all__ = ["KeeperCrowded", "KeeperEnding", "KeeperGone", "KeeperLink", "KeeperRefusal"]
+__all__ = [
+    "SILENT",
+    "KeeperConnectionLost",
+    "KeeperCrowded",
+    "KeeperEnding",
+    "KeeperLink",
+    "KeeperRefusal",
+    "KeeperSilent",
+]
 
+SILENT = "the keeper does not answer; calls to sandboxes go on, and so does the rest when it is back"
 _LINE_LIMIT = 64 * 1024 * 1024
 _HELLO_SECONDS = 5.0
+ANSWER_SECONDS = 10.0
+"""For what the keeper does at once, however busy its host is."""
+_PING_SECONDS = 1.0
+_SILENT_SECONDS = 4.0
+"""Without an answer to a ping, after which nothing more is asked of it."""
+WAITED_SECONDS = _SILENT_SECONDS - _PING_SECONDS
+"""How long a request is waited for at the least, before a keeper that does not answer counts as silent."""
 
 
-class KeeperGone(Exception):
-    """The keeper has ended; whatever it kept has ended with it."""
+class KeeperConnectionLost(Exception):
+    """The connection to the keeper is lost. Whether the keeper has ended, and its sandboxes with it, is not known."""
+
+
+class KeeperSilent(Exception):
+    """The keeper has not answered in time. It lives, and may still do what it was asked when it goes on."""
 
 
 class KeeperEnding(Exception):
@@ -50,8 +71,13 @@ def _ignore(answer: Mapping[str, Any]) -> None:
     del answer
 
 
+def _nothing() -> None:
+    pass
+
+
 class _Pending:
-    def __init__(self, apply: Apply) -> None:
+    def __init__(self, number: int, apply: Apply) -> None:
+        self.number = number
         self.apply = apply
         self.done = anyio.Event()
         self.answer: Mapping[str, Any] | None = None
@@ -60,14 +86,17 @@ class _Pending:
 class KeeperLink:
     """A connection as one of the hubs. `run` must be running for requests to be answered."""
 
-    def __init__(self, stream: SocketStream) -> None:
-        self._stream = stream
-        self._lines = BufferedByteReceiveStream(stream)
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
         self._numbers = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
-        self._sending = anyio.Lock()
         self.closed = anyio.Event()
-        """Set when the keeper is gone."""
+        """Set when the connection is lost."""
+        self.on_answering: Callable[[], None] = _nothing
+        """Called when a keeper that was silent answers again."""
+        self.is_silent = False
+        """Whether the keeper does not answer now."""
         self.hello: Mapping[str, Any] = {}
         """The keeper's answer to our first word: its pid, its sandboxes, its control groups."""
 
@@ -80,20 +109,26 @@ class KeeperLink:
             shared: What the replicas of one hive have in common; None for a hub that is alone.
 
         Raises:
-            OSError: Nobody listens there.
-            KeeperEnding, KeeperGone: The keeper is about to end.
+            OSError: Nobody listens there, or this host has no room for a connection.
+            KeeperEnding, KeeperConnectionLost: The keeper is about to end.
+            KeeperSilent: It does not answer.
             KeeperCrowded: Too many hubs lead it.
             ConfigError: Another hive leads it, or it is of another version.
         """
-        link = cls(await anyio.connect_unix(path))
+        # Never paused, as anyio's own streams are with every read: the place in the loop's epoll is kept.
+        streams = await asyncio.open_unix_connection(sock=epoll_watches.connected(path), limit=_LINE_LIMIT)
+        link = cls(*streams)
         try:
             with anyio.fail_after(_HELLO_SECONDS):
                 hello = {"op": "hello", "n": 0, "pid": os.getpid(), "ports": list(ports), "shared": shared}
-                await link._send(hello)
+                link._send(hello)
                 answer = await link._receive()
-        except (KeeperGone, TimeoutError) as error:
+        except TimeoutError as error:
             await link.aclose()
-            raise KeeperGone from error
+            raise KeeperSilent(SILENT) from error
+        except KeeperConnectionLost:
+            await link.aclose()
+            raise
         if failure := answer.get("error"):
             await link.aclose()
             if failure["kind"] == "ending":
@@ -110,71 +145,105 @@ class KeeperLink:
         return link
 
     async def run(self, on_event: Callable[[Mapping[str, Any]], None]) -> None:
-        """Read until the keeper ends; then every request that waits raises `KeeperGone`."""
+        """Read until the keeper ends; then every request that waits raises `KeeperConnectionLost`."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._heed)
+            await self._read(on_event)
+            tasks.cancel_scope.cancel()
+
+    async def _heed(self) -> None:
+        """Ask again and again whether it answers. Once it does not, whoever waits for it waits no more."""
+        with contextlib.suppress(KeeperConnectionLost):
+            while True:
+                asked = self._ask("ping", _ignore)
+                # Twice: where this process was stopped itself, the answer is there but not read yet.
+                for seconds in (_SILENT_SECONDS, _PING_SECONDS):
+                    with anyio.move_on_after(seconds):
+                        await asked.done.wait()
+                if not asked.done.is_set():
+                    await self._silent_until(asked)
+                await anyio.sleep(_PING_SECONDS)
+
+    async def _silent_until(self, asked: _Pending) -> None:
+        self.is_silent = True
+        for pending in self._pending.values():
+            if pending is not asked:
+                pending.done.set()
+        await asked.done.wait()
+        self.is_silent = False
+        if not self.closed.is_set():
+            self.on_answering()
+
+    async def _read(self, on_event: Callable[[Mapping[str, Any]], None]) -> None:
         try:
             while True:
                 message = await self._receive()
                 if "event" in message:
                     on_event(message)
-                elif pending := self._pending.get(message["n"]):
+                elif pending := self._pending.pop(message["n"], None):
                     pending.answer = message
                     if "ok" in message:
                         pending.apply(message["ok"])
                     pending.done.set()
-        except KeeperGone:
+        except KeeperConnectionLost:
             pass
         finally:
             self.closed.set()
             for pending in self._pending.values():
                 pending.done.set()
 
-    async def request(self, operation: str, *, apply: Apply = _ignore, **fields: Any) -> Mapping[str, Any]:
+    async def request(
+        self, operation: str, *, seconds: float = ANSWER_SECONDS, apply: Apply = _ignore, **fields: Any
+    ) -> Mapping[str, Any]:
         """Send one request and return its answer.
 
         Args:
+            seconds: How long it may take a keeper that answers pings.
             apply: Called with the answer before any event that came after it.
 
         Raises:
-            KeeperRefusal, KeeperGone
+            KeeperRefusal, KeeperConnectionLost
+            KeeperSilent: There was no answer; it may still do it.
         """
-        if self.closed.is_set():
-            raise KeeperGone
-        number = next(self._numbers)
-        pending = self._pending[number] = _Pending(apply)
+        if self.is_silent:
+            raise KeeperSilent(SILENT)
+        pending = self._ask(operation, apply, **fields)
         try:
-            await self._send({"op": operation, "n": number, **fields})
-            await pending.done.wait()
+            with anyio.move_on_after(seconds):
+                await pending.done.wait()
         finally:
-            del self._pending[number]
+            self._pending.pop(pending.number, None)
         if pending.answer is None:
-            raise KeeperGone
+            if self.closed.is_set():
+                raise KeeperConnectionLost
+            raise KeeperSilent(SILENT if self.is_silent else f"the keeper did not answer within {seconds:g} s")
         if error := pending.answer.get("error"):
             raise KeeperRefusal(error)
         return pending.answer["ok"]
 
-    async def aclose(self) -> None:
-        await anyio.aclose_forcefully(self._stream)
+    def _ask(self, operation: str, apply: Apply, **fields: Any) -> _Pending:
+        if self.closed.is_set():
+            raise KeeperConnectionLost
+        pending = _Pending(next(self._numbers), apply)
+        self._send({"op": operation, "n": pending.number, **fields})
+        self._pending[pending.number] = pending
+        return pending
 
-    async def _send(self, message: Mapping[str, Any]) -> None:
-        line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
-        try:
-            # Shielded and whole: half a line would break the connection for every other request.
-            with anyio.CancelScope(shield=True):
-                async with self._sending:
-                    await self._stream.send(line)
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise KeeperGone from error
+    async def aclose(self) -> None:
+        self._writer.transport.abort()
+        with anyio.CancelScope(shield=True), contextlib.suppress(OSError):
+            await self._writer.wait_closed()  # in the next turn of the loop
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        if self._writer.is_closing():
+            raise KeeperConnectionLost
+        self._writer.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
 
     async def _receive(self) -> Mapping[str, Any]:
         try:
-            return json.loads(await self._lines.receive_until(b"\n", _LINE_LIMIT))
-        except (
-            anyio.EndOfStream,
-            anyio.IncompleteRead,
-            anyio.BrokenResourceError,
-            anyio.ClosedResourceError,
-        ) as error:
-            raise KeeperGone from error
+            return json.loads(await self._reader.readuntil())
+        except (EOFError, OSError, asyncio.LimitOverrunError) as error:
+            raise KeeperConnectionLost from error
 
 
 def _refused(failure: Mapping[str, Any], *, shares: bool) -> str:

@@ -1,4 +1,4 @@
-"""Where a local hive keeps its files, made so that only its own user can get in."""
+"""Paths of a local hive, made so that only its own user can get in."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ash_hub.backends.runner import RUNNER_ARGUMENTS, RUNNER_MODULE
 from ash_mcp.errors import ConfigError
 
-__all__ = ["PYTHON_DIRECTORY", "RUNNER_MODULE", "Runtime", "compile_runner", "find_runtime"]
+__all__ = ["PYTHON_DIRECTORY", "Runtime", "compile_runner", "find_runtime"]
 
-RUNNER_MODULE = "ash_recipes.runner"
 PYTHON_DIRECTORY = "/opt/ash/python"
 _SITE_DIRECTORY = "/opt/ash/site"
 _LIBRARY_DIRECTORY = "/opt/ash/lib"
@@ -80,7 +80,7 @@ def find_runtime() -> Runtime:
     return Runtime(
         python=python,
         host_python=str(interpreter),
-        arguments=("-P", "-s", "-m", RUNNER_MODULE),
+        arguments=RUNNER_ARGUMENTS,
         binds=binds,
         hidden=tuple(hidden),
         python_path=tuple(inside),

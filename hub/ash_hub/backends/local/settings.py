@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ash_hub.backends.local.egress.limits import Limits as EgressLimits
+from ash_hub.egress.limits import Limits as EgressLimits
 
 __all__ = ["LocalSettings"]
 
@@ -35,8 +35,11 @@ class LocalSettings(BaseModel):
     start_timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
     """Until the main process of a sandbox has been executed."""
     max_sandboxes: Annotated[int, Field(ge=1)] = 200
-    memory_bytes: Annotated[int, Field(ge=32 * _MIB)] = 2048 * _MIB
-    """Of all processes together, with the files in its workspace, home and tmp, which are in memory."""
+    memory_bytes: Annotated[int, Field(ge=96 * _MIB)] = 2048 * _MIB
+    """Of all processes together, with the files in its workspace, home, tmp and shm, which are in memory.
+
+    Their sizes below shrink in proportion where they would leave less than 88 MiB of it to processes. Without a memory
+    control group it bounds each process by itself; files are bounded by the sizes then, which shrink just the same."""
     cpu: Annotated[float, Field(ge=0.01)] | None = 2.0
     """Processors' worth of time; None is as much as there is."""
     max_processes: Annotated[int, Field(ge=16)] = 512

@@ -11,6 +11,7 @@ from typing import Any
 
 from ash_hub.backends.local.paths import HivePaths
 from ash_hub.backends.local.settings import LocalSettings
+from ash_hub.egress.starting import proxy_command
 from ash_mcp.errors import ConfigError
 
 __all__ = ["start_keeper"]
@@ -37,6 +38,7 @@ def start_keeper(settings: LocalSettings, paths: HivePaths, lead: float) -> bool
         "max_sandboxes": settings.max_sandboxes,
         "hub_pid": os.getpid(),
         "lead": lead,
+        "egress_command": proxy_command(),
     }
     with paths.log_file.open("ab") as log:
         process = subprocess.Popen(

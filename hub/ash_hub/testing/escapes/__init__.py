@@ -7,17 +7,19 @@ surroundings.py  attempts on the host's files, processes, sockets, names, and on
 kernel.py        attempts on interfaces of the kernel
 floods.py        attempts to use more than was given
 ways_out.py      attempts through the egress proxy
+shared.py        attempts on what sandboxes share with the host and each other
 lies.py          attempts of a server on the hub that asks it
 """
 
-from ash_hub.escapes.attempt import Attempt, Outcome, Verdict
-from ash_hub.escapes.bait import Bait, lay_bait
-from ash_hub.escapes.floods import FLOODS
-from ash_hub.escapes.kernel import KERNEL
-from ash_hub.escapes.lies import LIES
-from ash_hub.escapes.surroundings import SURROUNDINGS
-from ash_hub.escapes.trial import Prison, Ran, spec_for, try_to_escape
-from ash_hub.escapes.ways_out import WAYS_OUT
+from ash_hub.testing.escapes.attempt import Attempt, Outcome, Verdict
+from ash_hub.testing.escapes.bait import Bait, lay_bait
+from ash_hub.testing.escapes.floods import FLOODS
+from ash_hub.testing.escapes.kernel import KERNEL
+from ash_hub.testing.escapes.lies import LIES
+from ash_hub.testing.escapes.shared import SHARED
+from ash_hub.testing.escapes.surroundings import SURROUNDINGS
+from ash_hub.testing.escapes.trial import Prison, Ran, spec_for, try_to_escape
+from ash_hub.testing.escapes.ways_out import WAYS_OUT
 
 __all__ = [
     "ATTEMPTS",
@@ -32,5 +34,5 @@ __all__ = [
     "try_to_escape",
 ]
 
-ATTEMPTS: tuple[Attempt, ...] = (*SURROUNDINGS, *KERNEL, *WAYS_OUT, *LIES, *FLOODS)
+ATTEMPTS: tuple[Attempt, ...] = (*SURROUNDINGS, *KERNEL, *SHARED, *WAYS_OUT, *LIES, *FLOODS)
 """All of them; those that may end their own sandbox say so."""

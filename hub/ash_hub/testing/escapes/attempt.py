@@ -1,4 +1,4 @@
-"""What an attempt to escape is, and how it tells what became of it."""
+"""An attempt to escape, and how it reports its outcome."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ class Verdict(StrEnum):
     STOPPED = "stopped"
     ABSENT = "absent"
     """What it attacks does not exist here, so nothing was shown."""
+    SHARED = "shared"
+    """The backend does not say that it bounds here what it takes or watches, so it was not made: that is the host's,
+    and every sandbox has it."""
     BROKEN = "broken"
     """It could not be carried out; a fault of the attempt or of the sandbox."""
 
@@ -33,6 +36,9 @@ class Attempt:
     """Python, with `PRELUDE` before it; ends in `escaped(how)`, `stopped(by what)` or `absent(what)`."""
     stopped_by: tuple[str, ...]
     """The protections that stop it, each of which is enough: it succeeds where none of them is there."""
+    bound: str | None = None
+    """What a backend must say that it bounds for this to be made: a key of `Prison.bounds`, whose value the script has
+    as `bound`. None is for what every backend must stop."""
     network: str | tuple[str, ...] = "none"
     """The network policy of the sandbox that it needs; `PORT` in an entry is the port of the bait."""
     fatal: bool = False
@@ -96,7 +102,8 @@ sys.excepthook = surprise
 
 def program(attempt: Attempt, bait: Mapping[str, Any]) -> list[str]:
     """Return the command that makes the attempt."""
-    return ["python3", "-c", PRELUDE + attempt.script, json.dumps(bait)]
+    given = "" if attempt.bound is None else f"bound = bait['bounds'][{attempt.bound!r}]\n"
+    return ["python3", "-c", PRELUDE + given + attempt.script, json.dumps(bait)]
 
 
 def verdict(attempt: Attempt, code: int, out: str, error: str) -> Outcome:

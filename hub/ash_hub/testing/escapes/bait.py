@@ -1,11 +1,13 @@
-"""What there is on the host for hostile code to find: laid before the attempts, taken up after them."""
+"""Bait on the host for hostile code to find: laid before the attempts, taken up after them."""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import secrets
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,8 @@ __all__ = ["Bait", "lay_bait"]
 
 _IPC_CREATE, _IPC_REMOVE = 0o1000 | 0o2000, 0
 _SHARED_BYTES = 4096
+_SYSTEM_FILES = ("/usr", "/usr/bin/env", "/etc/ld.so.cache", "/etc/localtime")
+_DEVICE = "/dev/full"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,10 @@ class Bait:
     shared_memory: int
     """A System V key, 0 where the host gives none."""
     hostname: str
+    locked: tuple[str, ...]
+    """Files of the host's system on which a lock is held."""
+    locked_device: str
+    """A device node on which one is held."""
 
     def to_json(self, **more: Any) -> Mapping[str, Any]:
         return {**asdict(self), **more}
@@ -67,6 +75,8 @@ def lay_bait() -> Generator[Bait]:
             abstract=stack.enter_context(_abstract_socket(secret)),
             shared_memory=stack.enter_context(_shared_memory(secret)),
             hostname=socket.gethostname(),
+            locked=tuple(path for path in _SYSTEM_FILES if stack.enter_context(_locked(path))),
+            locked_device=_DEVICE if stack.enter_context(_locked(_DEVICE)) else "",
         )
 
 
@@ -105,6 +115,21 @@ def _web_server(secret: str) -> Generator[int]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def _locked(path: str) -> Generator[bool]:
+    """Hold locks, of both kinds, that hinder nobody who only reads; say whether there is such a file."""
+    if not os.path.exists(path):
+        yield False
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 0, 0, 0))
+        yield True
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

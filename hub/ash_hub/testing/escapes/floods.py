@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ash_hub.escapes.attempt import Attempt
+from ash_hub.testing.escapes.attempt import Attempt
 
 __all__ = ["FLOODS"]
 
@@ -10,14 +10,12 @@ __all__ = ["FLOODS"]
 def _flood(
     name: str, tries: str, bound: str, script: str, *, stopped_by: str, fatal: bool = False, watched: bool = False
 ) -> Attempt:
-    first = (
-        f"bound = bait['bounds'].get({bound!r})\nabsent('this host does not bound it') if bound is None else None\n"
-    )
     return Attempt(
         name=f"flood: {name}",
         tries=tries,
-        script=first + script,
+        script=script,
         stopped_by=(stopped_by,),
+        bound=bound,
         fatal=fatal,
         watched=watched,
     )

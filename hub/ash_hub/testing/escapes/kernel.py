@@ -10,7 +10,7 @@ import errno
 from collections.abc import Mapping
 
 from ash_hub.backends.local._syscalls import ARCHITECTURES
-from ash_hub.escapes.attempt import Attempt
+from ash_hub.testing.escapes.attempt import Attempt
 
 __all__ = ["FILTERED", "KERNEL"]
 
@@ -39,6 +39,7 @@ FILTERED: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "filter: perf": {"perf_event_open": (0, 0, 0, 0, 0)},
     "filter: userfaultfd": {"userfaultfd": (1,)},
     "filter: fanotify": {"fanotify_init": (0x200, 0)},
+    "filter: aio": {"io_setup": (0, 0)},
     "filter: io_uring": {"io_uring_setup": (1, 0), "io_uring_enter": (-1, 0, 0, 0, 0, 0)},
     "filter: other processes": {
         "ptrace": (16, _NONE, 0, 0),
@@ -56,7 +57,10 @@ FILTERED: Mapping[str, Mapping[str, tuple[int, ...]]] = {
 }
 """Calls by the part of the filter that refuses them, each with arguments that the kernel would refuse otherwise."""
 
-_ABSENT_CALLS = {"clone3", "fsopen", "open_tree", "move_mount", "mount_setattr", "io_uring_setup", "io_uring_enter"}
+_ABSENT_CALLS = {
+    *("clone3", "fsopen", "open_tree", "move_mount", "mount_setattr"),
+    *("io_setup", "io_uring_setup", "io_uring_enter"),
+}
 
 
 def _numbers(name: str) -> dict[str, int]:
@@ -78,7 +82,9 @@ stopped(answer) if (result, error) == (-1, {refused}) else escaped(f"the kernel 
     )
 
 
-def _socket(name: str, family: int, kind: int, protocol: int, refused: int) -> Attempt:
+def _socket(
+    name: str, family: int, kind: int, protocol: int, refused: int, part: str = "filter: socket families"
+) -> Attempt:
     return Attempt(
         name=f"kernel: {name} sockets",
         tries=f"opens a socket of {name}, which no network namespace confines or no sandbox needs",
@@ -86,11 +92,60 @@ def _socket(name: str, family: int, kind: int, protocol: int, refused: int) -> A
 result, error = libc.socket({family}, {kind}, {protocol}), ctypes.get_errno()
 answer = errno.errorcode.get(error, error) if result < 0 else result
 stopped(answer) if (result, error) == (-1, {refused}) else escaped(f"the kernel answered {{answer}}")""",
-        stopped_by=("filter: socket families",),
+        stopped_by=(part,),
+    )
+
+
+def _protocol(name: str, kind: int, protocol: int) -> Attempt:
+    return _socket(name, 2, kind, protocol, errno.EPROTONOSUPPORT, "filter: socket protocols")
+
+
+def _control(name: str, tries: str, path: str, command: int, argument: int) -> Attempt:
+    return Attempt(
+        name=f"kernel: {name}",
+        tries=tries,
+        script=f"""
+result, error = libc.fcntl(os.open({path!r}, os.O_RDONLY), {command}, {argument}), ctypes.get_errno()
+answer = errno.errorcode.get(error, error) if result < 0 else result
+stopped(answer) if (result, error) == (-1, errno.EPERM) else escaped(f"the kernel answered {{answer}}")""",
+        stopped_by=("filter: file controls",),
     )
 
 
 _OTHERS = (
+    Attempt(
+        name="kernel: socket pairs",
+        tries="makes a pair of sockets of other families than Unix's",
+        script="""
+pair = (ctypes.c_int * 2)()
+result, error = libc.socketpair(40, 1, 0, pair), ctypes.get_errno()
+answer = errno.errorcode.get(error, error) if result < 0 else result
+stopped(answer) if (result, error) == (-1, errno.EAFNOSUPPORT) else escaped(f"the kernel answered {answer}")""",
+        stopped_by=("filter: socket pairs",),
+    ),
+    Attempt(
+        name="kernel: core handler",
+        tries="crashes with a limit on cores that starts the program which the host has for them",
+        script="""
+import resource
+limit, _ = resource.getrlimit(resource.RLIMIT_CORE)
+stopped("1 byte, with which the kernel starts none") if limit == 1 else escaped(f"{limit} bytes")""",
+        stopped_by=("core limit",),
+    ),
+    Attempt(
+        name="kernel: core limit",
+        tries="lowers its limit on cores to one that does not keep the host's program for them from starting",
+        script="""
+import resource
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+try:
+    resource.prlimit(0, resource.RLIMIT_CORE, (0, 0))  # wants the old one, too
+except PermissionError:
+    pass
+left, _ = resource.getrlimit(resource.RLIMIT_CORE)
+stopped("it is told so, and 1 byte stays") if left == 1 else escaped(f"{left} bytes")""",
+        stopped_by=("filter: core limit",),
+    ),
     Attempt(
         name="kernel: new namespaces",
         tries="makes a user namespace, in which it has every capability",
@@ -145,5 +200,12 @@ KERNEL = (
     _socket("AF_VSOCK", 40, 1, 0, errno.EAFNOSUPPORT),
     _socket("AF_ALG", 38, 5, 0, errno.EAFNOSUPPORT),
     _socket("NETLINK_AUDIT", 16, 3, 9, errno.EPROTONOSUPPORT),
+    _protocol("MPTCP", 1, 262),
+    _protocol("UDP-Lite", 2, 136),
+    _protocol("SCTP", 1, 132),
+    _protocol("ICMP", 2, 1),
+    _protocol("DCCP", 6, 0),
+    _control("leases", "takes a lease on a file that it shares with others", "/usr/bin/env", 1024, 0),
+    _control("notices", "asks for signals about a directory that it shares with others", "/usr", 1026, 1),
     *_OTHERS,
 )

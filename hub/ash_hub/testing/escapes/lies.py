@@ -5,7 +5,7 @@ Those on callers, such as a changed tool list or a failure in the hive's name, n
 
 from __future__ import annotations
 
-from ash_hub.escapes.attempt import Attempt
+from ash_hub.testing.escapes.attempt import Attempt
 
 __all__ = ["LIES"]
 
@@ -71,11 +71,11 @@ LIES = (
     ),
     _lie(
         "many values",
-        "answers with as many empty values as fit",
+        "answers with more empty values than a list may have",
         """
 def tools():
     yield HEAD + b'\\r\\n{"result": {"tools": [{}'
-    for _ in range(96): yield b",{}" * 65536
+    for _ in range(6): yield b",{}" * 65536
     yield b"]}}"
 """,
         stopped_by=("bounded values",),
@@ -90,7 +90,7 @@ def tools():
         "endless pages",
         "says at the end of its tool list that there is another page",
         'def tools(): return [plain({"result": {"tools": [], "nextCursor": "x"}})]',
-        stopped_by=("bounded pages", _TIME),
+        stopped_by=("bounded pages", "bounded values", "bounded answers", _TIME),
     ),
     _lie(
         "slow answer",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ash_hub.escapes.attempt import Attempt
+from ash_hub.testing.escapes.attempt import Attempt
 
 __all__ = ["SURROUNDINGS"]
 
@@ -46,10 +46,10 @@ escaped(str(told)) if told else stopped(f"{len(found)} such files are empty")"""
         tries="reads in its mount table where on the host its directories lie",
         script="""
 absent("this host cannot hide them, or there is nothing to hide") if not bait["hidden_paths"] else None
-table = text("/proc/self/mountinfo") + text("/proc/1/mountinfo")
+table = (text("/proc/self/mountinfo") + text("/proc/1/mountinfo")).replace(chr(92) + "040", " ")
 told = [path for path in bait["hidden_paths"] if path in table]
 escaped(str(told)) if told else stopped("it tells of /proc/self/fd only")""",
-        stopped_by=("veiled paths",),
+        stopped_by=("hidden paths",),
     ),
     Attempt(
         name="write the system",
@@ -106,7 +106,7 @@ stopped(why)""",
         tries="reads files of /proc that tell about the host",
         script="""
 names = ("cmdline", "kcore", "keys", "key-users", "kmsg", "modules", "partitions", "diskstats", "slabinfo",
-         "timer_list", "vmallocinfo", "sched_debug", "kpagecount")
+         "timer_list", "vmallocinfo", "sched_debug", "kpagecount", "locks")
 told = []
 for name in names:
     try:
@@ -135,6 +135,30 @@ disks = [name for name in nodes if stat.S_ISBLK(os.stat("/dev/" + name).st_mode)
 found = [name for name in {*disks, "mem", "kmsg", "port"} if name in nodes and opens(name)]
 escaped(str(sorted(found)[:8])) if found else stopped(f"only {sorted(nodes)}")""",
         stopped_by=("own /dev",),
+    ),
+    Attempt(
+        name="devices changed",
+        tries="sets mode, owner, times and access list of device nodes, the host's own, to what they are",
+        script="""
+paths = [path for path in (*glob.glob("/dev/*"), *glob.glob("/proc/[0-9]*/fd/*")) if os.path.exists(path)]
+nodes = [path for path in paths if stat.S_ISCHR(os.stat(path).st_mode) and "/dev/pts" not in os.path.realpath(path)]
+def changes(path):
+    status = os.stat(path)
+    mode = stat.S_IMODE(status.st_mode)
+    entries = ((1, mode >> 6 & 7), (4, mode >> 3 & 7), (32, mode & 7))
+    access = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry, 0xFFFFFFFF) for entry in entries)
+    yield "mode", lambda: os.chmod(path, mode)
+    yield "owner", lambda: os.chown(path, -1, -1)
+    yield "times", lambda: os.utime(path)
+    yield "access list", lambda: os.setxattr(path, "system.posix_acl_access", access)
+done = []
+for path in nodes:
+    for what, change in changes(path):
+        try: change()
+        except OSError as error: why = reason(error)
+        else: done.append(f"{what} of {path}")
+escaped(str(done)) if done else stopped(f"{why}, {len(nodes)} nodes")""",
+        stopped_by=("sealed device nodes",),
     ),
     Attempt(
         name="device nodes",
@@ -232,7 +256,7 @@ escaped("no_new_privs is off") if told["NoNewPrivs"] != "1" else stopped("no_new
     Attempt(
         name="raw packets",
         tries="opens a raw socket",
-        script="socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP); escaped('a raw socket')",
+        script="socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP); escaped('a raw socket')",
         stopped_by=("no capabilities", "no nested user namespaces", "user namespace"),
     ),
     Attempt(
@@ -271,7 +295,7 @@ escaped(str(names)) if set(names) - {"lo"} else stopped(f"only {names}")""",
         name="keeper's socket",
         tries="connects to the socket by which the hive's keeper is led",
         script="""
-path = glob.glob(bait["run_dir"] + "/**/keeper.sock", recursive=True)
+path = [path for depth in ("", "*/") for path in glob.glob(f"{bait['run_dir']}/{depth}keeper.sock")]
 stopped("its directory is not there") if not path else None
 socket.socket(socket.AF_UNIX).connect(path[0])
 escaped(path[0])""",

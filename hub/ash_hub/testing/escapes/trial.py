@@ -11,13 +11,13 @@ import anyio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ash_hub.backends.base import Instance
-from ash_hub.escapes.attempt import Attempt, Outcome, Verdict, program, verdict
-from ash_hub.escapes.bait import Bait
-from ash_hub.runner_client import MAX_ANSWER_BYTES, RunnerClient
-from ash_hub.tools import pin
+from ash_hub.spawning.runner_client import MAX_LIST_BYTES, RunnerClient
+from ash_hub.spawning.toolsets import pin
+from ash_hub.testing.escapes.attempt import Attempt, Outcome, Verdict, program, verdict
+from ash_hub.testing.escapes.bait import Bait
 from ash_mcp.errors import AshError, ConnectFailed
 from ash_mcp.types import SandboxSpec
-from ash_router.tokens import CallTokens
+from ash_router.upstream.call_tokens import CallTokens
 
 __all__ = ["Prison", "Ran", "spec_for", "try_to_escape"]
 
@@ -27,7 +27,7 @@ _PAUSE_SECONDS = 0.05
 _ASK_SECONDS = 3.0
 _PATIENCE_SECONDS = 3 * _ASK_SECONDS
 """It asks twice."""
-_ANSWER_BYTES = 8 * MAX_ANSWER_BYTES
+_ANSWER_BYTES = 16 * MAX_LIST_BYTES
 """What the longest answer may cost the hub, with copies of it and what is read from it."""
 _NO_ANSWER = (OSError, anyio.EndOfStream, anyio.BrokenResourceError, ValueError)
 
@@ -51,7 +51,9 @@ class Prison:
     """Runs a command in a sandbox. A sandbox that dies meanwhile is a ConnectionError or an EndOfStream."""
     bounds: Mapping[str, Any]
     """What a sandbox was given: `memory_bytes`, `processes`, `open_files`, `cpu`, `places` (path -> bytes), and
-    `hive_bytes`, what it may make the hive take. What the backend says it cannot bound on this host is left out."""
+    `hive_bytes`, what it may make the hive take; of what the kernel gives each user of the host `inotify_instances`,
+    `epoll_watches`, `terminals`, `pipe_pages`, `descriptors_in_flight`; `own_files` and `own_devices`, where its
+    files and device nodes are no inodes of the host. What the backend says it cannot bound here is left out."""
     serve: Callable[[SandboxSpec, str], SandboxSpec]
     """Makes a Python program the main process of a sandbox, with its listener as `ASH_LISTEN_FD`."""
     hive_bytes: Callable[[], int]
@@ -70,6 +72,8 @@ def spec_for(attempt: Attempt, prison: Prison, bait: Bait, spec: SandboxSpec) ->
 
 async def try_to_escape(attempt: Attempt, prison: Prison, bait: Bait, inside: Instance, other: Instance) -> Outcome:
     """Make one attempt from `inside`, beside a sandbox `other`, and say what became of it."""
+    if attempt.bound is not None and attempt.bound not in prison.bounds:
+        return Outcome(attempt, Verdict.SHARED, f"the backend says of no bound of {attempt.bound} here")
     if not attempt.watched:
         return await _carried_out(attempt, prison, bait, inside, other)
     outcomes: list[Outcome] = []
@@ -112,7 +116,7 @@ async def _silence(prison: Prison, other: Instance) -> str:
 async def _asked(attempt: Attempt, bait: Bait, inside: Instance) -> Outcome:
     """Ask a server what the hub asks before anybody may use it, and say what became of that."""
     assert inside.endpoint is not None
-    client = RunnerClient(inside.endpoint, CallTokens(Ed25519PrivateKey.generate()), inside.id, inside.generation)
+    client = RunnerClient(inside.endpoint, CallTokens(Ed25519PrivateKey.generate()), inside.id)
     try:
         with anyio.move_on_after(_PATIENCE_SECONDS):
             await client.wait_ready(_ASK_SECONDS)

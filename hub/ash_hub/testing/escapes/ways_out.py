@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ash_hub.escapes.attempt import Attempt
+from ash_hub.testing.escapes.attempt import Attempt
 
 __all__ = ["WAYS_OUT"]
 
@@ -39,6 +39,26 @@ def _way(name: str, tries: str, *heads: str, stopped_by: str) -> Attempt:
         network="internet",
     )
 
+
+_SECOND_HELLO = """
+def vector(width, data): return len(data).to_bytes(width, "big") + data
+name = vector(2, b"\\0" + vector(2, b"door.test"))
+body = b"\\3\\3" + b"r" * 32 + b"\\0" + vector(2, b"\\x13\\1") + vector(1, b"\\0")
+body += vector(2, b"\\0\\0" + vector(2, name))
+hello = b"\\x16\\3\\1" + vector(2, b"\\1" + vector(3, body))
+tunnel = socket.socket(socket.AF_UNIX)
+tunnel.connect("/run/ash-egress/proxy.sock")
+tunnel.sendall(f"CONNECT door.test:{bait['port']} HTTP/1.1\\r\\n\\r\\n".encode())
+said = tunnel.recv(65536)
+if b" 200 " not in said: absent("no tunnel was opened")
+# What listens there speaks HTTP: it answers the first line that ends, and the first hello has no end of a line.
+assert b"\\n" not in hello
+tunnel.sendall(hello + b"\\x16\\3\\1\\0\\x0a\\1\\0\\r\\n\\r\\n")
+tunnel.settimeout(2)
+try: said = tunnel.recv(65536)
+except TimeoutError: stopped("the server got the first hello alone")
+escaped("the server answered what follows") if b"400" in said else stopped(f"the tunnel ended: {said!r}")
+"""
 
 _POLICY, _FORMS = "egress policy", "egress: one form of an address"
 
@@ -111,6 +131,13 @@ stopped(why)""",
         stopped_by=(_POLICY,),
         # localhost is listed by its name only, so what stops it is the address that it turns out to have
         network=("door.test=127.0.0.1:PORT", "localhost:PORT"),
+    ),
+    Attempt(
+        name="egress: second hello",
+        tries="sends the beginning of a second TLS hello, whose name nobody has read, together with the first",
+        script=_SECOND_HELLO,
+        stopped_by=("egress: nothing unread before the server answers",),
+        network=("door.test=127.0.0.1:PORT",),
     ),
     Attempt(
         name="egress: no policy",

@@ -1,4 +1,4 @@
-"""Where Redis is: a URL made into a client, and into words without its password."""
+"""Redis URLs: parsed into a client, and shown without the password."""
 
 from __future__ import annotations
 

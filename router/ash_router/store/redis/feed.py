@@ -1,8 +1,7 @@
-"""One connection for all subscriptions of a process. Readers learn where messages may be missing.
+"""One pub/sub connection for all subscriptions of a process. Readers get `LOST` where messages may be missing.
 
-Redis forgets a subscription with its connection, and says nothing of what was published meanwhile. So each channel
-is subscribed anew, and when the server confirms it every reader that was there before gets `LOST`: not sooner, or
-what it looks at then could change unseen.
+Redis drops subscriptions with their connection, and what was published meanwhile. So each channel is subscribed anew,
+and once the server confirms that, every earlier reader gets `LOST`. Not sooner, or what it reads could change unseen.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from ash_router.store.redis.link import why
 __all__ = ["Feed"]
 
 _HEARTBEAT_SECONDS: Final = 2.0
-"""Silence after which a connection must prove that it lives; as long again and it is given up."""
+"""Silence after which the connection is pinged; after as long again without an answer it is given up."""
 _PAUSE_SECONDS: Final = 0.2
 log = logging.getLogger("ash.store")
 
@@ -34,7 +33,7 @@ log = logging.getLogger("ash.store")
 class _Channel:
     readers: set[Reader] = field(default_factory=set[Reader])
     settled: set[Reader] = field(default_factory=set[Reader])
-    """Those who rely on the subscription already."""
+    """Readers that have been told that the subscription is live."""
     live: asyncio.Event = field(default_factory=asyncio.Event)
 
 

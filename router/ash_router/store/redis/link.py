@@ -1,4 +1,4 @@
-"""Steps over a connection that can be lost: repeated for a bounded time, then a typed failure."""
+"""Retries Redis commands over a connection that can break: for a bounded time, then a typed failure."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _FIRST_PAUSE_SECONDS: Final = 0.02
 _LONGEST_PAUSE_SECONDS: Final = 0.5
 _AT_ONCE: Final = 32
 _PASSING: Final = ("MISCONF", "MASTERDOWN", "NOREPLICAS", "LOADING", "BUSY", "CLUSTERDOWN", "READONLY", "NOAUTH")
-"""How answers begin that say that a server cannot serve for now."""
+"""Prefixes of error replies that mean that the server cannot serve now, and will later."""
 log = logging.getLogger("ash.store")
 
 
 class Link:
-    """One Redis as one process sees it.
+    """One Redis server, as one process reaches it.
 
     Args:
         shown: Its URL, for messages.
@@ -53,7 +53,7 @@ class Link:
 
     @property
     def away(self) -> str | None:
-        """Since when and why no step succeeds, or None."""
+        """Why no command succeeds and since when, as text; None while they do."""
         if self._away is None:
             return None
         since, reason = self._away

@@ -1,8 +1,11 @@
 """The store in Redis. Steps that must be atomic are the scripts beside this file; times are the server's.
 
-Keys, all below one prefix: `routes` (sandbox -> generation and record) with `order`, `changed` and `version`;
-`names:<owner, scope>`, `key:<owner, scope, key>`, `lease:<name>`, `calls`, `replicas`, and `epoch`,
-which vanishes with them.
+Keys, all below one prefix: `routes` (sandbox -> record) with `order`, `changed` and `version`;
+`names:<owner, scope>` with `idle` (those that nobody holds a name in), `places` (sandbox -> owner, scope and session)
+with `counts` of each owner, `starting` (sandbox -> owner) with `starts` of each owner, `key:<owner, scope, key>`,
+`calls`, `shelf:<name>` (name -> text) with `shelf:<name>:ends` and `shelf:<name>:bytes`, `replicas`, and `epoch`,
+which vanishes with them. Without the prefix, as the seed names them, `sandbox:<alias>`: the hashes by which the
+seed's gateway finds the sandboxes that its REST spawned.
 """
 
 from __future__ import annotations
@@ -11,25 +14,43 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from functools import cache, partial
 from importlib.resources import files
 from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from ash_mcp.errors import ConnectFailed, LeaseHeld, LeaseLost, SessionTaken
+from ash_mcp.errors import ConnectFailed
 from ash_mcp.types import SandboxId, Scope, SessionName
-from ash_router.store.base import LOST, MAX_REPLICAS, ROUTE_NEWS, Lease, RouteChanges
+from ash_router.store.base import (
+    CHOSEN_NUMBERS,
+    IDLE_SCOPE_SECONDS,
+    IDLE_SCOPES,
+    LOST,
+    MAX_REPLICAS,
+    NO_PLACE_LIMITS,
+    ROUTE_NEWS,
+    Place,
+    PlaceLimits,
+    RouteChanges,
+    Shelf,
+    session_taken,
+)
+from ash_router.store.clock import ServerClock, steady
 from ash_router.store.redis.feed import Feed
 from ash_router.store.redis.link import Link
 
 __all__ = ["RedisStore"]
 
 CHANGES_REMEMBERED: Final = 10_000
-"""Routes that changed last; a replica that knows only an older version is told all routes."""
+"""Routes that changed last; a reader that knows only an older version gets all routes."""
+
+STARTING_SECONDS: Final = 3600
+"""How long the hash of a sandbox that starts is kept, should its hive be killed: longer than any start."""
 
 _MICROSECONDS: Final = 1_000_000
+_ALL_TAKEN: Final = 2
+"""What `reserve_session.lua` begins with where no place is free."""
 _NUMBERS_AT_ONCE: Final = 500
 log = logging.getLogger("ash.store")
 
@@ -45,14 +66,17 @@ class RedisStore:
         self._link = link
         self._feed = feed
         self._prefix = prefix
+        self._clock = ServerClock()
         self._later: dict[tuple[str, ...], Step] = {}
-        """What could not be given back or told yet, by what it is about."""
+        """Releases and announcements that could not be sent yet, by subject; `settle` sends them."""
         self._touched: dict[SandboxId, float] = {}
         self._numbers: dict[str, int] = {}
-        """The highest session number seen here, by key of names: it survives a flush of Redis."""
+        """The highest session number seen, by Redis key of names, least recently used first. It outlives a flush."""
+        self.seed_address: tuple[str, int] | None = None
+        """Host and port in the hashes for the seed's gateway; None writes none."""
         self.warned: tuple[str, ...] = ()
-        self.trusted = ""
-        """The filling of the database in which every name that is held is known to be there."""
+        self.restored_epoch = ""
+        """The store epoch up to which all names are restored; a later one may lack some that are held."""
         self.refilling = False
         self.restorers: list[Callable[[], Awaitable[None]]] = []
 
@@ -62,27 +86,33 @@ class RedisStore:
         sandbox_id = str(record["sandbox_id"])
         self._later.pop(("route", sandbox_id), None)
         text = json.dumps(record, separators=(",", ":"))
-        keys = self._keys("routes", "order", "changed", "version")
-        news = self._feed.name(ROUTE_NEWS)
-        await self._script("put_route", keys, sandbox_id, record["generation"], text, news, CHANGES_REMEMBERED)
+        keys = self._keys("routes", "order", "changed", "version", "starting", "starts")
+        args = (sandbox_id, text, self._feed.name(ROUTE_NEWS), CHANGES_REMEMBERED)
+        await self._script("put_route", keys, *args, record.get("alias") or "", *self._seed_address())
 
-    async def drop_route(self, sandbox_id: SandboxId) -> None:
+    async def drop_route(self, sandbox_id: SandboxId, alias: str | None = None) -> None:
         self._touched.pop(sandbox_id, None)
         keys = self._keys("routes", "order", "changed", "version", "calls")
-        args = (sandbox_id, self._feed.name(ROUTE_NEWS), CHANGES_REMEMBERED)
+        args = (sandbox_id, self._feed.name(ROUTE_NEWS), CHANGES_REMEMBERED, alias or "")
         await self._now_or_later(("route", sandbox_id), partial(self._script, "drop_route", keys, *args))
+
+    async def note_starting(self, alias: str) -> None:
+        await self._script("seed_starting", [], alias, *self._seed_address(), STARTING_SECONDS)
+
+    def _seed_address(self) -> tuple[str, int]:
+        return self.seed_address or ("", 0)
 
     async def routes(self) -> list[Mapping[str, Any]]:
         return list((await self.route_changes(None)).bound)
 
     async def route_changes(self, since: str | None) -> RouteChanges:
-        filling, _, number = (since or "").partition(":")
+        epoch, _, number = (since or "").partition(":")
         keys = self._keys("routes", "order", "changed", "version", "epoch")
-        answer = await self._script("route_changes", keys, filling, number or 0, CHANGES_REMEMBERED)
+        answer = await self._script("route_changes", keys, epoch, number or 0, CHANGES_REMEMBERED)
         now, version, which, ids, records = answer
         return RouteChanges(
             version=f"{now}:{version}",
-            bound=[json.loads(record.partition(":")[2]) for record in records if record is not None],
+            bound=[json.loads(record) for record in records if record is not None],
             unbound=[SandboxId(name) for name, record in zip(ids, records, strict=True) if record is None],
             complete=which != "some",
             refilling=which == "anew",
@@ -97,62 +127,54 @@ class RedisStore:
         wanted: SessionName | None,
         sandbox_id: SandboxId,
         *,
+        most: PlaceLimits = NO_PLACE_LIMITS,
         restoring: bool = False,
     ) -> SessionName:
         names = self._owned("names", owner, scope)
         if wanted is not None:
             self._later.pop((names, wanted, sandbox_id), None)
-        keys, floor = [names, self._key("epoch")], self._numbers.get(names, 0)
-        trusted = "" if restoring else self.trusted
-        given, *more = await self._script("reserve_session", keys, wanted or "", sandbox_id, floor, trusted)
+        keys = [names, *self._keys("epoch", "places", "counts", "idle", "starting", "starts")]
+        floor = self._numbers.get(names, 0)
+        restored = "" if restoring else self.restored_epoch
+        bounds = ["" if restoring or bound is None else bound for bound in (most.owner, most.hive, most.starting)]
+        is_restored = "1" if restoring else ""
+        args = (wanted or "", sandbox_id, floor, restored, owner, scope, *bounds, is_restored, CHOSEN_NUMBERS)
+        given, *more = await self._script("reserve_session", keys, *args)
         _refuse_while_refilling(given)
+        if given == _ALL_TAKEN:
+            raise most.reached(more[0])
         if not given:
-            raise SessionTaken(
-                f"session {wanted} is in use; choose another name, or none to be given one", holder=more[0]
-            )
+            raise session_taken(wanted, more[0])
         name, number = more
-        self._numbers[names] = max(int(number), self._numbers.get(names, 0))
+        self._numbers[names] = max(int(number), self._numbers.pop(names, 0))
+        if len(self._numbers) > IDLE_SCOPES:
+            del self._numbers[next(iter(self._numbers))]
         return SessionName(name)
 
     async def release_session(self, owner: str, scope: Scope, session: SessionName, sandbox_id: SandboxId) -> None:
         names = self._owned("names", owner, scope)
-        step = partial(self._script, "release_session", [names], session, sandbox_id)
+        keys = [names, *self._keys("places", "counts", "idle", "starting", "starts")]
+        args = (session, sandbox_id, IDLE_SCOPES, _micros(IDLE_SCOPE_SECONDS))
+        step = partial(self._script, "release_session", keys, *args)
         await self._now_or_later((names, session, sandbox_id), step)
+
+    async def places(self) -> Mapping[SandboxId, Place]:
+        kept = await self._link.do(lambda: self._client.hgetall(self._key("places")))
+        return {SandboxId(sandbox_id): Place(*json.loads(text)) for sandbox_id, text in kept.items()}
 
     async def claim_key(
         self, owner: str, scope: Scope, key: str, sandbox_id: SandboxId, *, restoring: bool = False
     ) -> SandboxId:
         name = self._owned("key", owner, scope, key)
         self._later.pop((name, sandbox_id), None)
-        trusted = "" if restoring else self.trusted
-        given, *holder = await self._script("claim_key", [name, self._key("epoch")], sandbox_id, trusted)
+        restored = "" if restoring else self.restored_epoch
+        given, *holder = await self._script("claim_key", [name, self._key("epoch")], sandbox_id, restored)
         _refuse_while_refilling(given)
         return SandboxId(holder[0])
 
     async def release_key(self, owner: str, scope: Scope, key: str, sandbox_id: SandboxId) -> None:
         name = self._owned("key", owner, scope, key)
         await self._now_or_later((name, sandbox_id), partial(self._script, "release_key", [name], sandbox_id))
-
-    # -- leases
-
-    async def grant(self, name: str, holder: str, ttl_seconds: float) -> Lease:
-        self._later.pop(("lease", name, holder), None)
-        taken, *found = await self._script("grant", self._keys(f"lease:{name}"), holder, _micros(ttl_seconds))
-        if not taken:
-            raise LeaseHeld(f"{found[0]} holds {name} for now", holder=found[0])
-        token, expiry = found
-        return Lease(name, holder, int(token), int(expiry) / _MICROSECONDS)
-
-    async def renew(self, lease: Lease, ttl_seconds: float) -> Lease:
-        keys = self._keys(f"lease:{lease.name}")
-        expiry = await self._script("renew", keys, lease.holder, lease.token, _micros(ttl_seconds))
-        if not expiry:
-            raise LeaseLost(f"{lease.holder} no longer holds {lease.name}")
-        return replace(lease, expires_at=int(expiry) / _MICROSECONDS)
-
-    async def release(self, lease: Lease) -> None:
-        step = partial(self._script, "release", self._keys(f"lease:{lease.name}"), lease.holder, lease.token)
-        await self._now_or_later(("lease", lease.name, lease.holder), step)
 
     # -- calls
 
@@ -164,14 +186,39 @@ class RedisStore:
     async def _send_touched(self) -> None:
         sending = dict(self._touched)
         if sending:
-            await self._link.do(lambda: self._client.zadd(self._key("calls"), sending, gt=True))
+            pairs = [text for sandbox_id, at in sending.items() for text in (sandbox_id, repr(at))]
+            await self._script("touch", self._keys("routes", "calls", "epoch"), self.restored_epoch, *pairs)
         for sandbox_id, at in sending.items():
             if self._touched.get(sandbox_id) == at:
                 del self._touched[sandbox_id]
 
+    async def prune_calls(self) -> None:
+        """Drop the last calls of sandboxes without a route: those that came while the database was filled again."""
+        await self._script("touch", self._keys("routes", "calls", "epoch"), self.restored_epoch)
+
     async def last_calls(self) -> Mapping[SandboxId, float]:
         kept = await self._link.do(lambda: self._client.zrange(self._key("calls"), 0, -1, withscores=True))
         return {SandboxId(name): float(score) for name, score in kept}
+
+    # -- texts
+
+    async def keep(self, shelf: Shelf, name: str, text: str) -> None:
+        self._require_near()
+        args = (name, text, shelf.most, shelf.most_bytes, _micros(shelf.seconds))
+        await self._script("keep", self._shelf(shelf), *args)
+
+    async def kept(self, shelf: Shelf, name: str | None = None) -> Mapping[str, str]:
+        self._require_near()
+        found = await self._script("kept", self._shelf(shelf), name or "")
+        return dict(zip(found[::2], found[1::2], strict=True))
+
+    def _shelf(self, shelf: Shelf) -> list[str]:
+        name = f"shelf:{shelf.name}"
+        return self._keys(name, f"{name}:ends", f"{name}:bytes")
+
+    def _require_near(self) -> None:
+        if self._link.away is not None:
+            raise ConnectFailed(f"the hive's store does not answer: {self._link.away}", retry_after_seconds=1.0)
 
     # -- replicas
 
@@ -192,7 +239,7 @@ class RedisStore:
     # -- events
 
     async def publish(self, channel: str, message: str) -> None:
-        # others may never have lost their connection, so that they must hear later that something was not said
+        # readers whose connection did not break must still learn that they missed a message
         later = partial(self._publish, channel, LOST)
         await self._now_or_later(("news", channel), partial(self._publish, channel, message), later)
 
@@ -204,6 +251,9 @@ class RedisStore:
         return self._feed.subscribe(channel)
 
     # -- state
+
+    def now(self) -> float:
+        return self._clock.now()
 
     def unready(self) -> str | None:
         if self._link.away is not None:
@@ -218,12 +268,22 @@ class RedisStore:
 
     # -- for the one who keeps it going
 
-    async def filling(self) -> str:
-        """Return the name of the database's present filling: another one may lack what was written."""
-        return await self._script("filling", self._keys("epoch"))
+    async def current_epoch(self) -> str:
+        """Return the epoch of the database, which changes whenever Redis may have lost writes.
+
+        What the server's time is comes with it.
+        """
+
+        async def ask() -> str:
+            asked_at = steady()
+            name, seconds, micros = await self._scripts["epoch"](keys=self._keys("epoch"))
+            self._clock.learn(int(seconds) + int(micros) / _MICROSECONDS, asked_at, steady())
+            return name
+
+        return await self._link.do(ask)
 
     async def settle(self) -> None:
-        """Do what had to wait.
+        """Send what waits in `_later`.
 
         Raises:
             ConnectFailed: Redis is away; what is left waits on.
@@ -236,14 +296,14 @@ class RedisStore:
                     del self._later[about]
 
     async def raise_numbers(self) -> None:
-        """Tell a database that has forgotten them which session numbers were given."""
+        """Restore the highest given session numbers in a database that has lost them."""
         known = list(self._numbers.items())
         for first in range(0, len(known), _NUMBERS_AT_ONCE):
             names, numbers = zip(*known[first : first + _NUMBERS_AT_ONCE], strict=True)
-            await self._script("raise_numbers", names, *numbers)
+            await self._script("raise_numbers", [self._key("idle"), *names], *numbers)
 
     async def _now_or_later(self, about: tuple[str, ...], step: Step, later: Step | None = None) -> None:
-        """Take a step, or keep it for `settle`: at once where Redis is known to be away."""
+        """Take a step; if Redis is away keep it, or `later` in its place, for `settle`."""
         if self._link.away is None:
             try:
                 await step()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import signal
 import tempfile
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from ash_hub.backends.local import LocalBackend, LocalSettings, host
 from ash_hub.backends.local.keeper import cgroups
 from ash_hub.backends.local.paths import hive_paths
 from ash_hub.backends.local.runtime import Runtime, find_runtime
-from ash_hub.escapes import Prison
-from ash_hub.testing import BackendUnderTest
+from ash_hub.testing.conformance import BackendUnderTest
+from ash_hub.testing.escapes import Prison
 from ash_mcp.types import SandboxId, SandboxSpec
 
 SPEC = SandboxSpec(id=SandboxId("sbx-unused"), recipe="stand-in", server={"python": "none:none"})
@@ -73,9 +74,11 @@ async def run_inside(instance: Instance, *command: str, seconds: float = WAIT_SE
     """Run a command in a sandbox of the stand-in."""
     assert instance.endpoint is not None and instance.endpoint.unix is not None
     with anyio.fail_after(seconds):
-        async with await anyio.connect_unix(instance.endpoint.unix) as stream:
-            await stream.send(json.dumps(command).encode() + b"\n")
-            data = b"".join([chunk async for chunk in stream])
+        # not anyio's stream: it breaks the loop when its reader is cancelled in the turn in which an answer arrives
+        reader, writer = await asyncio.open_unix_connection(instance.endpoint.unix)
+        with closing(writer):
+            writer.write(json.dumps(command).encode() + b"\n")
+            data = await reader.read()
     answer: dict[str, Any] = json.loads(data)
     return Done(**answer)
 
@@ -119,7 +122,7 @@ async def local_backend(
             for instance in await backend.list():
                 await backend.delete(instance.id, grace_seconds=0)
     assert leftovers(settings) == []
-    assert hive_paths(settings).log_file.read_text() == "", "the keeper complained"
+    assert (said := hive_paths(settings).log_file.read_text()) == "", f"the keeper complained: {said}"
     assert not hive_paths(settings).directory.exists()
 
 
@@ -137,6 +140,8 @@ def prison_of(backend: LocalBackend, root: Path) -> Prison:
         bounds["cpu"] = SMALL["cpu"]
     if "memory is limited for each process only" not in warnings:
         bounds["inodes"] = SMALL["memory_bytes"] // 512
+    if "/usr are shared" not in warnings:
+        bounds["own_files"] = True
     if "disk space" not in warnings:
         places = {"/workspace": "workspace", "/home/ash": "home", "/tmp": "tmp", "/dev/shm": "shm"}
         bounds["places"] = {place: SMALL[f"{name}_bytes"] for place, name in places.items()}
@@ -150,7 +155,7 @@ def prison_of(backend: LocalBackend, root: Path) -> Prison:
         serve=lambda spec, program: replace(spec, env={"STAND_IN": program}),
         hive_bytes=lambda: memory_of(os.getpid(), keeper_pid(backend), *proxies(keeper_pid(backend))) + disk_of(root),
         run_dir=str(hive_paths(settings_in(root)).directory),
-        hidden_paths=list(stand_in().binds.values()) if host.host_facts().veils else [],
+        hidden_paths=list(stand_in().binds.values()) if host.host_facts().overlays else [],
     )
 
 
@@ -230,7 +235,8 @@ def sandbox_processes(backend: LocalBackend) -> list[str]:
 
 def main_process(backend: LocalBackend) -> int:
     """Return the runner's process of the only sandbox: the launcher's child's child."""
-    (launcher,) = children(keeper_pid(backend))
+    keeper = keeper_pid(backend)
+    (launcher,) = set(children(keeper)).difference(proxies(keeper))
     (first,) = children(launcher)
     (runner,) = children(first)
     return runner

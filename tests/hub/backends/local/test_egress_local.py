@@ -18,8 +18,7 @@ from ash_hub.backends.local import LocalBackend
 from ash_hub.backends.local.paths import hive_paths
 from ash_mcp.errors import ConfigError
 from ash_mcp.types import new_sandbox_id
-from tests.hub.egress_parts import error_of, web_server
-from tests.hub.local_parts import (
+from tests.hub.backends.local.local_parts import (
     SPEC,
     WAIT_SECONDS,
     bash,
@@ -32,6 +31,7 @@ from tests.hub.local_parts import (
     settings_in,
     stand_in,
 )
+from tests.hub.egress.egress_parts import error_of, web_server
 
 pytestmark = [pytest.mark.anyio, needs_isolation]
 

@@ -43,9 +43,14 @@ async def test_a_stop_that_crosses_the_end_of_a_start_leaves_no_sandbox(
     turns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control, "Sandbox", NoSandbox)
-    keeper = control.Keeper(
-        {"grace_seconds": 0, "log_bytes": 0, "max_sandboxes": 1, "lead": 0.0}, Hierarchy(version=0, directories={})
-    )
+    config: dict[str, Any] = {
+        "grace_seconds": 0,
+        "log_bytes": 0,
+        "max_sandboxes": 1,
+        "lead": 0.0,
+        "egress_command": [],
+    }
+    keeper = control.Keeper(config, Hierarchy(version=0, directories={}))
     may_start = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         keeper._tasks = tasks  # pyright: ignore[reportPrivateUsage]

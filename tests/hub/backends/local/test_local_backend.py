@@ -13,10 +13,11 @@ import pytest
 
 from ash_hub.backends.base import Phase
 from ash_hub.backends.local import LocalBackend, LocalSettings
+from ash_hub.backends.local.link import KeeperLink, KeeperRefusal
 from ash_hub.backends.local.paths import hive_paths
-from ash_mcp.errors import CapacityExceeded, ConfigError, StartFailed, Unsupported
+from ash_mcp.errors import CapacityExceeded, ConfigError, ConnectFailed, StartFailed, Unsupported
 from ash_mcp.types import ResourceAmounts, Resources, SandboxSpec, new_sandbox_id
-from tests.hub.local_parts import (
+from tests.hub.backends.local.local_parts import (
     SPEC,
     WAIT_SECONDS,
     bash,
@@ -57,7 +58,7 @@ def limited(**amounts: str) -> Resources:
         ({"mounts": {"/recipe": "/no/such/folder"}}, ConfigError, "/no/such/folder"),
         ({"mounts": {"recipe/../..": "/usr"}}, ConfigError, "cannot be mounted"),
         ({"resources": limited(memory="plenty")}, ConfigError, "'plenty' is not an amount of memory"),
-        ({"resources": limited(memory="1Mi")}, ConfigError, "at least 32Mi"),
+        ({"resources": limited(memory="1Mi")}, ConfigError, "at least 96Mi"),
         ({"resources": limited(cpu="fast")}, ConfigError, "'fast' is not an amount of cpu"),
         ({"resources": limited(cpu="1m")}, ConfigError, "at least 10m"),
     ],
@@ -106,7 +107,7 @@ async def test_a_launcher_that_hangs_is_a_failed_start(root: Path) -> None:
         slow = root / "slow"
         slow.write_text("#!/bin/sh\nexec sleep 60\n")
         slow.chmod(0o755)
-        backend._launcher._host = replace(facts, bubblewrap=str(slow))  # pyright: ignore
+        backend._plans._host = replace(facts, bubblewrap=str(slow))  # pyright: ignore
         with pytest.raises(StartFailed, match=r"did not start within 0\.2 s"):
             await backend.create(fresh())
         assert leftovers(settings_in(root)) == []
@@ -220,3 +221,56 @@ async def test_an_unsafe_sandbox_runs_as_a_plain_process_and_says_so(root: Path)
         with anyio.fail_after(WAIT_SECONDS):
             await ended(*processes)
         assert not workspace.exists()
+
+
+class Failing:
+    """A keeper that fails at everything while it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch
+        self.asked = anyio.Event()
+
+    def __enter__(self) -> None:
+        self._patch.setattr(KeeperLink, "request", self._request)
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.undo()
+
+    async def _request(self, *_: object, **__: object) -> None:
+        self.asked.set()
+        raise KeeperRefusal({"kind": "fault", "message": "the keeper failed: OSError(5)"})
+
+
+@needs_isolation
+async def test_what_the_keeper_fails_at_can_be_tried_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with local_backend(root) as backend:
+        created = await backend.create(fresh())
+        with Failing(monkeypatch):
+            for tried in (
+                backend.delete(created.id),
+                backend.annotate(created.id, {"a": 1}, revision=0),
+                backend.logs(created.id),
+                backend.list(),
+            ):
+                with pytest.raises(ConnectFailed, match="now: the keeper failed") as failure:
+                    await tried
+                assert failure.value.retryable
+        await backend.annotate(created.id, {"a": 1}, revision=0)
+        await backend.delete(created.id)
+        assert await backend.list() == []
+
+
+@needs_isolation
+async def test_a_sandbox_that_is_still_to_be_ended_is_tried_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with local_backend(root) as backend:
+        created = await backend.create(fresh())
+        backend._unfinished_deletes.add(created.id)  # pyright: ignore[reportPrivateUsage]
+        failing = Failing(monkeypatch)
+        with failing, anyio.fail_after(WAIT_SECONDS):
+            backend._retry_deletes()  # pyright: ignore[reportPrivateUsage]
+            await failing.asked.wait()
+        events = backend.watch()
+        backend._retry_deletes()  # pyright: ignore[reportPrivateUsage]
+        with anyio.fail_after(WAIT_SECONDS):
+            event = await anext(events)
+        assert event.instance is not None and (event.instance.id, event.instance.phase) == (created.id, Phase.ENDED)

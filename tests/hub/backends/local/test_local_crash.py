@@ -22,7 +22,7 @@ from ash_hub.backends.local.backend import KEEPER_DIED
 from ash_hub.backends.local.paths import hive_paths
 from ash_mcp.errors import ConfigError
 from ash_mcp.types import SandboxId, new_sandbox_id
-from tests.hub.local_parts import (
+from tests.hub.backends.local.local_parts import (
     SPEC,
     WAIT_SECONDS,
     bash,
@@ -38,7 +38,7 @@ from tests.hub.local_parts import (
     stand_in,
 )
 
-pytestmark = [pytest.mark.anyio, needs_isolation]
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy, needs_isolation]
 
 
 @dataclass
@@ -208,3 +208,18 @@ async def test_a_keeper_that_is_told_to_end_leaves_nothing(root: Path) -> None:
             await ended(keeper, *processes)
         assert leftovers(settings_in(root)) == []
         assert hive_groups(settings_in(root)) == []
+
+
+@needs_isolation
+async def test_why_sandboxes_of_a_dead_keeper_ended_can_be_written_down(root: Path) -> None:
+    async with local_backend(root) as backend:
+        created, events = await backend.create(replace(SPEC, id=new_sandbox_id())), backend.watch()
+        os.kill(keeper_pid(backend), signal.SIGKILL)
+        with anyio.fail_after(WAIT_SECONDS):
+            dead = (await anext(events)).instance
+        assert dead is not None and (dead.phase, dead.exit_message) == (Phase.ENDED, KEEPER_DIED)
+        await backend.annotate(created.id, {"ending": "process_died"}, revision=created.revision)
+        found = await backend.get(created.id)
+        assert found is not None and found.record == {"ending": "process_died"}
+        await backend.delete(created.id)
+        assert await backend.get(created.id) is None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from ash_hub.backends.local import host
 from ash_hub.backends.local.host import Check
-from tests.hub.local_parts import needs_isolation
+from tests.hub.backends.local.local_parts import needs_isolation
 
 BROKEN = """\
 #!/bin/sh
@@ -20,6 +21,22 @@ esac
 echo "bwrap: setting up uid map: Permission denied" >&2
 exit 1
 """
+
+
+def a_socket_for_cores(_: str) -> str:
+    return "@/run/core"
+
+
+def no_overlays(_: Sequence[str]) -> frozenset[str]:
+    return frozenset({"seal"})
+
+
+def none_over_usr(directories: Sequence[str]) -> frozenset[str]:
+    return frozenset({*directories, "seal"} - {"/usr"})
+
+
+def no_binds(directories: Sequence[str]) -> frozenset[str]:
+    return frozenset(directories)
 
 
 def found(checks: list[Check]) -> dict[str, Check]:
@@ -85,7 +102,10 @@ def test_an_old_bubblewrap_is_said_to_lack_what_it_lacks() -> None:
     ("part", "value", "names", "advice"),
     [
         ("seccomp.ARCHITECTURES", dict[str, object](), ["system call filter"], "x86_64"),
-        ("_veils", lambda: False, ["mount table"], "install Ash outside of homes"),
+        ("_mounts", no_overlays, ["mount table", "files of the system"], "let Python mount overlays"),
+        ("_mounts", none_over_usr, ["files of the system"], "mount nothing below /usr"),
+        ("_mounts", no_binds, ["device nodes"], "let Python make"),
+        ("_sysctl", a_socket_for_cores, ["core dumps"], "kernel.core_pattern"),
         (
             "cgroups.usable",
             lambda: (0, frozenset[str]()),
@@ -96,7 +116,17 @@ def test_an_old_bubblewrap_is_said_to_lack_what_it_lacks() -> None:
         ("sys.version_info", (3, 10, 0), ["python"], "Python 3.11"),
         ("sys.platform", "darwin", ["linux"], "on Linux"),
     ],
-    ids=["no filter", "no overlays", "no groups", "no processor group", "an old Python", "another system"],
+    ids=[
+        "no filter",
+        "no overlays",
+        "something mounted below /usr",
+        "no binds",
+        "a socket for cores",
+        "no groups",
+        "no processor group",
+        "an old Python",
+        "another system",
+    ],
 )
 def test_a_host_that_lacks_a_part_is_told_what_to_do(
     monkeypatch: pytest.MonkeyPatch, part: str, value: object, names: list[str], advice: str
@@ -108,6 +138,40 @@ def test_a_host_that_lacks_a_part_is_told_what_to_do(
         assert not checks[name].ok and advice in (checks[name].fix or ""), checks[name]
     lost = {name for name, check in checks.items() if before[name].ok and not check.ok}
     assert lost <= {*names, "processes limits", "nested namespaces"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hard", "may_raise", "starts"),
+    [
+        ("|/bin/program %P", 0, False, True),
+        ("|/bin/program %P", 0, True, False),
+        ("|/bin/program %P", 1, False, False),
+        ("|/bin/program %P", -1, False, False),
+        ("core", 0, False, False),
+    ],
+)
+def test_a_hard_limit_of_no_cores_is_said_to_start_the_host_s_program(
+    monkeypatch: pytest.MonkeyPatch, pattern: str, hard: int, may_raise: bool, starts: bool
+) -> None:
+    def sysctl(name: str) -> str:
+        return pattern if name == "kernel/core_pattern" else ""
+
+    def limit(_: int) -> tuple[int, int]:
+        return 0, hard
+
+    monkeypatch.setattr(host, "_sysctl", sysctl)
+    monkeypatch.setattr(host, "may_raise_limits", lambda: may_raise)
+    monkeypatch.setattr("ash_hub.backends.local.host.resource.getrlimit", limit)
+    check = found(host.probe())["core dumps"]
+    assert check.ok is not starts and host.host_facts().core_program is starts
+    assert check.ok or "hard core 1" in (check.fix or "")
+
+
+def test_what_all_sandboxes_share_is_named() -> None:
+    quotas = found(host.probe())["kernel quotas"]
+    assert not quotas.ok and not quotas.required
+    for name in ("inotify", "epoll", "pipe pages", "descriptors in flight", "pseudoterminals"):
+        assert name in quotas.detail
 
 
 def test_a_host_without_redis_is_told_what_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from ash_hub.backends.local.keeper import cgroups
-from ash_hub.backends.local.limits import Enforcement, Limits, cpu_quantity, limits_of, memory_quantity
+from ash_hub.backends.local.limits import Enforcement, Limits, limits_of
 from ash_hub.backends.local.settings import LocalSettings
-from ash_mcp.errors import ConfigError
 from ash_mcp.types import ResourceAmounts, Resources, SandboxId, SandboxSpec
 
 MIB = 1024 * 1024
@@ -26,40 +23,19 @@ def enforcement(version: int, controllers: frozenset[str], *, namespaced: bool =
     return Enforcement(version=version, controllers=controllers, namespaced_processes=namespaced)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("256Mi", 256 * MIB),
-        ("1G", 10**9),
-        ("1Gi", 2**30),
-        ("1.5Gi", 3 * 2**29),
-        ("64k", 64_000),
-        ("64Ki", 65_536),
-        ("1048576", MIB),
-        ("2000m", 2),
-    ],
-)
-def test_amounts_of_memory_are_read_as_kubernetes_does(text: str, expected: int) -> None:
-    assert memory_quantity(text) == expected
-
-
-@pytest.mark.parametrize(("text", "expected"), [("500m", 0.5), ("2", 2.0), ("0.25", 0.25)])
-def test_amounts_of_cpu_are_read_as_kubernetes_does(text: str, expected: float) -> None:
-    assert cpu_quantity(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "-1", "1GB", "1 Gi", "inf", "nan", "1e3", "0x10", "Mi", "1ki i"])
-def test_an_amount_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="not an amount of memory"):
-        memory_quantity(text)
-    if text != "1e3":
-        with pytest.raises(ConfigError, match="not an amount of cpu"):
-            cpu_quantity(text)
+def test_files_leave_room_for_processes_however_small_the_memory_is() -> None:
+    for memory in (96, 128, 1024, 2048, 4096):
+        chosen = limits(memory=f"{memory}Mi")
+        places = (chosen.workspace_bytes, chosen.home_bytes, chosen.tmp_bytes, chosen.shm_bytes)
+        assert sum(places) <= (memory - 88) * MIB
+        assert all(size > 0 and size % 4096 == 0 for size in places)  # a tmpfs of size 0 has no bound
+        assert places[0] >= places[2] >= places[1] >= places[3]
+    assert limits(memory="2Gi").workspace_bytes == SETTINGS.workspace_bytes
 
 
 def test_a_spawn_chooses_its_limits_and_settings_the_rest() -> None:
-    chosen = limits(memory="64Mi")
-    assert chosen.memory_bytes == 64 * MIB and chosen.cpu == SETTINGS.cpu
+    chosen = limits(memory="128Mi")
+    assert chosen.memory_bytes == 128 * MIB and chosen.cpu == SETTINGS.cpu
     assert limits(cpu="250m").cpu == 0.25
 
 
@@ -71,15 +47,15 @@ def test_what_control_groups_hold_is_not_warned_of() -> None:
 def test_without_control_groups_each_limit_is_said_to_be_weak() -> None:
     bare = enforcement(0, frozenset())
     assert len(bare.warnings()) == 4 and all("can be used here" in sentence for sentence in bare.warnings())
-    assert bare.rlimits(limits(memory="64Mi"))["DATA"] == 64 * MIB
+    assert bare.rlimits(limits(memory="128Mi"))["DATA"] == 128 * MIB
     assert not bare.inner_processes
     namespaced = enforcement(0, frozenset(), namespaced=True)
     assert namespaced.inner_processes and not any("number of processes" in it for it in namespaced.warnings())
 
 
 def test_the_keeper_is_told_only_of_limits_that_are_wanted() -> None:
-    told = enforcement(1, EVERYTHING).for_keeper(limits(memory="64Mi", cpu="2"))
-    assert told == {"controllers": ["cpu", "memory", "pids"], "memory_bytes": 64 * MIB, "processes": 512, "cpu": 2.0}
+    told = enforcement(1, EVERYTHING).for_keeper(limits(memory="128Mi", cpu="2"))
+    assert told == {"controllers": ["cpu", "memory", "pids"], "memory_bytes": 128 * MIB, "processes": 512, "cpu": 2.0}
     assert enforcement(1, frozenset({"pids"})).for_keeper(limits()) == {"controllers": ["pids"], "processes": 512}
 
 

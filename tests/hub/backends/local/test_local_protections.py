@@ -19,10 +19,10 @@ import pytest
 from ash_hub.backends.local import LocalBackend
 from ash_hub.backends.local.keeper import cgroups
 from ash_hub.backends.local.paths import hive_paths
-from ash_hub.escapes import ATTEMPTS, Attempt, Bait, Outcome, Verdict, lay_bait, spec_for, try_to_escape
-from ash_hub.escapes.attempt import program, verdict
+from ash_hub.testing.escapes import ATTEMPTS, Attempt, Bait, Outcome, Verdict, lay_bait, spec_for, try_to_escape
+from ash_hub.testing.escapes.attempt import program, verdict
 from ash_mcp.types import new_sandbox_id
-from tests.hub.local_parts import (
+from tests.hub.backends.local.local_parts import (
     SMALL,
     SPEC,
     bash,
@@ -32,7 +32,7 @@ from tests.hub.local_parts import (
     prison_of,
     settings_in,
 )
-from tests.hub.weakening import BACKED_UP, INHERENT, REMOVALS, Place, Removal, Weakened
+from tests.hub.backends.local.weakening import BACKED_UP, CLAIMS, INHERENT, REMOVALS, Place, Removal, Weakened
 
 # heavy: some must get more than their share, which they cannot while other tests run beside them
 pytestmark = [pytest.mark.anyio, pytest.mark.heavy, needs_isolation]
@@ -85,6 +85,7 @@ async def weakly_tried(
 ) -> Outcome:
     place = Place(root, str(hive_paths(settings_in(root)).directory), bait)
     prison = prison_of(backend, root)
+    prison = replace(prison, bounds={**CLAIMS, **prison.bounds})
     spec = spec_for(attempt, prison, bait, SPEC)
     for removal in removals:
         if removal.network is not None:
@@ -105,7 +106,7 @@ async def weakly_tried(
 @asynccontextmanager
 async def weakened(backend: LocalBackend, removals: list[Removal], place: Place) -> AsyncGenerator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend, "_launcher", Weakened(backend._launcher, removals, place))  # pyright: ignore[reportPrivateUsage]
+        patch.setattr(backend, "_plans", Weakened(backend._plans, removals, place))  # pyright: ignore[reportPrivateUsage]
         for removal in removals:
             for name, value in removal.patches.items():
                 patch.setattr(name, value)
@@ -142,7 +143,7 @@ async def test_without_its_protections_an_attempt_succeeds(
         pytest.skip(why)
     outcome = await outcome_without(attempt, backend, root, bait)
     print(outcome)  # noqa: T201 - the report of the suite
-    if outcome.verdict is Verdict.ABSENT:
+    if outcome.verdict in (Verdict.ABSENT, Verdict.SHARED):
         pytest.skip(str(outcome))
     if outcome.verdict is Verdict.STOPPED and attempt.name.startswith("kernel: "):
         outside = on_the_host(attempt, bait)

@@ -20,7 +20,7 @@ from ash_hub.backends.local.link import KeeperCrowded, KeeperLink
 from ash_hub.backends.local.paths import hive_paths
 from ash_mcp.errors import CapacityExceeded, ConfigError
 from ash_mcp.types import SandboxSpec, new_sandbox_id
-from tests.hub.local_parts import (
+from tests.hub.backends.local.local_parts import (
     SPEC,
     WAIT_SECONDS,
     bash,
@@ -32,9 +32,9 @@ from tests.hub.local_parts import (
     settings_in,
     stand_in,
 )
-from tests.hub.test_local_crash import another_hub
+from tests.hub.backends.local.test_local_crash import another_hub
 
-pytestmark = [pytest.mark.anyio, needs_isolation]
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy, needs_isolation]
 
 
 def replica(root: Path, shared: str | None = "tested") -> LocalBackend:
@@ -145,12 +145,12 @@ async def test_a_hub_that_lost_its_connection_alone_joins_again_and_ends_nothing
         assert link is not None
         await link.aclose()
         await other.delete(gone.id, grace_seconds=0.0)
-        await other.annotate(kept.id, {"by": "another"})
+        await other.annotate(kept.id, {"by": "another"}, revision=0)
         heard = [await told(events), await told(events)]
         assert {(it.id, it.phase) for it in heard} == {(kept.id, Phase.RUNNING), (gone.id, Phase.ENDED)}
         assert KEEPER_DIED not in {it.exit_message for it in heard}
         assert keeper_pid(backend) == keeper
-        assert await backend.list() == [replace(kept, record={"by": "another"})]
+        assert await backend.list() == [replace(kept, record={"by": "another"}, revision=1)]
         assert (await bash(kept, "echo unharmed")).out == "unharmed\n"
 
 
@@ -192,10 +192,10 @@ async def test_a_hub_that_finds_its_place_taken_waits_and_ends_nothing(
             async with backend._linking:  # pyright: ignore[reportPrivateUsage]
                 await link.aclose()
                 others.append(await last_place(root))
-            with caplog.at_level(logging.WARNING), anyio.fail_after(WAIT_SECONDS):
-                while backend.unready() is None:
+            with caplog.at_level(logging.WARNING, "ash.hub"), anyio.fail_after(WAIT_SECONDS):
+                while str(backend.unready()) not in caplog.text:
                     await anyio.sleep(0.01)
-            assert "64 hubs lead this keeper" in str(backend.unready()) and str(backend.unready()) in caplog.text
+            assert "64 hubs lead this keeper" in str(backend.unready())
             with pytest.raises(CapacityExceeded, match="64 hubs"):
                 await backend.create(fresh())
             await backend.delete(gone.id)
@@ -213,9 +213,12 @@ async def test_a_hub_that_finds_its_place_taken_waits_and_ends_nothing(
 async def test_what_was_asked_for_when_the_connection_was_lost_is_done_all_the_same(root: Path) -> None:
     async with local_backend(root) as backend:
         kept, gone = await backend.create(fresh()), await backend.create(fresh())
-        for ask in (lambda: backend.annotate(kept.id, {"a": 1}), lambda: backend.delete(gone.id, grace_seconds=0.0)):
+        for ask in (
+            lambda: backend.annotate(kept.id, {"a": 1}, revision=0),
+            lambda: backend.delete(gone.id, grace_seconds=0.0),
+        ):
             link = backend._link  # pyright: ignore[reportPrivateUsage]
             assert link is not None
             await link.aclose()
             await ask()
-        assert await backend.list() == [replace(kept, record={"a": 1})]
+        assert await backend.list() == [replace(kept, record={"a": 1}, revision=1)]

@@ -51,6 +51,7 @@ def test_a_refused_call_gets_its_error(machine: str) -> None:
     assert verdict(machine, "mount") == errno.EPERM
     assert verdict(machine, "clone3") == errno.ENOSYS
     assert verdict(machine, "io_uring_setup") == errno.ENOSYS
+    assert verdict(machine, "io_setup", 1) == errno.ENOSYS
 
 
 @pytest.mark.parametrize("machine", EVERYWHERE)
@@ -76,10 +77,52 @@ def test_a_debugger_traces_what_it_starts_and_nothing_else(machine: str) -> None
 
 
 @pytest.mark.parametrize("machine", EVERYWHERE)
-@given(family=st.integers(0, 2**32 - 1), protocol=st.integers(0, 2**32 - 1))
-def test_sockets_are_of_families_that_a_network_namespace_confines(machine: str, family: int, protocol: int) -> None:
-    allowed = family in (1, 2, 10) or (family == 16 and protocol == 0)
-    assert (verdict(machine, "socket", family, 1, protocol) == 0) is allowed
+@given(
+    family=st.sampled_from((1, 2, 10, 16)) | st.integers(0, 2**32 - 1),
+    kind=st.integers(0, 15),
+    flags=st.sampled_from((0, 0x800, 0x80000, 0x80800)),
+    protocol=st.sampled_from((0, 1, 6, 17, 58, 132, 136, 256, 262)) | st.integers(0, 2**32 - 1),
+)
+def test_sockets_are_of_unix_tcp_udp_and_routing(
+    machine: str, family: int, kind: int, flags: int, protocol: int
+) -> None:
+    of_internet = family in (2, 10) and kind < 4 and protocol in (0, 6, 17)
+    allowed = family == 1 or of_internet or (family == 16 and protocol == 0)
+    assert (verdict(machine, "socket", family, kind | flags, protocol) == 0) is allowed
+
+
+@pytest.mark.parametrize("machine", EVERYWHERE)
+@given(family=st.integers(0, 2**32 - 1), kind=st.integers(1, 5))
+def test_pairs_of_sockets_are_of_unix(machine: str, family: int, kind: int) -> None:
+    assert verdict(machine, "socketpair", 1, kind) == 0
+    assert (verdict(machine, "socketpair", family, kind) == 0) is (family == 1)
+
+
+@pytest.mark.parametrize("machine", EVERYWHERE)
+def test_files_can_be_locked_but_nobody_is_told_who_opens_them(machine: str) -> None:
+    for control in (0, 3, 5, 6, 7, 36, 37, 38, 1025, 1030, 1031, 1033):
+        assert verdict(machine, "fcntl", 3, control) == 0
+    for control in (1024, 1026, 1040):
+        assert verdict(machine, "fcntl", 3, control) == errno.EPERM
+
+
+@pytest.mark.parametrize("machine", EVERYWHERE)
+@pytest.mark.parametrize("pointer", [4096, 1 << 32, 0x7FFC_0000_0000])
+def test_the_limit_on_cores_stays_and_no_program_minds(machine: str, pointer: int) -> None:
+    architecture = ARCHITECTURES[machine]
+    program = seccomp.build(architecture)
+    done = 0x00050000  # the call is left out, and its answer is 0
+    refused = done | errno.EPERM  # nothing would fill in the old limit
+
+    def returned(name: str, *arguments: int) -> int:
+        return decision(program, architecture.audit, architecture.numbers[name], arguments)
+
+    assert returned("setrlimit", 4, pointer) == done
+    assert returned("prlimit64", 0, 4, pointer, 0) == done
+    assert returned("prlimit64", 0, 4, 0, pointer) == ALLOWED
+    for other in (1, 1 << 32, pointer):
+        assert returned("prlimit64", 0, 4, other, pointer) == returned("prlimit64", 0, 4, pointer, other) == refused
+    assert returned("setrlimit", 7, pointer) == returned("prlimit64", 0, 7, pointer, 0) == ALLOWED
 
 
 @pytest.mark.parametrize("machine", EVERYWHERE)

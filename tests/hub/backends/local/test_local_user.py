@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 USER = "54321"
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 SUITES = (
     "tests/conformance/test_backends.py",
-    "tests/hub/test_local_isolation.py",
-    "tests/hub/test_local_escapes.py",
-    "tests/hub/test_local_protections.py",
-    "tests/hub/test_local_crash.py",
+    "tests/hub/backends/local/test_local_isolation.py",
+    "tests/hub/backends/local/test_local_escapes.py",
+    "tests/hub/backends/local/test_local_protections.py",
+    "tests/hub/backends/local/test_local_crash.py",
 )
 
 

@@ -1,4 +1,4 @@
-"""The keeper's socket: one JSON object a line, the hubs of one hive at its other ends, and the grace after the last.
+"""The keeper's socket: requests of hubs and events for them, one JSON object a line; the grace after the last hub.
 
 Requests are `{"op", "n", …}`; each has one answer `{"n", "ok": {…}}` or `{"n", "error": {"kind", "message", …}}`.
 Beside them the keeper tells every hub of a sandbox that was `started`, `annotated`, `ended` by itself or `removed`
@@ -22,8 +22,9 @@ import json
 import os
 import socket
 import struct
+import time
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from .cgroups import Hierarchy
@@ -32,11 +33,13 @@ from .sandbox import LaunchError, Sandbox
 
 __all__ = ["MOST_UNREAD_BYTES", "PROTOCOL", "SOCKET_NAME", "Keeper"]
 
-PROTOCOL = 4
+PROTOCOL = 8
 """Raised when a hub and a keeper of different versions would not understand each other."""
 SOCKET_NAME = "keeper.sock"
 _LINE_LIMIT = 16 * 1024 * 1024
 _FIRST_HUB_SECONDS = 10.0
+_POLICY_SECONDS = 3.0
+"""What the egress proxy may take to follow a changed policy; less than a hub waits for an answer."""
 _CREDENTIALS = struct.Struct("3i")
 _MOST_HUBS = 64
 MOST_UNREAD_BYTES = 16 * 1024 * 1024
@@ -73,7 +76,7 @@ class _Hub:
 
 
 class Keeper:
-    """All sandboxes of one hive, and the hubs that lead them."""
+    """All sandboxes of one hive on this host, and the connected hubs that control them."""
 
     def __init__(self, config: Mapping[str, Any], hierarchy: Hierarchy) -> None:
         self._grace: float = config["grace_seconds"]
@@ -82,7 +85,7 @@ class Keeper:
         self._lead: float = config["lead"]
         """By how much the hive's time is ahead of the host's steady clock: the same for every hub."""
         self._hierarchy = hierarchy
-        self._egress = Egress(self._decided)
+        self._egress = Egress(config["egress_command"], self._on_decision)
         self._sandboxes: dict[str, Sandbox] = {}
         self._starts: dict[str, asyncio.Task[Exception | None]] = {}
         self._hubs: list[_Hub] = []
@@ -91,18 +94,22 @@ class Keeper:
         self._ports: set[int] = set()
         self._is_kept = False
         """Whether the sandboxes stay although there is no hub."""
+        self._is_deserted = False
+        """Whether the last hub that had not left is gone."""
         self._ending = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._operations: Mapping[str, Callable[[Mapping[str, Any]], Awaitable[Answer]]] = {
             "start": self._start,
             "stop": self._stop,
             "annotate": self._annotate,
+            "set_network": self._set_network,
             "logs": self._logs,
             "list": self._list,
+            "ping": self._ping,
         }
 
     def finish(self) -> None:
-        """Begin the end: every sandbox is killed and `serve` returns."""
+        """Kill every sandbox and let `serve` return."""
         self._ending.set()
 
     async def serve(self, ready: Callable[[], None]) -> None:
@@ -130,8 +137,8 @@ class Keeper:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         hub: _Hub | None = None
         try:
-            if self._admitted(writer) and (hub := await self._greeted(reader, writer)):
-                await self._led(reader, hub)
+            if self._is_own_user(writer) and (hub := await self._admit_hub(reader, writer)):
+                await self._serve_hub(reader, hub)
         except (ConnectionError, ValueError, LookupError, TypeError, AttributeError):
             pass  # a peer that breaks the protocol or goes away is dropped like one that has left
         except asyncio.CancelledError:
@@ -140,15 +147,15 @@ class Keeper:
             if hub is None:
                 writer.close()
             elif not self._ending.is_set():
-                self._lost(hub)
+                self._forget_hub(hub)
                 writer.close()
 
     @staticmethod
-    def _admitted(writer: asyncio.StreamWriter) -> bool:
+    def _is_own_user(writer: asyncio.StreamWriter) -> bool:
         peer = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         return _CREDENTIALS.unpack(peer)[1] in (0, os.geteuid())
 
-    async def _greeted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> _Hub | None:
+    async def _admit_hub(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> _Hub | None:
         request = json.loads(await reader.readline() or b"{}")
         if request.get("op") != "hello":
             return None
@@ -157,7 +164,7 @@ class Keeper:
             _send(writer, {"n": request["n"], "error": refusal})
             return None
         hub = _Hub(writer, request["pid"])
-        self._shared, self._is_kept = request["shared"], False
+        self._shared, self._is_kept, self._is_deserted = request["shared"], False, False
         self._hubs.append(hub)
         if self._timer is not None:
             self._timer.cancel()
@@ -179,7 +186,7 @@ class Keeper:
             return {"kind": "crowded", "message": f"{_MOST_HUBS} hubs lead this keeper, which is its limit"}
         return None
 
-    async def _led(self, reader: asyncio.StreamReader, hub: _Hub) -> None:
+    async def _serve_hub(self, reader: asyncio.StreamReader, hub: _Hub) -> None:
         while line := await reader.readline():
             request = json.loads(line)
             if request["op"] == "leave":
@@ -187,11 +194,13 @@ class Keeper:
             else:
                 self._tasks.create_task(self._answer(hub, request, self._operations[request["op"]]))
 
-    def _lost(self, hub: _Hub) -> None:
+    def _forget_hub(self, hub: _Hub) -> None:
         self._hubs.remove(hub)
+        if not hub.has_left:  # the ends of several connections may be seen in any order
+            self._is_deserted = all(other.has_left for other in self._hubs)
         if self._hubs:
             return
-        self._is_kept = hub.has_left and hub.keeps
+        self._is_kept = hub.has_left and hub.keeps and not self._is_deserted
         if not self._is_kept:
             self._wait_for_hub(self._grace)
         elif not self._running():
@@ -217,7 +226,7 @@ class Keeper:
             answer = {"n": request["n"], "error": {"kind": "fault", "message": f"the keeper failed: {fault!r}"}}
         hub.send(answer)
 
-    def _tell(self, event: str, sandbox: Sandbox) -> None:
+    def _broadcast(self, event: str, sandbox: Sandbox) -> None:
         message = {"event": event, "sandbox": sandbox.view()}
         for hub in self._hubs:
             hub.send(message)
@@ -230,9 +239,9 @@ class Keeper:
         if living >= self._most:
             raise Refused("full", f"{living} sandboxes run, which is the limit of this hive")
         group = self._hierarchy.group(name) if self._hierarchy.version else None
-        sandbox = Sandbox(request, group, self._log_bytes, self._tasks, self._ended, self._egress)
+        sandbox = Sandbox(request, group, self._log_bytes, self._tasks, self._on_end, self._egress)
         self._sandboxes[name] = sandbox
-        start = self._starts[name] = self._tasks.create_task(_outcome(sandbox.start()))
+        start = self._starts[name] = self._tasks.create_task(_exception_of(sandbox.start))
         try:
             await asyncio.wait([start])
             if start.cancelled():
@@ -249,16 +258,16 @@ class Keeper:
             raise
         finally:
             del self._starts[name]
-        self._tell("started", sandbox)
+        self._broadcast("started", sandbox)
         return sandbox.view()
 
-    def _ended(self, sandbox: Sandbox) -> None:
+    def _on_end(self, sandbox: Sandbox) -> None:
         if sandbox.id not in self._starts:  # else nobody was told that it started, and whoever asked is answered
-            self._tell("ended", sandbox)
+            self._broadcast("ended", sandbox)
         if self._is_kept and not self._hubs and not self._running():
             self.finish()
 
-    def _decided(self, record: Mapping[str, Any]) -> None:
+    def _on_decision(self, record: Mapping[str, Any]) -> None:
         """Write what the egress proxy decided into the sandbox's log, and tell one hub, which writes it down."""
         if sandbox := self._sandboxes.get(record["sandbox"]):
             sandbox.log.add(json.dumps(record, separators=(",", ":")).encode() + b"\n")
@@ -280,19 +289,48 @@ class Keeper:
         if sandbox := self._sandboxes.get(name):
             await sandbox.end(request["grace_seconds"])
             if self._sandboxes.pop(name, None):  # by the first of those who stop it at once
-                self._tell("removed", sandbox)
+                self._broadcast("removed", sandbox)
         return {}
 
     async def _annotate(self, request: Mapping[str, Any]) -> Answer:
-        if sandbox := self._sandboxes.get(request["id"]):
-            sandbox.record = request["record"]
-            if sandbox.phase != "starting":
-                self._tell("annotated", sandbox)
+        self._replace_record(self._unchanged(request), request)
         return {}
+
+    async def _set_network(self, request: Mapping[str, Any]) -> Answer:
+        sandbox = self._unchanged(request)
+        if sandbox.phase != "running":
+            raise Refused("changed", f"sandbox {sandbox.id} does not run")
+        if not sandbox.has_way_out:
+            raise Refused("no_way_out", "it was started without a network")
+        followed = sandbox.set_policy(request["policy"])
+        self._replace_record(sandbox, request)
+        await asyncio.wait([followed], timeout=_POLICY_SECONDS)
+        if not followed.done():
+            why = "the egress proxy does not answer; what it was told is recorded, and holds when it goes on"
+            raise Refused("unheard", why)
+        return {}
+
+    def _unchanged(self, request: Mapping[str, Any]) -> Sandbox:
+        """Return the sandbox of a change if its record is as whoever asks for that has read it."""
+        if time.clock_gettime(time.CLOCK_BOOTTIME) > request["until"]:
+            raise Refused("late", "the hub that asked for this waits no more and has told its caller that it failed")
+        sandbox = self._sandboxes.get(request["id"])
+        if sandbox is None or sandbox.revision != request["revision"]:
+            raise Refused("changed", f"the record of sandbox {request['id']} is not at revision {request['revision']}")
+        return sandbox
+
+    def _replace_record(self, sandbox: Sandbox, request: Mapping[str, Any]) -> None:
+        sandbox.record, sandbox.revision = request["record"], sandbox.revision + 1
+        if sandbox.phase != "starting":
+            self._broadcast("annotated", sandbox)
 
     async def _list(self, request: Mapping[str, Any]) -> Answer:
         del request
         return {"sandboxes": self._views()}
+
+    async def _ping(self, request: Mapping[str, Any]) -> Answer:
+        del request
+        return {}
 
     def _views(self) -> list[Answer]:
         return [sandbox.view() for sandbox in self._sandboxes.values() if sandbox.phase != "starting"]
@@ -303,10 +341,10 @@ class Keeper:
         return {"data": base64.b64encode(data).decode()}
 
 
-async def _outcome(start: Coroutine[Any, Any, None]) -> Exception | None:
+async def _exception_of(start: Callable[[], Awaitable[None]]) -> Exception | None:
     """Return what `start` raises: raised in a task of the keeper it would end all others."""
     try:
-        await start
+        await start()
     except (LaunchError, OSError) as error:
         return error
     return None

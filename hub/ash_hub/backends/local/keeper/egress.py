@@ -1,29 +1,33 @@
-"""The egress proxy as its keeper has it: started with the first sandbox that may go out, and again when it dies.
+"""Starts the egress proxy with the first sandbox that may go out, and again when it dies, and tells it of each.
 
 The keeper makes each sandbox's listening socket and keeps it, so that a new proxy takes over where the old one left
-off; what is said meanwhile waits in the socket's queue. `egress/main.py` describes the messages.
+off; what is said meanwhile waits in the socket's queue. `ash_hub/egress/main.py` describes the messages.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import itertools
 import json
+import math
 import os
 import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 __all__ = ["Egress"]
 
-_BOOT = "import sys; sys.path.append(sys.argv[1]); from egress.main import main; main()"
-_CODE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _MESSAGE_BYTES = 192 * 1024
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 5.0
 _STABLE_SECONDS = 10.0
+_RETRY_SECONDS = 0.2
+_PASSING = (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
+"""The kernel has no room for a message now. What all processes of a user have in flight counts, sandboxes' too."""
 
 Message = Mapping[str, Any]
 
@@ -32,16 +36,24 @@ class Egress:
     """The proxy of all sandboxes of one hive.
 
     Args:
-        told: Takes each decision that the proxy reports; its `sandbox` says whose.
+        command: The words that start a proxy.
+        on_decision: Takes each decision that the proxy reports; its `sandbox` says whose.
     """
 
-    def __init__(self, told: Callable[[Message], None]) -> None:
-        self._told = told
+    def __init__(self, command: Sequence[str], on_decision: Callable[[Message], None]) -> None:
+        self._command = command
+        self._on_decision = on_decision
         self._ports: list[int] = []
         self._listeners: dict[str, tuple[socket.socket, Message]] = {}
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._unsent: deque[tuple[Message, socket.socket | None]] = deque()
+        self._awaited: dict[str, list[tuple[int, asyncio.Future[None]]]] = {}
+        """By sandbox, the numbers of the messages that the proxy has not yet said it follows."""
+        self._numbers = itertools.count(1)
+        self.problem = "the egress proxy does not answer"
+        """Why it may take long to serve another sandbox."""
+        self._retry: asyncio.TimerHandle | None = None
         self._pause = _FIRST_PAUSE_SECONDS
         self._timer: asyncio.TimerHandle | None = None
         self._started_at = 0.0
@@ -55,18 +67,48 @@ class Egress:
         self._ports = list(ports)
         self._send({"op": "configure", "own_ports": self._ports})
 
-    def add(self, name: str, listener: socket.socket, network: Message) -> None:
-        """Serve `listener`, which belongs to this object from now on, under a policy and its limits."""
-        message = {"op": "add", "id": name, "policy": network["policy"], "limits": network["limits"]}
+    def add(self, name: str, listener: socket.socket, network: Message) -> asyncio.Future[None]:
+        """Serve `listener`, which belongs to this object from now on, under a policy and its limits.
+
+        Returns:
+            What is done when the proxy serves it, or when it is removed.
+        """
+        message = self._numbered({"op": "add", "id": name, **network})
         self._listeners[name] = listener, message
+        served = self._await(message)
         if self._control is not None:
             self._send(message, listener)
         elif self._timer is None:
             self._start()
+        return served
+
+    def set_policy(self, name: str, policy: Any) -> asyncio.Future[None]:
+        """Have a sandbox that was added follow another policy, and a new proxy from its start.
+
+        Returns:
+            What is done when nothing passes that the policy refuses, or when the sandbox is removed.
+        """
+        listener, before = self._listeners[name]
+        message = self._numbered({**before, "policy": policy})
+        self._listeners[name] = listener, message
+        followed = self._await(message)
+        if self._control is None:
+            followed.set_result(None)  # no proxy runs, so nothing passes
+        self._send({key: message[key] for key in ("id", "n", "policy")} | {"op": "policy"})
+        return followed
+
+    def _numbered(self, message: Message) -> Message:
+        return {**message, "n": next(self._numbers)}
+
+    def _await(self, message: Message) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._awaited.setdefault(message["id"], []).append((message["n"], future))
+        return future
 
     def remove(self, name: str) -> None:
         """End every connection of a sandbox; no-op if it has no network."""
         if found := self._listeners.pop(name, None):
+            self._settle(name)
             found[0].close()
             self._send({"op": "remove", "id": name})
 
@@ -84,7 +126,7 @@ class Egress:
         loop = asyncio.get_running_loop()
         self._timer, self._started_at = None, loop.time()
         try:
-            ours, self._process = _proxy_process()
+            ours, self._process = _proxy_process(self._command)
         except OSError as error:
             self._start_again(str(error))
             return
@@ -112,11 +154,19 @@ class Egress:
             except BlockingIOError:
                 asyncio.get_running_loop().add_writer(control, self._flush)
                 return
-            except OSError:
-                return  # it has died, which the reader sees, too
+            except OSError as error:
+                if error.errno in _PASSING:
+                    self.problem = f"the egress proxy cannot be told of it: {error.strerror}"
+                    if self._retry is None:
+                        self._retry = asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._flush_again)
+                return  # else it has died, which the reader sees, too
             self._unsent.popleft()
         if control is not None:
             asyncio.get_running_loop().remove_writer(control)
+
+    def _flush_again(self) -> None:
+        self._retry = None
+        self._flush()
 
     def _readable(self, control: socket.socket) -> None:
         try:
@@ -130,7 +180,25 @@ class Egress:
             return
         message = json.loads(data)
         if message.get("event") == "egress":
-            self._told(message)
+            self._on_decision(message)
+        elif served := message.get("serves"):
+            self._settle(served, message["n"])
+        elif unserved := message.get("unserved"):
+            self.problem = f"the egress proxy could not take it: {message['why']}"
+            asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._add_again, unserved)
+
+    def _settle(self, name: str, number: float = math.inf) -> None:
+        """Let whoever waits for a sandbox's messages up to a number go on."""
+        awaited = self._awaited.pop(name, [])
+        for _, future in [each for each in awaited if each[0] <= number]:
+            if not future.done():
+                future.set_result(None)
+        if left := [each for each in awaited if each[0] > number]:
+            self._awaited[name] = left
+
+    def _add_again(self, name: str) -> None:
+        if found := self._listeners.get(name):
+            self._send(found[1], found[0])
 
     def _died(self) -> None:
         process = self._process
@@ -144,26 +212,30 @@ class Egress:
         loop = asyncio.get_running_loop()
         stable = loop.time() - self._started_at > _STABLE_SECONDS
         self._pause = _FIRST_PAUSE_SECONDS if stable else min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+        self.problem = f"the egress proxy does not run: {why}"
         print(f"egress proxy: {why}; a new one starts in {self._pause:g} s", file=sys.stderr)  # noqa: T201 - its log
         self._timer = loop.call_later(self._pause, self._start)
 
     def _disconnect(self) -> None:
         control, self._control, self._process = self._control, None, None
         self._unsent.clear()
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
         if control is not None:
             asyncio.get_running_loop().remove_reader(control)
             asyncio.get_running_loop().remove_writer(control)
             control.close()
 
 
-def _proxy_process() -> tuple[socket.socket, subprocess.Popen[bytes]]:
+def _proxy_process(command: Sequence[str]) -> tuple[socket.socket, subprocess.Popen[bytes]]:
     """Start a proxy and return this side of its control socket."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     try:
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _BOOT, _CODE],
+                command,
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env={"PATH": os.defpath, "LANG": "C.UTF-8"},

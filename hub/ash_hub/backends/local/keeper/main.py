@@ -1,4 +1,4 @@
-"""Start and end of the keeper process.
+"""The keeper process: locks the state directory, detaches from the hub, serves, and leaves nothing behind.
 
 The hub writes the configuration to stdin and reads one line from stdout: `{"ready": true, "pid"}`, or `{"error",
 "message"}`. The process that the hub started ends at once; the keeper is its child, in a session of its own.
@@ -11,6 +11,8 @@ import contextlib
 import fcntl
 import json
 import os
+import resource
+import selectors
 import shutil
 import signal
 import sys
@@ -36,6 +38,8 @@ def main() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.umask(0o077)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         lock = _locked(config["lock_file"])
         if lock is None:
@@ -45,8 +49,14 @@ def main() -> None:
     except OSError as error:
         _say({"error": "failed", "message": f"the keeper could not start: {error}"})
         return
-    asyncio.run(_serve(config, hierarchy))
+    with asyncio.Runner(loop_factory=_polling_loop) as runner:
+        runner.run(_serve(config, hierarchy))
     os.close(lock)
+
+
+def _polling_loop() -> asyncio.AbstractEventLoop:
+    # Not by epoll: the kernel bounds what all processes of this user watch with it, and sandboxes may use that up.
+    return asyncio.SelectorEventLoop(selectors.PollSelector())
 
 
 def _locked(path: str) -> int | None:

@@ -1,26 +1,29 @@
-"""One sandbox, from its launch to its last process."""
+"""One sandbox in the keeper: launched, watched, ended, and cleaned up after."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import shutil
 import signal
+import socket
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from .cgroups import Group
 from .egress import Egress
-from .launch import Child, LaunchError, bind_listener, launch
+from .launchers import Handle, LaunchError, Plan, launcher_of
+from .launchers.launcher import ExitStatus
 from .tail import Tail
 
-__all__ = ["OUTLET_NAME", "LaunchError", "Sandbox"]
+__all__ = ["OUTLET_NAME", "LaunchError", "Sandbox", "bind_listener"]
 
 OUTLET_NAME = "proxy.sock"
 """The egress proxy's socket, in a directory that the sandbox sees."""
+_BACKLOG = 512
 _CHUNK = 65_536
 _BREATH_SECONDS = 0.005
 """Pause after a full chunk of output: a sandbox that floods its log must not keep the keeper busy."""
@@ -41,23 +44,24 @@ class Sandbox:
         egress: Egress,
     ) -> None:
         self.id: str = request["id"]
-        self._generation: int = request["generation"]
         self._labels: Mapping[str, str] = request["labels"]
         self._warnings: list[str] = request["warnings"]
-        self._plan: Mapping[str, Any] = request["plan"]
-        self._limits: Mapping[str, Any] = request["limits"]
+        self._plan = Plan.from_json(request["plan"])
+        self._launcher: Mapping[str, Any] = request["launcher"]
         self._timeout: float = request["timeout"]
         self.record: Mapping[str, Any] = request["record"]
+        self.revision = 0
+        """Counts the changes of the record."""
         self.log = Tail(log_bytes)
         self.phase = "starting"
         self.exit_message: str | None = None
         self._path = os.path.join("s", self.id)
-        self._network: Mapping[str, Any] | None = request["network"]
         self._outlet = os.path.join("e", self.id)
         self._egress = egress
+        self._way_out: asyncio.Future[None] | None = None
         self._group = group
-        self._child: Child | None = None
-        self._main: int | None = None
+        self._handle: Handle | None = None
+        self._reads_log = False
         self._gone = asyncio.Event()
         self._tasks = tasks
         self._on_end = on_end
@@ -65,13 +69,13 @@ class Sandbox:
     def view(self) -> dict[str, Any]:
         return {
             "id": self.id,
-            "generation": self._generation,
             "phase": self.phase,
             "socket": self._path,
             "exit_message": self.exit_message,
             "warnings": self._warnings,
             "labels": self._labels,
             "record": self.record,
+            "revision": self.revision,
         }
 
     async def start(self) -> None:
@@ -80,99 +84,91 @@ class Sandbox:
         Raises:
             LaunchError: It could not be started; nothing of it is left but its log.
         """
+        came_up = False
         try:
             self._launch()
             async with asyncio.timeout(self._timeout):
                 await self._came_up()
+                came_up = True
+                if self._way_out is not None:
+                    await self._way_out
         except TimeoutError:
             await self.end(0.0)
+            if came_up:
+                why = f"it had no way out within {self._timeout:g} s: {self._egress.problem}"
+                raise LaunchError("egress", why) from None
             raise LaunchError("launch", f"its main process did not start within {self._timeout:g} s") from None
         except BaseException:
             await self.end(0.0)
             raise
-        self.phase = "running"
+        if self.phase == "starting":
+            self.phase = "running"
 
     def _launch(self) -> None:
         entrances: list[str] = []
         if self._group is not None:
-            held = self._group.create(self._limits)
-            missing = [name for name in self._group.directories if name in self._limits["controllers"]]
+            limits = self._plan.group
+            held = self._group.create(limits)
+            missing = [name for name in self._group.directories if name in limits["controllers"]]
             if absent := sorted(set(missing) - set(held)):
                 raise LaunchError("limits", f"the control group refused its limits: {', '.join(absent)}")
             entrances = self._group.entrances()
-        for path in self._plan["directories"]:
+        for path in self._plan.own_directories:
             os.makedirs(path, mode=0o700)
-        if self._network is not None:
+        if self._plan.network is not None:
             os.makedirs(self._outlet, mode=0o700)
-            self._egress.add(self.id, bind_listener(os.path.join(self._outlet, OUTLET_NAME)), self._network)
-        listener = bind_listener(self._path)
-        try:
-            self._child = launch(self._plan, listener, entrances)
-        finally:
-            listener.close()
-        asyncio.get_running_loop().add_reader(self._child.log, self._read_log)
-        self._tasks.create_task(self._watch(self._child))
+            outlet = bind_listener(os.path.join(self._outlet, OUTLET_NAME))
+            self._way_out = self._egress.add(self.id, outlet, self._plan.network)
+        with bind_listener(self._path) as listener:
+            descriptors = {"listen": listener.fileno()}
+            plan = replace(self._plan, descriptors=descriptors, group_entrances=tuple(entrances))
+            self._handle = launcher_of(self._launcher).launch(plan)
+        self._warnings = [*self._warnings, *self._handle.warnings]
+        self._resume_log()
+        self._tasks.create_task(self._watch(self._handle))
 
     async def _came_up(self) -> None:
-        """Wait until the main process has been executed, as the `up` pipe tells by its end."""
-        child = self._child
-        assert child is not None
-        said = b""
-        try:
-            while data := await _next_bytes(child.up):
-                said += data
-            if child is self._child:
-                self._main = _main_process(child)
-        finally:
-            os.close(child.up)
-        first, _, rest = said.partition(b"\n")
-        if first != b"init":
+        assert self._handle is not None
+        if not await self._handle.up():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._gone.wait(), 1.0)
-            raise LaunchError("launch", self._first_line() or f"the launcher ended: {self.exit_message}")
-        if rest:
-            raise LaunchError("exec", rest.decode(errors="replace").strip())
+            raise LaunchError("launch", self._last_line() or f"the launcher ended: {self.exit_message}")
 
-    def _first_line(self) -> str:
+    def _last_line(self) -> str:
         self._read_log()
         lines = self.log.last(4096).decode(errors="replace").splitlines()
         return lines[-1] if lines else ""
 
     def _read_log(self) -> None:
-        child = self._child
-        if child is None or child.log < 0:
+        handle = self._handle
+        if handle is None:
             return
-        loop = asyncio.get_running_loop()
         try:
-            data = os.read(child.log, _CHUNK)
+            data = os.read(handle.log, _CHUNK)
         except BlockingIOError:
             return
         self.log.add(data)
-        if not data:
-            self._close_log()
-        elif len(data) == _CHUNK:
-            loop.remove_reader(child.log)
-            loop.call_later(_BREATH_SECONDS, self._resume_log)
+        if len(data) in (0, _CHUNK):
+            self._pause_log(handle)
+        if len(data) == _CHUNK:
+            asyncio.get_running_loop().call_later(_BREATH_SECONDS, self._resume_log)
 
     def _resume_log(self) -> None:
-        if self._child is not None and self._child.log >= 0:
-            asyncio.get_running_loop().add_reader(self._child.log, self._read_log)
+        if self._handle is not None and not self._reads_log:
+            self._reads_log = True
+            asyncio.get_running_loop().add_reader(self._handle.log, self._read_log)
 
-    def _close_log(self) -> None:
-        if self._child is not None and self._child.log >= 0:
-            asyncio.get_running_loop().remove_reader(self._child.log)
-            os.close(self._child.log)
-            self._child.log = -1
+    def _pause_log(self, handle: Handle) -> None:
+        if self._reads_log:
+            self._reads_log = False
+            asyncio.get_running_loop().remove_reader(handle.log)
 
-    async def _watch(self, child: Child) -> None:
+    async def _watch(self, handle: Handle) -> None:
         """See it through to its last process, say why it ended, and clean up after it."""
-        await _readable(child.pidfd)
-        code = child.process.wait()
-        if self._main is not None:
-            await _readable(self._main)
+        status = await handle.ended()
         self._read_log()
-        self.exit_message = _told(code)
-        if self._group is not None and code in (128 + signal.SIGKILL, -signal.SIGKILL) and self._group.oom_kills():
+        self.exit_message = _sentence(status)
+        if self._group is not None and status.signal == signal.SIGKILL and self._group.oom_kills():
             self.exit_message = "killed: out of memory"
         ran, self.phase = self.phase == "running", "ended"
         if ran:
@@ -183,9 +179,22 @@ class Sandbox:
             traceback.print_exc()
         self._gone.set()
 
+    @property
+    def has_way_out(self) -> bool:
+        """Whether it was started with a network, so that its policy can be changed."""
+        return self._plan.network is not None
+
+    def set_policy(self, policy: Any) -> asyncio.Future[None]:
+        """Change what it may reach. Only while it runs, and where it has a way out.
+
+        Returns:
+            What is done when nothing goes out that the policy refuses.
+        """
+        return self._egress.set_policy(self.id, policy)
+
     async def end(self, grace_seconds: float) -> None:
         """Ask it to end, kill it after the grace, and return when nothing of it is left but its log."""
-        if self._child is None:
+        if self._handle is None:
             await self._clean_up()
             return
         if grace_seconds > 0:
@@ -198,14 +207,8 @@ class Sandbox:
                 await asyncio.wait_for(self._gone.wait(), _KILL_SECONDS)
 
     def _signal(self, number: int) -> None:
-        child = self._child
-        if child is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(child.pidfd if self._main is None else self._main, number)
-        if number == signal.SIGKILL:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(child.pidfd, number)
+        if self._handle is not None:  # else it has ended and is cleaned up
+            self._handle.signal(number)
 
     async def _clean_up(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -218,53 +221,27 @@ class Sandbox:
                 if self._group.remove():
                     break
                 await asyncio.sleep(0.01)
-        for path in self._plan["directories"][:1]:
+        for path in self._plan.own_directories[:1]:
             shutil.rmtree(path, ignore_errors=True)
-        self._close_log()
-        child, self._child = self._child, None
-        if child is not None:
-            # Not earlier: the launcher writes to it when it ends, and a closed pipe would kill it.
-            os.close(child.status)
-            os.close(child.pidfd)
-        main, self._main = self._main, None
-        if main is not None:
-            os.close(main)
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            self._pause_log(handle)
+            handle.close()
 
 
-def _main_process(child: Child) -> int | None:
-    """Return a descriptor of the sandbox's first process, if the launcher named it."""
-    with contextlib.suppress(BlockingIOError, ValueError, KeyError, ProcessLookupError):
-        first = os.read(child.status, _CHUNK).decode().splitlines() or ["{}"]
-        return os.pidfd_open(json.loads(first[0])["child-pid"])
-    return None
-
-
-def _told(code: int) -> str:
-    number = -code if code < 0 else code - 128
-    if code < 0 or 0 < number < signal.NSIG:
-        with contextlib.suppress(ValueError):
-            return f"killed by {signal.Signals(number).name}"
-    return f"exited with code {code}"
-
-
-async def _readable(descriptor: int) -> None:
-    loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_reader(descriptor, _resolve, ready)
+def bind_listener(path: str) -> socket.socket:
+    """Bind and listen on `path`, relative to the keeper's directory, so that a sandbox cannot ask where that is."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        await ready
-    finally:
-        loop.remove_reader(descriptor)
+        listener.bind(path)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise LaunchError("listen", f"could not listen on {path}: {error.strerror}") from error
+    return listener
 
 
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-async def _next_bytes(descriptor: int) -> bytes:
-    while True:
-        try:
-            return os.read(descriptor, _CHUNK)
-        except BlockingIOError:
-            await _readable(descriptor)
+def _sentence(status: ExitStatus) -> str:
+    if status.signal is not None:
+        return f"killed by {signal.Signals(status.signal).name}"
+    return f"exited with code {status.code}"

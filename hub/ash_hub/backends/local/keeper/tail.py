@@ -1,4 +1,4 @@
-"""The last bytes of a stream."""
+"""A bounded buffer of the last bytes of a log."""
 
 from __future__ import annotations
 

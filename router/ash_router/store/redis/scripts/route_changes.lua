@@ -1,7 +1,7 @@
 -- What changed among the routes since a version, or all of them where that is not known any more.
--- KEYS: routes, order, changed, version, epoch. ARGV: filling and version known ('' and 0: none), changes remembered.
--- Returns filling, version, which ('some', 'all' or 'anew'), sandboxes, and their records in the same order.
-local now = filling(KEYS[5])
+-- KEYS: routes, order, changed, version, epoch. ARGV: epoch and version known ('' and 0: none), changes remembered.
+-- Returns epoch, version, which ('some', 'all' or 'anew'), sandboxes, and their records in the same order.
+local now = current_epoch(KEYS[5])
 local version = tonumber(redis.call('GET', KEYS[4]) or '0')
 local since = tonumber(ARGV[2])
 local which = 'all'

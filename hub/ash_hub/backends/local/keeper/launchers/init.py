@@ -4,7 +4,8 @@
 
 UP is a descriptor that is told `init` and closed once COMMAND runs (or told why it could not). PROCESSES is a limit
 on processes of this user namespace, or 0. REAP is `ns` for the first process of a process namespace, where the
-kernel ends all others with it, or `tree` without one.
+kernel ends all others with it, or `tree` without one: there END_TREE does what SIGKILL does in a namespace, and the
+keeper's death is told by it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from types import FrameType
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
+END_TREE = signal.SIGUSR2
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -30,9 +32,24 @@ def main(arguments: list[str]) -> None:
     _harden(tree=reap == "tree")
     if int(processes):
         resource.setrlimit(resource.RLIMIT_NPROC, (int(processes), int(processes)))
+    child = 0
+    is_killed = False
+
+    def end(number: int, _: FrameType | None) -> None:
+        nonlocal is_killed
+        del number
+        is_killed = True
+        if child:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
+    if reap == "tree":
+        signal.signal(END_TREE, end)
     child = os.fork()
     if child == 0:
         _run(report, command)
+    if is_killed:
+        os.kill(child, signal.SIGKILL)
 
     def forward(number: int, _: FrameType | None) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -48,6 +65,8 @@ def main(arguments: list[str]) -> None:
     status = _reaped(child)
     if reap == "tree":
         _end_tree()
+    if is_killed:
+        os.kill(os.getpid(), signal.SIGKILL)
     os._exit(os.waitstatus_to_exitcode(status) % 256 if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
 
 
@@ -65,7 +84,7 @@ def _harden(*, tree: bool) -> None:
         return
     prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     if tree:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        prctl(_PR_SET_PDEATHSIG, END_TREE, 0, 0, 0)
         prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 

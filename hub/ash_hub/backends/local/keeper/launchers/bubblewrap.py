@@ -1,0 +1,143 @@
+"""The launcher that isolates with bubblewrap: a root of its own, new namespaces, no capabilities, a filter."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+
+from .mount_names import DEVICES, own_mounts, seal, show
+from .plan import Mount, Plan
+from .process import INIT, ProcessHandle, start
+
+__all__ = ["BubblewrapLauncher", "mount_names", "options_for"]
+
+_INIT_PATH = "/opt/ash/init.py"
+_NAMES = "v"
+"""The directory below the keeper's own where overlays are mounted, for each launch in a mount namespace of its own."""
+_EMPTY = "v/empty"
+_SHARED = (
+    "a directory of the host is shared as it is, for something is mounted below it or its file system takes no "
+    "overlay: this sandbox can watch who opens its files, lock them, and read where it lies"
+)
+_STATUS_BYTES = 65_536
+
+
+class BubblewrapLauncher:
+    """Starts every sandbox in namespaces of its own.
+
+    Args:
+        program: Path of bubblewrap.
+        options: The options that this version of it knows, such as `--size`; others are left out.
+    """
+
+    def __init__(self, program: str, options: frozenset[str]) -> None:
+        self._program = program
+        self._options = options
+
+    def launch(self, plan: Plan) -> ProcessHandle:
+        names = mount_names(plan)
+        init = (plan.python, "-I", "-S", _INIT_PATH, "@fd:up@", str(plan.processes), "ns")
+        shared = os.memfd_create("shared", os.MFD_CLOEXEC)
+        try:
+            handle = start(
+                (self._program, "--args", "@fd:args@", "--", *init, *plan.command),
+                plan,
+                files=_files(plan),
+                arguments=tuple(options_for(plan, names, self._options)),
+                prepare=_preparation(plan, names, shared),
+                first_process=_first_process,
+            )
+            handle.warnings = [_SHARED] if os.fstat(shared).st_size else []
+        finally:
+            os.close(shared)
+        return handle
+
+
+def mount_names(plan: Plan) -> dict[str, str]:
+    """Return where the overlay of each directory of the host appears, for the launch alone."""
+    directories = sorted({mount.overlay for mount in plan.mounts if mount.overlay is not None})
+    return {path: os.path.abspath(os.path.join(_NAMES, str(number))) for number, path in enumerate(directories)}
+
+
+def options_for(plan: Plan, names: Mapping[str, str], known: frozenset[str]) -> Iterator[str]:
+    """Yield bubblewrap's options for a plan. Pure."""
+    identity = plan.identity
+    yield from ("--unshare-all", "--unshare-user", "--uid", str(identity.uid), "--gid", str(identity.gid))
+    yield from ("--hostname", identity.host_name, "--die-with-parent", "--new-session", "--as-pid-1")
+    yield from ("--cap-drop", "ALL", "--json-status-fd", "@fd:status@")
+    if "--disable-userns" in known:
+        yield "--disable-userns"
+    if plan.system_call_filter is not None:
+        yield from ("--seccomp", "@fd:seccomp@")
+    yield from ("--perms", "0644", "--file", "@fd:init@", _INIT_PATH)
+    for number, mount in enumerate(plan.mounts):
+        yield from _mount(mount, f"@fd:mount.{number}@", names, known)
+    for key, value in plan.environment.items():
+        yield from ("--setenv", key, value)
+    yield from ("--chdir", plan.directory)
+
+
+def _mount(mount: Mount, content: str, names: Mapping[str, str], known: frozenset[str]) -> Iterator[str]:
+    if mount.size is not None and "--size" in known:
+        yield from ("--size", str(mount.size))
+    if mount.mode is not None:
+        yield from ("--perms", mount.mode)
+    match mount.kind:
+        case "bind":
+            source = mount.source
+            if mount.overlay is not None:
+                source = names[mount.overlay] + source.removeprefix(mount.overlay)
+            yield from ("--ro-bind-try" if mount.optional else "--ro-bind", source, mount.target)
+        case "file":
+            yield from ("--file", content, mount.target)
+        case "covered":
+            yield from ("--ro-bind-data", content, mount.target)
+        case "masked":
+            yield from ("--ro-bind", "/dev/null", mount.target)
+        case "link":
+            yield from ("--symlink", mount.source, mount.target)
+        case _:
+            yield from (_PLAIN[mount.kind], mount.target)
+
+
+_PLAIN = {"tmpfs": "--tmpfs", "directory": "--dir", "proc": "--proc", "devices": "--dev", "read_only": "--remount-ro"}
+
+
+def _files(plan: Plan) -> dict[str, bytes]:
+    files = {f"mount.{n}": it.content for n, it in enumerate(plan.mounts) if it.kind in ("file", "covered")}
+    files["init"] = INIT.read_bytes()
+    if plan.system_call_filter is not None:
+        files["seccomp"] = plan.system_call_filter
+    return files
+
+
+def _preparation(plan: Plan, names: Mapping[str, str], shared: int) -> Callable[[], None]:
+    """Return what the child mounts before it becomes bubblewrap; it writes to `shared` if an overlay is refused."""
+    for name in names.values():
+        os.makedirs(name, mode=0o700, exist_ok=True)
+    if names:
+        os.makedirs(_EMPTY, mode=0o700, exist_ok=True)
+    empty = os.path.abspath(_EMPTY)
+    seals = any(mount.sealed for mount in plan.mounts)
+
+    def prepare() -> None:
+        if names or seals:
+            own_mounts()
+        if names and not show([(name, path) for path, name in names.items()], empty):
+            os.write(shared, b"1")
+        if seals:
+            seal(DEVICES)
+            # Through the keeper's own descriptor, a sandbox could still change the node that it is of.
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+
+    return prepare
+
+
+def _first_process(status: int) -> int | None:
+    """Return a descriptor of the sandbox's first process, if bubblewrap named it."""
+    with contextlib.suppress(BlockingIOError, ValueError, KeyError, ProcessLookupError):
+        first = os.read(status, _STATUS_BYTES).decode().splitlines() or ["{}"]
+        return os.pidfd_open(json.loads(first[0])["child-pid"])
+    return None

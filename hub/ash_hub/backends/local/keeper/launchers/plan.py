@@ -1,0 +1,119 @@
+"""The plan of a launch: what is started, and what surrounds it. Plain data that says nothing of how it is done."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple
+
+__all__ = ["Identity", "Mount", "Plan"]
+
+Kind = Literal["bind", "tmpfs", "file", "covered", "masked", "directory", "link", "proc", "devices", "read_only"]
+
+
+class Mount(NamedTuple):
+    """One thing in a sandbox's file system. They are made in order, each over those before it."""
+
+    kind: Kind
+    """`bind`: a file or directory of the host, read-only. `tmpfs`: an empty place to write to. `file`: a file with
+    `content`. `covered`: read-only `content` over a file that is there. `masked`: an empty device over a file that is
+    there. `directory`: an empty one. `link`: a symbolic link to `source`. `proc`, `devices`: such file systems of the
+    sandbox's own. `read_only`: what is at `target` by then cannot be written to any more."""
+    target: str
+    """The path inside."""
+    source: str = ""
+    content: bytes = b""
+    size: int | None = None
+    """Of a `tmpfs`, in bytes; None is as much as memory allows."""
+    mode: str | None = None
+    """Permissions in octal, such as `0755`; None is the launcher's choice."""
+    optional: bool = False
+    """Whether a `bind` is left out where the host has no such file."""
+    overlay: str | None = None
+    """A directory of the host, `source` itself or above it, that is shown through an overlay with a name and inodes of
+    its own: a sandbox then learns neither where `source` lies nor who else uses it. None: it is shared as it is."""
+    sealed: bool = False
+    """Whether device nodes of the host keep their mode, owner and times, whatever is done to them inside."""
+
+    def to_json(self) -> dict[str, Any]:
+        given = {name: value for name, default in _DEFAULTS if (value := getattr(self, name)) != default}
+        if self.content:
+            given["content"] = base64.b64encode(self.content).decode()
+        return given
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> Mount:
+        content = given.get("content")
+        return cls(**given) if content is None else cls(**dict[str, Any](given, content=base64.b64decode(content)))
+
+
+_DEFAULTS = tuple((name, Mount._field_defaults.get(name)) for name in Mount._fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who the processes are, to themselves."""
+
+    uid: int = 1000
+    gid: int = 1000
+    host_name: str = "sandbox"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a launcher starts.
+
+    `@fd:NAME@` as a whole word of the command or value of the environment becomes the number of one of `descriptors`.
+    """
+
+    command: tuple[str, ...]
+    """Of the main process, which the sandbox's first process starts."""
+    python: str
+    """The interpreter inside that runs the first process."""
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    directory: str = "/"
+    """Where the main process starts, inside."""
+    mounts: tuple[Mount, ...] = ()
+    own_directories: tuple[str, ...] = ()
+    """Directories of the host that are made before, and removed after with all that is in the first."""
+    identity: Identity = Identity()
+    rlimits: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Limits of each process, by the names that follow `RLIMIT_`."""
+    processes: int = 0
+    """A limit on processes that the first one sets in its own user namespace; 0 is none."""
+    group: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Limits of the sandbox's control group, as `Group.create` takes them, and the `controllers` that must hold."""
+    system_call_filter: bytes | None = None
+    """A classic BPF program for seccomp."""
+    network: Mapping[str, Any] | None = None
+    """What the egress proxy lets out, its `policy` and `limits`; None: there is no way out."""
+    descriptors: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Open descriptors that the main process inherits. Whoever launches adds them: they are not in the JSON."""
+    group_entrances: tuple[str, ...] = ()
+    """Files to write `0` to in order to join the control group, before anything else. Not in the JSON, either."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` makes a plan of again, without its descriptors and the entrances of its group."""
+        plain = {it.name: getattr(self, it.name) for it in fields(self) if it.name not in _OF_THE_LAUNCH}
+        code = self.system_call_filter
+        return plain | {
+            "mounts": [mount.to_json() for mount in self.mounts],
+            "identity": {it.name: getattr(self.identity, it.name) for it in fields(self.identity)},
+            "system_call_filter": None if code is None else base64.b64encode(code).decode(),
+        }
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> Plan:
+        code = given["system_call_filter"]
+        made: dict[str, Any] = {
+            "command": tuple(given["command"]),
+            "mounts": tuple(Mount.from_json(mount) for mount in given["mounts"]),
+            "own_directories": tuple(given["own_directories"]),
+            "identity": Identity(**given["identity"]),
+            "system_call_filter": None if code is None else base64.b64decode(code),
+        }
+        return cls(**dict[str, Any](given, **made))
+
+
+_OF_THE_LAUNCH = ("descriptors", "group_entrances")

@@ -1,0 +1,56 @@
+"""The start of a runner, on every backend: its command, its configuration, its environment variables. Pure.
+
+`docs/runner.md` is the contract. Where its files and its listener are differs between backends, and is given here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ash_mcp.types import SandboxSpec
+
+__all__ = ["RUNNER_ARGUMENTS", "RUNNER_MODULE", "runner_config", "runner_environment"]
+
+RUNNER_MODULE = "ash_recipes.runner"
+RUNNER_ARGUMENTS = ("-P", "-s", "-m", RUNNER_MODULE)
+"""What follows the interpreter."""
+
+
+def runner_config(spec: SandboxSpec, *, workspace: str, home: str, egress: str | None = None) -> dict[str, Any]:
+    """Return the content of `ASH_RUNNER_CONFIG`, which has no secrets.
+
+    Args:
+        workspace: Its path inside the sandbox, as that of `home`.
+        egress: The path inside of the egress proxy's socket; None where there is none.
+    """
+    more = {"egress": egress, "network_note": spec.network_note or None}
+    return {key: value for key, value in more.items() if value is not None} | {
+        "sandbox_id": spec.id,
+        "recipe": spec.recipe,
+        "public_key": spec.public_key,
+        "server": spec.server,
+        "env": dict(spec.env),
+        "workspace": workspace,
+        "home": home,
+    }
+
+
+def runner_environment(
+    config: Mapping[str, Any], *, listen: str | None = None, listen_descriptor: str | None = None
+) -> dict[str, str]:
+    """Return the variables that every runner is started with; its image or launcher adds `PATH` and its like.
+
+    Args:
+        config: What `runner_config` returns.
+        listen: `host:port` to listen on, or
+        listen_descriptor: the number of an inherited socket that listens already, or what becomes that number.
+    """
+    place = {"ASH_LISTEN": listen, "ASH_LISTEN_FD": listen_descriptor}
+    return {name: value for name, value in place.items() if value is not None} | {
+        "ASH_RUNNER_CONFIG": json.dumps(config, separators=(",", ":")),
+        "HOME": config["home"],
+        "LANG": "C.UTF-8",
+        "TERM": "xterm-256color",
+    }

@@ -1,0 +1,155 @@
+"""Results of the hive's tools: the models behind their output schemas, and the texts of the longer ones. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from textwrap import shorten
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ash_hub.face.signatures import arguments_of, first_line, fit
+from ash_hub.spawning.toolsets import Listing
+from ash_mcp.wire import network_text
+
+__all__ = [
+    "Contents",
+    "Destroyed",
+    "SandboxList",
+    "SandboxShape",
+    "Spawned",
+    "spawned",
+    "text_of_tools",
+]
+
+MAX_SPAWNED_CHARS: Final = 3900
+"""Of the text and of the structured content each: hosts cut what is longer than about 4,000."""
+MAX_WARNINGS_CHARS: Final = 800
+MAX_NETWORK_CHARS: Final = 300
+_MORE: Final = "- and {} more; see tools/list"
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class SandboxShape(_Answer):
+    """A sandbox as `ash_mcp.wire.info_to_json` writes it."""
+
+    session: str
+    sandbox_id: str
+    scope: str
+    recipe: str
+    status: Annotated[str, Field(description="pending, starting, ready, stopping, gone or failed")]
+    age_seconds: int
+    created_at: str
+    ready_at: str | None
+    expires_at: str
+    idle_seconds: float | None
+    last_call_at: str | None
+    ended_at: str | None
+    reason: Annotated[str | None, Field(description="why it ended")]
+    message: str | None
+    labels: dict[str, str]
+    network: Annotated[str | list[str], Field(description="what it may reach: none, internet, or domains")]
+    warnings: list[str]
+
+
+class ToolShape(_Answer):
+    name: str
+    arguments: Annotated[str | None, Field(description="what it takes; absent where there are many tools")] = None
+    tool: Annotated[str | None, Field(description="its name for call, if not that behind <session>_")] = None
+
+
+class Spawned(SandboxShape):
+    how_to_call: str
+    tools: list[ToolShape]
+    more_tools: Annotated[int, Field(description="how many it has that are not in tools")]
+
+
+class Destroyed(_Answer):
+    destroyed: list[SandboxShape]
+    already_ended: list[SandboxShape]
+    not_found: list[str]
+
+
+class SandboxList(_Answer):
+    sandboxes: list[SandboxShape]
+
+
+class Contents(_Answer):
+    contents: list[dict[str, Any]]
+
+
+def spawned(shape: Mapping[str, Any], session: str, listing: Listing) -> tuple[dict[str, Any], str]:
+    """Return what `spawn` answers, as JSON and as text, each of at most `MAX_SPAWNED_CHARS` beside the labels.
+
+    Args:
+        shape: The sandbox, as `SandboxShape`.
+    """
+    words = f"Sandbox {session} is ready ({shape['recipe']}, {shape['sandbox_id']}), until {shape['expires_at']}."
+    words += f" Its network: {shorten(network_text(shape['network']), MAX_NETWORK_CHARS, placeholder=' …')}."
+    how = _how_to_call(session, listing)
+    warnings = _some_warnings(shape["warnings"])
+    begun = {**shape, "warnings": warnings, "how_to_call": how, "tools": [], "more_tools": 0}
+    tools = fit(_shapes(session, listing), _chars_of_shape, MAX_SPAWNED_CHARS - len(json.dumps(begun, indent=2)))
+    begun |= {"tools": tools, "more_tools": len(listing.tools) - len(tools)}
+    above = "".join((words, *(f"\nNote: {warning}" for warning in warnings), f"\n{how}\nIts tools:\n"))
+    lines = fit(_lines(session, listing), _chars_of_line, MAX_SPAWNED_CHARS - len(above) - len(_MORE))
+    more = len(listing.tools) - len(lines)
+    return begun, above + "\n".join([*lines, *([_MORE.format(more)] if more else [])])
+
+
+def text_of_tools(session: str, listing: Listing) -> str:
+    """Return one line a tool: its name, its arguments and the first line of its description."""
+    return "\n".join(_lines(session, listing)[0])
+
+
+def _how_to_call(session: str, listing: Listing) -> str:
+    tool = listing.tools[0][1].name if listing.tools else "TOOL"
+    return (
+        f'If your tool list does not show its tools: call(session="{session}", tool="{tool}", arguments={{...}}), '
+        f'where tool is the name without "{session}_".'
+    )
+
+
+def _some_warnings(warnings: Sequence[str]) -> list[str]:
+    kept = list(fit([warnings], lambda warning: len(json.dumps(warning)) + 6, MAX_WARNINGS_CHARS))
+    more = len(warnings) - len(kept)
+    return [*kept, f"and {more} more; list shows them"] if more else kept
+
+
+def _shapes(session: str, listing: Listing) -> list[list[dict[str, Any]]]:
+    """Return a sandbox's tools as JSON, with their arguments and without."""
+    names: list[dict[str, Any]] = []
+    for name, tool in listing.tools:
+        names.append({"name": f"{session}_{name}", **({"tool": tool.name} if tool.name != name else {})})
+    whole = [
+        {**shape, "arguments": arguments_of(tool.input_schema)}
+        for shape, (_, tool) in zip(names, listing.tools, strict=True)
+    ]
+    return [whole, names]
+
+
+def _lines(session: str, listing: Listing) -> list[list[str]]:
+    """Return a sandbox's tools as text: with descriptions, with arguments, by name alone."""
+    names: list[str] = []
+    called: list[str] = []
+    described: list[str] = []
+    for name, tool in listing.tools:
+        own = f" [tool={tool.name}]" if tool.name != name else ""
+        line = f"- {session}_{name}({arguments_of(tool.input_schema)}){own}"
+        said = first_line(tool.description)
+        names.append(f"- {session}_{name}{own}")
+        called.append(line)
+        described.append(f"{line}: {said}" if said else line)
+    return [described, called, names]
+
+
+def _chars_of_shape(shape: Mapping[str, Any]) -> int:
+    return len(json.dumps(shape, indent=2)) + 4 * (len(shape) + 2) + 2
+
+
+def _chars_of_line(line: str) -> int:
+    return len(line) + 1

@@ -1,0 +1,544 @@
+"""The lifecycle's controller: the one place where sandboxes change.
+
+Whatever happens (a spawn, a destroy, a deadline, an event of the backend, a flush of the store) only puts a sandbox's
+id into a queue. A turn looks at the record and the instance, asks `decide` for the next step, does it, and looks
+again. Every step may be taken twice, by any replica; replicas race only at the compare-and-set of the record, and the
+loser looks again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Final
+
+import anyio
+
+from ash_hub.backends.base import BackendEvent, Instance, Phase
+from ash_hub.lifecycle.decide import Decision, Step, View, Where, decide, idle_since
+from ash_hub.lifecycle.endings import Endings, FileEndings
+from ash_hub.lifecycle.keyed_queue import KeyedQueue
+from ash_hub.lifecycle.parts import Parts
+from ash_hub.lifecycle.record import Ending, Record, UnreadableRecord
+from ash_hub.lifecycle.registry import Registry
+from ash_hub.lifecycle.sandbox import Sandbox
+from ash_hub.lifecycle.session_names import Names, hold_again
+from ash_mcp.errors import AshError, Conflict, ConnectFailed, SandboxGone
+from ash_mcp.types import EndReason, SandboxId, State
+from ash_router.routes import Route
+
+__all__ = ["REPORT_SECONDS", "Controller"]
+
+log = logging.getLogger("ash.hub")
+
+AT_ONCE: Final = 32
+DELETES_AT_ONCE: Final = 256
+"""They wait for the processes of sandboxes, so they have places of their own and hold up no other step."""
+MOST_STEPS: Final = 20
+"""Of one turn; a healthy end takes four."""
+STEP_SECONDS: Final = 5.0
+DELETE_GRACE_SECONDS: Final = 2.0
+RESYNC_SECONDS: Final = 30.0
+"""How often everything is looked at although nothing happened."""
+REPORT_SECONDS: Final = 1.0
+"""How often a replica tells the store of its calls."""
+CATCH_UP_SECONDS: Final = 0.5
+CHANGE_TRIES: Final = 10
+CHANGE_PAUSE_SECONDS: Final = 0.01
+"""Twice as long after each try: what another replica wrote is known here when its event comes."""
+FOLLOW_AGAIN_SECONDS: Final = 1.0
+MOST_ENDED: Final = 1000
+"""Ended sandboxes that are remembered; of more, the first to end are forgotten."""
+
+
+class Controller:
+    """Looks after all sandboxes of a hive, beside the other replicas that do the same."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._backend = parts.backend
+        self.registry = Registry()
+        self.names = Names(parts.store, parts.backend, self.registry, parts.siblings)
+        self._endings = _endings_of(parts)
+        self._queue = KeyedQueue[SandboxId](self._turn)
+        self._places = anyio.CapacityLimiter(AT_ONCE)
+        self._delete_places = anyio.CapacityLimiter(DELETES_AT_ONCE)
+        self._calls_known_at = -math.inf if parts.siblings.possible else math.inf
+        self.store_epoch = 0
+        """Grows when the store has lost what it held."""
+        self._restored_at = parts.clock()
+        """Since when the store has surely known of every call."""
+        self._steps: Mapping[Step, Callable[[SandboxId, Decision], Awaitable[None]]] = {
+            Step.UNROUTE: self._unroute,
+            Step.FORGET: self._forget,
+            Step.CANCEL_START: self._cancel_start,
+            Step.HOLD: self._hold,
+            Step.SHOW: self._show,
+            Step.LEARN_CALLS: self._learn_calls,
+            Step.END: self._record_end,
+            Step.WITHDRAW: self._withdraw,
+            Step.BURY: self._bury,
+        }
+
+    # -- what happens
+
+    def add(self, sandbox_id: SandboxId) -> None:
+        """Have a sandbox looked at."""
+        self._queue.add(sandbox_id)
+
+    async def settle(self, sandbox_ids: Iterable[SandboxId]) -> bool:
+        """Have sandboxes looked at and wait for it; False if one could not be."""
+        return await self._queue.settle(sandbox_ids)
+
+    async def run(self) -> None:
+        """Look after the sandboxes until cancelled."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._queue.run)
+            group.start_soon(self._follow)
+            group.start_soon(self._repeat, RESYNC_SECONDS, self.resync)
+            group.start_soon(self._repeat, REPORT_SECONDS, self.report_calls)
+
+    async def _follow(self) -> None:
+        """Follow the backend's events until it is left; neither one that fails nor a stream that breaks ends this."""
+        while True:
+            try:
+                async for event in self._backend.watch():
+                    await self._follow_event(event)
+            except Exception:
+                log.exception("the events of the backend broke off")
+            else:
+                return
+            await anyio.sleep(FOLLOW_AGAIN_SECONDS)
+            await self._follow_event(BackendEvent(None, lost=True))
+
+    async def _follow_event(self, event: BackendEvent) -> None:
+        try:
+            await self._heard(event.instance)
+        except AshError as error:
+            log.warning("an event of the backend could not be followed: %s", error)
+        except Exception:
+            log.exception("an event of the backend could not be followed")
+
+    async def _heard(self, instance: Instance | None) -> None:
+        if instance is None:  # events are missing
+            await self.resync()
+            return
+        self.add(instance.id)
+        self._parts.watch.tell(instance)
+        known = self.registry.by_id(instance.id)
+        if known is not None and instance.phase is Phase.ENDED:  # it may be the last that is heard of it
+            known.exit_message = known.exit_message or instance.exit_message
+            with suppress(UnreadableRecord):
+                known.record = Record.from_json(instance.record)
+
+    async def _repeat(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await anyio.sleep(seconds)
+            try:
+                await work()
+            except AshError as error:
+                log.warning("put off: %s", error)
+            except Exception:
+                log.exception("put off")
+
+    async def resync(self) -> None:
+        """Have everything looked at that the backend has, that is shown, or that has a route or a place.
+
+        Raises:
+            ConnectFailed: The backend or the store does not answer.
+        """
+        for sandbox_id in await self._all():
+            self.add(sandbox_id)
+        if self._parts.siblings.possible:
+            await self.names.free_places()
+
+    async def start(self) -> None:
+        """Take over what earlier hives and other replicas made, and learn why the rest ended.
+
+        Raises:
+            ConnectFailed: The backend does not answer.
+        """
+        for ended in await self._endings.load(self._parts.clock()):
+            self.registry.add(ended)
+        await self.settle(await self._all())
+
+    async def _all(self) -> set[SandboxId]:
+        shown = {sandbox.id for sandbox in self.registry.all()}
+        return shown | self._parts.routes.ids() | {instance.id for instance in await self._backend.list()}
+
+    async def catch_up(self) -> None:
+        """Learn what other replicas made and ended until now, within half a second."""
+        if not self._parts.siblings.possible:
+            return
+        with anyio.move_on_after(CATCH_UP_SECONDS):
+            with suppress(ConnectFailed):
+                await self._parts.routes.catch_up()
+            ready = {sandbox.id for sandbox in self.registry.living() if sandbox.state is State.READY}
+            if differing := self._parts.routes.ids() ^ ready:
+                await self.settle(differing)
+
+    def replica_left(self, replica: str) -> None:
+        """Take over what a replica that lives no more was starting or ending, or where the seed's gateway finds it."""
+        for sandbox in self.registry.all():
+            ending = sandbox.record.ending
+            is_its = replica in (sandbox.record.maker, ending.by if ending is not None else None)
+            is_seeds = sandbox.alias is not None and sandbox.state is State.READY
+            if is_seeds:
+                sandbox.held_in = None  # its route is bound again, with this replica's address
+            if is_its or is_seeds:
+                self.add(sandbox.id)
+
+    async def restore(self) -> None:
+        """Fill a store that lost what it held. Several replicas may do so at once.
+
+        Raises:
+            ConnectFailed: The store or the backend is away; to be tried again.
+        """
+        self.store_epoch += 1
+        self._restored_at = self._parts.clock()
+        living = self.registry.living()
+        stored = {SandboxId(record["sandbox_id"]) for record in await self._parts.store.routes()}
+        await self.settle(stored | {sandbox.id for sandbox in living})
+        if any(not (self._is_held(sandbox) or _is_ending(sandbox)) for sandbox in living):
+            raise ConnectFailed("the store could not be told of all sandboxes yet")
+
+    def _is_held(self, sandbox: Sandbox) -> bool:
+        return sandbox.held_in == self.store_epoch
+
+    async def report_calls(self) -> None:
+        """Tell the store of the last calls."""
+        if self._parts.store.unready() is not None:
+            self._restored_at = self._parts.clock()
+        if calls := self._parts.ledger.take_changed_last_calls():
+            await self._parts.store.touch(calls)
+
+    async def release_keys(self) -> None:
+        """Free the idempotency keys of what has ended, when the last replica stops."""
+        for sandbox in self.registry.all():
+            if sandbox.state.ended:
+                await self._release_key(sandbox)
+
+    # -- what is wanted
+
+    async def change(self, sandbox: Sandbox, change: Callable[[Record], Record]) -> None:
+        """Change the record of a sandbox that is not ending, and its network with it, as one step for all replicas.
+
+        Args:
+            change: Given the newest record; what it raises is passed on, and nothing was changed.
+
+        Raises:
+            SandboxGone: It has ended, or is about to.
+            ConnectFailed: The backend is away, or others change it all the time, and nothing was changed.
+        """
+        for tries in range(CHANGE_TRIES):
+            instance = await self._backend.get(sandbox.id)
+            if instance is None or sandbox.wish is not None:
+                break
+            if (record := _record_of(instance)) is None:
+                raise ConnectFailed("a newer version of this hive has changed it; ask a replica of that version")
+            sandbox.record = record
+            if record.ending is not None or instance.phase is Phase.ENDED:
+                break
+            changed = change(record)
+            with suppress(Conflict):
+                await self._replace(sandbox.id, instance.revision, record, changed)
+                sandbox.record = changed
+                self.add(sandbox.id)
+                return
+            await anyio.sleep(CHANGE_PAUSE_SECONDS * 2**tries)
+        else:
+            raise ConnectFailed("other replicas change this sandbox all the time; try again in a moment")
+        self.add(sandbox.id)
+        raise sandbox.gone(self._parts.clock())
+
+    async def _replace(self, sandbox_id: SandboxId, revision: int, before: Record, after: Record) -> None:
+        if after.network == before.network:
+            await self._backend.annotate(sandbox_id, after.to_json(), revision=revision)
+        else:
+            await self._backend.set_network(sandbox_id, after.network, after.to_json(), revision=revision)
+
+    async def end(self, sandbox: Sandbox, reason: EndReason, message: str | None = None) -> None:
+        """Record that a sandbox is to end, unless that is recorded already; the rest follows by itself.
+
+        Raises:
+            ConnectFailed: The backend is away, and nothing was begun.
+        """
+        if sandbox.state.ended:
+            return
+        ending = self._ending(reason, message)
+        if await self._backend.get(sandbox.id) is None:  # not made yet, or gone already
+            if sandbox.start is not None:
+                sandbox.wish = sandbox.wish or ending
+            self.add(sandbox.id)
+            return
+        with suppress(SandboxGone):
+            await self.change(sandbox, lambda record: replace(record, ending=ending))
+            self._note_end(sandbox, ending)
+
+    def wish(self, sandbox: Sandbox, reason: EndReason, message: str | None = None) -> None:
+        """Have a sandbox ended as soon as it can be."""
+        if sandbox.wish is None:
+            sandbox.wish = self._ending(reason, message)
+        self.add(sandbox.id)
+
+    def _ending(self, reason: EndReason, message: str | None) -> Ending:
+        return Ending(reason=reason, at=self._parts.clock(), by=self._parts.siblings.id, message=message)
+
+    # -- a turn
+
+    async def _turn(self, sandbox_id: SandboxId) -> float:
+        """Take steps until none is left; return in how many seconds to look again."""
+        for _ in range(MOST_STEPS):
+            async with self._places:
+                with anyio.fail_after(STEP_SECONDS):
+                    view = await self._look(sandbox_id)
+                    decision = decide(view, self._parts.clock())
+                    if decision.step is Step.NONE:
+                        return decision.at - self._parts.clock()
+                    if decision.step is not Step.DELETE:
+                        await self._steps[decision.step](sandbox_id, decision)
+                        continue
+            async with self._delete_places:
+                with anyio.fail_after(STEP_SECONDS):
+                    await self._delete(sandbox_id, decision)
+        return 0.1  # another replica changes it all the time
+
+    async def _look(self, sandbox_id: SandboxId) -> View:
+        before = self.registry.by_id(sandbox_id)
+        # before the backend is asked: a start that ends meanwhile has made the instance that was not there yet
+        is_starting = before is not None and before.start is not None
+        instance = await self._backend.get(sandbox_id)
+        sandbox = self.registry.by_id(sandbox_id)
+        record = _record_of(instance) if instance is not None else None
+        if sandbox is None and record is not None:
+            is_anothers = await self._where(record.maker) is Where.ELSEWHERE  # which has told the store of it
+            held_in = self.store_epoch if is_anothers else None
+            sandbox = Sandbox(id=sandbox_id, record=record, state=State.STARTING, held_in=held_in)
+            self.registry.add(sandbox)
+        has_route = self._parts.routes.get(sandbox_id) is not None
+        if sandbox is None:
+            return View(state=None, record=None, phase=instance.phase if instance else None, has_route=has_route)
+        if instance is not None:
+            await self._take_over(sandbox, instance, record)
+        elif not is_starting and not sandbox.state.ended and sandbox.record.ending is None:
+            await self._learn_end(sandbox)
+        view = await self._view(sandbox, instance, record if instance is not None else sandbox.record, has_route)
+        return replace(view, is_starting_here=True) if is_starting else view
+
+    async def _take_over(self, sandbox: Sandbox, instance: Instance, record: Record | None) -> None:
+        self._parts.watch.tell(instance)  # its event may be missing
+        if record is not None:
+            sandbox.record, sandbox.seen_revision = record, instance.revision
+        sandbox.exit_message = instance.exit_message or sandbox.exit_message
+        if instance.endpoint is not None:
+            sandbox.endpoint = instance.endpoint
+        is_wanted = sandbox.record.ending is None and not sandbox.state.ended
+        if sandbox.toolset is None and sandbox.record.toolset is not None and is_wanted:
+            sandbox.toolset = await self._parts.shelf.get(sandbox.record.toolset)
+
+    async def _learn_end(self, sandbox: Sandbox) -> None:
+        """Look for why a sandbox is gone, if another replica ended it and the news was missed."""
+        kept = await self._endings.find(sandbox.id, self._parts.clock())
+        if kept is not None and kept.reason is not None:
+            at = kept.ended_at or self._parts.clock()
+            ending = Ending(reason=kept.reason, at=at, by=kept.record.maker, message=kept.message)
+            sandbox.record = replace(kept.record, ending=kept.record.ending or ending)
+
+    async def _view(self, sandbox: Sandbox, instance: Instance | None, record: Record | None, has_route: bool) -> View:
+        parts, known = self._parts, sandbox.record
+        last_call = parts.ledger.last_call(sandbox.id)
+        return View(
+            state=sandbox.state,
+            record=record,
+            phase=instance.phase if instance is not None else None,
+            exit_message=sandbox.exit_message,
+            wish=sandbox.wish or _end_shown(sandbox),
+            is_starting_here=sandbox.start is not None,
+            is_cancelled=sandbox.start is not None and sandbox.start.cancel_called,
+            maker=await self._where(known.maker),
+            ender=await self._where(known.ending.by) if known.ending is not None else Where.HERE,
+            is_held=self._is_held(sandbox),
+            has_route=has_route,
+            has_tools=sandbox.toolset is not None and sandbox.endpoint is not None,
+            is_alone=not parts.siblings.possible,
+            is_busy=parts.ledger.busy(sandbox.id),
+            idle_since=idle_since(known, last_call, self._restored_at),
+            calls_known_at=self._calls_known_at,
+            report_seconds=2 * REPORT_SECONDS if parts.siblings.possible else 0.0,
+            is_withdrawn=sandbox.is_withdrawn,
+            ended_at=sandbox.ended_at,
+            is_lost=sandbox.state.ended and sandbox.reason is EndReason.LOST,
+            kept_seconds=parts.settings.ended_retention_seconds if not sandbox.is_surplus else 0.0,
+        )
+
+    async def _where(self, replica: str) -> Where:
+        if replica == self._parts.siblings.id:
+            return Where.HERE
+        return Where.ELSEWHERE if await self._parts.siblings.is_other_alive(replica) else Where.NOBODY
+
+    def _sandbox(self, sandbox_id: SandboxId) -> Sandbox:
+        sandbox = self.registry.by_id(sandbox_id)
+        assert sandbox is not None, "a look at it has entered it"
+        return sandbox
+
+    # -- steps
+
+    async def _unroute(self, sandbox_id: SandboxId, decision: Decision) -> None:
+        del decision
+        await self._parts.routes.unbind(sandbox_id)
+
+    async def _forget(self, sandbox_id: SandboxId, decision: Decision) -> None:
+        del decision
+        sandbox = self._sandbox(sandbox_id)
+        self.registry.remove(sandbox)
+        self._endings.drop(sandbox_id)
+        await self._release_key(sandbox)
+
+    async def _cancel_start(self, sandbox_id: SandboxId, decision: Decision) -> None:
+        sandbox = self._sandbox(sandbox_id)
+        assert decision.reason is not None
+        sandbox.wish = sandbox.wish or self._ending(decision.reason, decision.message)
+        if sandbox.start is not None:
+            sandbox.start.cancel()
+
+    async def _hold(self, sandbox_id: SandboxId, decision: Decision) -> None:
+        del decision
+        sandbox = self._sandbox(sandbox_id)
+        epoch = self.store_epoch
+        if not self._is_held(sandbox):
+            await hold_again(self._parts.store, sandbox)
+        if sandbox.record.ready_at is not None and sandbox.toolset is not None and sandbox.endpoint is not None:
+            await self._bind(sandbox)
+        sandbox.held_in = epoch
+
+    async def _bind(self, sandbox: Sandbox) -> None:
+        assert sandbox.endpoint is not None and sandbox.toolset is not None
+        listing = sandbox.toolset.listing(sandbox.session, self._parts.settings.name_limit)
+        await self._parts.routes.bind(
+            Route(
+                sandbox_id=sandbox.id,
+                owner=sandbox.owner,
+                scope=sandbox.scope,
+                session=sandbox.session,
+                endpoint=sandbox.endpoint,
+                tool_names=listing.renamed,
+                alias=sandbox.alias,
+            )
+        )
+
+    async def _show(self, sandbox_id: SandboxId, decision: Decision) -> None:
+        del decision
+        sandbox = self._sandbox(sandbox_id)
+        sandbox.state = State.READY
+        try:
+            if await self._where(sandbox.record.maker) is not Where.ELSEWHERE:  # else its maker announces it, to all
+                await self._parts.on_changed(sandbox.owner, sandbox.scope)
+        finally:
+            sandbox.settled.set()
+
+    async def _learn_calls(self, sandbox_id: SandboxId, decision: Decision) -> None:
+        del sandbox_id, decision
+        asked_at = self._parts.clock()
+        self._parts.ledger.learn_last_calls(await self._parts.store.last_calls())
+        self._calls_known_at = asked_at
+
+    async def _record_end(self, sandbox_id: SandboxId, decision: Decision) -> None:
+        assert decision.reason is not None
+        sandbox = self._sandbox(sandbox_id)
+        ending = self._ending(decision.reason, decision.message)
+        with suppress(Conflict):
+            ended = replace(sandbox.record, ending=ending)
+            await self._backend.annotate(sandbox_id, ended.to_json(), revision=sandbox.seen_revision)
+            sandbox.record = ended
+            self._note_end(sandbox, ending)
+
+    def _note_end(self, sandbox: Sandbox, ending: Ending) -> None:
+        """Write down an end, by the replica whose decision it was."""
+        is_own_start = ending.reason is EndReason.START_FAILED and sandbox.record.maker == self._parts.siblings.id
+        if ending.reason is not EndReason.DESTROYED and not is_own_start:  # those have a line with who asked
+            self._parts.audit.ended(sandbox, ending.reason, ending.message)
+
+    async def _withdraw(self, sandbox_id: SandboxId, decision: Decision) -> None:
+        assert decision.reason is not None
+        await self._close(self._sandbox(sandbox_id), decision.reason, decision.message)
+
+    async def _close(self, sandbox: Sandbox, reason: EndReason, message: str | None) -> None:
+        """Take a sandbox's tools away from callers and end the calls in flight with the reason."""
+        was_ready = sandbox.settled.is_set()
+        sandbox.withdraw(reason, message)
+        self._parts.ledger.abort(sandbox.id, sandbox.gone(self._parts.clock()))
+        await self._parts.routes.unbind(sandbox.id, sandbox.alias)
+        self._parts.on_gone(sandbox.id)
+        self._parts.tokens.forget(sandbox.id)
+        ending = sandbox.record.ending
+        if was_ready and (ending is None or await self._where(ending.by) is not Where.ELSEWHERE):
+            await self._parts.on_changed(sandbox.owner, sandbox.scope)
+        sandbox.is_withdrawn = True
+
+    async def _delete(self, sandbox_id: SandboxId, decision: Decision) -> None:
+        sandbox = self._sandbox(sandbox_id)
+        if sandbox.reason is not None:  # the instance and its record are about to go
+            await self._endings.keep(sandbox, self._parts.clock())
+        is_kind = sandbox.record.ready_at is not None and decision.reason is not EndReason.PROCESS_DIED
+        await self._backend.delete(sandbox_id, grace_seconds=DELETE_GRACE_SECONDS if is_kind else 0.0)
+
+    async def _bury(self, sandbox_id: SandboxId, decision: Decision) -> None:
+        assert decision.reason is not None
+        sandbox = self._sandbox(sandbox_id)
+        if not sandbox.is_withdrawn:
+            await self._close(sandbox, decision.reason, decision.message)
+        await self._parts.store.release_session(sandbox.owner, sandbox.scope, sandbox.session, sandbox.id)
+        if sandbox.record.ready_at is None or decision.reason is EndReason.START_FAILED:
+            await self._release_key(sandbox)  # a spawn that failed may be tried again with its key
+        self._parts.ledger.forget(sandbox.id)
+        sandbox.bury(decision.reason, decision.message, self._parts.clock())
+        sandbox.toolset = None  # nobody lists it any more
+        self.registry.note_ended(sandbox)
+        self._forget_surplus()
+        await self._endings.keep(sandbox, self._parts.clock())
+        ending = sandbox.record.ending
+        if ending is None and sandbox.wish is None:  # nobody decided it, so nobody has written it down
+            self._note_end(sandbox, self._ending(decision.reason, decision.message))
+        if ending is None or ending.by == self._parts.siblings.id:
+            why = decision.reason.value + (f" ({decision.message})" if decision.message else "")
+            log.info("ended", extra={"sandbox": sandbox.id, "session": sandbox.session, "why": why})
+
+    def _forget_surplus(self) -> None:
+        for sandbox in self.registry.surplus(MOST_ENDED):
+            may_appear = sandbox.record.ready_at is None and self._parts.clock() < sandbox.record.start_by < math.inf
+            if not may_appear and not sandbox.is_surplus:
+                sandbox.is_surplus = True
+                self.add(sandbox.id)
+
+    async def _release_key(self, sandbox: Sandbox) -> None:
+        if sandbox.key is not None:
+            await self._parts.store.release_key(sandbox.owner, sandbox.scope, sandbox.key, sandbox.id)
+
+
+def _endings_of(parts: Parts) -> Endings:
+    seconds = parts.settings.ended_retention_seconds
+    # the store of a hive that is one process ends with it
+    files = None if parts.siblings.possible else FileEndings(parts.settings.state_dir / "ended", seconds)
+    return Endings(parts.store, seconds, files)
+
+
+def _end_shown(sandbox: Sandbox) -> Ending | None:
+    """Return the end of a buried sandbox as a wish: an instance of it that is there again is to end as well."""
+    if sandbox.ended_at is None or sandbox.reason is None:
+        return None
+    return Ending(reason=sandbox.reason, at=sandbox.ended_at, by=sandbox.record.maker, message=sandbox.message)
+
+
+def _is_ending(sandbox: Sandbox) -> bool:
+    is_wanted = sandbox.wish is None and sandbox.record.ending is None
+    return sandbox.state.ended or sandbox.state is State.STOPPING or not is_wanted
+
+
+def _record_of(instance: Instance) -> Record | None:
+    try:
+        return Record.from_json(instance.record)
+    except UnreadableRecord:
+        return None

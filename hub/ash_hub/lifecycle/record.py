@@ -1,0 +1,125 @@
+"""A sandbox's record: the hive's word on one sandbox, kept by the backend beside the instance.
+
+Every replica reads it, and it changes only by compare-and-set on its revision, which the backend counts. No secret is
+in it, and nothing that changes often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, cast
+
+from ash_mcp.types import EndReason, Scope, SessionName
+
+__all__ = ["RECORD_VERSION", "Ending", "Record", "UnreadableRecord"]
+
+RECORD_VERSION: Final = 6
+
+
+class UnreadableRecord(Exception):
+    """The record is of another version, or no record at all; the instance is another hive's to care for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """The decision to end a sandbox. The first one that is recorded holds."""
+
+    reason: EndReason
+    at: float
+    """When it was decided, in seconds since the epoch."""
+    by: str
+    """The replica that decided, and that deletes the instance."""
+    message: str | None = None
+    """One sentence for the owner; None where the reason says all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """All that a replica needs to serve, limit and end a sandbox. Times are seconds since the epoch."""
+
+    owner: str
+    scope: Scope
+    session: SessionName
+    recipe: str
+    key: str | None = None
+    """The idempotency key of its spawn."""
+    maker: str
+    """The replica that starts it; until it is ready, only that one knows how it stands."""
+    created_at: float
+    start_by: float
+    """When a start that is not ready has failed."""
+    expires_at: float
+    idle_seconds: float | None
+    ready_at: float | None = None
+    """None while it starts."""
+    toolset: str | None = None
+    """The digest of its pinned tools, from ready on."""
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    alias: str | None = None
+    """One more global name of it, which nobody can choose: the uuid that the seed's REST gave it."""
+    network: str | tuple[str, ...] = "none"
+    """The policy in force, as `SandboxSpec.network`. It changes by `Backend.set_network` alone, in the same step."""
+    warnings: tuple[str, ...] = ()
+    ending: Ending | None = None
+    """None while the sandbox is wanted."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"version": RECORD_VERSION, **asdict(self), "warnings": list(self.warnings)}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Record:
+        """Read a record.
+
+        Raises:
+            UnreadableRecord: It is of another version, or no record at all.
+        """
+        try:
+            if found["version"] != RECORD_VERSION:
+                raise UnreadableRecord(f"record of version {found['version']!r}")
+            return _read(found)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UnreadableRecord(f"no record: {error!r}") from error
+
+
+def _read(found: Mapping[str, Any]) -> Record:
+    ready_at, ending, toolset = found["ready_at"], found["ending"], found["toolset"]
+    key, alias = found["key"], found["alias"]
+    return Record(
+        owner=str(found["owner"]),
+        scope=Scope(str(found["scope"])),
+        session=SessionName(str(found["session"])),
+        recipe=str(found["recipe"]),
+        key=str(key) if key is not None else None,
+        maker=str(found["maker"]),
+        created_at=float(found["created_at"]),
+        start_by=float(found["start_by"]),
+        expires_at=float(found["expires_at"]),
+        idle_seconds=_seconds(found["idle_seconds"]),
+        ready_at=_seconds(ready_at),
+        toolset=str(toolset) if toolset is not None else None,
+        labels={str(name): str(value) for name, value in dict(found["labels"]).items()},
+        alias=str(alias) if alias is not None else None,
+        network=_read_network(found["network"]),
+        warnings=tuple(str(warning) for warning in found["warnings"]),
+        ending=_read_ending(ending) if ending is not None else None,
+    )
+
+
+def _read_network(found: Any) -> str | tuple[str, ...]:
+    return found if isinstance(found, str) else tuple(str(entry) for entry in found)
+
+
+def _seconds(found: Any) -> float | None:
+    return float(found) if found is not None else None
+
+
+def _read_ending(found: Any) -> Ending:
+    fields = cast("Mapping[str, Any]", found)
+    message = fields["message"]
+    return Ending(
+        reason=EndReason(fields["reason"]),
+        at=float(fields["at"]),
+        by=str(fields["by"]),
+        message=str(message) if message is not None else None,
+    )

@@ -1,0 +1,347 @@
+"""The verbs of callers: spawn, find, change and destroy sandboxes. The controller does the rest."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Final
+
+import anyio
+
+from ash_hub.lifecycle.controller import Controller
+from ash_hub.lifecycle.parts import Parts
+from ash_hub.lifecycle.record import Record
+from ash_hub.lifecycle.sandbox import Sandbox
+from ash_hub.spawning.pool import Started
+from ash_hub.spawning.recipes import Network, Recipe
+from ash_hub.spawning.spawn_policy import Allowed, SpawnPolicy
+from ash_hub.spawning.spawn_request import SpawnAsk
+from ash_hub.spawning.specs import fingerprint, network_of, spec_for
+from ash_hub.spawning.starting import Progress
+from ash_mcp.errors import AshError, CapacityExceeded, ConnectFailed, SandboxGone, StartFailed
+from ash_mcp.types import (
+    DEFAULT_SCOPE,
+    EVERY_SCOPE,
+    EndReason,
+    Principal,
+    SandboxId,
+    SandboxInfo,
+    SandboxSpec,
+    Scope,
+    SessionName,
+    State,
+    new_sandbox_id,
+)
+from ash_router.routes import Route
+
+__all__ = ["Sandboxes"]
+
+log = logging.getLogger("ash.hub")
+
+END_SECONDS: Final = 30.0
+"""How long a caller waits for an end; it goes on without the caller."""
+LOOK_SECONDS: Final = 0.5
+"""How often whoever waits for an end looks whether the backend is still there."""
+SHOWN_SECONDS: Final = 30.0
+"""How long a start that is through waits for a store that is away."""
+CLAIM_SECONDS: Final = 60.0
+
+
+class Sandboxes:
+    """The sandboxes of one hive, as its callers use them."""
+
+    def __init__(self, parts: Parts, controller: Controller) -> None:
+        self._parts = parts
+        self._controller = controller
+        self._clock = parts.clock
+        self._is_stopping = False
+        self._policy = SpawnPolicy(parts.settings, parts.catalog)
+        self.registry = controller.registry
+        self._names = controller.names
+
+    # -- asking
+
+    def info(self, sandbox: Sandbox) -> SandboxInfo:
+        """Return what its owner may see of a sandbox now."""
+        return sandbox.info(self._parts.ledger.last_call(sandbox.id))
+
+    def ready(self, principal: Principal, scope: Scope, name: str) -> Sandbox:
+        """Return a sandbox that can be called.
+
+        Raises:
+            SandboxNotFound: The caller has none of that name.
+            SandboxGone: It has ended; the message says why and what to do.
+            CapacityExceeded: It is still starting; come back.
+        """
+        sandbox = self.registry.find(principal, scope, name)
+        if sandbox.state.ended or sandbox.state is State.STOPPING:
+            raise sandbox.gone(self._clock())
+        if sandbox.state is not State.READY:
+            raise CapacityExceeded(f"sandbox {sandbox.session} is still starting", retry_after_seconds=1.0)
+        return sandbox
+
+    async def explain(self, route: Route) -> AshError | None:
+        """Say why calls on a route fail: waits up to a second for the news of its sandbox's death."""
+        sandbox = self.registry.by_id(route.sandbox_id)
+        if sandbox is None:
+            return SandboxGone(f"sandbox {route.session} is gone. Call spawn for a new one.", session=route.session)
+        with anyio.move_on_after(1.0):
+            await sandbox.ended.wait()
+        return sandbox.gone(self._clock()) if sandbox.state.ended else None
+
+    def stopping(self) -> str | None:
+        """Say that this hive is stopping, or None."""
+        return "stopping" if self._is_stopping else None
+
+    def unready(self) -> str | None:
+        """Say why no spawn can succeed now, or None."""
+        return self.stopping() or self._parts.backend.unready()
+
+    def _require_backend(self) -> None:
+        """Refuse what would have to be taken back.
+
+        Raises:
+            ConnectFailed: The backend cannot be reached; retryable.
+        """
+        if (why := self._parts.backend.unready()) is not None:
+            raise ConnectFailed(f"this hive cannot change its sandboxes now: {why}")
+
+    # -- spawning
+
+    async def spawn(
+        self, principal: Principal, scope: Scope, ask: SpawnAsk, progress: Progress, *, alias: str | None = None
+    ) -> Sandbox:
+        """Make a sandbox and return it ready, or return the one that the same idempotency key made before.
+
+        Args:
+            alias: One more name of it, good in every scope; never a caller's own choice, as it must be unguessable.
+
+        Raises:
+            RecipeNotFound, ConfigError, PermissionDenied, SessionTaken, Unsupported: Nothing was made.
+            CapacityExceeded: The owner, or the hive, has as many sandboxes as it may, or too many spawns wait.
+            StartFailed: With the step and the log; nothing is left of it.
+            ConnectFailed: The backend, or the store, cannot be reached; retryable.
+            SandboxGone: The sandbox of this idempotency key has ended.
+        """
+        allowed = self._policy.judge(ask, principal)
+        self._require_backend()
+        scope = DEFAULT_SCOPE if scope == EVERY_SCOPE else scope
+        sandbox_id = new_sandbox_id()
+        try:
+            await self._parts.siblings.begin(sandbox_id)
+            if ask.idempotency_key is not None:
+                holder = await self._names.claim_key(principal.subject, scope, ask.idempotency_key, sandbox_id)
+                if holder != sandbox_id:
+                    return await self._same(holder)
+            sandbox = await self._enter(principal, scope, ask, allowed.recipe, sandbox_id, alias)
+            return await self._make_ready(sandbox, allowed, ask, progress)
+        finally:
+            self._parts.siblings.settle(sandbox_id)
+
+    async def _same(self, sandbox_id: SandboxId) -> Sandbox:
+        """Return the sandbox that an idempotency key belongs to, when it is ready."""
+        if self.registry.by_id(sandbox_id) is None:
+            await self._controller.settle([sandbox_id])
+        sandbox = self.registry.by_id(sandbox_id)
+        if sandbox is None:
+            raise CapacityExceeded("another spawn with this idempotency key has just begun", retry_after_seconds=0.5)
+        await sandbox.settled.wait()
+        if sandbox.state is not State.READY:
+            raise sandbox.gone(self._clock())
+        return sandbox
+
+    async def _enter(
+        self,
+        principal: Principal,
+        scope: Scope,
+        ask: SpawnAsk,
+        recipe: Recipe,
+        sandbox_id: SandboxId,
+        alias: str | None,
+    ) -> Sandbox:
+        """Take a place, a session name and an entry in the registry for a sandbox to be."""
+        session: SessionName | None = None
+        try:
+            self._require_running()
+            ttl, idle = self._policy.lifetimes(ask, recipe)
+            wanted = SessionName(ask.session) if ask.session is not None else None
+            places, epoch = self._parts.settings.limits.places(principal), self._controller.store_epoch
+            session = await self._names.reserve(principal.subject, scope, wanted, sandbox_id, places)
+            self._require_running()  # nobody would end what begins after the stop
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                if session is not None:
+                    await self._parts.store.release_session(principal.subject, scope, session, sandbox_id)
+                if ask.idempotency_key is not None:
+                    await self._parts.store.release_key(principal.subject, scope, ask.idempotency_key, sandbox_id)
+            raise
+        now = self._clock()
+        record = Record(
+            owner=principal.subject,
+            scope=scope,
+            session=session,
+            recipe=recipe.name,
+            key=ask.idempotency_key,
+            maker=self._parts.siblings.id,
+            created_at=now,
+            start_by=math.inf,  # counts from its turn
+            expires_at=now + ttl,
+            idle_seconds=idle,
+            labels=dict(ask.labels),
+            alias=alias,
+            network=network_of(recipe, ask),
+        )
+        sandbox = Sandbox(id=sandbox_id, record=record, held_in=epoch)
+        self.registry.add(sandbox)
+        return sandbox
+
+    def _require_running(self) -> None:
+        if self._is_stopping:
+            raise StartFailed("the hive is stopping", step="admit")
+
+    async def _make_ready(self, sandbox: Sandbox, allowed: Allowed, ask: SpawnAsk, progress: Progress) -> Sandbox:
+        """Start a sandbox. On failure nothing of it is left but the reason, and the caller has waited for that."""
+        with anyio.CancelScope() as sandbox.start:
+            try:
+                await self._start(sandbox, allowed, ask, progress)
+                return sandbox
+            except BaseException as error:
+                await self._give_up(sandbox, error)
+                decided = sandbox.record.ending or sandbox.wish
+                if isinstance(error, AshError) and decided and decided.reason is not EndReason.START_FAILED:
+                    raise sandbox.gone(self._clock()) from error  # its end was wanted; the start saw no more than that
+                raise
+        await self._wait_ended(sandbox)  # its end was wanted while it started
+        raise sandbox.gone(self._clock())
+
+    async def _start(self, sandbox: Sandbox, allowed: Allowed, ask: SpawnAsk, progress: Progress) -> None:
+        recipe = allowed.recipe
+
+        def spec() -> SandboxSpec:
+            sandbox.state = State.STARTING
+            start_by = self._clock() + 2 * recipe.start_timeout_seconds + CLAIM_SECONDS
+            sandbox.record = replace(sandbox.record, start_by=start_by)
+            return made(sandbox.record.to_json())
+
+        def made(record: Mapping[str, Any]) -> SandboxSpec:
+            return spec_for(sandbox.id, record, recipe, ask, self._parts.tokens, network_note=allowed.network_note)
+
+        wanted = fingerprint(made({}))
+        started = await self._parts.pool.acquire(wanted)
+        if started is None:
+            started = await self._parts.starter.start(sandbox.owner, recipe, spec, progress, allowed.waiting)
+        sandbox.toolset = await self._parts.shelf.put(started.toolset)
+        await progress(0.9, "handing over the environment")
+        await self._parts.starter.claim(started, ask.env, ask.secrets)
+        await self._record_ready(sandbox, started, allowed)
+        log.info("spawned", extra={"sandbox": sandbox.id, "session": sandbox.session, "recipe": sandbox.recipe})
+
+    async def _record_ready(self, sandbox: Sandbox, started: Started, allowed: Allowed) -> None:
+        """Record that a start is through, and wait until the sandbox is shown."""
+        notes = (f"it started with {allowed.network_note}",) if allowed.network_note else ()
+        warnings = (*started.instance.warnings, *started.toolset.notes, *notes)
+
+        def ready(record: Record) -> Record:
+            return replace(record, ready_at=self._clock(), toolset=started.toolset.digest, warnings=warnings)
+
+        await self._controller.change(sandbox, ready)
+        sandbox.start = None  # from here on it ends like any other
+        with anyio.move_on_after(SHOWN_SECONDS) as bound:
+            await sandbox.settled.wait()
+        if bound.cancelled_caught:
+            raise ConnectFailed("the sandbox is ready, but the store is away and nobody could find it")
+        if sandbox.state is not State.READY:  # it ended meanwhile
+            raise sandbox.gone(self._clock())
+
+    async def _give_up(self, sandbox: Sandbox, error: BaseException) -> None:
+        """Leave nothing of a spawn that failed, but the reason."""
+        said = str(error) if isinstance(error, AshError) else "the caller left before it was ready"
+        sandbox.start = None
+        self._controller.wish(sandbox, EndReason.START_FAILED, said.partition("\n")[0])
+        await self._wait_ended(sandbox)
+
+    async def _wait_ended(self, sandbox: Sandbox) -> None:
+        """Wait for an end that is on its way, also for a caller that leaves; not for a backend that is away."""
+        with anyio.move_on_after(END_SECONDS, shield=True):
+            while not sandbox.ended.is_set() and self._parts.backend.unready() is None:
+                with anyio.move_on_after(LOOK_SECONDS):
+                    await sandbox.ended.wait()
+
+    # -- changing
+
+    async def extend(self, principal: Principal, scope: Scope, name: str, ttl_seconds: float) -> Sandbox:
+        """Give a sandbox `ttl_seconds` from now."""
+        sandbox = self.ready(principal, scope, name)
+        self._require_backend()
+        self._policy.check_ttl(ttl_seconds)
+        expires_at = self._clock() + ttl_seconds
+        await self._controller.change(sandbox, lambda record: replace(record, expires_at=expires_at))
+        return sandbox
+
+    async def set_network(self, principal: Principal, scope: Scope, name: str, network: Network) -> Sandbox:
+        """Change what a sandbox may reach; connections that it may have no more are closed.
+
+        Raises:
+            PermissionDenied: It would reach more than it does, and not every bound of its caller allows that.
+            ConfigError: The policy cannot be read or carried out.
+            Unsupported: The backend cannot change the network of this sandbox.
+        """
+        sandbox = self.ready(principal, scope, name)
+        self._require_backend()
+
+        def changed(record: Record) -> Record:
+            self._policy.check_network_change(record.network, network, record.recipe, principal)
+            return replace(record, network=network)
+
+        await self._controller.change(sandbox, changed)
+        return sandbox
+
+    async def destroy(self, targets: Iterable[Sandbox]) -> None:
+        """End sandboxes for their owner; those that have ended already stay as they are.
+
+        Raises:
+            ConnectFailed: The backend cannot be reached; what it had not recorded by then was not ended.
+        """
+        self._require_backend()
+        await self._end_all(targets, EndReason.DESTROYED)
+
+    async def stop(self, *, keep: bool) -> None:
+        """End for good: no more spawns, calls in flight fail as typed, sandboxes end unless they are kept.
+
+        They are kept, too, while another replica goes on; spawns that have begun here end in any case.
+        """
+        self._is_stopping = True
+        self._parts.ledger.abort_all(
+            SandboxGone("the hive is stopping; the call was interrupted", reason=EndReason.HIVE_STOPPED.value)
+        )
+        await self._controller.report_calls()
+        # before this replica leaves: others would take its starts for those of a dead one
+        await self._end_at_stop([sandbox for sandbox in self.registry.living() if sandbox.start is not None])
+        others_go_on = await self._parts.siblings.leave()
+        if not keep and not others_go_on:
+            await self._end_at_stop(self.registry.living())
+        if not others_go_on:  # nobody is left to forget them in time
+            await self._controller.release_keys()
+
+    async def _end_at_stop(self, targets: Iterable[Sandbox]) -> None:
+        with suppress(ConnectFailed):  # then the backend ends or keeps them, as it does when a hive is killed
+            await self._end_all(targets, EndReason.HIVE_STOPPED)
+
+    async def _end_all(self, targets: Iterable[Sandbox], reason: EndReason) -> None:
+        refused: list[ConnectFailed] = []
+
+        async def end(sandbox: Sandbox) -> None:
+            try:
+                await self._controller.end(sandbox, reason)
+                await self._wait_ended(sandbox)
+            except ConnectFailed as error:
+                refused.append(error)
+
+        async with anyio.create_task_group() as group:
+            for sandbox in targets:
+                group.start_soon(end, sandbox)
+        if refused:
+            raise refused[0]

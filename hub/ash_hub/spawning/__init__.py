@@ -1,0 +1,15 @@
+"""The parts of one spawn.
+
+spawn_request     what a caller may ask for
+spawn_policy      what this hive allows of it
+recipes           what a sandbox is made from
+specs             what a backend makes
+start_turns       whose start is next, in rotation among owners
+starting          create, wait until it answers, pin its tools
+instance_watch    news of instances, shared by all that wait
+pool              sandboxes started ahead
+runner_client     the hub's requests to a runner
+schema_references what tools take, without references
+toolsets          a sandbox's tools, cleaned and pinned
+toolset_shelf     pinned tools: kept by the backend, cached in the store
+"""

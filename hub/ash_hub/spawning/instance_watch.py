@@ -1,0 +1,79 @@
+"""News of instances for the starts that wait for them, from the one watch of the backend."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import anyio
+
+from ash_hub.backends.base import Instance, Phase
+from ash_mcp.errors import AshError, StartFailed
+from ash_mcp.types import SandboxId
+
+__all__ = ["InstanceWatch", "WatchedStart"]
+
+NEWS_SECONDS: Final = 0.5
+"""How long the news of a death may lag behind a broken connection."""
+
+
+@dataclass(slots=True, eq=False)
+class WatchedStart:
+    """What a start knows of its instance. The start is broken off when the instance ends."""
+
+    scope: anyio.CancelScope
+    instance: Instance | None = None
+    is_running: anyio.Event = field(default_factory=anyio.Event)
+    exit_message: str | None = None
+    """Set when it ended."""
+
+    def tell(self, instance: Instance) -> None:
+        """Take note of the instance as it is now."""
+        self.instance = instance
+        if instance.phase is Phase.ENDED:
+            self.exit_message = instance.exit_message or "its process ended"
+            self.scope.cancel()
+        elif instance.endpoint is not None:
+            self.is_running.set()
+
+    async def running(self) -> Instance:
+        """Wait until the instance runs and return it."""
+        await self.is_running.wait()
+        assert self.instance is not None, "it has been told of"
+        return self.instance
+
+
+class InstanceWatch:
+    """Hands the backend's news to the starts."""
+
+    def __init__(self) -> None:
+        self._starts: dict[SandboxId, WatchedStart] = {}
+
+    def tell(self, instance: Instance) -> None:
+        """Hand on what the backend said of an instance."""
+        if (start := self._starts.get(instance.id)) is not None:
+            start.tell(instance)
+
+    @asynccontextmanager
+    async def start_of(self, sandbox_id: SandboxId) -> AsyncGenerator[WatchedStart]:
+        """Follow an instance from before it is created, and run the body while it lives.
+
+        Raises:
+            StartFailed: It ended; the message is the backend's.
+        """
+        scope = anyio.CancelScope()
+        start = self._starts[sandbox_id] = WatchedStart(scope)
+        with scope:
+            try:
+                try:
+                    yield start
+                except (AshError, TimeoutError):
+                    if start.instance is not None:  # news of its death may come later
+                        await anyio.sleep(NEWS_SECONDS)
+                    raise
+            finally:
+                del self._starts[sandbox_id]
+        if scope.cancelled_caught and start.exit_message is not None:
+            raise StartFailed(start.exit_message)

@@ -1,0 +1,4 @@
+"""The files of this machine.
+
+files    files replaced whole
+"""

@@ -1,0 +1,11 @@
+"""Admission: the principal of a request, and whether it may come in.
+
+base                  what admission is: a head in, a verdict out
+gate                  the admission of a hive
+host_names            the names by which a hive may be addressed
+request_scope         path, scope and expansion that a request asks for
+bearer                bearer tokens of every kind
+credential_verdict    what a credential turns out to be
+api_keys, oidc, jwks  the two kinds of tokens
+peers                 the user at the other end of a loopback connection
+"""

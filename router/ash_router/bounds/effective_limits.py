@@ -1,0 +1,61 @@
+"""The limit that holds for a principal, the smaller of the hive's and its key's, and the refusal that says whose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from ash_mcp.errors import CapacityExceeded
+
+__all__ = ["EffectiveLimit", "Kind", "effective_limit", "optional_limit"]
+
+Kind = Literal["sandboxes", "starting", "waiting", "calls", "streams", "sessions", "backchannels"]
+"""As in `PrincipalLimits`; the setting is `limits.<kind>_per_owner`, the option of `ash key new` is `--max-<kind>`."""
+
+_SAID: Final[Mapping[Kind, tuple[str, str, float]]] = {
+    "sandboxes": ("{} sandboxes", "destroy one, or come back later", 10.0),
+    "starting": ("{} sandboxes that are not ready yet", "come back when one of them is", 2.0),
+    "waiting": ("{} spawns that wait for a start", "come back when one of them has begun", 5.0),
+    "calls": ("{} calls in flight", "wait for one of them to end", 1.0),
+    "streams": ("{} streams open", "close one of them", 1.0),
+    "sessions": ("{} MCP sessions", "end with DELETE what you no longer use, or wait until one idles out", 1.0),
+    "backchannels": (
+        "{} sessions in which sandboxes may ask you",
+        "end sessions that you no longer use",
+        1.0,
+    ),
+}
+"""By kind: what was counted, the advice, and when to come back, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveLimit:
+    """How many of something a principal may have at once, and who set that limit."""
+
+    most: int
+    by_key: bool = False
+    """Whether the principal's key sets the limit, and not the hive."""
+
+    def reached(self, kind: Kind) -> CapacityExceeded:
+        """Return the refusal of one more; `data["limit"]` is `key` or `owner`."""
+        what, advice, seconds = _SAID[kind]
+        if self.by_key:
+            whose, raised = "your key allows", f"use a key with a larger --max-{kind} (ash key new)"
+        else:
+            setting = f"ASH_HUB_LIMITS__{kind.upper()}_PER_OWNER"
+            whose, raised = "one owner may have here", f"have the limit raised ({setting})"
+        message = f"you have {what.format(self.most)}, as many as {whose}; {advice}, or {raised}"
+        return CapacityExceeded(message, limit="key" if self.by_key else "owner", retry_after_seconds=seconds)
+
+
+def effective_limit(hive: int, key: int | None) -> EffectiveLimit:
+    """Return the limit that holds where the hive always has one; a key can only lower it."""
+    return EffectiveLimit(hive) if key is None or key >= hive else EffectiveLimit(key, by_key=True)
+
+
+def optional_limit(hive: int | None, key: int | None) -> EffectiveLimit | None:
+    """Return the limit that holds where either the hive or the key may have none; None if neither has one."""
+    if hive is None:
+        return None if key is None else EffectiveLimit(key, by_key=True)
+    return effective_limit(hive, key)

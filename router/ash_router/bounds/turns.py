@@ -1,0 +1,91 @@
+"""A fair scheduler: each turn of the event loop begins a few requests of each principal.
+
+Further requests wait in their principal's own queue. So a flood of one principal delays the others by a few requests
+and not by all of them, and what arrives for the others is read in between.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Protocol
+
+__all__ = ["Turns", "Waiter"]
+
+log = logging.getLogger(__name__)
+
+
+class Waiter(Protocol):
+    def begin(self) -> None:
+        """Called once, when its turn comes."""
+        ...
+
+
+class Turns:
+    """Begins requests in turns.
+
+    A queue has no limit of its own: each of its requests holds a connection and counts among its principal's.
+
+    Args:
+        soon: Calls a function in the next turn of the loop, never in this one.
+        part: The work of each principal that may begin in a turn of the loop, in calls. With more, a call beside a
+            flood waits longer; with less, the kernel wakes a sandbox's process separately for each call of a flood.
+    """
+
+    def __init__(self, soon: Callable[[Callable[[], None]], Any], part: int = 4) -> None:
+        self._soon = soon
+        self._part = part
+        self._begun: dict[str, int] = {}
+        """Work begun by principal, less `part` for each turn since. A principal with a queue always has an entry."""
+        self._queues: dict[str, OrderedDict[Waiter, int]] = {}
+        """The waiting requests by principal, with their work."""
+        self._going = False
+
+    def take(self, owner: str, waiter: Waiter, work: int = 1) -> None:
+        """Begin a request now if its principal has work left in this turn, else queue it.
+
+        Args:
+            work: Its weight; a call is 1.
+        """
+        begun = self._begun.get(owner, 0)
+        if begun >= self._part:
+            self._queues.setdefault(owner, OrderedDict())[waiter] = work
+            return
+        self._begun[owner] = begun + work
+        if not self._going:
+            self._going = True
+            self._soon(self._next)
+        waiter.begin()
+
+    def leave(self, owner: str, waiter: Waiter) -> None:
+        """Remove a waiting request; no-op for one that has begun."""
+        queue = self._queues.get(owner)
+        if queue is not None and queue.pop(waiter, None) is not None and not queue:
+            del self._queues[owner]
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return sum(map(len, self._queues.values()))
+
+    def _next(self) -> None:
+        for owner in list(self._begun):
+            self._begun[owner] -= self._part
+            self._begin_more(owner)
+            if self._begun[owner] <= 0:
+                del self._begun[owner]
+        self._going = bool(self._begun)
+        if self._going:
+            self._soon(self._next)
+
+    def _begin_more(self, owner: str) -> None:
+        queue = self._queues.get(owner)
+        while queue and self._begun[owner] < self._part:
+            waiter, work = queue.popitem(last=False)
+            self._begun[owner] += work
+            try:
+                waiter.begin()
+            except Exception:
+                log.exception("a request could not begin, for a defect in the hive itself")
+        if queue is not None and not queue:
+            del self._queues[owner]

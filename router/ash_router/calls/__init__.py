@@ -1,0 +1,9 @@
+"""One request to a sandbox, and its answer.
+
+decision            which request is a call to a sandbox
+direct              which request goes to a sandbox's own endpoint
+sandbox_exchange    the base of the two below: one sandbox, one caller, one answer
+exchange            one relayed call
+passage             one request to a sandbox's own endpoint
+sandbox_response    the sandbox's answer on its way to the caller
+"""

@@ -1,0 +1,246 @@
+"""One relayed call, from the decision to relay it to the last byte of its answer.
+
+    queued ──▶ reaching ──▶ waiting ──▶ streaming ──▶ done
+       └───────────┴───────────┴────────────┴──▶ done, by `fail` or `caller_left`
+
+The call is sent once. The one exception: if the sandbox answers 404 because it does not know the session, it has not
+run the call, and the call is sent again in a new session.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Final
+
+from ash_mcp.errors import (
+    AshError,
+    AshTimeout,
+    CapacityExceeded,
+    ConnectFailed,
+    RemoteProtocolError,
+)
+from ash_mcp.types import Principal
+from ash_router.calls.sandbox_exchange import SandboxExchange, Services
+from ash_router.calls.sandbox_response import EventEditor, Reply
+from ash_router.http import framing, responses
+from ash_router.http.bodies import RequestId
+from ash_router.http.framing import Headers, ResponseHead
+from ash_router.http.heads import RequestHead
+from ash_router.http.responses import Caller
+from ash_router.routes import Route
+from ash_router.sessions.server_requests import SessionEvents
+from ash_router.sessions.session_map import LegacySession, UpstreamSession
+from ash_router.upstream.connection import Connection
+
+__all__ = ["Exchange", "RelayedCall"]
+
+_COMMENT: Final = b": the call goes on\n\n"
+_PROGRESS: Final = b'"notifications/progress"'
+_PROGRESS_VALUE: Final = re.compile(rb'"progress": ?(\d{1,15}(?:\.\d{1,15})?)[,}]')
+_STEP: Final = 1e-6
+"""Per second: progress must grow with each report, and leave room for what the sandbox itself may report next."""
+
+# The caller's headers that go with a call, without those that the hive sets itself.
+_OF_CALL: Final = framing.TO_CALL - {b"mcp-name"}
+_OF_SESSION_CALL: Final = _OF_CALL - {b"mcp-method", b"mcp-protocol-version"}
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class RelayedCall:
+    """A call that goes to a sandbox."""
+
+    principal: Principal
+    """Who calls."""
+    route: Route
+    request_id: RequestId
+    head: RequestHead
+    """The caller's own."""
+    body: bytes
+    """As it is sent to the sandbox."""
+    tool: str
+    """The tool's name within its sandbox."""
+    progress_token: str | int | None = None
+    """With which the caller asked for progress."""
+    session: LegacySession | None = None
+    """The hub session of a handshake-era call, else None."""
+    hold: AbstractContextManager[None] | None = None
+    """Keeps the hub's own transport session from idling out during the call."""
+
+
+class Exchange(SandboxExchange):
+    """One call of a sandbox's tool."""
+
+    _upstream: UpstreamSession | None = None
+    _renewed = False
+    _started_at = 0.0
+    _heard_at = 0.0
+    """When the caller was last told that the call goes on, by the loop's clock."""
+    _progress = 0.0
+    """What the sandbox last reported."""
+
+    def __init__(self, caller: Caller, call: RelayedCall, services: Services, *, paused: bool = False) -> None:
+        self._call = call
+        editor = self._editor if call.session is not None else None
+        reply = Reply(caller, framing.lines_of(self._session_header()), editor=editor)
+        super().__init__(caller, call.principal, call.route, reply, services, paused=paused)
+
+    def start(self) -> None:
+        """Count the call in the ledger, and send it when its principal's turn comes."""
+        call, services = self._call, self._services
+        if self._count(call.route.sandbox_id):
+            if call.hold is not None:
+                call.hold.__enter__()
+            self._moved_at = self._started_at = self._heard_at = self._loop.time()
+            services.sweeper.watch(self)
+        else:
+            call.body = b""
+        self._take_turn()
+
+    # The sandbox's answer.
+
+    def received(self, head: ResponseHead | None, data: bytes, complete: bool) -> None:
+        if head is not None and head.status == 404 and self._renew_session(complete):
+            return
+        if head is not None and not self._reply.takes(head):
+            self.fail(RemoteProtocolError(f"the sandbox answered HTTP {head.status} without a message"))
+            return
+        super().received(head, data, complete)
+        if self._call.progress_token is None:
+            self._heard_at = self._moved_at
+        elif _PROGRESS in data:
+            self._heard_at = self._moved_at
+            self._progress = max(self._progress, *(float(found) for found in _PROGRESS_VALUE.findall(data)), 0.0)
+
+    # Reaching the sandbox.
+
+    def _reach(self) -> None:
+        session, route = self._call.session, self._call.route
+        if session is not None:
+            self._upstream = session.upstreams.get(route.sandbox_id)
+        if session is None or self._upstream is not None:
+            connection = self._services.upstreams.idle(route.endpoint)
+            if connection is not None:
+                self._send(connection)
+                return
+        self._run(self._connect)
+
+    async def _connect(self) -> None:
+        services, call = self._services, self._call
+        endpoint = call.route.endpoint
+        try:
+            if call.session is not None and self._upstream is None:
+                self._upstream = await services.handshakes.session_on(call.session, call.route)
+            connection = services.upstreams.idle(endpoint) or await services.upstreams.connect(endpoint)
+        except CapacityExceeded as error:
+            self.fail(error)
+            return
+        except (ConnectFailed, RemoteProtocolError) as error:
+            await self._fail_explained(error)
+            return
+        except AshError:
+            await self._fail_explained(ConnectFailed("the sandbox opened no session for the call; nothing was sent"))
+            return
+        self._send(connection)
+
+    def _send(self, connection: Connection) -> None:
+        call = self._call
+        ours = self._token_line()
+        if self._upstream is None:
+            lines = call.head.lines(_OF_CALL)
+            ours += b"mcp-name: %b\r\n" % framing.encode_name(call.tool)
+        else:
+            assert call.session is not None
+            lines = call.head.lines(_OF_SESSION_CALL)
+            ours += self._upstream.lines()
+            call.session.calls[call.request_id] = self._upstream
+            self._upstream.open_streams[self] = self.inject_event
+        self._connection = connection
+        head = framing.request_head(b"POST", call.route.endpoint.authority, len(call.body), lines, ours)
+        connection.send(head + call.body, self)
+        if self._paused:
+            connection.pause()
+
+    def _renew_session(self, complete: bool) -> bool:
+        """Open a new upstream session and send the call again, if the sandbox did not know the old one.
+
+        Args:
+            complete: Whether its answer was there at once, so that the connection is in the pool again.
+        """
+        session, lost = self._call.session, self._upstream
+        if session is None or lost is None or lost.id is None or self._renewed:
+            return False
+        self._renewed = True
+        self._moved_at = self._loop.time()
+        connection, self._connection = self._connection, None
+        if connection is not None and not complete:
+            connection.close()
+        sandbox_id = self._call.route.sandbox_id
+        if session.upstreams.get(sandbox_id) is lost:
+            session.forget(sandbox_id)
+        lost.open_streams.pop(self, None)
+        self._reach()
+        return True
+
+    # Answering the caller.
+
+    def inject_event(self, event: bytes) -> None:
+        """Write an event of the call's session that does not belong to its own answer into the answer's stream."""
+        out = self._reply.inject_event(event)
+        if out:
+            self._caller.write(out)
+
+    def _editor(self) -> EventEditor:
+        call = self._call
+        assert call.session is not None and self._upstream is not None
+        return SessionEvents(call.session, self._upstream)
+
+    def _session_header(self) -> Headers:
+        session = self._call.session
+        return [] if session is None else [(b"mcp-session-id", session.id.encode())]
+
+    # Failing and ending.
+
+    def _whole_failure(self, error: AshError, status: int | None) -> bytes:
+        return responses.whole_failure(self._caller, self._failure(error, None), error, self._session_header())
+
+    def _late_failure(self, error: AshError) -> bytes:
+        return self._failure(error, self._reply.nonce)
+
+    def _failure(self, error: AshError, nonce: bytes | None) -> bytes:
+        is_modern = self._call.session is None
+        return responses.failure(self._call.request_id, error, nonce=nonce, is_modern=is_modern)
+
+    def check_timeout(self, now: float) -> None:
+        """Fail if the sandbox has sent nothing for `idle_stream_seconds`; tell a caller that waits that it goes on."""
+        limits = self._services.limits
+        idle = limits.idle_stream_seconds or math.inf
+        if self._moved_at + idle <= now:
+            self.fail(AshTimeout(f"the sandbox sent nothing for {idle:g} s"))
+        elif self._heard_at + limits.quiet_seconds <= now and self._connection is not None and not self._paused:
+            self._tell_it_goes_on(now)
+
+    def _tell_it_goes_on(self, now: float) -> None:
+        call = self._call
+        if b"text/event-stream" not in (call.head.fields.get(b"accept") or b""):
+            return
+        seconds = now - self._started_at
+        event = _COMMENT
+        if call.progress_token is not None:
+            event = responses.progress_event(call.progress_token, self._progress + seconds * _STEP, seconds)
+        out = self._reply.append_event(event)
+        if out:
+            self._heard_at = now
+            self._caller.write(out)
+
+    def _end(self) -> None:
+        super()._end()
+        call = self._call
+        if self._upstream is not None:
+            self._upstream.open_streams.pop(self, None)
+        if call.session is not None and call.session.calls.get(call.request_id) is self._upstream:
+            call.session.calls.pop(call.request_id, None)
+        if call.hold is not None and self._entry is not None:  # without an entry, `hold` was not entered
+            call.hold.__exit__(None, None, None)

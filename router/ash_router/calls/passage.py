@@ -1,0 +1,284 @@
+"""One request to a sandbox's own endpoint, and its answer: both are streamed, and neither is held whole.
+
+    queued ──▶ reaching ──▶ passing ──▶ done
+       └───────────┴───────────┴──▶ done, by `fail` or `caller_left`
+
+The request's body goes on as it comes, and its caller is read no faster than the sandbox reads. Nothing is ever sent
+twice. A failure before the answer has begun is a JSON body with a status of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final, Protocol
+
+import orjson
+
+from ash_mcp.errors import (
+    AshError,
+    AshTimeout,
+    ConnectFailed,
+    StreamBroken,
+)
+from ash_mcp.types import SandboxId
+from ash_mcp.wire import MCP_PATH, MODERN_VERSION, failure_to_json
+from ash_router.calls.direct import DirectRequest
+from ash_router.calls.sandbox_exchange import SandboxExchange, Services
+from ash_router.calls.sandbox_response import Reply
+from ash_router.http import bodies, framing, responses
+from ash_router.http.heads import RequestHead
+from ash_router.http.responses import Caller
+from ash_router.sessions.server_requests import SessionEvents
+from ash_router.upstream.connection import Connection
+
+__all__ = ["Passage", "Sender"]
+
+_OF_RESUMPTION: Final = framing.TO_ENDPOINT - {
+    b"last-event-id",
+    b"mcp-method",
+    b"mcp-name",
+    b"mcp-protocol-version",
+    b"mcp-session-id",
+}
+_MAX_KEPT_BYTES: Final = 64 * 1024
+"""Of a request's body that are kept, to read the call's id from if it fails in the middle of its answer."""
+
+
+class Sender(Caller, Protocol):
+    """The connection that a passage's request comes on."""
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def request_stalled(self) -> None:
+        """The rest of the request did not arrive in time."""
+        ...
+
+
+class Passage(SandboxExchange):
+    """A request to a sandbox's own endpoint, whose body may still be arriving.
+
+    `forwarding.py` derives one that goes to another replica.
+
+    Args:
+        head: The caller's own.
+        forwarded_lines: The `x-forwarded-…` header lines.
+        paused: Whether the caller already has more unread bytes than the high-water mark.
+    """
+
+    _max_kept_bytes = _MAX_KEPT_BYTES
+    _pending = b""
+    """The part of the request's body that is not sent on yet."""
+    _kept: bytes | None = b""
+    _ended = False
+    _asked = False
+    """Whether it was queued in `Turns`."""
+    _holding = False
+    _chunked = False
+
+    def __init__(
+        self,
+        sender: Sender,
+        direct: DirectRequest,
+        head: RequestHead,
+        forwarded_lines: bytes,
+        services: Services,
+        *,
+        paused: bool = False,
+    ) -> None:
+        self._sender = sender
+        self._direct = direct
+        self._head = head
+        self._forwarded_lines = forwarded_lines
+        self._endpoint = direct.route.endpoint
+        super().__init__(sender, direct.principal, direct.route, _reply_to(sender, direct), services, paused=paused)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the answer has begun."""
+        return self._reply.begun
+
+    def start(self) -> None:
+        """Count the request; the first `flush` queues it for its turn."""
+        if self._enter_stream() if self._direct.is_stream else self._enter_call(self._direct.route.sandbox_id):
+            self._moved_at = self._loop.time()
+            self._services.sweeper.watch(self)
+        else:
+            self._pending = b""
+
+    def start_whole(self, body: bytes) -> None:
+        """`start` and send a request whose body is complete."""
+        self._pending = body
+        self._kept = body if len(body) <= self._max_kept_bytes else None
+        self._ended = True
+        self.start()
+        self.flush()
+
+    def _enter_stream(self) -> bool:
+        limit = self._services.limits.streams_of(self._principal)
+        if self._services.streams.begin(self._principal.subject, self, limit.most):
+            return True
+        self._refuse(limit.reached("streams"))
+        return False
+
+    def _enter_call(self, sandbox_id: SandboxId | None) -> bool:
+        return self._count(sandbox_id)
+
+    # The request.
+
+    def body(self, data: bytes) -> None:
+        """Take the next bytes of the request's body."""
+        if self._done or self._refusal is not None:
+            return
+        self._pending = self._pending + data if self._pending else data
+        if self._kept is not None:
+            self._kept = self._kept + data if len(self._kept) + len(data) <= self._max_kept_bytes else None
+
+    def body_ended(self) -> None:
+        self._ended = True
+
+    def flush(self) -> None:
+        """Send on the part of the body that has arrived."""
+        if self._done:
+            return
+        self._moved_at = self._loop.time()
+        if self._connection is not None:
+            self._send_more(self._connection)
+        elif not self._asked:
+            self._asked = True
+            self._take_turn()
+        if self._connection is None and len(self._pending) > self._services.limits.high_water_bytes:
+            self._hold(True)
+
+    def _reach(self) -> None:
+        connection = self._services.upstreams.idle(self._endpoint)
+        if connection is None:
+            self._run(self._connect)
+            return
+        self._hold(False)
+        self._send(connection)
+
+    async def _connect(self) -> None:
+        try:
+            connection = await self._services.upstreams.connect(self._endpoint)
+        except ConnectFailed as error:
+            timed_out = isinstance(error.__cause__, TimeoutError)
+            await self._fail_explained(error, 504 if timed_out else None)
+            return
+        self._hold(False)
+        self._send(connection)
+
+    def _send(self, connection: Connection) -> None:
+        self._connection = connection
+        body, self._pending = self._pending, b""
+        length = len(body) if self._ended else framing.content_length(self._head.headers)
+        self._chunked = length is None
+        lines = (self._asked_lines(), self._credentials(), self._forwarded_lines)
+        host = connection.endpoint.authority
+        head = framing.request_head(self._direct.method.encode(), host, length, *lines, target=self._target())
+        connection.send(
+            head + self._framed(body), self, more=not self._ended, on_pressure=None if self._ended else self._hold
+        )
+        if self._paused:
+            connection.pause()
+
+    def _target(self) -> bytes:
+        """Return the path, and query, that the receiver is asked for."""
+        return MCP_PATH.encode()
+
+    def _credentials(self) -> bytes:
+        """Return the header lines that prove to the receiver that the hive sends the request."""
+        return self._token_line()
+
+    def _asked_lines(self) -> bytes:
+        """Return the caller's header lines that are passed on."""
+        resumed = self._direct.resumed
+        if resumed is None:
+            return self._head.lines(framing.TO_ENDPOINT)
+        last = framing.lines_of([(b"last-event-id", resumed.last_event_id)])
+        return self._head.lines(_OF_RESUMPTION) + resumed.upstream.lines() + last
+
+    def _send_more(self, connection: Connection) -> None:
+        if not self._pending and not (self._ended and self._chunked):
+            return
+        body, self._pending = self._pending, b""
+        data = self._framed(body)
+        if data:
+            connection.send_more(data, more=not self._ended)
+
+    def _framed(self, body: bytes) -> bytes:
+        if not self._chunked:
+            return body
+        framed = framing.chunk(body) if body else b""
+        return framed + framing.LAST_CHUNK if self._ended else framed
+
+    def _hold(self, holding: bool) -> None:
+        """Stop reading the caller while the sandbox is slow."""
+        if holding != self._holding and not self._done:
+            self._holding = holding
+            self._moved_at = self._loop.time()
+            if holding:
+                self._sender.pause_reading()
+            else:
+                self._sender.resume_reading()
+
+    # Failing and ending.
+
+    def stopping(self) -> None:
+        """End a stream that only listens: the hive stops, and it would never end by itself."""
+        if self._direct.is_stream:
+            self.fail(StreamBroken("the hive stops"))
+
+    def _whole_failure(self, error: AshError, status: int | None) -> bytes:
+        nonce = (responses.NONCE.decode(), responses.new_nonce().decode())
+        return responses.refusal(self._sender, error, status, [nonce])
+
+    def _late_failure(self, error: AshError) -> bytes | None:
+        return self._failure(error)
+
+    def _failure(self, error: AshError) -> bytes | None:
+        """Return `error` as the answer to the call that the caller made; None where its id is not known."""
+        message = bodies.read_message(self._kept) if self._kept and self._ended else None
+        request_id: Any = message.fields.get("id") if message is not None else None
+        if message is None or not isinstance(request_id, str | int) or isinstance(request_id, bool):
+            return None
+        if message.method == "tools/call":
+            is_modern = self._head.fields.get(b"mcp-protocol-version") == MODERN_VERSION.encode()
+            return responses.failure(request_id, error, nonce=self._reply.nonce, is_modern=is_modern)
+        said = {"code": -32000, "message": error.message, "data": failure_to_json(error)}
+        return orjson.dumps({"jsonrpc": "2.0", "id": request_id, "error": said}, default=str)
+
+    def check_timeout(self, now: float) -> None:
+        """Fail if the caller (while it sends) or the sandbox (after that) has been silent for too long."""
+        limits = self._services.limits
+        on_sandbox = self._ended or self._holding
+        bound = self._patience() if on_sandbox else limits.body_timeout_seconds
+        if self._moved_at + bound > now:
+            return
+        if on_sandbox:
+            self.fail(AshTimeout(f"the sandbox was silent for {bound:g} s"))
+        else:
+            self._sender.request_stalled()
+
+    def _patience(self) -> float:
+        """Return how long the sandbox may be silent, in seconds."""
+        return self._services.limits.idle_stream_seconds or math.inf
+
+    def _end(self) -> None:
+        if self._holding:
+            self._hold(False)
+        super()._end()
+        if self._direct.is_stream:
+            self._services.streams.end(self._principal.subject, self)
+
+
+def _reply_to(sender: Sender, direct: DirectRequest) -> Reply:
+    resumed = direct.resumed
+    if resumed is None:
+        return Reply(sender, kept=framing.FROM_ENDPOINT)
+    return Reply(
+        sender,
+        framing.lines_of([(b"mcp-session-id", resumed.session.id.encode())]),
+        editor=lambda: SessionEvents(resumed.session, resumed.upstream),
+    )

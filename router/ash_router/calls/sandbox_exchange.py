@@ -1,0 +1,233 @@
+"""The base class of a relayed call and of a direct request: one sandbox, one caller, and an answer that always ends.
+
+A failure before the answer has begun is a whole answer of the hive's. A later one is a last event on the sandbox's
+stream, with the nonce of the response's head, or else the connection is closed early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from ash_mcp.errors import AshError, ConnectFailed, HiveFault, RemoteProtocolError, SandboxError
+from ash_mcp.types import Principal, SandboxId
+from ash_mcp.wire import HEADER_TOKEN
+from ash_router.bounds.deadlines import TimeoutSweeper
+from ash_router.bounds.limits import RelayLimits
+from ash_router.bounds.streams import OpenStreams
+from ash_router.bounds.turns import Turns
+from ash_router.calls.sandbox_response import Reply
+from ash_router.http.framing import ResponseHead
+from ash_router.http.responses import Caller
+from ash_router.ledger import Call, Ledger
+from ash_router.routes import Route
+from ash_router.sessions.handshakes import Handshakes
+from ash_router.upstream.call_tokens import CallTokens
+from ash_router.upstream.connection import Connection
+from ash_router.upstream.pool import ConnectionPool
+
+__all__ = ["SandboxExchange", "Services"]
+
+log = logging.getLogger(__name__)
+
+_TOKEN_LINE: Final = b"%b: %%b\r\n" % HEADER_TOKEN.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of a data plane that every exchange uses."""
+
+    upstreams: ConnectionPool
+    handshakes: Handshakes
+    tokens: CallTokens
+    ledger: Ledger
+    limits: RelayLimits
+    streams: OpenStreams
+    turns: Turns
+    sweeper: TimeoutSweeper
+    explain: Callable[[Route], Awaitable[AshError]]
+    spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+
+class SandboxExchange(ABC):
+    """A `Sink` between one sandbox and one caller.
+
+    Args:
+        principal: The caller, in whose limits the exchange counts.
+        paused: Whether the caller still has unread bytes of earlier answers, above the high-water mark.
+    """
+
+    _entry: Call | None = None
+    _connection: Connection | None = None
+    _task: asyncio.Task[None] | None = None
+    _moved_at = 0.0
+    """When the last byte came or went, by the loop's clock."""
+    _begun = False
+    """Whether `Turns` has started it."""
+    _refusal: AshError | None = None
+    """The error that it is answered with when its turn comes."""
+    _done = False
+
+    def __init__(
+        self, caller: Caller, principal: Principal, route: Route, reply: Reply, services: Services, *, paused: bool
+    ) -> None:
+        self._caller = caller
+        self._principal = principal
+        self._route = route
+        self._reply = reply
+        self._services = services
+        self._loop = asyncio.get_running_loop()
+        self._paused = paused
+
+    # What the subclasses define.
+
+    @abstractmethod
+    def _reach(self) -> None:
+        """Send the request: at once on an idle connection, else after connecting."""
+
+    @abstractmethod
+    def check_timeout(self, now: float) -> None:
+        """Fail if the caller or the sandbox was silent for too long."""
+
+    @abstractmethod
+    def _whole_failure(self, error: AshError, status: int | None) -> bytes:
+        """Return the answer of a request that failed before its answer began."""
+
+    @abstractmethod
+    def _late_failure(self, error: AshError) -> bytes | None:
+        """Return the JSON-RPC message that ends an answer that has begun; None if the request's id is not known."""
+
+    # Its turn.
+
+    def _take_turn(self) -> None:
+        self._services.turns.take(self._principal.subject, self)
+
+    def begin(self) -> None:
+        self._begun = True
+        if self._refusal is not None:
+            self.fail(self._refusal)
+            return
+        try:
+            self._reach()
+        except Exception:
+            log.exception("a request to a sandbox failed in the hive itself")
+            self.fail(HiveFault("the hive itself failed; its log has the details"))
+
+    def _refuse(self, error: AshError) -> None:
+        """Fail when this exchange's turn comes: refusals are work too, and a flood has as many of them as calls."""
+        if self._begun:
+            self.fail(error)
+        else:
+            self._refusal = error
+
+    # The caller.
+
+    def fail(self, error: AshError, status: int | None = None) -> None:
+        """End the caller's answer with `error` at once; no-op if it has ended."""
+        if self._done:
+            return
+        self._end()
+        if not self._reply.begun:
+            self._caller.write(self._whole_failure(error, status))
+            self._caller.finished()
+            return
+        rest = self._reply.cut(self._late_failure(error))
+        if rest is None:
+            self._caller.broken_off()
+        else:
+            self._caller.write(rest)
+            self._caller.finished()
+
+    def caller_left(self) -> None:
+        """The caller is gone: close the connection to the sandbox, which is how a stateless call is cancelled."""
+        if not self._done:
+            self._end()
+
+    def pause(self) -> None:
+        """Stop reading the sandbox's answer: the caller is slow."""
+        self._paused = True
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        self._paused = False
+        if self._connection is not None:
+            self._connection.resume()
+
+    # The sandbox.
+
+    def received(self, head: ResponseHead | None, data: bytes, complete: bool) -> None:
+        if complete:
+            self._connection = None
+        self._moved_at = self._loop.time()
+        out = self._reply.frame(head, data, complete)
+        if out:
+            self._caller.write(out)
+        if complete:
+            self._end()
+            self._caller.finished()
+
+    def broken(self, error: AshError) -> None:
+        self._connection = None
+        self._run(partial(self._fail_explained, error))
+
+    def _token_line(self) -> bytes:
+        """Return the header line that proves to the sandbox that its own hive asks."""
+        return _TOKEN_LINE % self._services.tokens.mint(self._route.sandbox_id)
+
+    # Beginning and ending.
+
+    def _count(self, sandbox_id: SandboxId | None) -> bool:
+        """Enter the call in the ledger; where its principal has too many in flight, refuse it and return False."""
+        services, owner = self._services, self._principal.subject
+        limit = services.limits.calls_of(self._principal)
+        if services.ledger.of_owner(owner) >= limit.most:
+            self._refuse(limit.reached("calls"))
+            return False
+        self._entry = services.ledger.begin(sandbox_id, owner, self.fail)
+        return True
+
+    def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._task = self._services.spawn(self._guarded(work))
+
+    async def _guarded(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await work()  # the coroutine is made here: a task cancelled before its first step would never await it
+        except Exception:
+            log.exception("a request to a sandbox failed in the hive itself")
+            self.fail(HiveFault("the hive itself failed; its log has the details"))
+
+    async def _fail_explained(self, error: AshError, status: int | None = None) -> None:
+        """Fail with the reason that the sandbox is gone, if the hive can tell it in time, else with `error`."""
+        is_certain = isinstance(error, RemoteProtocolError | HiveFault)
+        self.fail(error if is_certain else await self._explained(error), status)
+
+    async def _explained(self, error: AshError) -> AshError:
+        try:
+            async with asyncio.timeout(self._services.limits.explain_timeout_seconds):
+                said = await self._services.explain(self._route)
+        except TimeoutError:
+            log.warning("nobody could say in time why sandbox %s went away", self._route.sandbox_id)
+            return error
+        # A call that was sent may have run; no explanation may tell the caller that it did not.
+        fits = isinstance(said, SandboxError) if isinstance(error, ConnectFailed) else not said.retryable
+        return said if fits else error
+
+    def _end(self) -> None:
+        """Release the connection, the task, the turn, the timeout and the ledger entry."""
+        self._done = True
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+        if not self._begun:
+            self._services.turns.leave(self._principal.subject, self)
+        self._services.sweeper.unwatch(self)
+        if self._entry is not None:
+            self._services.ledger.end(self._entry)

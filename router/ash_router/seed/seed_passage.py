@@ -1,0 +1,101 @@
+"""One request to a server of the seed's, and its answer: both pass as they come, with the headers that they have.
+
+The server is not ours and proves nothing. It is sent no token, and what it says of a hive (`ash-…`) does not pass.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ash_mcp.errors import AshError, AshTimeout, CapacityExceeded
+from ash_mcp.types import SandboxId
+from ash_mcp.wire import HEADER_SEED_ROUTER, MCP_PATH
+from ash_router.calls.direct import DirectRequest
+from ash_router.calls.passage import Passage, Sender
+from ash_router.calls.sandbox_exchange import Services
+from ash_router.calls.sandbox_response import Reply
+from ash_router.http import framing, responses
+from ash_router.http.framing import Headers, ResponseHead
+from ash_router.http.heads import RequestHead
+
+__all__ = ["SeedPassage", "forwarded_lines", "target_of"]
+
+_FORWARDED: Final = frozenset({b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"})
+_MARK: Final = b"%b: 1\r\nconnection: close\r\n" % HEADER_SEED_ROUTER.encode()
+_BASE: Final = MCP_PATH.encode()
+
+
+class SeedPassage(Passage):
+    """A request to a sandbox that the seed's control plane made.
+
+    Args:
+        answer_seconds: How long it may take until the answer begins.
+    """
+
+    def __init__(
+        self,
+        sender: Sender,
+        direct: DirectRequest,
+        head: RequestHead,
+        forwarded: bytes,
+        services: Services,
+        *,
+        answer_seconds: float,
+        paused: bool = False,
+    ) -> None:
+        super().__init__(sender, direct, head, forwarded, services, paused=paused)
+        self._reply = _PlainReply(sender)
+        self._answer_seconds = answer_seconds
+
+    def _enter_call(self, sandbox_id: SandboxId | None) -> bool:
+        del sandbox_id  # who made it looks after its idle time
+        return super()._enter_call(None)
+
+    def _target(self) -> bytes:
+        return target_of(self._head.target)
+
+    def _asked_lines(self) -> bytes:
+        return framing.passed_lines(self._head.headers, but=_FORWARDED)
+
+    def _credentials(self) -> bytes:
+        return _MARK
+
+    def _patience(self) -> float:
+        return super()._patience() if self.begun else self._answer_seconds
+
+    async def _fail_explained(self, error: AshError, status: int | None = None) -> None:
+        self.fail(error, status)
+
+    def _whole_failure(self, error: AshError, status: int | None) -> bytes:
+        if isinstance(error, CapacityExceeded):
+            return responses.text_refusal(self._sender, error.message, error, 429)
+        if status == 504 or isinstance(error, AshTimeout):
+            return responses.text_refusal(self._sender, "gateway timeout", error, 504)
+        return responses.text_refusal(self._sender, "bad gateway", error, 502)
+
+
+class _PlainReply(Reply):
+    """An answer that passes as it is; one that breaks off is cut off."""
+
+    def _said(self, head: ResponseHead) -> tuple[bytes, bytes]:
+        return framing.status_line(head.status) + framing.passed_lines(head.headers), b""
+
+    def cut(self, message: bytes | None) -> bytes | None:
+        del message
+        return None
+
+
+def target_of(target: bytes) -> bytes:
+    """Return the target to ask the server for: below `/mcp`, where it is not there already."""
+    if target.startswith(_BASE):
+        return target
+    path, mark, query = target.partition(b"?")
+    return _BASE + (b"" if path == b"/" else path) + mark + query
+
+
+def forwarded_lines(headers: Headers, client: str, scheme: str) -> bytes:
+    """Return the `x-forwarded-…` lines: the caller's address behind those that the request came with."""
+    hops = [value for name, value in headers if name == b"x-forwarded-for"]
+    told = [(b"x-forwarded-for", b", ".join([*hops, client.encode()])), (b"x-forwarded-proto", scheme.encode())]
+    host = framing.one(headers, b"host")
+    return framing.lines_of([*told, (b"x-forwarded-host", host)] if host is not None else told)

@@ -1,0 +1,306 @@
+"""ASGI middleware before the MCP SDK: who may open a handshake-era session, and who owns each one.
+
+Ownership follows the SDK's answer, not the look of a request: a session id in an answer belongs to the principal of
+the request. A request in a session passes only if its principal owns the session. Without a session only what the
+relay read as `initialize` passes.
+
+Session ids are translated here: callers know signed ones (`session_ids.py`), the SDK its own. A session of a replica
+that is gone is taken up here, by an `initialize` of ours with the params that its id carries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Final
+
+from ash_mcp.errors import CapacityExceeded
+from ash_mcp.types import Principal
+from ash_mcp.wire import MCP_PATH, http_status
+from ash_router.admission.base import ADMITTED_KEY, Admitted
+from ash_router.bounds.effective_limits import effective_limit
+from ash_router.http import responses
+from ash_router.sessions.session_ids import SessionIds
+from ash_router.sessions.session_map import Era, LegacySession, LegacySessions, era_of
+
+__all__ = ["INITIALIZE_KEY", "MAX_OWNED", "MAX_SESSIONS", "NO_SESSION", "SessionGate"]
+
+INITIALIZE_KEY: Final = "ash.initialize"
+"""The key in the ASGI scope under which the relay puts the params of an `initialize`."""
+
+MAX_SESSIONS: Final = 10_000
+"""Of all principals together: each keeps a task and some 40 KiB."""
+MAX_OWNED: Final = 5_000
+"""Of one principal."""
+NO_SESSION: Final = b'{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"Session not found"}}'
+"""As the MCP SDK says it."""
+
+_NONE_NAMED: Final = (
+    b'{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"Missing session ID: begin with initialize, '
+    b'or name a stateless revision in MCP-Protocol-Version"}}'
+)
+_METHODS: Final = frozenset({"GET", "POST", "DELETE"})
+_RETRY_SECONDS: Final = 1.0
+_NEGOTIATED: Final = re.compile(rb'"protocolVersion"\s*:\s*"(\d{4}-\d\d-\d\d)"')
+_MAX_SEEN_BYTES: Final = 64 * 1024
+_SESSION_HEADER: Final = b"mcp-session-id"
+
+ASGIMessage = MutableMapping[str, Any]
+ASGIScope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[ASGIMessage]]
+Send = Callable[[ASGIMessage], Awaitable[None]]
+ASGIApp = Callable[[ASGIScope, Receive, Send], Awaitable[None]]
+
+
+class SessionGate:
+    """The middleware.
+
+    Args:
+        end: Ends a session of the SDK's, by its id there.
+        ids: Reads what the ids of other replicas' sessions carry; None takes none up.
+        max_sessions: Of all principals. Beyond it the principal with most loses its least recently used session, if
+            the one who opens has fewer.
+        max_owned: Of one principal; more are refused.
+    """
+
+    def __init__(
+        self,
+        sessions: LegacySessions,
+        app: ASGIApp,
+        end: Callable[[str], Awaitable[None]],
+        *,
+        ids: SessionIds | None = None,
+        max_sessions: int = MAX_SESSIONS,
+        max_owned: int = MAX_OWNED,
+    ) -> None:
+        self._sessions = sessions
+        self._app = app
+        self._end = end
+        self._ids = ids
+        self._taking_up: dict[str, asyncio.Lock] = {}
+        self._max_sessions = max_sessions
+        self._max_owned = max_owned
+        self._opening: dict[str, int] = {}
+        """The number of requests under way that may open a session, by owner."""
+
+    async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        admitted: Admitted = scope[ADMITTED_KEY]
+        era = era_of(_header(scope["headers"], b"mcp-protocol-version"))
+        named = _header(scope["headers"], _SESSION_HEADER)
+        if era is Era.STATELESS:
+            await self._app(_in_session(scope, None), receive, send)  # that era has no sessions
+        elif named is not None:
+            session = self._sessions.of(admitted, named.decode("latin-1"))
+            if session is None:
+                await _answer(send, 404, NO_SESSION)
+            else:
+                await self._continue(session, scope, receive, send)
+        elif era is Era.HANDSHAKE and INITIALIZE_KEY not in scope:
+            await _answer(send, 400 if scope["method"] in _METHODS else 405, _NONE_NAMED)
+        else:
+            await self._open(admitted, scope, receive, send)
+
+    async def _continue(self, session: LegacySession, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        sdk_id = session.sdk_id
+        self._sessions.mark_used(session)
+        send = _naming(session.id.encode("latin-1"), send)
+        if scope["method"] == "DELETE":
+            send = _closing(self._sessions, sdk_id, send)
+        await self._app(_in_session(scope, sdk_id.encode("latin-1")), receive, send)
+
+    async def take_up(self, admitted: Admitted, session_id: str) -> bool:
+        """Open a session anew that a replica had which is gone; requests of it at the same time share that.
+
+        What is lost is in the README of the router.
+
+        Returns:
+            False if no replica of this hive gave that id to this caller, or there is no room for one more session.
+        """
+        params = None if self._ids is None else self._ids.read(session_id, admitted.principal.subject)
+        if params is None:
+            return False
+        async with self._taking_up.setdefault(session_id, asyncio.Lock()):
+            try:
+                if self._sessions.of(admitted, session_id) is None:
+                    hello = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
+                    scope = {**_own_request(admitted), INITIALIZE_KEY: params}
+                    await self._open(admitted, scope, _body(hello), _ignore, session_id)
+                    session = self._sessions.of(admitted, session_id)
+                    if session is not None:
+                        ready = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+                        await self._continue(session, _own_request(admitted), _body(ready), _ignore)
+            finally:
+                self._taking_up.pop(session_id, None)
+        return self._sessions.of(admitted, session_id) is not None
+
+    async def _open(
+        self, admitted: Admitted, scope: ASGIScope, receive: Receive, send: Send, session_id: str | None = None
+    ) -> None:
+        owner = admitted.principal.subject
+        room = self._room_for(admitted.principal)
+        if isinstance(room, CapacityExceeded):
+            body = responses.json_refusal(room)
+            await _answer(send, http_status(room), body, (b"retry-after", b"%d" % _RETRY_SECONDS))
+            return
+        self._opening[owner] = self._opening.get(owner, 0) + 1
+        opening = _Opening(self, admitted, scope.get(INITIALIZE_KEY, {}), send, session_id)
+        try:
+            if room is not None:
+                self._sessions.remove(room)
+                await self._end(room)
+            await self._app(scope, receive, opening.send)
+        finally:
+            opening.settle()
+            if opening.session is not None and not opening.is_open:
+                # the caller never learned of it, or initialize failed
+                await self._end(opening.session.sdk_id)
+                self._sessions.remove(opening.session.sdk_id)
+
+    def _room_for(self, principal: Principal) -> CapacityExceeded | str | None:
+        """Return the session that must end to make room, None if there is room, or the refusal of one more."""
+        owner = principal.subject
+        held = self._sessions.count(owner) + self._opening.get(owner, 0)
+        limit = effective_limit(self._max_owned, principal.limits.sessions)
+        if held >= limit.most:
+            return limit.reached("sessions")
+        if len(self._sessions) + sum(self._opening.values()) < self._max_sessions:
+            return None
+        surplus = self._sessions.surplus(held + 1)
+        if surplus is None:
+            words = "the hive has as many MCP sessions as it can, and you your share of them"
+            return CapacityExceeded(words, retry_after_seconds=_RETRY_SECONDS)
+        return surplus
+
+    def add(self, sdk_id: str, admitted: Admitted, params: Any, session_id: str | None) -> LegacySession:
+        return self._sessions.add(sdk_id, admitted, params, session_id)
+
+    def settled(self, owner: str) -> None:
+        self._opening[owner] -= 1
+        if not self._opening[owner]:
+            del self._opening[owner]
+
+
+class _Opening:
+    """Watches the answer to a request that may open a session."""
+
+    def __init__(self, gate: SessionGate, admitted: Admitted, params: Any, send: Send, session_id: str | None) -> None:
+        self._gate = gate
+        self._admitted = admitted
+        self._params = params
+        self._session_id = session_id
+        self._send = send
+        self._settled = False
+        self._seen = b""
+        self.session: LegacySession | None = None
+        self.is_open = False
+        """Whether the answer to `initialize` was passed on to the caller."""
+
+    def settle(self) -> None:
+        """Release the place that was reserved for the session; idempotent."""
+        if not self._settled:
+            self._settled = True
+            self._gate.settled(self._admitted.principal.subject)
+
+    async def send(self, message: ASGIMessage) -> None:
+        if message["type"] == "http.response.start":
+            sdk_id = _header(message.get("headers", ()), _SESSION_HEADER)
+            if sdk_id is not None and message["status"] < 400:
+                sdk_name = sdk_id.decode("latin-1")
+                self.session = self._gate.add(sdk_name, self._admitted, self._params, self._session_id)
+                message = _with_session(message, self.session.id.encode("latin-1"))
+            self.settle()
+        elif self.session is not None and not self.is_open:
+            self._seen = (self._seen + message.get("body", b""))[:_MAX_SEEN_BYTES]
+            found = _NEGOTIATED.search(self._seen)
+            if found is not None:
+                self.session.version, self.is_open = found[1].decode(), True
+        await self._send(message)
+
+
+def _closing(sessions: LegacySessions, sdk_id: str, send: Send) -> Send:
+    async def watch(message: ASGIMessage) -> None:
+        if message["type"] == "http.response.start" and message["status"] < 300:
+            sessions.remove(sdk_id)
+        await send(message)
+
+    return watch
+
+
+def _naming(session_id: bytes, send: Send) -> Send:
+    async def name(message: ASGIMessage) -> None:
+        await send(_with_session(message, session_id) if message["type"] == "http.response.start" else message)
+
+    return name
+
+
+def _with_session(message: ASGIMessage, session_id: bytes) -> ASGIMessage:
+    """Return the start of an answer whose session, if it names one, is `session_id`."""
+    headers = [
+        (key, session_id if key.lower() == _SESSION_HEADER else value) for key, value in message.get("headers", ())
+    ]
+    return {**message, "headers": headers}
+
+
+def _own_request(admitted: Admitted) -> ASGIScope:
+    """Return the ASGI scope of a message to the SDK that no caller sent."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": MCP_PATH,
+        "raw_path": MCP_PATH.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [
+            (b"host", b"hub"),
+            (b"content-type", b"application/json"),
+            (b"accept", b"application/json, text/event-stream"),
+        ],
+        "client": None,
+        "server": None,
+        ADMITTED_KEY: admitted,
+    }
+
+
+def _body(message: Mapping[str, Any]) -> Receive:
+    """Return a `receive` that gives one message as the whole body, and then waits: its caller never leaves."""
+    waiting = [{"type": "http.request", "body": json.dumps(message).encode(), "more_body": False}]
+
+    async def receive() -> ASGIMessage:
+        if waiting:
+            return waiting.pop()
+        return await asyncio.get_running_loop().create_future()
+
+    return receive
+
+
+async def _ignore(message: ASGIMessage) -> None:
+    del message
+
+
+def _header(headers: Any, name: bytes) -> bytes | None:
+    for key, value in headers:
+        if key.lower() == name:
+            return value
+    return None
+
+
+def _in_session(scope: ASGIScope, sdk_id: bytes | None) -> ASGIScope:
+    """Return the ASGI scope with the session header set to the SDK's id, or removed for None."""
+    others = [header for header in scope["headers"] if header[0] != _SESSION_HEADER]
+    if sdk_id is None and len(others) == len(scope["headers"]):
+        return scope
+    return {**scope, "headers": others if sdk_id is None else [*others, (_SESSION_HEADER, sdk_id)]}
+
+
+async def _answer(send: Send, status: int, body: bytes, *more: tuple[bytes, bytes]) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *more]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

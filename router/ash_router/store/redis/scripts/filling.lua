@@ -1,2 +1,0 @@
--- The name of the present filling. KEYS: epoch.
-return filling(KEYS[1])

@@ -1,0 +1,160 @@
+"""Both launchers, by one set of tests: what a handle tells of the process that a plan describes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+
+from ash_hub.backends.local import host
+from ash_hub.backends.local.keeper.launchers import Handle, LaunchError, Plan, launcher_of
+from ash_hub.backends.local.keeper.launchers.launcher import ExitStatus
+from ash_hub.backends.local.keeper.launchers.plan import Mount
+from tests.hub.backends.local.local_parts import WAIT_SECONDS, needs_isolation
+
+pytestmark = pytest.mark.anyio
+
+FACTS = host.host_facts()
+CHOICES = {
+    "bubblewrap": {"kind": "bubblewrap", "program": FACTS.bubblewrap, "options": sorted(FACTS.options)},
+    "unsafe": {"kind": "unsafe"},
+}
+HOST_PYTHON = os.path.realpath("/usr/bin/python3")
+PLAN = Plan(
+    command=(),
+    python=HOST_PYTHON,
+    environment={"PATH": os.defpath, "WORD": "told"},
+    mounts=(
+        *(Mount("bind", path, path) for path in FACTS.directories),
+        *(Mount("link", path, target) for path, target in FACTS.links.items()),
+        *(Mount("proc", "/proc"), Mount("devices", "/dev")),
+    ),
+    system_call_filter=FACTS.seccomp,
+)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(params=[pytest.param("bubblewrap", marks=needs_isolation), "unsafe"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@asynccontextmanager
+async def launched(kind: str, *command: str, plan: Plan = PLAN) -> AsyncGenerator[Handle]:
+    """Launch a command, and leave nothing of it."""
+    handle = launcher_of(CHOICES[kind]).launch(replace(plan, command=command))
+    try:
+        with anyio.fail_after(WAIT_SECONDS):
+            yield handle
+            handle.signal(signal.SIGKILL)
+            await handle.ended()
+    finally:
+        handle.close()
+
+
+async def said(handle: Handle) -> str:
+    """Return what it has written when it has ended."""
+    await handle.ended()
+    return os.read(handle.log, 65_536).decode()
+
+
+async def test_it_is_up_once_its_command_runs_and_its_exit_code_is_known(kind: str) -> None:
+    async with launched(kind, "sh", "-c", 'echo "$WORD"; exit 3') as handle:
+        assert await handle.up()
+        assert await handle.ended() == ExitStatus(code=3)
+        assert os.read(handle.log, 100) == b"told\n"
+
+
+async def test_a_signal_that_killed_the_command_is_named(kind: str) -> None:
+    async with launched(kind, "sh", "-c", "kill -USR1 $$") as handle:
+        assert await handle.up()
+        assert await handle.ended() == ExitStatus(signal=signal.SIGUSR1)
+
+
+async def test_a_signal_to_the_handle_reaches_the_command(kind: str) -> None:
+    script = "trap 'echo heard; exit 5' TERM; echo ready; while :; do sleep 0.01; done"
+    async with launched(kind, "sh", "-c", script) as handle:
+        assert await handle.up()
+        await anyio.wait_readable(handle.log)
+        handle.signal(signal.SIGTERM)
+        assert await handle.ended() == ExitStatus(code=5)
+        assert os.read(handle.log, 100) == b"ready\nheard\n"
+
+
+async def test_a_kill_ends_what_the_command_left_behind(kind: str) -> None:
+    async with launched(kind, "sh", "-c", "sleep 1000 & setsid sleep 1000 & echo started; wait") as handle:
+        assert await handle.up()
+        await anyio.wait_readable(handle.log)
+        assert os.read(handle.log, 100) == b"started\n"
+        handle.signal(signal.SIGKILL)
+        assert await handle.ended() == ExitStatus(signal=signal.SIGKILL)
+        await anyio.wait_readable(handle.log)
+        assert os.read(handle.log, 100) == b""  # nobody is left who could write to it
+
+
+async def test_a_command_that_is_none_is_a_failure_of_its_execution(kind: str) -> None:
+    async with launched(kind, "/no/such/program") as handle:
+        with pytest.raises(LaunchError, match="could not run /no/such/program: No such file") as failure:
+            await handle.up()
+        assert failure.value.step == "exec"
+
+
+async def test_a_first_process_that_cannot_run_is_never_up(kind: str) -> None:
+    if kind == "unsafe":
+        with pytest.raises(LaunchError, match="could not start /no/python"):
+            launcher_of(CHOICES[kind]).launch(replace(PLAN, python="/no/python"))
+        return
+    async with launched(kind, "true", plan=replace(PLAN, python="/no/python")) as handle:
+        assert not await handle.up()
+        assert "/no/python" in await said(handle)
+
+
+async def test_the_command_inherits_the_descriptors_of_the_plan_and_no_others(kind: str, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        plan = replace(PLAN, environment={**PLAN.environment, "FD": "@fd:it@"}, descriptors={"it": listener.fileno()})
+        async with launched(kind, "sh", "-c", 'readlink /proc/self/fd/"$FD"; ls /proc/$$/fd', plan=plan) as handle:
+            assert await handle.up()
+            first, *numbers = (await said(handle)).split()
+        assert first.startswith("socket:")
+        assert {int(number) for number in numbers} - {0, 1, 2} == {listener.fileno()}
+
+
+async def test_limits_of_a_process_hold(kind: str) -> None:
+    async with launched(kind, "sh", "-c", "ulimit -n", plan=replace(PLAN, rlimits={"NOFILE": 77})) as handle:
+        assert await handle.up()
+        assert await said(handle) == "77\n"
+
+
+async def test_it_joins_its_control_group_first(kind: str, tmp_path: Path) -> None:
+    entrance = tmp_path / "cgroup.procs"
+    entrance.touch()
+    async with launched(kind, "true", plan=replace(PLAN, group_entrances=(str(entrance),))) as handle:
+        assert await handle.up()
+    assert entrance.read_text() == "0"
+
+
+async def test_a_handle_can_be_closed_twice(kind: str) -> None:
+    async with launched(kind, "true") as handle:
+        assert await handle.up()
+        await handle.ended()
+        os.fstat(handle.log)
+    handle.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(handle.log)
+
+
+def test_a_launcher_that_is_not_known_is_a_failed_launch() -> None:
+    with pytest.raises(LaunchError, match="no launcher 'forks'"):
+        launcher_of({"kind": "forks"})

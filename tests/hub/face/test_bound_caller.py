@@ -1,0 +1,45 @@
+"""A caller who is bound to one sandbox: what the hive's own tools show and refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ash_hub.face.arguments import DestroyAsk, ExtendAsk, ListAsk, SpawnAsk, ToolsAsk
+from ash_hub.face.handlers import HiveOperations
+from ash_hub.serving.audit import Audit
+from ash_mcp.errors import PermissionDenied, SandboxNotFound
+from ash_mcp.types import DEFAULT_SCOPE, Principal
+from ash_router.admission.base import Admitted
+from tests.hub.world import World, no_progress
+
+pytestmark = pytest.mark.anyio
+
+
+def operations(world: World) -> HiveOperations:
+    parts: Any = world.sandboxes._parts  # pyright: ignore[reportPrivateUsage]
+    catch_up = world.controller.catch_up
+    return HiveOperations(
+        world.sandboxes, world.backend, parts.tokens, parts.settings, Audit(), catch_up, parts.ledger._clock
+    )
+
+
+async def test_it_sees_its_sandbox_alone_and_makes_and_ends_none(world: World) -> None:
+    shared, _ = await world.spawn(), await world.spawn()
+    guest = Admitted(Principal("guest", sandbox=shared.id), DEFAULT_SCOPE, "/mcp")
+    tools = operations(world)
+    listed = await tools.answer(guest, ListAsk(), no_progress)
+    assert [shape["session"] for shape in listed.structured["sandboxes"]] == ["sb1"]
+    assert (await tools.answer(guest, ToolsAsk(session="sb1"), no_progress)).structured["tools"]
+    with pytest.raises(SandboxNotFound):
+        await tools.answer(guest, ToolsAsk(session="sb2"), no_progress)
+    refused = (
+        SpawnAsk.model_validate({"recipe": "test"}),
+        DestroyAsk(session="sb1"),
+        ExtendAsk(session="sb1", ttl_seconds=60),
+    )
+    for ask in refused:
+        with pytest.raises(PermissionDenied, match="one sandbox only"):
+            await tools.answer(guest, ask, no_progress)
+    assert len(await world.backend.list()) == 2

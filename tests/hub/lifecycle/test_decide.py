@@ -1,0 +1,254 @@
+"""Every cell of the table of `decide`, and what holds of every view."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ash_hub.backends.base import Phase
+from ash_hub.lifecycle.decide import (
+    DELETE_SECONDS,
+    TOOLS_SECONDS,
+    Decision,
+    Step,
+    View,
+    Where,
+    decide,
+    idle_since,
+)
+from ash_hub.lifecycle.record import Ending, Record
+from ash_mcp.types import DEFAULT_SCOPE, EndReason, SessionName, State
+
+NOW = 1000.0
+STARTING = Record(
+    owner="me",
+    scope=DEFAULT_SCOPE,
+    session=SessionName("sb1"),
+    recipe="test",
+    maker="a",
+    created_at=NOW - 10,
+    start_by=NOW + 60,
+    expires_at=NOW + 600,
+    idle_seconds=None,
+)
+READY = replace(STARTING, ready_at=NOW - 1)
+IDLE = replace(READY, idle_seconds=30.0)
+WISH = Ending(reason=EndReason.DESTROYED, at=NOW - 1, by="a", message="asked for")
+ENDING = replace(READY, ending=WISH)
+DONE = Decision(Step.NONE)
+
+
+def view(**more: Any) -> View:
+    given: dict[str, Any] = {"state": State.READY, "record": READY, "phase": Phase.RUNNING, **more}
+    return View(**given)
+
+
+def absent(**more: Any) -> View:
+    return view(phase=None, has_route=False, **more)
+
+
+def starting(**more: Any) -> View:
+    return view(**{"state": State.STARTING, "record": STARTING, **more})
+
+
+BURIED = {"state": State.GONE, "ended_at": NOW - 5, "kept_seconds": 60.0}
+
+
+@pytest.mark.parametrize(
+    ("seen", "decision"),
+    [
+        # absent
+        (view(state=None, record=None, phase=None), Decision(Step.UNROUTE)),
+        (absent(state=None, record=None), DONE),
+        (view(phase=None, **BURIED), Decision(Step.UNROUTE)),
+        (absent(**{**BURIED, "ended_at": NOW - 60}), Decision(Step.FORGET)),
+        (absent(**BURIED), Decision(Step.NONE, at=NOW + 55)),
+        (
+            starting(phase=None, is_starting_here=True, wish=WISH),
+            Decision(Step.CANCEL_START, WISH.reason, "asked for"),
+        ),
+        (starting(phase=None, is_starting_here=True, wish=WISH, is_cancelled=True), DONE),
+        (starting(phase=None, is_starting_here=True, is_held=False), Decision(Step.HOLD)),
+        (starting(phase=None, is_starting_here=True), DONE),
+        (absent(record=ENDING), Decision(Step.BURY, WISH.reason, "asked for")),
+        (absent(wish=WISH), Decision(Step.BURY, WISH.reason, "asked for")),
+        (
+            absent(record=ENDING, wish=replace(WISH, reason=EndReason.TTL_EXPIRED)),
+            Decision(Step.BURY, WISH.reason, "asked for"),
+        ),
+        (absent(record=STARTING), Decision(Step.BURY, EndReason.START_FAILED, "its start broke off")),
+        (absent(record=STARTING, exit_message="died"), Decision(Step.BURY, EndReason.START_FAILED, "died")),
+        (absent(exit_message="died"), Decision(Step.BURY, EndReason.PROCESS_DIED, "died")),
+        (absent(), Decision(Step.BURY, EndReason.LOST)),
+        # unreadable
+        (view(record=None), DONE),
+        (view(record=None, wish=WISH, phase=Phase.ENDED), DONE),
+        # ending
+        (view(record=ENDING, is_starting_here=True), Decision(Step.CANCEL_START, WISH.reason, "asked for")),
+        (view(record=ENDING, is_starting_here=True, is_cancelled=True), Decision(Step.NONE, WISH.reason, "asked for")),
+        *[
+            (view(record=ENDING, state=state), Decision(Step.WITHDRAW, WISH.reason, "asked for"))
+            for state in (State.PENDING, State.STARTING, State.READY, State.STOPPING)
+        ],
+        (
+            view(record=ENDING, state=State.STOPPING, is_withdrawn=True, phase=Phase.ENDED, ender=Where.ELSEWHERE),
+            Decision(Step.BURY, WISH.reason, "asked for"),
+        ),
+        (
+            view(record=ENDING, state=State.STOPPING, is_withdrawn=True, phase=Phase.ENDED),
+            Decision(Step.DELETE, WISH.reason),
+        ),
+        (view(record=ENDING, phase=Phase.ENDED, **BURIED), Decision(Step.DELETE, WISH.reason)),
+        (view(record=ENDING, state=State.STOPPING, is_withdrawn=True), Decision(Step.DELETE, WISH.reason)),
+        (
+            view(record=ENDING, state=State.STOPPING, is_withdrawn=True, ender=Where.NOBODY),
+            Decision(Step.DELETE, WISH.reason),
+        ),
+        (
+            view(record=ENDING, state=State.STOPPING, is_withdrawn=True, ender=Where.ELSEWHERE),
+            Decision(Step.NONE, at=WISH.at + DELETE_SECONDS),
+        ),
+        (
+            view(
+                record=replace(READY, ending=replace(WISH, at=NOW - DELETE_SECONDS)),
+                state=State.STOPPING,
+                is_withdrawn=True,
+                ender=Where.ELSEWHERE,
+            ),
+            Decision(Step.DELETE, WISH.reason),
+        ),
+        # wished, or buried here
+        (view(wish=WISH, is_lost=True, **BURIED), Decision(Step.FORGET)),
+        (
+            view(wish=WISH, is_lost=True, phase=Phase.ENDED, **BURIED),
+            Decision(Step.END, WISH.reason, "asked for"),
+        ),
+        (starting(wish=WISH, is_starting_here=True), Decision(Step.CANCEL_START, WISH.reason, "asked for")),
+        (
+            starting(wish=WISH, is_starting_here=True, is_cancelled=True),
+            Decision(Step.NONE, WISH.reason, "asked for"),
+        ),
+        (view(wish=WISH), Decision(Step.END, WISH.reason, "asked for")),
+        # starting
+        (starting(is_starting_here=True, phase=Phase.ENDED), Decision(Step.NONE, at=NOW + 60)),
+        (starting(is_starting_here=True, is_held=False), Decision(Step.HOLD, at=NOW + 60)),
+        (
+            starting(phase=Phase.ENDED, exit_message="died", maker=Where.ELSEWHERE),
+            Decision(Step.END, EndReason.START_FAILED, "died"),
+        ),
+        (
+            starting(record=replace(STARTING, start_by=NOW), maker=Where.ELSEWHERE),
+            Decision(Step.END, EndReason.START_FAILED, "its start took too long"),
+        ),
+        *[
+            (starting(maker=maker), Decision(Step.END, EndReason.START_FAILED, "the replica that started it died"))
+            for maker in (Where.HERE, Where.NOBODY)
+        ],
+        (starting(maker=Where.ELSEWHERE, is_held=False), Decision(Step.HOLD, at=NOW + 60)),
+        (starting(maker=Where.ELSEWHERE), Decision(Step.NONE, at=NOW + 60)),
+        # ready
+        (view(phase=Phase.ENDED, exit_message="died"), Decision(Step.END, EndReason.PROCESS_DIED, "died")),
+        (view(record=replace(READY, expires_at=NOW)), Decision(Step.END, EndReason.TTL_EXPIRED)),
+        (view(record=replace(READY, expires_at=NOW), is_busy=True), Decision(Step.END, EndReason.TTL_EXPIRED)),
+        (view(record=IDLE, idle_since=NOW - 30), Decision(Step.END, EndReason.IDLE_EXPIRED)),
+        (view(record=IDLE, idle_since=NOW - 29), Decision(Step.NONE, at=NOW + 1)),
+        (view(record=IDLE, idle_since=NOW - 31, report_seconds=2.0), Decision(Step.NONE, at=NOW + 1)),
+        (
+            view(record=IDLE, idle_since=NOW - 32, report_seconds=2.0, calls_known_at=NOW - 0.5),
+            Decision(Step.LEARN_CALLS),
+        ),
+        (
+            view(record=IDLE, idle_since=NOW - 32, report_seconds=2.0, calls_known_at=NOW),
+            Decision(Step.END, EndReason.IDLE_EXPIRED),
+        ),
+        (view(record=IDLE, idle_since=NOW - 40, is_busy=True), Decision(Step.NONE, at=NOW + 1)),
+        (view(record=IDLE, idle_since=NOW, is_busy=True), Decision(Step.NONE, at=NOW + 30)),
+        (view(is_busy=True), Decision(Step.NONE, at=NOW + 600)),
+        (view(has_tools=False), Decision(Step.END, EndReason.LOST, "this hive does not know its tools")),
+        (view(has_tools=False, is_alone=False), Decision(Step.NONE, at=NOW + TOOLS_SECONDS)),
+        (
+            view(has_tools=False, is_alone=False, record=replace(READY, expires_at=NOW + 3)),
+            Decision(Step.NONE, at=NOW + 3),
+        ),
+        (view(is_held=False), Decision(Step.HOLD)),
+        (view(has_route=False), Decision(Step.HOLD)),
+        (view(has_route=False, maker=Where.NOBODY), Decision(Step.HOLD)),
+        (view(has_route=False, maker=Where.ELSEWHERE), Decision(Step.HOLD)),
+        (view(state=State.STARTING), Decision(Step.SHOW)),
+        (view(state=State.STARTING, has_route=False, maker=Where.ELSEWHERE), Decision(Step.HOLD)),
+        (view(), Decision(Step.NONE, at=NOW + 600)),
+    ],
+)
+def test_each_row_of_the_table(seen: View, decision: Decision) -> None:
+    assert decide(seen, NOW) == decision
+
+
+@pytest.mark.parametrize(
+    ("record", "last_call_at", "restored_at", "since"),
+    [
+        (READY, None, 0.0, NOW - 1),
+        (READY, NOW - 5, 0.0, NOW - 1),
+        (READY, NOW + 5, 0.0, NOW + 5),
+        (READY, NOW + 5, NOW + 9, NOW + 9),
+        (STARTING, None, 7.0, 7.0),
+    ],
+)
+def test_idle_time_counts_from_the_latest_of_ready_call_and_restoration(
+    record: Record, last_call_at: float | None, restored_at: float, since: float
+) -> None:
+    assert idle_since(record, last_call_at, restored_at) == since
+
+
+records = st.sampled_from((None, STARTING, READY, IDLE, ENDING, replace(STARTING, ending=WISH)))
+views = st.builds(
+    View,
+    state=st.sampled_from((None, *State)),
+    record=records,
+    phase=st.sampled_from((None, *Phase)),
+    exit_message=st.sampled_from((None, "died")),
+    wish=st.sampled_from((None, WISH)),
+    is_starting_here=st.booleans(),
+    is_cancelled=st.booleans(),
+    maker=st.sampled_from(Where),
+    ender=st.sampled_from(Where),
+    is_held=st.booleans(),
+    has_route=st.booleans(),
+    has_tools=st.booleans(),
+    is_alone=st.booleans(),
+    is_busy=st.booleans(),
+    idle_since=st.sampled_from((-math.inf, NOW - 32, NOW)),
+    calls_known_at=st.sampled_from((-math.inf, NOW, math.inf)),
+    report_seconds=st.sampled_from((0.0, 2.0)),
+    ended_at=st.sampled_from((None, NOW - 5, NOW - 4000)),
+    is_lost=st.booleans(),
+    is_withdrawn=st.booleans(),
+)
+
+
+@given(views)
+def test_what_holds_of_every_view(seen: View) -> None:
+    found = decide(seen, NOW)
+    if found.step is Step.DELETE:
+        assert seen.record is not None and seen.record.ending is not None, "the reason is recorded first"
+        assert found.reason is seen.record.ending.reason
+    if found.step is Step.END:
+        assert seen.record is not None and seen.record.ending is None, "the first reason holds"
+    if found.step in (Step.END, Step.WITHDRAW, Step.BURY, Step.CANCEL_START):
+        assert found.reason is not None
+    if seen.record is None and seen.phase is not None:
+        assert found == DONE, "what cannot be read is left alone"
+    assert found.step is not Step.NONE or found.at > NOW, "waiting for what is over would be a busy loop"
+    assert found.step is not Step.BURY or seen.phase is not Phase.RUNNING
+
+
+@given(views)
+def test_that_the_store_lacks_something_is_no_reason_to_end(seen: View) -> None:
+    lacking = replace(seen, is_held=False, has_route=False, maker=Where.ELSEWHERE, calls_known_at=-math.inf)
+    there = replace(seen, is_held=True, has_route=True, maker=Where.ELSEWHERE, calls_known_at=math.inf)
+    ends = (Step.END, Step.DELETE, Step.BURY, Step.WITHDRAW)
+    assert decide(lacking, NOW).step not in ends or decide(lacking, NOW) == decide(there, NOW)

@@ -1,0 +1,86 @@
+"""The bounds of the relay: the defaults that the documents name, what counts of a head, and how a refusal is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from ash_mcp.errors import AshError
+from ash_mcp.types import Principal, PrincipalLimits
+from ash_router.bounds.limits import DEFAULT_LIMITS, HeadMeter, RelayLimits
+
+KIB, MIB = 1024, 1024 * 1024
+HEADERS = ((b"host", b"hive"), (b"accept", b"*/*"))
+SIZE = len(b"/mcp" + b"host" + b"hive" + b"accept" + b"*/*")
+
+
+def test_the_defaults_are_those_that_the_documents_name() -> None:
+    assert DEFAULT_LIMITS == RelayLimits(
+        max_head_bytes=64 * KIB,
+        max_headers=100,
+        max_body_bytes=4 * MIB,
+        max_direct_body_bytes=64 * MIB,
+        head_timeout_seconds=10,
+        body_timeout_seconds=30,
+        lookup_timeout_seconds=1,
+        max_in_flight_per_owner=256,
+        max_streams_per_owner=2048,
+        max_backchannels_per_owner=2048,
+        max_unfinished_per_owner=256,
+        max_unfinished_bytes_per_owner=64 * MIB,
+        high_water_bytes=64 * KIB,
+    )
+    assert DEFAULT_LIMITS.idle_upstream_seconds < 5, "uvicorn in the sandbox would be the one who closes"
+
+
+@pytest.mark.parametrize(
+    ("limits", "seconds"),
+    [
+        (RelayLimits(), 1.0),
+        (RelayLimits(idle_stream_seconds=None), 1.0),
+        (RelayLimits(idle_stream_seconds=2.0), 0.5),
+        (RelayLimits(idle_stream_seconds=None, body_timeout_seconds=2.0), 0.5),
+        (RelayLimits(idle_stream_seconds=8.0, body_timeout_seconds=4.2), 1.0),
+        (RelayLimits(quiet_seconds=2.0), 0.5),
+    ],
+)
+def test_silence_is_looked_for_each_second_or_four_times_within_its_bound(limits: RelayLimits, seconds: float) -> None:
+    assert limits.sweep_seconds == seconds
+
+
+@pytest.mark.parametrize(
+    "exceeded", [RelayLimits.head_exceeded, RelayLimits.body_exceeded, RelayLimits.direct_body_exceeded]
+)
+def test_what_is_too_large_is_so_for_good(exceeded: Callable[[RelayLimits], AshError]) -> None:
+    assert not exceeded(DEFAULT_LIMITS).retryable
+
+
+def test_what_is_too_many_may_come_again_in_a_second() -> None:
+    refusal = DEFAULT_LIMITS.unfinished_exceeded()
+    assert (refusal.retryable, refusal.data["retry_after_seconds"]) == (True, 1.0)
+
+
+def test_of_a_principal_the_narrower_of_the_hives_and_its_keys_limits_holds() -> None:
+    hive = RelayLimits(max_in_flight_per_owner=3, max_streams_per_owner=4, max_backchannels_per_owner=5)
+    anybody, bearer = Principal("a"), Principal("a", limits=PrincipalLimits(calls=1, streams=2, backchannels=9))
+    for principal, most in ((anybody, (3, 4, 5)), (bearer, (1, 2, 5))):
+        found = hive.calls_of(principal), hive.streams_of(principal), hive.backchannels_of(principal)
+        assert tuple(limit.most for limit in found) == most
+
+
+def test_what_is_fed_counts_until_the_next_head() -> None:
+    meter = HeadMeter(RelayLimits(max_head_bytes=10))
+    assert [meter.fed(4), meter.fed(6), meter.fed(1)] == [True, True, False]
+    meter.restart()
+    assert [meter.fed(10), meter.fed(1)] == [True, False]
+
+
+@pytest.mark.parametrize(("spare", "fits"), [(0, True), (-1, False)])
+def test_a_head_fits_to_the_byte(spare: int, fits: bool) -> None:
+    assert HeadMeter(RelayLimits(max_head_bytes=SIZE + spare)).fits(b"/mcp", HEADERS) is fits
+
+
+@pytest.mark.parametrize(("most", "fits"), [(2, True), (1, False)])
+def test_a_head_fits_to_the_header(most: int, fits: bool) -> None:
+    assert HeadMeter(RelayLimits(max_headers=most)).fits(b"/mcp", HEADERS) is fits
