@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -36,10 +38,15 @@ def helm(*arguments: str, values: Mapping[str, Any] | None = None) -> subprocess
 
 
 def template(
-    values: Mapping[str, Any] | None = None, *, release: str = "ash", namespace: str = NAMESPACE
+    values: Mapping[str, Any] | None = None, *, chart: Path = CHART, release: str = "ash", namespace: str = NAMESPACE
 ) -> list[Object]:
     """Return every object that the chart makes of these values, its hooks and tests among them."""
-    done = _template(CHART, release, values, namespace=namespace)
+    return copy.deepcopy(_objects(chart, release, namespace, json.dumps(values or {})))
+
+
+@cache
+def _objects(chart: Path, release: str, namespace: str, values: str) -> list[Object]:
+    done = _template(chart, release, json.loads(values), namespace=namespace)
     assert done.returncode == 0, done.stderr
     return [cast("Object", found) for found in yaml.safe_load_all(done.stdout) if found]
 
@@ -53,9 +60,9 @@ def refusal(values: Mapping[str, Any]) -> str:
 
 def notes(values: Mapping[str, Any], folder: Path) -> str:
     """Return what the chart prints after an install; helm renders that only with a cluster, so a copy includes it."""
-    copy = shutil.copytree(CHART, folder / "ash")
-    (copy / "templates/notes.yaml").write_text('notes: {{ include "ash/templates/NOTES.txt" . | toJson }}\n')
-    done = _template(copy, "ash", values, "--show-only", "templates/notes.yaml")
+    chart = shutil.copytree(CHART, folder / "ash")
+    (chart / "templates/notes.yaml").write_text('notes: {{ include "ash/templates/NOTES.txt" . | toJson }}\n')
+    done = _template(chart, "ash", values, "--show-only", "templates/notes.yaml")
     assert done.returncode == 0, done.stderr
     return yaml.safe_load(done.stdout)["notes"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +300,14 @@ def test_an_uninstall_waits_for_the_job_that_ends_sandboxes() -> None:
     assert order["Role"] < order["RoleBinding"] < order["Job"]
     script = one(template(), "Job", "ash-uninstall")["spec"]["template"]["spec"]["containers"][0]["args"][0]
     assert script.strip() == (CHART / "files/end_sandboxes.py").read_text().strip()
+
+
+def test_a_new_version_of_the_chart_alone_restarts_nothing(tmp_path: Path) -> None:
+    def running(chart: Path) -> dict[str, Any]:
+        kinds = ("Deployment", "StatefulSet")
+        return {it["metadata"]["name"]: it["spec"] for it in template(EVERYTHING, chart=chart) if it["kind"] in kinds}
+
+    newer = shutil.copytree(CHART, tmp_path / "ash")
+    about = (newer / "Chart.yaml").read_text()
+    (newer / "Chart.yaml").write_text(about.replace("ersion: 0.1.0", "ersion: 0.2.0"))
+    assert running(CHART) == running(newer) and len(running(CHART)) == 3
