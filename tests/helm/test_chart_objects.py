@@ -51,7 +51,9 @@ def test_every_container_is_confined(values: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("values", TABLE.values(), ids=TABLE.keys())
 def test_no_two_objects_have_one_name(values: dict[str, Any]) -> None:
-    found = [(it["kind"], it["metadata"].get("namespace"), it["metadata"]["name"]) for it in template(values)]
+    found = [
+        (it["kind"], it["metadata"].get("namespace", NAMESPACE), it["metadata"]["name"]) for it in template(values)
+    ]
     assert len(found) == len(set(found))
 
 
