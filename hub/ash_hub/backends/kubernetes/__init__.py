@@ -1,0 +1,4 @@
+"""Sandboxes on a Kubernetes cluster: one plain pod each, dialled by its address.
+
+api.py        the API server, as JSON
+"""
