@@ -45,6 +45,8 @@ class Instance:
     """Set from `RUNNING` on."""
     exit_message: str | None = None
     """Set in `ENDED`: one sentence for a person, such as `exited with code 1` or `killed: out of memory`."""
+    waits_for: str | None = None
+    """In `STARTING`, why it does not run yet, where the platform says it: `no node takes it: …`."""
     warnings: tuple[str, ...] = ()
     """What the host could not enforce for this sandbox, a sentence each."""
     labels: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -75,18 +75,18 @@ class Api:
         """Change an object by a JSON Patch. Raises as `get` does; 422 where one of its tests does not hold."""
         return await self._request("PATCH", path, {}, operations, media_type="application/json-patch+json")
 
-    async def delete(self, path: str, *, uid: str | None = None, grace_seconds: int | None = None) -> None:
-        """Delete an object if it still is the one with that uid; no-op if there is none. Raises as `get` does."""
+    async def delete(self, path: str, *, grace_seconds: int | None = None) -> bool:
+        """Delete an object; return whether there was one. Raises as `get` does."""
         body: Json = {"apiVersion": "v1", "kind": "DeleteOptions"}
-        if uid is not None:
-            body["preconditions"] = {"uid": uid}
         if grace_seconds is not None:
             body["gracePeriodSeconds"] = grace_seconds
         try:
             await self._request("DELETE", path, {}, body)
         except ApiRefusal as refusal:
-            if refusal.status != 404 and not (refusal.status == 409 and uid is not None):
-                raise
+            if refusal.status == 404:
+                return False
+            raise
+        return True
 
     async def text(self, path: str, **query: str) -> bytes:
         """Return an answer that is no JSON, such as a log; raises as `get` does."""
