@@ -2,7 +2,7 @@
 # Nothing of the caller's Python reaches the project's own environment.
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
-QUICK := not heavy and not node and not clients and not replicas and not hosts and not extended
+QUICK := not heavy and not node and not clients and not replicas and not hosts and not extended and not kubernetes
 # the tests wait more than they work: more of them at once than a small machine has processors
 WORKERS ?= 4
 

@@ -6,6 +6,7 @@ pods.py       the pod of a sandbox, and what its status means; merge.py: a pod t
 informer.py   one collection of the API server, followed
 documents.py  the hive's documents, in ConfigMaps and Secrets
 api.py        the API server, as JSON
+documents.py  the hive's documents, as ConfigMaps and Secrets
 """
 
 from collections.abc import Mapping

@@ -20,10 +20,17 @@ from kubernetes_asyncio.config import ConfigException
 
 from ash_mcp.errors import ConfigError, ConnectFailed
 
-__all__ = ["Api", "ApiRefusal", "Json", "open_api"]
+__all__ = ["METADATA", "METADATA_LIST", "Api", "ApiRefusal", "Json", "open_api"]
 
 Json = dict[str, Any]
 
+METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+"""Asks for an object without all that is not its metadata."""
+METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+"""The same of a collection."""
+
+_JSON: Final = "application/json"
+_JSON_PATCH: Final = "application/json-patch+json"
 _REQUEST_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 5.0
 _SILENCE_SECONDS: Final = 330.0
@@ -53,15 +60,18 @@ class Api:
         self.namespace = namespace
         """Where the kubeconfig, or the account of this pod, is at home."""
 
-    async def get(self, path: str, **query: str) -> Json | None:
+    async def get(self, path: str, *, accept: str = _JSON, **query: str) -> Json | None:
         """Return what is at `path`, or None where there is nothing.
+
+        Args:
+            accept: `METADATA` or `METADATA_LIST` leaves the rest of it out.
 
         Raises:
             ApiRefusal: It says no.
             ConnectFailed: It does not answer, or cannot do it now.
         """
         try:
-            return await self._request("GET", path, query)
+            return await self._request("GET", path, query, accept=accept)
         except ApiRefusal as refusal:
             if refusal.status == 404:
                 return None
@@ -71,27 +81,38 @@ class Api:
         """Make an object in the collection at `path`; raises as `get` does, and 409 where it exists."""
         return await self._request("POST", path, query, body)
 
-    async def patch(self, path: str, operations: list[Json]) -> Json:
+    async def patch(self, path: str, operations: list[Json], *, accept: str = _JSON) -> Json:
         """Change an object by a JSON Patch. Raises as `get` does; 422 where one of its tests does not hold."""
-        return await self._request("PATCH", path, {}, operations, media_type="application/json-patch+json")
+        return await self._request("PATCH", path, {}, operations, accept=accept, media_type=_JSON_PATCH)
 
-    async def delete(self, path: str, *, grace_seconds: int | None = None) -> bool:
-        """Delete an object; return whether there was one. Raises as `get` does."""
+    async def delete(
+        self,
+        path: str,
+        *,
+        uid: str | None = None,
+        resource_version: str | None = None,
+        grace_seconds: int | None = None,
+    ) -> bool:
+        """Delete an object if it still has that uid and version; return whether it did. Raises as `get` does."""
         body: Json = {"apiVersion": "v1", "kind": "DeleteOptions"}
+        conditions = {"uid": uid, "resourceVersion": resource_version}
+        preconditions = {name: value for name, value in conditions.items() if value is not None}
+        if preconditions:
+            body["preconditions"] = preconditions
         if grace_seconds is not None:
             body["gracePeriodSeconds"] = grace_seconds
         try:
             await self._request("DELETE", path, {}, body)
         except ApiRefusal as refusal:
-            if refusal.status == 404:
+            if refusal.status == 404 or (refusal.status == 409 and preconditions):
                 return False
             raise
         return True
 
     async def text(self, path: str, **query: str) -> bytes:
         """Return an answer that is no JSON, such as a log; raises as `get` does."""
-        async with self._answered("GET", path, query, None, "application/json", _REQUEST_SECONDS) as answer:
-            return await answer.content.read(_MAX_ANSWER_BYTES)
+        async with self._answered("GET", path, query, seconds=_REQUEST_SECONDS) as answer:
+            return await _whole(answer)
 
     @asynccontextmanager
     async def watch(self, path: str, **query: str) -> AsyncGenerator[AsyncGenerator[Json]]:
@@ -102,24 +123,41 @@ class Api:
             ConnectFailed: It does not answer, or the connection broke.
         """
         full = {"watch": "true", "allowWatchBookmarks": "true", **query}
-        async with self._answered("GET", path, full, None, "application/json", None) as answer:
+        async with self._answered("GET", path, full, seconds=None) as answer:
             yield _events(answer)
 
     async def _request(
-        self, method: str, path: str, query: Mapping[str, str], body: Any = None, media_type: str = "application/json"
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Any = None,
+        *,
+        accept: str = _JSON,
+        media_type: str = _JSON,
     ) -> Json:
-        async with self._answered(method, path, query, body, media_type, _REQUEST_SECONDS) as answer:
-            return cast("Json", json.loads(await answer.content.read(_MAX_ANSWER_BYTES) or b"{}"))
+        async with self._answered(
+            method, path, query, body, accept=accept, media_type=media_type, seconds=_REQUEST_SECONDS
+        ) as answer:
+            return cast("Json", json.loads(await _whole(answer) or b"{}"))
 
     @asynccontextmanager
     async def _answered(
-        self, method: str, path: str, query: Mapping[str, str], body: Any, media_type: str, seconds: float | None
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Any = None,
+        *,
+        accept: str = _JSON,
+        media_type: str = _JSON,
+        seconds: float | None,
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS)
         client = cast("Any", self._client)
         try:
             for tries_left in reversed(range(_TRIES)):
-                headers = {"Content-Type": media_type, "Accept": "application/json"}
+                headers = {"Content-Type": media_type, "Accept": accept}
                 await client.update_params_for_auth(headers, [], ["BearerToken"])
                 found = await client.rest_client.request(
                     method,
@@ -135,12 +173,22 @@ class Api:
                         await asyncio.sleep(_pause(answer))
                         continue
                     if answer.status >= 300:
-                        raise _refusal(answer.status, await answer.content.read(_MAX_ANSWER_BYTES))
+                        raise _refusal(answer.status, await _whole(answer))
                     yield answer
                     return
         except (aiohttp.ClientError, OSError, TimeoutError, json.JSONDecodeError) as error:
             said = str(error) or type(error).__name__
             raise ConnectFailed(f"the Kubernetes API does not answer: {said}") from error
+
+
+async def _whole(answer: aiohttp.ClientResponse) -> bytes:
+    """Return an answer; aiohttp's own `read(n)` returns what has come so far."""
+    whole = bytearray()
+    async for piece in answer.content.iter_any():
+        whole += piece
+        if len(whole) > _MAX_ANSWER_BYTES:
+            raise ConnectFailed(f"the Kubernetes API answers with more than {_MAX_ANSWER_BYTES} bytes")
+    return bytes(whole)
 
 
 async def _events(answer: aiohttp.ClientResponse) -> AsyncGenerator[Json]:

@@ -1,0 +1,68 @@
+"""The hive's documents in a real cluster: the suite of every backend, and what only an API server can show."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import anyio
+import pytest
+
+from ash_hub.backends.documents import DocumentKind, Documents
+from ash_hub.backends.kubernetes.documents import KubernetesDocuments
+from ash_hub.testing.document_checks import DOCUMENT_CHECKS
+from ash_mcp.errors import Conflict, ConnectFailed
+from tests.kubernetes.conftest import Cluster
+
+pytestmark = [pytest.mark.anyio, pytest.mark.kubernetes]
+
+SETS, KEYS = DocumentKind.TOOLSETS, DocumentKind.KEYS
+
+
+def replica(cluster: Cluster, *, namespace: str | None = None) -> KubernetesDocuments:
+    where = namespace or cluster.namespace
+    return KubernetesDocuments(cluster.api, hive="h", namespace=where, key_namespace=where)
+
+
+@pytest.mark.parametrize("check", DOCUMENT_CHECKS, ids=lambda check: check.__name__)
+async def test_documents_pass_the_suite(
+    check: Callable[[Documents, Documents], Awaitable[None]], cluster: Cluster
+) -> None:
+    await check(replica(cluster), replica(cluster))
+
+
+async def test_keeps_and_drops_at_once_lose_nothing(cluster: Cluster) -> None:
+    one, other = replica(cluster), replica(cluster)
+    for _ in range(5):
+        await one.keep(SETS, "a", b"{}")
+        seen = (await other.used(SETS))["a"]
+        async with anyio.create_task_group() as group:
+            group.start_soon(one.keep, SETS, "a", b"{}")
+            for documents in (one, other):
+                group.start_soon(partial(documents.drop, SETS, "a", used_at=seen))
+        assert await other.read(SETS, "a") == b"{}"
+
+
+async def test_of_those_who_replace_the_keys_at_once_one_wins(cluster: Cluster) -> None:
+    await replica(cluster).replace(KEYS, "keys", b"0", instead_of=None)
+    won: list[bytes] = []
+
+    async def replace(body: bytes) -> None:
+        try:
+            await replica(cluster).replace(KEYS, "keys", body, instead_of=b"0")
+        except Conflict:
+            return
+        won.append(body)
+
+    async with anyio.create_task_group() as group:
+        for number in range(1, 6):
+            group.start_soon(replace, b"%d" % number)
+    assert len(won) == 1 and await replica(cluster).read(KEYS, "keys") == won[0]
+
+
+async def test_a_namespace_that_is_missing_is_said_and_can_be_tried_again(cluster: Cluster) -> None:
+    nowhere = replica(cluster, namespace=f"{cluster.namespace}-none")
+    assert await nowhere.read(SETS, "a") is None
+    with pytest.raises(ConnectFailed, match="not found") as failure:
+        await nowhere.keep(SETS, "a", b"{}")
+    assert failure.value.retryable
