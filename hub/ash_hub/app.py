@@ -77,7 +77,7 @@ def _announced(run_dir: Path, url: str) -> Generator[None]:
 
 @asynccontextmanager
 async def open_hive(settings: HubSettings, backend: Backend | None = None) -> AsyncGenerator[Hive]:
-    """Serve a hive while the context is open; leaving it ends its sandboxes, unless `settings.keep`.
+    """Serve a hive while the context is open; leaving it ends its sandboxes, unless `settings.keeps`.
 
     Args:
         backend: An open one to use instead of the settings' own.
@@ -123,7 +123,7 @@ async def open_hive(settings: HubSettings, backend: Backend | None = None) -> As
                 yield hive
             finally:
                 with anyio.CancelScope(shield=True):
-                    await parts.sandboxes.stop(keep=settings.keep)
+                    await parts.sandboxes.stop(keep=settings.keeps)
                     parts.notices.close()
                 group.cancel_scope.cancel()
 
@@ -183,7 +183,7 @@ def _load_backend(settings: HubSettings, ports: tuple[int, ...]) -> Backend:
 
 def _places(settings: HubSettings, ports: tuple[int, ...]) -> Places:
     directories = (settings.state_dir, settings.run_dir, settings.logs)
-    return Places(*directories, ports, shared=shared_by_replicas(settings), keep=settings.keep)
+    return Places(*directories, ports, shared=shared_by_replicas(settings), keep=settings.keeps)
 
 
 def shared_by_replicas(settings: HubSettings) -> str | None:
