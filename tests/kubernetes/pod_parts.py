@@ -52,6 +52,18 @@ def settings_of(cluster: Cluster, **more: Any) -> KubernetesSettings:
     return KubernetesSettings.model_validate(given | more)
 
 
+def environment_of(cluster: Cluster) -> dict[str, str]:
+    """Return the environment of a hive on the cluster, whose pods run the runner itself."""
+    return {
+        "ASH_HUB_BACKEND__KIND": "kubernetes",
+        "ASH_HUB_BACKEND__KUBECONFIG": os.environ["ASH_TEST_KUBECONFIG"],
+        "ASH_HUB_BACKEND__NAMESPACE": cluster.namespace,
+        "ASH_HUB_BACKEND__IMAGE": IMAGE,
+        "ASH_HUB_BACKEND__CPU_REQUEST": "10m",
+        "ASH_HUB_BACKEND__MEMORY_REQUEST": "64Mi",
+    }
+
+
 async def run_inside(instance: Instance, *command: str, seconds: float = 30.0) -> Done:
     """Run a command in a sandbox of the stand-in."""
     assert instance.endpoint is not None

@@ -58,9 +58,8 @@ class Informer:
                 continue
             except ApiRefusal as refusal:
                 self._version = ""  # 410, or whatever else it may be: a new list is right
-                if refusal.status == 410:
-                    continue
-                self._note(f"the Kubernetes API refuses {self._path}: {refusal.message}")
+                if refusal.status != 410:
+                    self._note(f"the Kubernetes API refuses {self._path}: {refusal.message}")
             except AshError as error:
                 self._note(error.message)
             except Exception as error:
