@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -9,9 +10,11 @@ import anyio
 import pytest
 
 from ash_hub.backends.documents import DocumentKind, Documents
+from ash_hub.backends.kept_keys import read_api_keys
 from ash_hub.backends.kubernetes.documents import KubernetesDocuments
 from ash_hub.testing.document_checks import DOCUMENT_CHECKS
 from ash_mcp.errors import Conflict, ConnectFailed
+from tests.hive_process import ASH
 from tests.kubernetes.conftest import Cluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.kubernetes]
@@ -66,3 +69,23 @@ async def test_a_namespace_that_is_missing_is_said_and_can_be_tried_again(cluste
     with pytest.raises(ConnectFailed, match="not found") as failure:
         await nowhere.keep(SETS, "a", b"{}")
     assert failure.value.retryable
+
+
+async def test_ash_key_makes_and_revokes_keys_in_the_cluster(cluster: Cluster) -> None:
+    environ = {
+        **os.environ,
+        "ASH_HUB_BACKEND__KIND": "kubernetes",
+        "ASH_HUB_BACKEND__HIVE": "h",
+        "ASH_HUB_BACKEND__NAMESPACE": cluster.namespace,
+        "ASH_HUB_BACKEND__KUBECONFIG": os.environ["ASH_TEST_KUBECONFIG"],
+    }
+
+    async def ash(*words: str) -> str:
+        with anyio.fail_after(60):
+            return (await anyio.run_process([*ASH, "key", *words], env=environ)).stdout.decode()
+
+    assert (await ash("new", "--name", "ci")).startswith("ash_")
+    assert [key.name for key in await read_api_keys(replica(cluster))] == ["ci"]
+    assert "ci" in await ash("list")
+    await ash("revoke", "ci")
+    assert await read_api_keys(replica(cluster)) == []
