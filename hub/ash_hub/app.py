@@ -9,17 +9,20 @@ import os
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any
 
 import anyio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
 from ash_hub.assembly import Assembly
-from ash_hub.backends.base import Backend, BackendFactory, Places
-from ash_hub.backends.documents import DocumentKind
+from ash_hub.backends.base import Backend, BackendFactory, DocumentsFactory, Places
+from ash_hub.backends.documents import DocumentKind, Documents
+from ash_hub.backends.kept_keys import keep_hive_key
 from ash_hub.lifecycle.sandboxes import Sandboxes
-from ash_hub.serving.auth import open_auth, require_auth
+from ash_hub.serving.auth import open_auth, require_auth, require_tls_files
 from ash_hub.serving.http_server import Server, server_of, url_of
 from ash_hub.serving.listeners import listen, listen_for_replicas, require_redis, seed_address
 from ash_hub.settings import HubSettings
@@ -30,8 +33,9 @@ from ash_mcp.paths import HIVE_FILE
 from ash_router.admission.api_keys import KeyDocument
 from ash_router.ledger import Ledger
 from ash_router.store.select import open_store
+from ash_router.upstream.call_tokens import load_hive_key
 
-__all__ = ["Hive", "open_hive", "shared_by_replicas"]
+__all__ = ["Hive", "open_documents", "open_hive", "shared_by_replicas"]
 
 log = logging.getLogger("ash.hub")
 
@@ -40,9 +44,18 @@ class Hive:
     """A hive that serves. `url` is where; `stop()` ends it gracefully from any task of the same loop."""
 
     def __init__(
-        self, url: str, settings: HubSettings, sandboxes: Sandboxes, backend: Backend, ledger: Ledger
+        self,
+        url: str,
+        settings: HubSettings,
+        sandboxes: Sandboxes,
+        backend: Backend,
+        ledger: Ledger,
+        *,
+        lacks_keys: bool,
     ) -> None:
         self.url = url
+        self.lacks_keys = lacks_keys
+        """Whether nobody could come in when it started."""
         self.in_flight = ledger.busy
         self.settings = settings
         self.sandboxes = sandboxes
@@ -77,7 +90,7 @@ def _announced(run_dir: Path, url: str) -> Generator[None]:
 
 @asynccontextmanager
 async def open_hive(settings: HubSettings, backend: Backend | None = None) -> AsyncGenerator[Hive]:
-    """Serve a hive while the context is open; leaving it ends its sandboxes, unless `settings.keep`.
+    """Serve a hive while the context is open; leaving it ends its sandboxes, unless `settings.keeps`.
 
     Args:
         backend: An open one to use instead of the settings' own.
@@ -85,8 +98,10 @@ async def open_hive(settings: HubSettings, backend: Backend | None = None) -> As
     Raises:
         ConfigError: What is missing or wrong, and what to do.
     """
-    keeps_keys = settings.backend.get("kind") != "local"
-    if not keeps_keys:
+    keeps_keys = settings.backend["kind"] != "local"
+    if keeps_keys:
+        require_tls_files(settings)  # its first API key may be made while it runs
+    else:
         require_auth(settings)
     require_redis(settings)
     for directory in (settings.state_dir, settings.run_dir):
@@ -99,16 +114,17 @@ async def open_hive(settings: HubSettings, backend: Backend | None = None) -> As
         ports = (port,) if inside is None else (port, stack.enter_context(inside.listener).getsockname()[1])
         backend = backend or await stack.enter_async_context(_load_backend(settings, ports))
         keys = await stack.enter_async_context(_followed_keys(backend)) if keeps_keys else None
-        if keeps_keys:
-            require_auth(settings, keys)
         auth = open_auth(settings, port, keys)
         redis_url = settings.redis_url.get_secret_value() if settings.redis_url is not None else None
         store = await stack.enter_async_context(
             open_store(redis_url, settings.redis_prefix, seed_address=seed_address(settings, listener))
         )
-        parts = Assembly(settings, catalog, backend, store, auth, inside.address if inside is not None else None)
+        key = await _hive_key(settings, backend)
+        address = inside.address if inside is not None else None
+        parts = Assembly(settings, catalog, backend, store, auth, key, address)
         stack.push_async_callback(parts.relay.aclose)
-        hive = Hive(url_of(settings, port), settings, parts.sandboxes, backend, parts.ledger)
+        url = url_of(settings, port)
+        hive = Hive(url, settings, parts.sandboxes, backend, parts.ledger, lacks_keys=auth.lacks_keys)
         await stack.enter_async_context(_running(parts))
         server = _server(parts, settings)
         await stack.enter_async_context(server.serving(listener))
@@ -123,9 +139,16 @@ async def open_hive(settings: HubSettings, backend: Backend | None = None) -> As
                 yield hive
             finally:
                 with anyio.CancelScope(shield=True):
-                    await parts.sandboxes.stop(keep=settings.keep)
+                    await parts.sandboxes.stop(keep=settings.keeps)
                     parts.notices.close()
                 group.cancel_scope.cancel()
+
+
+async def _hive_key(settings: HubSettings, backend: Backend) -> Ed25519PrivateKey:
+    """Return the hive's own key: a file of a host that all its replicas are on, elsewhere a document."""
+    if backend.kind == "local":
+        return load_hive_key(settings.state_dir / "hive.key")
+    return await keep_hive_key(backend.documents)
 
 
 @asynccontextmanager
@@ -169,21 +192,54 @@ def make_private(directory: Path) -> None:
         ) from exc
 
 
+@asynccontextmanager
+async def open_documents(settings: HubSettings) -> AsyncGenerator[Documents]:
+    """Open the documents of a hive that need not run, as its backend keeps them, and nothing else of the backend.
+
+    Raises:
+        ConfigError: The backend cannot open them alone, or its settings are wrong.
+    """
+    known = {point.name: point for point in entry_points(group="ash.documents")}
+    kind = settings.backend["kind"]
+    if kind not in known:
+        raise ConfigError(f"the {kind} backend keeps this hive's documents, and they cannot be changed from here")
+    opens: DocumentsFactory = _loaded(known[kind])
+    async with AsyncExitStack() as stack:
+        with _explained(kind):
+            documents = await stack.enter_async_context(opens(settings.backend, _places(settings, ())))
+        yield documents
+
+
 def _load_backend(settings: HubSettings, ports: tuple[int, ...]) -> Backend:
     known = {point.name: point for point in entry_points(group="ash.backends")}
-    kind = settings.backend.get("kind")
+    kind = settings.backend["kind"]
     if kind not in known:
         raise ConfigError(f"there is no backend {kind!r}; there are: {', '.join(sorted(known))}")
-    factory: BackendFactory = known[kind].load()
-    try:
+    factory: BackendFactory = _loaded(known[kind])
+    with _explained(kind):
         return factory(settings.backend, _places(settings, ports))
+
+
+def _loaded(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except ImportError as exc:
+        more = f"pip install 'ash-mcp[{point.name}]'"
+        raise ConfigError(f"the {point.name} backend needs packages that are not there ({exc}): {more}") from exc
+
+
+@contextmanager
+def _explained(kind: str) -> Generator[None]:
+    """Raise what is wrong with the settings of a backend as `ConfigError`."""
+    try:
+        yield
     except ValidationError as exc:
         raise ConfigError(f"settings of the {kind} backend (ASH_HUB_BACKEND__…): {explain_invalid(exc)}") from exc
 
 
 def _places(settings: HubSettings, ports: tuple[int, ...]) -> Places:
     directories = (settings.state_dir, settings.run_dir, settings.logs)
-    return Places(*directories, ports, shared=shared_by_replicas(settings), keep=settings.keep)
+    return Places(*directories, ports, shared=shared_by_replicas(settings), keep=settings.keeps)
 
 
 def shared_by_replicas(settings: HubSettings) -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any, cast
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from ash_hub.backends.base import Backend, HostClock
 from ash_hub.face.handlers import HiveOperations
 from ash_hub.face.legacy_sessions import SdkSessions
@@ -40,7 +42,7 @@ from ash_router.sessions.session_gate import SessionGate
 from ash_router.sessions.session_ids import SessionIds
 from ash_router.sessions.session_map import LegacySessions
 from ash_router.store.base import Store
-from ash_router.upstream.call_tokens import CallTokens, load_hive_key
+from ash_router.upstream.call_tokens import CallTokens
 
 __all__ = ["Assembly"]
 
@@ -49,6 +51,7 @@ class Assembly:
     """The parts of one hive.
 
     Args:
+        key: The hive's own, by which sandboxes and other replicas know it.
         inside: Where other replicas of the hive reach this one, `host:port`.
     """
 
@@ -59,6 +62,7 @@ class Assembly:
         backend: Backend,
         store: Store,
         auth: Auth,
+        key: Ed25519PrivateKey,
         inside: str | None = None,
     ) -> None:
         audit = Audit()
@@ -66,7 +70,6 @@ class Assembly:
         clock = backend.now if isinstance(backend, HostClock) else store.now
         self.ledger = Ledger(clock)
         self.routes = Routes(store, forgotten=self._forget)
-        key = load_hive_key(settings.state_dir / "hive.key")
         tokens = CallTokens(key)
         are_many = settings.redis_url is not None
         grace = TTL_SECONDS if are_many else 0.0  # nobody else has to announce itself where this is the whole hive

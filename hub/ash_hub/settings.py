@@ -279,8 +279,9 @@ class HubSettings(BaseSettings):
     """`host:port` at which other hives on the same Redis reach this one, to hand it the requests of its sessions; it
     listens there, unencrypted, so that the network between them must be theirs alone. None: a free port of 127.0.0.1,
     which is enough for hives of one machine."""
-    keep: bool = False
-    """Whether a graceful stop leaves the sandboxes running for the next hive on the same state directory."""
+    keep: bool | None = None
+    """Whether a graceful stop leaves the sandboxes running for the next hive of the same state directory or cluster.
+    None: on a cluster, where a stop is as a rule an upgrade, and not on one machine."""
     idle_exit_seconds: Annotated[float, Field(gt=0)] | None = None
     """End the hive when it has had neither a sandbox nor a request for so long; None never."""
     state_dir: Path = Field(default_factory=default_state_dir)
@@ -288,6 +289,11 @@ class HubSettings(BaseSettings):
     log_dir: Path | None = None
     """None: `log` below the state directory."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a graceful stop leaves the sandboxes running."""
+        return self.keep if self.keep is not None else self.backend["kind"] == "kubernetes"
 
     @property
     def relay_limits(self) -> RelayLimits:

@@ -32,9 +32,12 @@ async def memory() -> AsyncGenerator[BackendUnderTest]:
     async def die(sandbox_id: SandboxId) -> None:
         backend.die(sandbox_id)
 
+    async def nothing() -> list[str]:
+        return []
+
     async with MemoryBackend(said=b"up\n") as backend:
         yield BackendUnderTest(
-            backend=backend, spec=SPEC, fail=fail, die=die, another=backend.another, leftovers=lambda: []
+            backend=backend, spec=SPEC, fail=fail, die=die, another=backend.another, leftovers=nothing
         )
 
 

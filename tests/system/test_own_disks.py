@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -51,7 +50,7 @@ async def backend(folder: Path) -> AsyncGenerator[MemoryBackend]:
 
 
 class Disks:
-    """Opens replicas that have a disk each, and the hive's key by other means, as from a mounted Secret."""
+    """Opens replicas that have a disk each."""
 
     def __init__(self, folder: Path, redis: RedisServer) -> None:
         self._folder = folder
@@ -59,14 +58,10 @@ class Disks:
 
     @asynccontextmanager
     async def replica(self, name: str, backend: MemoryBackend, /, **given: Any) -> AsyncGenerator[Hive]:
-        state, key = self._folder / name, self._folder / "hive.key"
-        state.mkdir(mode=0o700)
-        if key.exists():
-            shutil.copy(key, state)
+        state = self._folder / name
         url = SecretStr(self._redis.url)
         settings = HubSettings(port=0, state_dir=state, run_dir=state / "run", redis_url=url, keep=True, **given)
         async with open_hive(settings, backend.another()) as hive:
-            shutil.copy(state / "hive.key", key)
             yield hive
 
 

@@ -8,6 +8,7 @@ told to start, says when it has ended and why, and never ends anything unasked. 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +18,16 @@ from typing import Any, Protocol, Self, runtime_checkable
 from ash_hub.backends.documents import Documents
 from ash_mcp.types import Endpoint, SandboxId, SandboxSpec
 
-__all__ = ["Backend", "BackendEvent", "BackendFactory", "HostClock", "Instance", "Phase", "Places"]
+__all__ = [
+    "Backend",
+    "BackendEvent",
+    "BackendFactory",
+    "DocumentsFactory",
+    "HostClock",
+    "Instance",
+    "Phase",
+    "Places",
+]
 
 
 class Phase(StrEnum):
@@ -45,6 +55,8 @@ class Instance:
     """Set from `RUNNING` on."""
     exit_message: str | None = None
     """Set in `ENDED`: one sentence for a person, such as `exited with code 1` or `killed: out of memory`."""
+    waits_for: str | None = None
+    """In `STARTING`, why it does not run yet, where the platform says it: `no node takes it: …`."""
     warnings: tuple[str, ...] = ()
     """What the host could not enforce for this sandbox, a sentence each."""
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -85,6 +97,19 @@ class BackendFactory(Protocol):
     """
 
     def __call__(self, options: Mapping[str, Any], places: Places) -> Backend: ...
+
+
+class DocumentsFactory(Protocol):
+    """What an entry point `ash.documents` names: opens the documents alone of a hive, while it runs or not.
+
+    A backend of another kind than `local` has one, so that `ash key` can change the API keys that it keeps.
+
+    Raises:
+        pydantic.ValidationError: An option is wrong.
+        ConfigError: Where they are kept cannot be found.
+    """
+
+    def __call__(self, options: Mapping[str, Any], places: Places) -> AbstractAsyncContextManager[Documents]: ...
 
 
 class Backend(Protocol):

@@ -1,6 +1,6 @@
 """The hive's own documents: what any replica must find again after every hub and the store have forgotten.
 
-A backend keeps them where it keeps its records of sandboxes. They are few and small: pinned toolsets, and API keys.
+A backend keeps them where it keeps its records of sandboxes. They are few and small: pinned toolsets, and keys.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from ash_mcp.errors import Conflict
 __all__ = ["MAX_DOCUMENT_BYTES", "DocumentKind", "Documents", "MemoryDocuments", "check_document", "is_document_name"]
 
 MAX_DOCUMENT_BYTES: Final = 1024 * 1024
-"""Of one document: as much as etcd takes of a ConfigMap."""
+"""Of one document: as much as the Kubernetes API takes in a ConfigMap."""
 
+_KEY_NAMES: Final = ("hive", "keys")
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,98}[a-z0-9])?")
 
 
@@ -24,7 +25,7 @@ class DocumentKind(StrEnum):
     TOOLSETS = "toolsets"
     """Named by the hash of their content; what is there under a name never changes."""
     KEYS = "keys"
-    """The hive's API keys, one document of the name `keys`; replaced whole."""
+    """Secret. `keys`: the hive's API keys, replaced whole. `hive`: its own private key, made once."""
 
 
 class Documents(Protocol):
@@ -64,7 +65,7 @@ class Documents(Protocol):
 
 def is_document_name(kind: DocumentKind, name: str) -> bool:
     """Say whether a document of this kind may be called so."""
-    return _NAME.fullmatch(name) is not None and (kind is not DocumentKind.KEYS or name == "keys")
+    return _NAME.fullmatch(name) is not None and (kind is not DocumentKind.KEYS or name in _KEY_NAMES)
 
 
 def check_document(kind: DocumentKind, name: str, body: bytes = b"") -> None:

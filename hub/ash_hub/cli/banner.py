@@ -17,6 +17,7 @@ def banner(hive: Hive) -> Sequence[str]:
         f"Ash serves at {hive.url}",
         f"  sandboxes: {backend['kind']}{', WITHOUT ISOLATION (--unsafe)' if backend.get('unsafe') else ''}",
         f"  log: {hive.settings.logs / 'hive.log'}",
+        *(["  no API keys yet: ash key new"] if hive.lacks_keys else []),
     ]
 
 

@@ -1,29 +1,31 @@
-"""`ash key new|list|revoke`: the API keys of the hive of this machine, in its state directory."""
+"""`ash key new|list|revoke`: the API keys of a hive, in its state directory or where its backend keeps them."""
 
 from __future__ import annotations
 
 import datetime
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from ash_mcp.cli.context import fail
+from ash_mcp.cli.context import fail, run_async
 from ash_mcp.cli.output import clean, emit_json, new_console, note, say
 from ash_mcp.errors import AshError, ConfigError
 from ash_mcp.types import PrincipalLimits
 
 if TYPE_CHECKING:
-    from ash_router.admission.api_keys import ApiKey, KeyFile
+    from ash_hub.backends.documents import Documents
+    from ash_router.admission.api_keys import ApiKey, KeyChange, KeyFile
 
 __all__ = ["key"]
 
 key = typer.Typer(
-    help="Make, list and revoke API keys of the hive of this machine.\n\n"
-    "The hive is the one with this environment's ASH_HUB_STATE_DIR. A running one follows within seconds.",
+    help="Make, list and revoke API keys of a hive.\n\n"
+    "The hive is the one of this environment: of its ASH_HUB_STATE_DIR or, where the backend keeps the keys, of its "
+    "ASH_HUB_BACKEND__… settings. A running one follows within seconds.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -80,6 +82,7 @@ def new(
     against all that the key's owner has, by whichever key.
     """
     from ash_mcp.cli.values import read_duration
+    from ash_router.admission.api_keys import add_key
 
     seconds = read_duration(expires) if expires is not None else None
     limits = PrincipalLimits(
@@ -99,8 +102,10 @@ def new(
         "memory": memory,
         "network": network[0] if network in (["none"], ["internet"]) else network,
     }
-    made, text = _with_file(
-        lambda file: file.add(
+    made, text = _change(
+        lambda keys: add_key(
+            keys,
+            now=time.time(),
             name=name,
             subject=subject,
             scopes=scope or (),
@@ -120,7 +125,9 @@ def new(
 @key.command("list")
 def list_keys(as_json: _Json = False) -> None:
     """Show the keys, never what is secret in them."""
-    keys = _with_file(lambda file: file.read(), as_json)
+    from ash_hub.backends.kept_keys import read_api_keys
+
+    keys = _work(lambda file: file.read(), read_api_keys, as_json)
     if as_json:
         emit_json({"keys": [_shape(known) for known in keys]})
     elif keys:
@@ -138,7 +145,9 @@ def revoke(
 
     Sandboxes of their owners live on until they expire.
     """
-    gone = _with_file(lambda file: file.revoke(keys), as_json)
+    from ash_router.admission.api_keys import revoke_keys
+
+    gone = _change(lambda known: revoke_keys(known, keys), as_json)
     if as_json:
         emit_json({"revoked": [_shape(known) for known in gone]})
     else:
@@ -146,15 +155,31 @@ def revoke(
             say(f"Revoked {known.id}{f' ({clean(known.name)})' if known.name else ''}.")
 
 
-def _with_file(work: Callable[[KeyFile], T], as_json: bool) -> T:
+def _change(change: KeyChange[T], as_json: bool) -> T:
+    from ash_hub.backends.kept_keys import change_api_keys
+
+    return _work(lambda file: file.change(change), lambda documents: change_api_keys(documents, change), as_json)
+
+
+def _work(in_file: Callable[[KeyFile], T], in_documents: Callable[[Documents], Awaitable[T]], as_json: bool) -> T:
+    """Do something with the keys where the hive of this environment has them, and return what comes of it."""
     from ash_hub.cli.environment import read_settings
     from ash_hub.serving.auth import key_file
 
+    settings = read_settings({})
+    done: list[T] = []
+
+    async def work() -> None:
+        from ash_hub.app import open_documents
+
+        async with open_documents(settings) as documents:
+            done.append(await in_documents(documents))
+
+    if settings.backend["kind"] != "local":
+        run_async(work, as_json=as_json)
+        return done[0]
     try:
-        settings = read_settings({})
-        if (kind := settings.backend.get("kind")) != "local":
-            raise ConfigError(f"the {kind} backend keeps this hive's API keys, and `ash key` cannot change them there")
-        return work(key_file(settings.state_dir))
+        return in_file(key_file(settings.state_dir))
     except AshError as error:
         fail(error, as_json=as_json)
         raise

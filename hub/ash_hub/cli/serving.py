@@ -141,7 +141,7 @@ class _Service(_Foreground):
             group.start_soon(_then_cancel, hive.stopped, group.cancel_scope)
             if self._demo and await self._show(hive):
                 group.cancel_scope.cancel()
-        note("Stopping…" if self._settings.keep else "Stopping; ending what runs…")
+        note("Stopping…" if self._settings.keeps else "Stopping; ending what runs…")
 
     async def _show(self, hive: Hive) -> bool:
         """Walk through the main job; return whether the hive shall end after it, as nobody sits there."""

@@ -48,6 +48,8 @@ class Auth:
     """Of the hive's description as a protected resource (RFC 9728), by which MCP hosts find where to log in."""
     note: str | None
     """What is weaker here than it should be; None where nothing is."""
+    lacks_keys: bool
+    """Whether nobody can come in yet, as a key would let them and there is none."""
 
 
 def key_file(state_dir: Path) -> KeyFile:
@@ -55,11 +57,8 @@ def key_file(state_dir: Path) -> KeyFile:
     return KeyFile(state_dir / "keys.json")
 
 
-def require_auth(settings: HubSettings, keys: KeySource | None = None) -> None:
+def require_auth(settings: HubSettings) -> None:
     """Refuse settings by which the hive would serve strangers without asking who they are, or not as it should.
-
-    Args:
-        keys: Where its API keys are; by default the file in its state directory.
 
     Raises:
         ConfigError: What is missing or cannot be used, and what to set.
@@ -67,7 +66,7 @@ def require_auth(settings: HubSettings, keys: KeySource | None = None) -> None:
     require_tls_files(settings)
     if is_loopback(settings.host) or settings.auth.oidc is not None:
         return
-    if not KeyRing(keys or key_file(settings.state_dir)).usable():
+    if not KeyRing(key_file(settings.state_dir)).usable():
         raise ConfigError(
             f"the hive does not listen on {settings.host} without authentication: make an API key first "
             "(ash key new), or set ASH_HUB_AUTH__OIDC__ISSUER and ASH_HUB_AUTH__OIDC__AUDIENCE. "
@@ -79,7 +78,7 @@ def open_auth(settings: HubSettings, port: int, keys: KeySource | None = None) -
     """Build the guard of a hive that listens on `port`.
 
     Args:
-        keys: As with `require_auth`.
+        keys: Where its API keys are; by default the file in its state directory.
 
     Raises:
         ConfigError: The API keys cannot be read.
@@ -108,7 +107,10 @@ def open_auth(settings: HubSettings, port: int, keys: KeySource | None = None) -
         open_paths=settings.auth.open_paths,
         public_url=settings.public_url,
     )
-    return Auth(gate, _routes(gate.base_url, oidc), note)
+    lacks_keys = not local and oidc is None and not ring.usable()
+    if lacks_keys:
+        log.warning("nobody is let in yet: there is no API key that is good; make one (ash key new)")
+    return Auth(gate, _routes(gate.base_url, oidc), note, lacks_keys)
 
 
 def require_tls_files(settings: HubSettings) -> None:

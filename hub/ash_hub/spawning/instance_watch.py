@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -25,7 +25,7 @@ class WatchedStart:
 
     scope: anyio.CancelScope
     instance: Instance | None = None
-    is_running: anyio.Event = field(default_factory=anyio.Event)
+    news: anyio.Event = field(default_factory=anyio.Event)
     exit_message: str | None = None
     """Set when it ended."""
 
@@ -35,14 +35,30 @@ class WatchedStart:
         if instance.phase is Phase.ENDED:
             self.exit_message = instance.exit_message or "its process ended"
             self.scope.cancel()
-        elif instance.endpoint is not None:
-            self.is_running.set()
+        self.news.set()
 
-    async def running(self) -> Instance:
-        """Wait until the instance runs and return it."""
-        await self.is_running.wait()
-        assert self.instance is not None, "it has been told of"
-        return self.instance
+    async def running(self, timeout_seconds: float, told: Callable[[str], Awaitable[None]]) -> Instance:
+        """Wait until the instance runs and return it.
+
+        Args:
+            told: Is told what it waits for meanwhile, where the backend says that.
+
+        Raises:
+            StartFailed: It did not run in time; the message says what it waited for.
+        """
+        said = None
+        with anyio.move_on_after(timeout_seconds):
+            while True:
+                self.news = anyio.Event()
+                if self.instance is not None:
+                    if self.instance.endpoint is not None:
+                        return self.instance
+                    if self.instance.waits_for not in (None, said):
+                        said = self.instance.waits_for
+                        await told(said)
+                        continue
+                await self.news.wait()
+        raise StartFailed(f"it did not run within {timeout_seconds:g} s" + (f": {said}" if said else ""))
 
 
 class InstanceWatch:

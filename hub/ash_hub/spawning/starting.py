@@ -86,8 +86,7 @@ class Starter:
                 news.tell(await self._backend.create(made))
                 await progress(0.3, "starting its MCP server")
                 at.step = "start"
-                with anyio.fail_after(recipe.start_timeout_seconds):
-                    instance = await news.running()
+                instance = await news.running(recipe.start_timeout_seconds, lambda waits: progress(0.3, waits))
                 await self.client(instance).wait_ready(recipe.start_timeout_seconds)
                 await progress(0.8, "reading its tools")
                 at.step = "tools"

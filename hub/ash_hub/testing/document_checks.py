@@ -76,12 +76,31 @@ async def whoever_knows_the_last_body_replaces_it(one: Documents, other: Documen
     assert set(await one.used(_KEYS)) == {"keys"} and dict(await one.used(_SETS)) == {}
 
 
+async def of_all_who_make_a_document_one_makes_it(one: Documents, other: Documents) -> None:
+    made: list[bytes] = []
+
+    async def make(documents: Documents, body: bytes) -> None:
+        try:
+            await documents.replace(_KEYS, "hive", body, instead_of=None)
+        except Conflict:
+            return
+        made.append(body)
+
+    async with anyio.create_task_group() as group:
+        for number in range(4):
+            group.start_soon(make, (one, other)[number % 2], b"%d" % number)
+    assert len(made) == 1 and await one.read(_KEYS, "keys") is None
+    for documents in (one, other):
+        assert await documents.read(_KEYS, "hive") == made[0] and set(await documents.used(_KEYS)) == {"hive"}
+
+
 async def no_name_leads_elsewhere_and_no_body_is_too_large(one: Documents, other: Documents) -> None:
     for name in _HOSTILE:
         await _refused(one.read(_SETS, name))
         await _refused(one.keep(_SETS, name, b"x"))
         await _refused(one.replace(_KEYS, name, b"x", instead_of=None))
         await _refused(one.drop(_SETS, name, used_at=0.0))
+    await _refused(one.replace(_KEYS, "others", b"x", instead_of=None))
     await _refused(one.keep(_SETS, "a", bytes(MAX_DOCUMENT_BYTES + 1)))
     await one.keep(_SETS, "a" * 64, bytes(MAX_DOCUMENT_BYTES))
     assert await other.read(_SETS, "a" * 64) == bytes(MAX_DOCUMENT_BYTES)
@@ -109,5 +128,6 @@ DOCUMENT_CHECKS: tuple[Callable[[Documents, Documents], Awaitable[None]], ...] =
     the_first_body_of_a_document_stays,
     what_is_kept_again_is_not_dropped,
     whoever_knows_the_last_body_replaces_it,
+    of_all_who_make_a_document_one_makes_it,
     no_name_leads_elsewhere_and_no_body_is_too_large,
 )

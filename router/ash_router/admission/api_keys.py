@@ -12,17 +12,32 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterable
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from ash_mcp.errors import AshError, ConfigError, NotFound
 from ash_mcp.types import NO_LIMITS, Principal, PrincipalLimits, valid_scope
 from ash_router.admission.credential_verdict import Known, Rejected
 
-__all__ = ["KEY_PATTERN", "KEY_PREFIX", "ApiKey", "KeyDocument", "KeyFile", "KeyRing", "KeySource"]
+__all__ = [
+    "KEY_PATTERN",
+    "KEY_PREFIX",
+    "ApiKey",
+    "KeyChange",
+    "KeyDocument",
+    "KeyFile",
+    "KeyRing",
+    "KeySource",
+    "add_key",
+    "parse_keys",
+    "revoke_keys",
+    "write_keys",
+]
+
+T = TypeVar("T")
 
 log = logging.getLogger("ash.router")
 
@@ -67,6 +82,78 @@ class ApiKey:
         return self.expires_at is not None and now >= self.expires_at
 
 
+KeyChange = Callable[[Sequence[ApiKey]], tuple[Sequence[ApiKey], T]]
+"""Makes other keys of those that there are, and a result. It may be asked several times for one change."""
+
+
+def add_key(
+    keys: Sequence[ApiKey],
+    *,
+    now: float,
+    name: str = "",
+    subject: str | None = None,
+    scopes: Collection[str] = (),
+    ttl_seconds: float | None = None,
+    limits: PrincipalLimits = NO_LIMITS,
+    spawn_policy: str = "",
+) -> tuple[list[ApiKey], tuple[ApiKey, str]]:
+    """Return the keys with a new one at their end, and that one with its secret form, which cannot be shown again.
+
+    Args:
+        subject: Who its bearer is; None makes an owner of its own.
+        scopes: Binds the key to these; none leaves it free.
+        limits: What its bearer may have at once, where that is less than the hive allows.
+        spawn_policy: What its bearer may ask for when it spawns, in the hub's own form.
+
+    Raises:
+        ConfigError: A value cannot be used.
+    """
+    bound = tuple(dict.fromkeys(scopes))
+    _check(name, subject, bound)
+    key_id = "".join(secrets.choice(_BASE32) for _ in range(10))
+    text = f"{KEY_PREFIX}{key_id}_{_random_256_bits()}"
+    key = ApiKey(
+        id=key_id,
+        sha256=_digest(text),
+        subject=subject or f"key:{key_id}",
+        name=name,
+        scopes=bound or None,
+        created_at=now,
+        expires_at=None if ttl_seconds is None else now + ttl_seconds,
+        limits=limits,
+        spawn_policy=spawn_policy,
+    )
+    return [*keys, key], (key, text)
+
+
+def revoke_keys(keys: Sequence[ApiKey], named: Collection[str]) -> tuple[list[ApiKey], list[ApiKey]]:
+    """Part keys into those that stay and those that go, by id or by a name that only one key has.
+
+    Raises:
+        NotFound: There is no such key.
+        ConfigError: Several keys have that name.
+    """
+    gone = {key.id: key for key in (_find(keys, name) for name in named)}
+    return [key for key in keys if key.id not in gone], list(gone.values())
+
+
+def write_keys(keys: Iterable[ApiKey]) -> bytes:
+    """Return keys as they are kept."""
+    return json.dumps({"version": _VERSION, "keys": [asdict(key) for key in keys]}, indent=1).encode()
+
+
+def parse_keys(body: bytes, where: str) -> list[ApiKey]:
+    """Return keys from what is kept of them, the expired ones too.
+
+    Raises:
+        ConfigError: It is no list of keys.
+    """
+    try:
+        return _parse(body)
+    except (ValueError, KeyError, TypeError) as exc:
+        raise ConfigError(f"{where} does not hold API keys of this version; move it away and make new keys") from exc
+
+
 class KeySource(Protocol):
     """Where a running hive finds its keys. It is asked while a request waits, so it answers from what it has."""
 
@@ -100,72 +187,34 @@ class KeyFile:
             with self.path.open("rb") as file:
                 if os.fstat(file.fileno()).st_mode & 0o077:
                     raise ConfigError(f"others can read the hive's API keys; run: chmod 600 {self.path}")
-                return _parse(file.read())
+                body = file.read()
         except FileNotFoundError:
             return []
         except OSError as exc:
             raise ConfigError(f"the API keys in {self.path} cannot be read: {exc.strerror}") from exc
-        except (ValueError, KeyError, TypeError) as exc:
-            raise ConfigError(
-                f"{self.path} is not a file of API keys of this version; move it away and make new keys"
-            ) from exc
+        return parse_keys(body, str(self.path))
 
     def version(self) -> object:
         return _signature(self.path)
 
-    def add(
-        self,
-        *,
-        name: str = "",
-        subject: str | None = None,
-        scopes: Iterable[str] = (),
-        ttl_seconds: float | None = None,
-        limits: PrincipalLimits = NO_LIMITS,
-        spawn_policy: str = "",
-    ) -> tuple[ApiKey, str]:
-        """Make a key and return it with its secret form, which cannot be shown again.
-
-        Args:
-            subject: Who its bearer is; None makes an owner of its own.
-            scopes: Binds the key to these; none leaves it free.
-            limits: What its bearer may have at once, where that is less than the hive allows.
-            spawn_policy: What its bearer may ask for when it spawns, in the hub's own form.
+    def change(self, change: KeyChange[T]) -> T:
+        """Change the keys while nobody else does, and return what the change returns beside them.
 
         Raises:
-            ConfigError: A value cannot be used.
-        """
-        bound = tuple(dict.fromkeys(scopes))
-        _check(name, subject, bound)
-        key_id = "".join(secrets.choice(_BASE32) for _ in range(10))
-        text = f"{KEY_PREFIX}{key_id}_{_random_256_bits()}"
-        now = self._clock()
-        key = ApiKey(
-            id=key_id,
-            sha256=_digest(text),
-            subject=subject or f"key:{key_id}",
-            name=name,
-            scopes=bound or None,
-            created_at=now,
-            expires_at=None if ttl_seconds is None else now + ttl_seconds,
-            limits=limits,
-            spawn_policy=spawn_policy,
-        )
-        with self._alone():
-            self._write([*self.read(), key])
-        return key, text
-
-    def revoke(self, named: Iterable[str]) -> list[ApiKey]:
-        """Remove keys by id or by a name that only one key has; all of them or none.
-
-        Raises:
-            NotFound: There is no such key.
-            ConfigError: Several keys have that name.
+            ConfigError: They cannot be read or written.
         """
         with self._alone():
-            keys = self.read()
-            gone = {key.id: key for key in (_find(keys, name) for name in named)}
-            self._write([key for key in keys if key.id not in gone])
-        return list(gone.values())
+            keys, result = change(self.read())
+            self._write(keys)
+        return result
+
+    def add(self, **given: Any) -> tuple[ApiKey, str]:
+        """Make a key as `add_key` does."""
+        return self.change(lambda keys: add_key(keys, now=self._clock(), **given))
+
+    def revoke(self, named: Collection[str]) -> list[ApiKey]:
+        """Remove keys as `revoke_keys` does."""
+        return self.change(lambda keys: revoke_keys(keys, named))
 
     @contextmanager
     def _alone(self) -> Generator[None]:
@@ -181,12 +230,11 @@ class KeyFile:
             os.close(lock)
 
     def _write(self, keys: Iterable[ApiKey]) -> None:
-        body = {"version": _VERSION, "keys": [asdict(key) for key in keys]}
         fresh = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         try:
             descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(body, file, indent=1)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(write_keys(keys))
                 file.flush()
                 os.fsync(descriptor)
             fresh.replace(self.path)
@@ -232,10 +280,7 @@ class KeyDocument:
         return self._body
 
     def read(self) -> list[ApiKey]:
-        try:
-            return _parse(self._body) if self._body is not None else []
-        except (ValueError, KeyError, TypeError) as exc:
-            raise ConfigError("the document of API keys is not one of this version; replace it") from exc
+        return parse_keys(self._body, "the hive's document of API keys") if self._body is not None else []
 
 
 class KeyRing:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -20,7 +21,7 @@ from ash_mcp.errors import ConfigError
 from ash_mcp.types import SandboxId
 from ash_router.upstream.proof import SandboxKeys
 
-__all__ = ["CallTokens", "load_hive_key"]
+__all__ = ["CallTokens", "load_hive_key", "new_hive_key", "read_hive_key"]
 
 _MAX_CACHED = 20_000
 
@@ -37,17 +38,33 @@ def load_hive_key(path: Path) -> Ed25519PrivateKey:
         return _create(path)
     if path.stat().st_mode & 0o077:
         raise ConfigError(f"others can read the hive's key; run: chmod 600 {path}")
-    key = serialization.load_pem_private_key(text, password=None)
+    return read_hive_key(text, str(path))
+
+
+def read_hive_key(pem: bytes, where: str) -> Ed25519PrivateKey:
+    """Return the hive's key as it is kept.
+
+    Raises:
+        ConfigError: This is no such key.
+    """
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
     if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError(f"{path} is not an Ed25519 key; move it away and start again to make a new one")
+        raise ConfigError(f"{where} is not an Ed25519 key; move it away and start again to make a new one")
     return key
 
 
-def _create(path: Path) -> Ed25519PrivateKey:
-    key = Ed25519PrivateKey.generate()
-    pem = key.private_bytes(
+def new_hive_key() -> bytes:
+    """Return a new key of a hive, as it is kept."""
+    return Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+
+
+def _create(path: Path) -> Ed25519PrivateKey:
+    pem = new_hive_key()
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -59,7 +76,7 @@ def _create(path: Path) -> Ed25519PrivateKey:
         return load_hive_key(path)
     finally:
         fresh.unlink()
-    return key
+    return read_hive_key(pem, str(path))
 
 
 class CallTokens:

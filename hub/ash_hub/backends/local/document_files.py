@@ -25,7 +25,7 @@ _LOCK_PAUSE_SECONDS: Final = 0.005
 
 
 class FileDocuments:
-    """A file for each document: `toolsets/<name>.json`, and `keys.json`, which `ash key` writes as well.
+    """A file for each document: `toolsets/<name>.json`, `keys.json`, which `ash key` writes as well, and `hive.key`.
 
     When a document was last kept is its file's time of modification.
 
@@ -68,11 +68,11 @@ class FileDocuments:
 
     async def used(self, kind: DocumentKind) -> Mapping[str, float]:
         def used() -> dict[str, float]:
-            pattern = "keys.json" if kind is DocumentKind.KEYS else "*.json"
             found: dict[str, float] = {}
-            for file in self._folder(kind).glob(pattern):
-                at = _modified_at(file)
-                if at is not None and is_document_name(kind, file.stem):
+            for file in self._folder(kind).iterdir() if self._folder(kind).is_dir() else ():
+                is_named = is_document_name(kind, file.stem) and file == self._file(kind, file.stem)
+                at = _modified_at(file) if is_named else None
+                if at is not None:
                     found[file.stem] = at
             return found
 
@@ -102,7 +102,7 @@ class FileDocuments:
         return self._state_dir if kind is DocumentKind.KEYS else self._state_dir / kind.value
 
     def _file(self, kind: DocumentKind, name: str) -> Path:
-        return self._folder(kind) / f"{name}.json"
+        return self._folder(kind) / ("hive.key" if (kind, name) == (DocumentKind.KEYS, "hive") else f"{name}.json")
 
     def _note_use(self, file: Path) -> None:
         at = round(self._clock() * 1e9)

@@ -169,13 +169,16 @@ async def under_test(**more: Any) -> AsyncGenerator[BackendUnderTest]:
                 assert instance is not None
                 os.kill(main_process(backend), signal.SIGKILL)
 
+            async def left() -> list[str]:
+                return leftovers(settings_in(root)) + sandbox_processes(backend)
+
             yield BackendUnderTest(
                 backend=backend,
                 spec=SPEC,
                 fail=lambda spec: replace(spec, mounts={"/proc/nowhere/at/all": "/usr"}),
                 die=die,
                 another=lambda: LocalBackend(settings_in(root, **(SMALL | more)), runtime=stand_in(), shared="tested"),
-                leftovers=lambda: leftovers(settings_in(root)) + sandbox_processes(backend),
+                leftovers=left,
                 prison=prison_of(backend, root),
             )
 

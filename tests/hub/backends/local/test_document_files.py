@@ -11,10 +11,12 @@ import anyio
 import pytest
 
 from ash_hub.backends.documents import DocumentKind
+from ash_hub.backends.kept_keys import keep_hive_key
 from ash_hub.backends.local import document_files as module
 from ash_hub.backends.local.document_files import FileDocuments
 from ash_mcp.errors import ConnectFailed
 from ash_router.admission.api_keys import KeyFile
+from ash_router.upstream.call_tokens import CallTokens, load_hive_key
 
 pytestmark = pytest.mark.anyio
 
@@ -49,6 +51,12 @@ async def test_the_keys_are_the_file_that_ash_key_writes(documents: FileDocument
     assert body is not None and b'"one"' in body
     await documents.replace(KEYS, "keys", body.replace(b'"one"', b'"two"'), instead_of=body)
     assert [key.name for key in file.read()] == ["two"]
+
+
+async def test_the_hives_own_key_is_the_file_that_a_hive_reads(documents: FileDocuments, tmp_path: Path) -> None:
+    public = CallTokens(await keep_hive_key(documents)).public_key
+    assert CallTokens(load_hive_key(tmp_path / "state" / "hive.key")).public_key == public
+    assert set(await documents.used(KEYS)) == {"hive"}
 
 
 async def test_what_the_disk_refuses_is_typed_and_nothing_is_taken_for_absent(

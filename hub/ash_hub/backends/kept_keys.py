@@ -1,0 +1,70 @@
+"""The keys that a hive has as documents of its backend: its own private key, and the API keys."""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ash_hub.backends.documents import MAX_DOCUMENT_BYTES, DocumentKind, Documents
+from ash_mcp.errors import ConfigError, Conflict, ConnectFailed
+from ash_router.admission.api_keys import ApiKey, KeyChange, parse_keys, write_keys
+from ash_router.upstream.call_tokens import new_hive_key, read_hive_key
+
+__all__ = ["change_api_keys", "keep_hive_key", "read_api_keys"]
+
+T = TypeVar("T")
+
+_TRIES: Final = 8
+
+
+async def keep_hive_key(documents: Documents) -> Ed25519PrivateKey:
+    """Return the hive's own key, made if there is none; replicas that start at once get the same one.
+
+    Raises:
+        ConfigError: What is there is no such key.
+        ConnectFailed: The backend does not answer.
+    """
+    kept = await documents.read(DocumentKind.KEYS, "hive")
+    if kept is None:
+        kept = new_hive_key()
+        try:
+            await documents.replace(DocumentKind.KEYS, "hive", kept, instead_of=None)
+        except Conflict:
+            kept = await documents.read(DocumentKind.KEYS, "hive") or b""
+    return read_hive_key(kept, "the hive's document of its own key")
+
+
+async def read_api_keys(documents: Documents) -> list[ApiKey]:
+    """Return the API keys, the expired ones too.
+
+    Raises:
+        ConfigError: What is there holds no keys of this version.
+        ConnectFailed: The backend does not answer.
+    """
+    return _parsed(await documents.read(DocumentKind.KEYS, "keys"))
+
+
+async def change_api_keys(documents: Documents, change: KeyChange[T]) -> T:
+    """Change the API keys in one step, and return what the change returns beside them.
+
+    Raises:
+        ConfigError: What is there holds no keys of this version, or there would be too many.
+        ConnectFailed: The backend does not answer, and may have made the change; or others change them all the time.
+    """
+    for _ in range(_TRIES):
+        before = await documents.read(DocumentKind.KEYS, "keys")
+        keys, result = change(_parsed(before))
+        body = write_keys(keys)
+        if len(body) > MAX_DOCUMENT_BYTES:
+            raise ConfigError("there are too many API keys for one document; revoke those that nobody uses")
+        try:
+            await documents.replace(DocumentKind.KEYS, "keys", body, instead_of=before)
+        except Conflict:
+            continue
+        return result
+    raise ConnectFailed("others change the API keys all the time; try again")
+
+
+def _parsed(body: bytes | None) -> list[ApiKey]:
+    return [] if body is None else parse_keys(body, "the hive's document of API keys")

@@ -1,0 +1,325 @@
+"""The Kubernetes backend: makes and deletes pods, and follows them by one watch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import anyio
+
+from ash_hub.backends._broadcast import Broadcast
+from ash_hub.backends.base import BackendEvent, Instance, Phase
+from ash_hub.backends.kubernetes.api import ApiRefusal, Json, open_api
+from ash_hub.backends.kubernetes.documents import KubernetesDocuments
+from ash_hub.backends.kubernetes.informer import Informer
+from ash_hub.backends.kubernetes.pods import CONTAINER, instance_of, network_label, pod_of, record_patch, selector
+from ash_hub.backends.kubernetes.settings import KubernetesSettings
+from ash_mcp.errors import AshError, CapacityExceeded, ConfigError, Conflict, ConnectFailed, StartFailed, Unsupported
+from ash_mcp.types import SandboxId, SandboxSpec
+
+__all__ = ["KubernetesBackend"]
+
+_SYNC_SECONDS: Final = 15.0
+_CLEAN_UP_SECONDS: Final = 10.0
+_DELETE_SECONDS: Final = 30.0
+"""What a kubelet may take beside the grace until a pod is gone."""
+_LOG_LINES: Final = 2000
+_LOG_BYTES: Final = 4 * 1024 * 1024
+_MOST_ABANDONED: Final = 1000
+_MOST_WORDS: Final = 1000
+T = TypeVar("T")
+_log = logging.getLogger("ash.hub")
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A pod as it was last seen."""
+
+    instance: Instance
+    version: int
+    uid: str
+
+
+class KubernetesBackend:
+    """The Kubernetes backend. Entering it finds the pods of its hive; leaving it ends none."""
+
+    kind = "kubernetes"
+
+    def __init__(self, settings: KubernetesSettings) -> None:
+        self._settings = settings
+        self._events = Broadcast()
+        self._pods: dict[SandboxId, _Seen] = {}
+        self._gone: dict[SandboxId, asyncio.Event] = {}
+        """Who waits for a pod to be gone."""
+        self._abandoned: deque[SandboxId] = deque(maxlen=_MOST_ABANDONED)
+        """Pods whose creation was given up, and which may come to be all the same."""
+        self._words: dict[str, str] = {}
+        """What the cluster's events say of pods that do not run yet, by the pod's name."""
+        self._classes: list[str] | None = None
+        self._version = ""
+
+    async def __aenter__(self) -> Self:
+        settings = self._settings
+        async with contextlib.AsyncExitStack() as stack:
+            self._api = api = await stack.enter_async_context(open_api(settings.kubeconfig, settings.context))
+            self.namespace = namespace = settings.namespace or api.namespace
+            self._path = f"/api/v1/namespaces/{namespace}/pods"
+            self.documents = KubernetesDocuments(
+                api, hive=settings.hive, namespace=namespace, key_namespace=settings.system_namespace or namespace
+            )
+            await self._look_around()
+            pods = {"labelSelector": selector(settings.hive)}
+            self._news = Informer(api, self._path, pods, self._listed, self._changed)
+            warnings = {"fieldSelector": "involvedObject.kind=Pod,type=Warning"}
+            events = f"/api/v1/namespaces/{namespace}/events"
+            words = Informer(api, events, warnings, lambda _, __: None, self._heard)
+            self._tasks = await anyio.create_task_group().__aenter__()
+            stack.push_async_callback(self._end_tasks)
+            self._tasks.start_soon(self._news.run)
+            self._tasks.start_soon(words.run)
+            try:
+                async with asyncio.timeout(_SYNC_SECONDS):
+                    await self._news.synced.wait()
+            except TimeoutError as error:
+                raise ConfigError(f"the pods of {namespace} cannot be followed: {self._news.problem}") from error
+            self._opened = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._events.close()
+        await self._opened.aclose()
+
+    async def _end_tasks(self) -> None:
+        # Not given the exception in flight: a task group would wrap it into an exception group.
+        self._tasks.cancel_scope.cancel()
+        await self._tasks.__aexit__(None, None, None)
+
+    async def _look_around(self) -> None:
+        """Learn what the cluster is and has.
+
+        Raises:
+            ConfigError: It does not answer, does not let the hive in, or lacks its namespace.
+        """
+        try:
+            version = await self._api.get("/version")
+            self._version = str((version or {}).get("gitVersion", ""))
+            self._classes = await self._runtime_classes()
+            await self._api.get(self._path, limit="1", labelSelector=selector(self._settings.hive))
+        except ApiRefusal as refusal:
+            raise ConfigError(
+                f"this hive may not see the pods of namespace {self.namespace}: {refusal.message}"
+            ) from refusal
+        except ConnectFailed as error:
+            raise ConfigError(f"{error.message}; is the cluster of this kubeconfig up?") from error
+
+    async def _runtime_classes(self) -> list[str] | None:
+        """Return the names of the cluster's runtime classes; None where this hive may not see them."""
+        with contextlib.suppress(ApiRefusal):
+            found = await self._api.get("/apis/node.k8s.io/v1/runtimeclasses")
+            return sorted(str(each["metadata"]["name"]) for each in (found or {}).get("items", ()))
+        return None
+
+    async def create(self, spec: SandboxSpec) -> Instance:
+        """Make a sandbox's pod and return it as it is then: a node has yet to take it."""
+        pod = pod_of(spec, self._settings)
+        if spec.id in self._pods:
+            raise Conflict(f"sandbox {spec.id} exists")
+        try:
+            made = await self._api.create(self._path, pod)
+        except ApiRefusal as refusal:
+            raise await self._explained(spec, refusal) from refusal
+        except ConnectFailed as error:
+            self._abandoned.append(spec.id)
+            raise StartFailed(f"the sandbox could not start: {error.message}", step="pod", retryable=True) from error
+        except asyncio.CancelledError:
+            self._abandoned.append(spec.id)
+            with anyio.move_on_after(_CLEAN_UP_SECONDS, shield=True), contextlib.suppress(AshError, ApiRefusal):
+                await self._api.delete(f"{self._path}/{spec.id}", grace_seconds=1)
+            raise
+        self._take(made)
+        return self._pods[spec.id].instance if spec.id in self._pods else instance_of(made)
+
+    async def _explained(self, spec: SandboxSpec, refusal: ApiRefusal) -> AshError:
+        """Return what the API server's refusal of a pod means to whoever spawns."""
+        said = refusal.message
+        if refusal.status == 409:
+            return Conflict(f"sandbox {spec.id} exists")
+        if "exceeded quota" in said:
+            return CapacityExceeded(f"the namespace's quota is used up: {said}")
+        if "RuntimeClass" in said and "not found" in said:
+            classes = await self._runtime_classes()
+            known = f"; this cluster has: {', '.join(classes) or 'none'}" if classes is not None else ""
+            return ConfigError(f"the cluster has no such runtime class: {said}{known}")
+        return ConfigError(f"the cluster refuses the pod ({refusal.reason or refusal.status}): {said}")
+
+    async def get(self, sandbox_id: SandboxId) -> Instance | None:
+        seen = self._pods.get(sandbox_id)
+        if seen is not None:
+            return seen.instance
+        pod = await self._asked(self._api.get(f"{self._path}/{sandbox_id}"))
+        return None if pod is None or not self._is_ours(pod) else self._instance(pod)
+
+    async def list(self) -> list[Instance]:
+        found = await self._asked(self._api.get(self._path, labelSelector=selector(self._settings.hive)))
+        return [self._instance(pod) for pod in (found or {}).get("items", ())]
+
+    async def annotate(self, sandbox_id: SandboxId, record: Mapping[str, Any], *, revision: int) -> None:
+        await self._patch(sandbox_id, record_patch(record, revision), revision)
+
+    async def set_network(
+        self, sandbox_id: SandboxId, network: str | tuple[str, ...], record: Mapping[str, Any], *, revision: int
+    ) -> None:
+        del record
+        network_label(network)
+        raise Unsupported(
+            f"the network of {sandbox_id} stays as it is: on Kubernetes an open connection would outlive the change"
+        )
+
+    async def _patch(self, sandbox_id: SandboxId, operations: list[Json], revision: int) -> None:
+        try:
+            self._take(await self._api.patch(f"{self._path}/{sandbox_id}", operations))
+        except ApiRefusal as refusal:
+            if refusal.status in (404, 409, 422):
+                await self._look_again(sandbox_id)
+                raise Conflict(f"the record of sandbox {sandbox_id} is not at revision {revision}") from refusal
+            raise ConnectFailed(f"the record of {sandbox_id} cannot be written: {refusal.message}") from refusal
+
+    async def _look_again(self, sandbox_id: SandboxId) -> None:
+        """See a pod as it is now: whoever lost a race is to find out against what."""
+        pod = await self._asked(self._api.get(f"{self._path}/{sandbox_id}"))
+        if pod is not None:
+            self._take(pod)
+
+    async def delete(self, sandbox_id: SandboxId, *, grace_seconds: float = 2.0) -> None:
+        gone = self._gone.setdefault(sandbox_id, asyncio.Event())
+        path = f"{self._path}/{sandbox_id}"
+        # A grace of 0 would take the pod off the API while its processes may still run.
+        grace = max(1, math.ceil(grace_seconds))
+        try:
+            if not await self._asked(self._api.delete(path, grace_seconds=grace)):
+                self._forget(sandbox_id, None)
+                return
+            with anyio.move_on_after(grace + _DELETE_SECONDS):
+                await gone.wait()
+                return
+            if await self._asked(self._api.get(path)) is not None:
+                raise ConnectFailed(f"the pod of {sandbox_id} is still ending; its node will remove it")
+            self._forget(sandbox_id, None)
+        finally:
+            if self._gone.get(sandbox_id) is gone and gone.is_set():
+                del self._gone[sandbox_id]
+
+    async def logs(self, sandbox_id: SandboxId, *, tail_bytes: int = 65_536) -> bytes:
+        if tail_bytes <= 0:
+            return b""
+        query = {"container": CONTAINER, "tailLines": str(_LOG_LINES), "limitBytes": str(_LOG_BYTES)}
+        try:
+            return (await self._api.text(f"{self._path}/{sandbox_id}/log", **query))[-tail_bytes:]
+        except ApiRefusal as refusal:
+            if refusal.status in (400, 404):  # no container yet, or no pod any more
+                return b""
+            raise ConnectFailed(f"the log of {sandbox_id} cannot be read: {refusal.message}") from refusal
+
+    def watch(self) -> AsyncIterator[BackendEvent]:
+        return self._events.watch()
+
+    def unready(self) -> str | None:
+        return self._news.problem
+
+    def describe(self) -> Mapping[str, Any]:
+        return {
+            "kind": self.kind,
+            "version": self._version,
+            "namespace": self.namespace,
+            "runtime_classes": self._classes,
+            "warnings": list[str](),
+        }
+
+    # -- news
+
+    def _listed(self, pods: list[Json], version: int) -> None:
+        names = {str(pod["metadata"]["name"]) for pod in pods}
+        for pod in pods:
+            self._take(pod)
+        for sandbox_id, seen in list(self._pods.items()):
+            if sandbox_id not in names and seen.version <= version:
+                self._forget(sandbox_id, "its pod is gone")
+
+    def _changed(self, kind: str, pod: Json) -> None:
+        if kind == "DELETED":
+            self._take(pod)
+            self._forget(SandboxId(str(pod["metadata"]["name"])), "its pod was deleted")
+        else:
+            self._take(pod)
+
+    def _take(self, pod: Json) -> None:
+        """Take note of a pod, unless a newer sight of it is known."""
+        sandbox_id, version = SandboxId(str(pod["metadata"]["name"])), int(pod["metadata"]["resourceVersion"])
+        before = self._pods.get(sandbox_id)
+        if before is not None and before.version >= version:
+            return
+        instance = self._instance(pod)
+        self._pods[sandbox_id] = _Seen(instance, version, str(pod["metadata"]["uid"]))
+        if before is None or before.instance != instance:
+            self._events.publish(instance)
+        if sandbox_id in self._abandoned:
+            self._abandoned.remove(sandbox_id)
+            self._tasks.start_soon(self._delete_abandoned, sandbox_id)
+
+    def _instance(self, pod: Json) -> Instance:
+        return instance_of(pod, self._words.get(str(pod["metadata"]["name"])))
+
+    def _is_ours(self, pod: Json) -> bool:
+        labels: Json = pod["metadata"].get("labels") or {}
+        return labels.get("ash/hive") == self._settings.hive
+
+    def _forget(self, sandbox_id: SandboxId, why: str | None) -> None:
+        """Drop a pod that is gone, and tell that its sandbox has ended if nobody has yet."""
+        self._words.pop(sandbox_id, None)
+        if (gone := self._gone.pop(sandbox_id, None)) is not None:
+            gone.set()
+        seen = self._pods.pop(sandbox_id, None)
+        if seen is not None and seen.instance.phase is not Phase.ENDED:
+            message = why or "deleted"
+            self._events.publish(replace(seen.instance, phase=Phase.ENDED, endpoint=None, exit_message=message))
+
+    def _heard(self, kind: str, event: Json) -> None:
+        """Take note of what the cluster says of a pod that does not run, as why its network cannot be made."""
+        name = SandboxId(str(event["involvedObject"].get("name")))
+        seen = self._pods.get(name)
+        if kind == "DELETED" or seen is None or seen.instance.phase is not Phase.STARTING:
+            return
+        if len(self._words) >= _MOST_WORDS:
+            self._words.clear()
+        said = f"{event.get('reason')}: {event.get('message')}"
+        self._words[name] = said
+        if seen.instance.waits_for is None:
+            told = replace(seen.instance, waits_for=said)
+            self._pods[name] = replace(seen, instance=told)
+            self._events.publish(told)
+
+    async def _delete_abandoned(self, sandbox_id: SandboxId) -> None:
+        try:
+            await self._api.delete(f"{self._path}/{sandbox_id}", grace_seconds=1)
+        except Exception as error:
+            _log.warning("the pod of %s, whose start was given up, stays for now: %s", sandbox_id, error)
+
+    async def _asked(self, answer: Awaitable[T]) -> T:
+        """Return the answer of the API server.
+
+        Raises:
+            ConnectFailed: It refused, which here only the hive's rights can be the reason of.
+        """
+        try:
+            return await answer
+        except ApiRefusal as refusal:
+            raise ConnectFailed(f"the Kubernetes API refuses it: {refusal.message}") from refusal

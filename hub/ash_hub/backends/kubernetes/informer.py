@@ -1,0 +1,99 @@
+"""One collection of the API server, followed: what there is, then every change, over broken connections too."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Final
+
+from ash_hub.backends.kubernetes.api import Api, ApiRefusal, Json
+from ash_mcp.errors import AshError
+
+__all__ = ["Informer"]
+
+_WATCH_SECONDS: Final = 60
+"""The server ends a watch after it; so a connection that has gone silently is noticed soon after."""
+_LEAST_PAUSE_SECONDS: Final = 0.1
+_MOST_PAUSE_SECONDS: Final = 5.0
+_log = logging.getLogger("ash.hub")
+
+
+class Informer:
+    """Follows one collection. A list comes first, and again where changes were missed.
+
+    Args:
+        selector: The query that picks the objects.
+        listed: Told every object there is and the version of the list, in place of all that was told before.
+        changed: Told `ADDED`, `MODIFIED` or `DELETED` and the object. An error in it is logged and is that object's.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        path: str,
+        selector: dict[str, str],
+        listed: Callable[[list[Json], int], None],
+        changed: Callable[[str, Json], None],
+    ) -> None:
+        self._api = api
+        self._path = path
+        self._selector = selector
+        self._listed = listed
+        self._changed = changed
+        self._version = ""
+        self.problem: str | None = None
+        """Why it hears nothing now."""
+        self.synced = asyncio.Event()
+        """Set once the first list came."""
+
+    async def run(self) -> None:
+        """Follow the collection until cancelled."""
+        pause = _LEAST_PAUSE_SECONDS
+        while True:
+            try:
+                await self._follow()
+                pause = _LEAST_PAUSE_SECONDS
+                continue
+            except ApiRefusal as refusal:
+                self._version = ""  # 410, or whatever else it may be: a new list is right
+                if refusal.status != 410:
+                    self._note(f"the Kubernetes API refuses {self._path}: {refusal.message}")
+            except AshError as error:
+                self._note(error.message)
+            except Exception as error:
+                _log.exception("following %s failed", self._path)
+                self._version = ""
+                self._note(f"{type(error).__name__}: {error}")
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, _MOST_PAUSE_SECONDS)
+
+    async def _follow(self) -> None:
+        if not self._version:
+            found = await self._api.get(self._path, **self._selector)
+            if found is None:
+                raise ApiRefusal(404, {"message": f"there is no {self._path}"})
+            self._version = str(found["metadata"]["resourceVersion"])
+            self._listed(found["items"], int(self._version))
+        query = {**self._selector, "resourceVersion": self._version, "timeoutSeconds": str(_WATCH_SECONDS)}
+        async with self._api.watch(self._path, **query) as events:
+            if self.problem is not None:
+                _log.info("the Kubernetes API answers again")
+            self.problem = None
+            self.synced.set()
+            async for event in events:
+                self._version = str(event["object"]["metadata"]["resourceVersion"])
+                if event["type"] != "BOOKMARK":
+                    self._tell(event["type"], event["object"])
+
+    def _tell(self, kind: str, found: Json) -> None:
+        try:
+            self._changed(kind, found)
+        except Exception:
+            _log.exception("%s of %s could not be understood", kind, self._path)
+
+    def _note(self, problem: str) -> None:
+        if self.problem is None:
+            _log.warning(problem)
+        self.problem = problem

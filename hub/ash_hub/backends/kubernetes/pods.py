@@ -1,0 +1,315 @@
+"""The pod of a sandbox: its manifest from a spec, and what a pod's status says of its sandbox. Pure."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+from ash_hub.backends.amounts import LEAST_MEMORY
+from ash_hub.backends.base import Instance, Phase
+from ash_hub.backends.kubernetes.api import Json
+from ash_hub.backends.kubernetes.merge import merged
+from ash_hub.backends.kubernetes.settings import KubernetesSettings
+from ash_hub.backends.network import require_network
+from ash_hub.backends.runner import RUNNER_ARGUMENTS, runner_config, runner_environment
+from ash_mcp.errors import ConfigError
+from ash_mcp.quantities import cpu_quantity, memory_quantity
+from ash_mcp.types import Endpoint, SandboxId, SandboxSpec
+
+__all__ = ["CONTAINER", "PORT", "instance_of", "network_label", "pod_of", "record_patch", "selector"]
+
+CONTAINER: Final = "sandbox"
+PORT: Final = 8421
+_USER: Final = 10001
+_WORKSPACE: Final = "/workspace"
+_HOME: Final = "/home/ash"
+_HIVE: Final = "ash/hive"
+_SANDBOX: Final = "ash/sandbox"
+_NETWORK: Final = "ash/network"
+_RECORD: Final = "ash/record"
+_REVISION: Final = "ash/revision"
+_LABELS: Final = "ash/labels"
+_LOST: Final = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+
+_FATAL: Final[Mapping[str, str]] = {
+    "ErrImagePull": "its image cannot be pulled",
+    "ImagePullBackOff": "its image cannot be pulled",
+    "ErrImageNeverPull": "its image is not on the node, and may not be pulled",
+    "InvalidImageName": "its image has no valid name",
+    "ImageInspectError": "its image cannot be read",
+    "CreateContainerConfigError": "its container cannot be configured",
+    "CreateContainerError": "its container cannot be made",
+    "RunContainerError": "its container cannot be run",
+}
+"""Why a container waits that will not come to run by waiting."""
+
+_DISRUPTIONS: Final[Mapping[str, str]] = {
+    "PreemptionByScheduler": "preempted by a pod of higher priority",
+    "EvictionByEvictionAPI": "evicted, as when its node is drained",
+    "DeletionByTaintManager": "deleted because its node does not answer or has a taint that it does not tolerate",
+    "DeletionByPodGC": "deleted because its node is gone",
+    "TerminationByKubelet": "ended by its node",
+}
+
+
+def selector(hive: str) -> str:
+    """Return the label selector of all pods of one hive."""
+    return f"{_HIVE}={hive},{_SANDBOX}"
+
+
+def network_label(network: str | tuple[str, ...]) -> str:
+    """Return what the NetworkPolicies of the chart know a policy by.
+
+    Raises:
+        ConfigError: It cannot be read, or cannot be carried out on a cluster.
+    """
+    require_network(network, private=False)
+    if isinstance(network, str):
+        return network
+    raise ConfigError(
+        "network: sandboxes on Kubernetes have none or internet; lists of domains need an egress proxy, which the "
+        "chart does not bring yet"
+    )
+
+
+def pod_of(spec: SandboxSpec, settings: KubernetesSettings) -> Json:
+    """Return the manifest of a sandbox's pod.
+
+    Raises:
+        ConfigError: The spec, or the template over it, asks for what no pod can be; nothing is made.
+    """
+    image = spec.image or settings.image
+    if image is None:
+        raise ConfigError(
+            f"recipe {spec.recipe} names no image: give it one, or set ASH_HUB_BACKEND__IMAGE for all that name none"
+        )
+    if spec.mounts:
+        raise ConfigError(
+            f"recipe {spec.recipe} is a folder of the hive's own machine, which pods cannot see: put it into an image"
+        )
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": spec.id,
+            "labels": {
+                "app.kubernetes.io/managed-by": "ash",
+                _HIVE: settings.hive,
+                _SANDBOX: spec.id,
+                _NETWORK: network_label(spec.network),
+            },
+            "annotations": {
+                _RECORD: _json(spec.record),
+                _REVISION: "0",
+                _LABELS: _json(spec.labels),
+            },
+        },
+        "spec": _pod_spec(spec, settings, image),
+    }
+    return cast("Json", merged(pod, settings.pod_template))
+
+
+def _pod_spec(spec: SandboxSpec, settings: KubernetesSettings, image: str) -> Json:
+    sizes = {"workspace": settings.workspace, "home": settings.home, "tmp": settings.tmp}
+    places = {"workspace": _WORKSPACE, "home": _HOME, "tmp": "/tmp"}
+    runtime_class = spec.runtime_class or settings.runtime_class
+    node_selector = {**settings.node_selector, **spec.node_selector}
+    secrets = [{"name": name} for name in settings.image_pull_secrets]
+    optional: Json = {
+        "runtimeClassName": runtime_class,
+        "nodeSelector": node_selector or None,
+        "imagePullSecrets": secrets or None,
+    }
+    return {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "tolerations": [
+            {
+                "key": key,
+                "operator": "Exists",
+                "effect": "NoExecute",
+                "tolerationSeconds": settings.node_lost_seconds,
+            }
+            for key in _LOST
+        ],
+        "containers": [
+            {
+                "name": CONTAINER,
+                "image": image,
+                "imagePullPolicy": settings.image_pull_policy,
+                "command": [settings.python, *RUNNER_ARGUMENTS],
+                "workingDir": _WORKSPACE,
+                "env": _environment(spec, settings),
+                "ports": [{"containerPort": port} for port in dict.fromkeys((PORT, *spec.ports))],
+                "resources": _resources(spec, settings),
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+                "volumeMounts": [{"name": name, "mountPath": path} for name, path in places.items()],
+            }
+        ],
+        "volumes": [{"name": name, "emptyDir": {"sizeLimit": size}} for name, size in sizes.items()],
+    } | {name: value for name, value in optional.items() if value is not None}
+
+
+def _environment(spec: SandboxSpec, settings: KubernetesSettings) -> list[Json]:
+    host = f"[{settings.listen_host}]" if ":" in settings.listen_host else settings.listen_host
+    variables = runner_environment(runner_config(spec, workspace=_WORKSPACE, home=_HOME), listen=f"{host}:{PORT}") | {
+        "ASH_SANDBOX_KEY": spec.key,
+        "TMPDIR": "/tmp",
+    }
+    return [{"name": name, "value": value} for name, value in variables.items()]
+
+
+def _resources(spec: SandboxSpec, settings: KubernetesSettings) -> Json:
+    limits, requests = spec.resources.limits, spec.resources.requests
+    cpu, memory = limits.cpu or settings.cpu, limits.memory or settings.memory
+    least_cpu, least_memory = requests.cpu or settings.cpu_request, requests.memory or settings.memory_request
+    if memory_quantity(memory) < LEAST_MEMORY:
+        raise ConfigError(
+            f"a memory limit of {memory} is too small, since the sandbox's own server takes most of that: "
+            f"give at least {LEAST_MEMORY // 2**20}Mi"
+        )
+    # What a spawn asks for explicitly must fit; the hive's own default request gives way to a smaller limit.
+    if cpu_quantity(least_cpu) > cpu_quantity(cpu):
+        if requests.cpu is not None:
+            raise ConfigError(f"a cpu request of {least_cpu} is over its limit of {cpu}")
+        least_cpu = cpu
+    if memory_quantity(least_memory) > memory_quantity(memory):
+        if requests.memory is not None:
+            raise ConfigError(f"a memory request of {least_memory} is over its limit of {memory}")
+        least_memory = memory
+    return {
+        "requests": {"cpu": least_cpu, "memory": least_memory},
+        "limits": {"cpu": cpu, "memory": memory},
+    }
+
+
+def record_patch(record: Mapping[str, Any], revision: int, *, network: str | None = None) -> list[Json]:
+    """Return the JSON Patch that replaces a record of that revision, and the network label with it."""
+    record_path, revision_path = (f"/metadata/annotations/{name.replace('/', '~1')}" for name in (_RECORD, _REVISION))
+    operations: list[Json] = [
+        {"op": "test", "path": revision_path, "value": str(revision)},
+        {"op": "replace", "path": record_path, "value": _json(record)},
+        {"op": "replace", "path": revision_path, "value": str(revision + 1)},
+    ]
+    if network is not None:
+        path = f"/metadata/labels/{_NETWORK.replace('/', '~1')}"
+        operations.append({"op": "replace", "path": path, "value": network})
+    return operations
+
+
+def instance_of(pod: Json, waits_for: str | None = None) -> Instance:
+    """Return the sandbox that a pod is.
+
+    Args:
+        waits_for: What the cluster's events say of a pod that does not run yet.
+    """
+    metadata: Json = pod["metadata"]
+    annotations: Json = metadata.get("annotations") or {}
+    status: Json = pod.get("status") or {}
+    phase, exit_message = _phase(metadata, status)
+    address = status.get("podIP")
+    is_running = phase is Phase.RUNNING
+    return Instance(
+        id=SandboxId(str(metadata["name"])),
+        phase=phase,
+        endpoint=Endpoint(host=str(address), port=PORT) if is_running else None,
+        exit_message=exit_message,
+        waits_for=_waits_for(status) or waits_for if phase is Phase.STARTING else None,
+        labels={str(key): str(value) for key, value in _object(annotations.get(_LABELS)).items()},
+        record=_object(annotations.get(_RECORD)),
+        revision=_number(annotations.get(_REVISION)),
+    )
+
+
+def _phase(metadata: Json, status: Json) -> tuple[Phase, str | None]:
+    """Return the phase, and in `ENDED` why."""
+    state = _container_state(status)
+    terminated: Json | None = state.get("terminated")
+    disruption = _disruption(status)
+    if terminated is not None:
+        return Phase.ENDED, disruption or _exit_message(terminated)
+    if status.get("phase") in ("Failed", "Succeeded"):
+        return Phase.ENDED, disruption or str(status.get("message") or status.get("reason") or "its pod ended")
+    if metadata.get("deletionTimestamp") is not None:
+        return Phase.ENDED, disruption or "its pod is being deleted"
+    waiting: Json = state.get("waiting") or {}
+    if (why := _FATAL.get(str(waiting.get("reason")))) is not None:
+        said = str(waiting.get("message") or waiting["reason"])
+        return Phase.ENDED, f"{why}: {said}"
+    if "running" in state and status.get("podIP"):
+        return Phase.RUNNING, None
+    return Phase.STARTING, None
+
+
+def _container_state(status: Json) -> Json:
+    for container in status.get("containerStatuses") or ():
+        if container["name"] == CONTAINER:
+            return container.get("state") or {}
+    return {}
+
+
+def _exit_message(terminated: Json) -> str:
+    if terminated.get("reason") == "OOMKilled":
+        return "killed: out of memory"
+    code = int(terminated.get("exitCode", 0))
+    number = int(terminated.get("signal") or 0) or (code - 128 if 128 < code < 128 + signal.NSIG else 0)
+    if number in signal.valid_signals():
+        return f"killed by {signal.Signals(number).name}"
+    said = str(terminated.get("message") or "").strip()
+    return f"exited with code {code}" + (f": {said[:500]}" if said else "")
+
+
+def _disruption(status: Json) -> str | None:
+    """Return who ended a pod from outside, as its conditions say."""
+    if status.get("reason") == "Evicted":
+        return f"evicted by its node: {status.get('message') or 'the node ran out of something'}"
+    condition = _condition(status, "DisruptionTarget")
+    if condition is None or condition.get("status") != "True":
+        return None
+    why = _DISRUPTIONS.get(str(condition.get("reason")), str(condition.get("reason")))
+    return f"{why}: {condition['message']}" if condition.get("message") else why
+
+
+def _waits_for(status: Json) -> str | None:
+    scheduled = _condition(status, "PodScheduled")
+    if scheduled is not None and scheduled.get("status") == "False":
+        return f"no node takes it: {scheduled.get('message') or scheduled.get('reason')}"
+    return None
+
+
+def _condition(status: Json, kind: str) -> Json | None:
+    return next((each for each in status.get("conditions") or () if each.get("type") == kind), None)
+
+
+def _json(shape: Mapping[str, Any]) -> str:
+    return json.dumps(shape, separators=(",", ":"))
+
+
+def _object(text: object) -> Json:
+    """Return an annotation's JSON object; nothing where somebody has put something else there."""
+    try:
+        found = json.loads(str(text))
+    except ValueError:
+        return {}
+    return cast("Json", found) if isinstance(found, dict) else {}
+
+
+def _number(text: object) -> int:
+    try:
+        return int(str(text))
+    except ValueError:
+        return 0

@@ -1,0 +1,59 @@
+"""Settings of the Kubernetes backend. Quantities as Kubernetes writes them, durations in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["KubernetesSettings"]
+
+_NAME = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[kKMGTP]i?)?$")]
+
+
+class KubernetesSettings(BaseModel):
+    """Where the pods of a hive live, and what each gets where its spawn says nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["kubernetes"] = "kubernetes"
+    hive: Annotated[str, Field(pattern=_NAME)] = "ash"
+    """Tells this hive's objects from those of other hives in the same namespace; all its replicas have the same."""
+    kubeconfig: Path | None = None
+    """None: `KUBECONFIG`, else the account of the pod that the hive runs in, else `~/.kube/config`."""
+    context: str | None = None
+    """Of the kubeconfig; None: its current one."""
+    namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")] | None = None
+    """Where sandboxes are made; it must exist. None: that of the kubeconfig's context, or of the hive's own pod."""
+    system_namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")] | None = None
+    """Where the hive keeps its keys, in Secrets. None: beside the sandboxes."""
+    image: str | None = None
+    """Of sandboxes whose recipe and spawn name none: one that holds the runner (`recipes/Dockerfile`)."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    image_pull_secrets: tuple[str, ...] = ()
+    python: str = "/opt/ash/bin/python"
+    """The Python in these images that has the runner."""
+    runtime_class: str | None = None
+    """Of sandboxes whose spawn names none. None: the cluster's default runtime."""
+    node_selector: Mapping[str, str] = {}
+    """Of every sandbox; a spawn's own selectors are added."""
+    cpu: Quantity = "2"
+    memory: Quantity = "2Gi"
+    """The limits of a sandbox."""
+    cpu_request: Quantity = "100m"
+    memory_request: Quantity = "256Mi"
+    """What a node must have free for it."""
+    workspace: Quantity = "1Gi"
+    home: Quantity = "256Mi"
+    tmp: Quantity = "512Mi"
+    """The most that these places hold; a pod that goes beyond is evicted."""
+    listen_host: Literal["0.0.0.0", "::"] = "0.0.0.0"
+    """Where runners listen in their pods: `::` where pods have IPv6 addresses only."""
+    node_lost_seconds: Annotated[int, Field(ge=0)] = 5
+    """How long a sandbox stays on a node that does not answer before Kubernetes ends it."""
+    pod_template: Mapping[str, Any] = {}
+    """Merged over the pod of every sandbox by the rules of `kubectl patch` (strategic): tolerations, affinity,
+    volumes, security contexts and the like. The container of the sandbox is named `sandbox`."""

@@ -1,0 +1,76 @@
+"""A stand-in for the Kubernetes API: objects with versions, JSON patches and preconditions, as documents use them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import anyio.lowlevel
+
+from ash_hub.backends.kubernetes.api import METADATA, METADATA_LIST, ApiRefusal, Json
+
+
+class StandInApi:
+    """Answers as `Api` does; every call lets other tasks go first."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, Json] = {}
+        self.refusals: list[Exception] = []
+        """What the next calls raise."""
+        self._versions = itertools.count(1)
+
+    async def get(self, path: str, *, accept: str = "", labelSelector: str = "") -> Json | None:
+        await self._turn()
+        if labelSelector:
+            assert accept == METADATA_LIST
+            wanted = dict(pair.split("=") for pair in labelSelector.split(","))
+            within = [found for at, found in self.objects.items() if at.startswith(f"{path}/")]
+            items = [_metadata(found) for found in within if wanted.items() <= found["metadata"]["labels"].items()]
+            return {"items": items or None}
+        found = copy.deepcopy(self.objects.get(path))
+        return _metadata(found) if found is not None and accept == METADATA else found
+
+    async def create(self, path: str, body: Json) -> Json:
+        await self._turn()
+        at = f"{path}/{body['metadata']['name']}"
+        if at in self.objects:
+            raise ApiRefusal(409, {"reason": "AlreadyExists", "message": "it exists"})
+        version = str(next(self._versions))
+        made = copy.deepcopy(body)
+        made["metadata"] |= {"uid": f"u{version}", "resourceVersion": version}
+        self.objects[at] = made
+        return made
+
+    async def patch(self, path: str, operations: list[Json], *, accept: str = "") -> Json:
+        await self._turn()
+        if path not in self.objects:
+            raise ApiRefusal(404, {"reason": "NotFound"})
+        changed = copy.deepcopy(self.objects[path])
+        for operation in operations:
+            *parents, last = operation["path"].removeprefix("/").split("/")
+            place: Any = changed
+            for parent in parents:
+                place = place[parent]
+            if operation["op"] == "add":
+                place[last] = operation["value"]
+            elif place.get(last) != operation["value"]:
+                raise ApiRefusal(422, {"reason": "Invalid"})
+        changed["metadata"]["resourceVersion"] = str(next(self._versions))
+        self.objects[path] = changed
+        return _metadata(changed) if accept == METADATA else changed
+
+    async def delete(self, path: str, *, uid: str, resource_version: str) -> None:
+        await self._turn()
+        metadata = self.objects.get(path, {"metadata": {}})["metadata"]
+        if (metadata.get("uid"), metadata.get("resourceVersion")) == (uid, resource_version):
+            del self.objects[path]
+
+    async def _turn(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self.refusals:
+            raise self.refusals.pop(0)
+
+
+def _metadata(found: Json) -> Json:
+    return {"metadata": copy.deepcopy(found["metadata"])}

@@ -1,0 +1,56 @@
+"""The API client against a server on this host that answers in pieces."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ash_hub.backends.kubernetes.api import Api, open_api
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def answering(folder: Path, body: bytes) -> AsyncGenerator[Api]:
+    """Connect to a server whose every answer is this body, sent in two pieces."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n")
+        writer.write(b"content-length: %d\r\n\r\n" % len(body) + body[:10])
+        await writer.drain()
+        await asyncio.sleep(0.05)  # so that the client sees the first piece alone
+        writer.write(body[10:])
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        named: dict[str, Any] = {
+            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+            "users": [{"name": "u", "user": {"token": "t"}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u", "namespace": "n"}}],
+            "current-context": "x",
+        }
+        kubeconfig = folder / "config"
+        kubeconfig.write_text(json.dumps(named))
+        async with open_api(kubeconfig, None) as api:
+            yield api
+
+
+async def test_an_answer_that_comes_in_pieces_is_read_to_its_end(tmp_path: Path) -> None:
+    body = {"data": "x" * 2_000_000}
+    async with answering(tmp_path, json.dumps(body).encode()) as api:
+        assert await api.get("/api/v1/namespaces/n/configmaps/c") == body
+
+
+async def test_an_event_of_the_largest_size_is_read(tmp_path: Path) -> None:
+    event = {"type": "ADDED", "object": {"data": "x" * 600_000}}
+    async with answering(tmp_path, json.dumps(event).encode() + b"\n") as api, api.watch("/api/v1/pods") as events:
+        assert [found async for found in events] == [event]

@@ -1,0 +1,48 @@
+"""A real cluster, by the kubeconfig that ASH_TEST_KUBECONFIG names, and a namespace of its own there for each test."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import anyio
+import pytest
+
+from ash_hub.backends.kubernetes.api import Api, open_api
+
+NAMESPACES: Final = "/api/v1/namespaces"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """An API server and a namespace in which a test is alone."""
+
+    api: Api
+    namespace: str
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def cluster() -> AsyncGenerator[Cluster]:
+    kubeconfig = os.environ.get("ASH_TEST_KUBECONFIG")
+    if not kubeconfig:
+        pytest.skip("ASH_TEST_KUBECONFIG names no kubeconfig of a cluster for tests")
+    namespace = f"ash-test-{secrets.token_hex(4)}"
+    async with open_api(Path(kubeconfig), None) as api:
+        await api.create(NAMESPACES, {"metadata": {"name": namespace}})
+        try:
+            with anyio.fail_after(20):  # no pod is admitted before its account exists
+                while await api.get(f"{NAMESPACES}/{namespace}/serviceaccounts/default") is None:
+                    await anyio.sleep(0.05)
+            yield Cluster(api, namespace)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await api.delete(f"{NAMESPACES}/{namespace}")

@@ -1,0 +1,112 @@
+"""Parts of the tests of pods: a backend in a namespace of its own, and a stand-in for the runner."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, closing, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+
+from ash_hub.backends.base import Instance
+from ash_hub.backends.kubernetes.backend import KubernetesBackend
+from ash_hub.backends.kubernetes.settings import KubernetesSettings
+from ash_hub.testing.conformance import BackendUnderTest
+from ash_mcp.types import SandboxId, SandboxSpec, new_sandbox_id
+from tests.hub.backends.local.local_parts import STAND_IN, Done
+from tests.kubernetes.conftest import Cluster
+
+IMAGE: Final = os.environ.get("ASH_TEST_IMAGE", "localhost/ash/recipes:dev")
+SPEC: Final = SandboxSpec(id=SandboxId("sbx-unused"), recipe="stand-in", server={"python": "none:none"}, key="k")
+_PROGRAM: Final = f"""
+import os, signal, socket
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+os.environ["ASH_LISTEN_FD"] = str(socket.create_server(("0.0.0.0", 8421)).detach())
+{STAND_IN}"""
+
+
+def fresh(**change: Any) -> SandboxSpec:
+    return replace(SPEC, id=new_sandbox_id(), **change)
+
+
+def settings_of(cluster: Cluster, **more: Any) -> KubernetesSettings:
+    """Return settings by which each pod runs the stand-in, or the `command` given."""
+    command = more.pop("command", ["python3", "-c", _PROGRAM])
+    template = {"spec": {"containers": [{"name": "sandbox", "command": command}]}}
+    given: dict[str, Any] = {
+        "kubeconfig": Path(os.environ["ASH_TEST_KUBECONFIG"]),
+        "namespace": cluster.namespace,
+        "hive": f"h{secrets.token_hex(4)}",
+        "image": IMAGE,
+        "pod_template": template,
+        "cpu_request": "10m",
+        "memory_request": "32Mi",
+        "memory": "256Mi",
+    }
+    return KubernetesSettings.model_validate(given | more)
+
+
+def environment_of(cluster: Cluster) -> dict[str, str]:
+    """Return the environment of a hive on the cluster, whose pods run the runner itself."""
+    return {
+        "ASH_HUB_BACKEND__KIND": "kubernetes",
+        "ASH_HUB_BACKEND__KUBECONFIG": os.environ["ASH_TEST_KUBECONFIG"],
+        "ASH_HUB_BACKEND__NAMESPACE": cluster.namespace,
+        "ASH_HUB_BACKEND__IMAGE": IMAGE,
+        "ASH_HUB_BACKEND__CPU_REQUEST": "10m",
+        "ASH_HUB_BACKEND__MEMORY_REQUEST": "64Mi",
+    }
+
+
+async def run_inside(instance: Instance, *command: str, seconds: float = 30.0) -> Done:
+    """Run a command in a sandbox of the stand-in."""
+    assert instance.endpoint is not None
+    with anyio.fail_after(seconds):
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection(instance.endpoint.host, instance.endpoint.port)
+                break
+            except ConnectionRefusedError:  # its container runs, and the program in it is about to listen
+                await anyio.sleep(0.05)
+        with closing(writer):
+            writer.write(json.dumps(command).encode() + b"\n")
+            data = await reader.read()
+    return Done(**json.loads(data))
+
+
+@asynccontextmanager
+async def under_test(cluster: Cluster) -> AsyncGenerator[BackendUnderTest]:
+    """Enter a backend of a hive of its own. Nothing of it may be left at the end."""
+    settings = settings_of(cluster)
+    collections = [f"/api/v1/namespaces/{cluster.namespace}/{kind}" for kind in ("pods", "configmaps", "secrets")]
+
+    async def left() -> Sequence[str]:
+        found = [await cluster.api.get(path, labelSelector=f"ash/hive={settings.hive}") for path in collections]
+        return [str(each["metadata"]["name"]) for page in found if page is not None for each in page["items"]]
+
+    async with KubernetesBackend(settings) as backend:
+
+        async def die(sandbox_id: SandboxId) -> None:
+            instance = await backend.get(sandbox_id)
+            assert instance is not None
+            with suppress(ConnectionError, ValueError):  # it may be gone before it can answer
+                await run_inside(instance, "kill", "-TERM", "1")
+
+        yield BackendUnderTest(
+            backend=backend,
+            spec=SPEC,
+            fail=lambda spec: replace(spec, image="localhost/ash/nothing:here"),
+            die=die,
+            another=lambda: KubernetesBackend(settings),
+            leftovers=left,
+            death_seconds=5.0,
+            changes_networks=False,
+        )
+        for instance in await backend.list():
+            await backend.delete(instance.id, grace_seconds=0)

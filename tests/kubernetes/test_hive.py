@@ -1,0 +1,84 @@
+"""A whole hive on a cluster, started as `ash up --backend kubernetes` is, from outside of it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from ash_mcp import Hive, StartFailed
+from ash_mcp.errors import ConfigError
+from tests.hive_process import hive_in
+from tests.kubernetes.conftest import Cluster
+from tests.kubernetes.pod_parts import environment_of
+
+pytestmark = [pytest.mark.anyio, pytest.mark.kubernetes]
+
+
+@pytest.fixture
+def home() -> Generator[Path]:
+    with tempfile.TemporaryDirectory(prefix="ash-", dir="/tmp") as path:
+        yield Path(path)
+
+
+async def pods_of(cluster: Cluster) -> list[str]:
+    found = await cluster.api.get(f"/api/v1/namespaces/{cluster.namespace}/pods")
+    return [str(pod["metadata"]["name"]) for pod in (found or {})["items"]]
+
+
+async def test_a_pod_is_spawned_called_and_destroyed(
+    cluster: Cluster, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment_of(cluster).items():
+        monkeypatch.setenv(name, value)
+    with hive_in(home) as (url, _):
+        async with Hive(url) as hive:
+            async with hive.spawn("general", env={"GREETING": "hello"}) as box:
+                assert await pods_of(cluster) == [box.id]
+                done = await box.exec('echo "$GREETING from $(hostname)"')
+                assert done.stdout == f"hello from {box.id}\n"
+                await box.files.write("/workspace/a.txt", "kept")
+                assert await box.files.read("/workspace/a.txt") == "kept"
+            assert await pods_of(cluster) == []
+
+
+async def test_a_hive_that_stops_leaves_its_sandboxes_to_the_next_one(
+    cluster: Cluster, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment_of(cluster).items():
+        monkeypatch.setenv(name, value)
+    with hive_in(home / "first") as (url, _):
+        async with Hive(url) as hive:
+            box = await hive.spawn("general")
+            await box.files.write("/workspace/a.txt", "kept")
+            session = box.session
+            assert await pods_of(cluster) == [box.id]
+    assert await pods_of(cluster) == [box.id]
+    with hive_in(home / "second") as (url, _):  # of another machine: it shares nothing but the cluster
+        async with Hive(url) as hive:
+            again = await hive.attach(session)
+            assert (again.id, await again.files.read("/workspace/a.txt")) == (box.id, "kept")
+            await again.destroy()
+            assert await pods_of(cluster) == []
+
+
+async def test_failures_say_their_cause_and_leave_nothing(
+    cluster: Cluster, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment_of(cluster).items():
+        monkeypatch.setenv(name, value)
+    with hive_in(home) as (url, _):
+        async with Hive(url) as hive:
+            began = time.monotonic()
+            with pytest.raises(StartFailed, match="its image is not on the node"):
+                await hive.spawn("general", image="localhost/ash/nothing:here")
+            assert time.monotonic() - began < 5
+            with pytest.raises(ConfigError, match="the cluster has no such runtime class"):
+                await hive.spawn("general", runtime_class="nowhere")
+            with anyio.fail_after(10):
+                while await pods_of(cluster):
+                    await anyio.sleep(0.1)
