@@ -117,7 +117,7 @@ EVERYTHING: Final[Mapping[str, Any]] = {
     "sandboxes": {
         "resourceQuota": {"pods": "200", "limits.memory": "400Gi"},
         "limitRange": [{"type": "Container", "max": {"cpu": "4", "memory": "8Gi"}}],
-        "settings": {"cpu": "2", "memory": "4Gi", "runtime_class": "gvisor", "workspace_bytes": 10737418240},
+        "settings": {"cpu": "2", "memory": "4Gi", "runtime_class": "gvisor", "workspace": "10Gi"},
     },
     "recipes": {"dice": 'name = "dice"\ndescription = "Rolls dice."\nserver = { stdio = { command = ["dice"] } }\n'},
     "runtimeClasses": {name: {"enabled": True} for name in ("kata-fc", "kata-clh", "kata-qemu", "gvisor")},

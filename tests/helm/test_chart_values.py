@@ -13,6 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from ash_hub.backends.kubernetes.settings import KubernetesSettings
 from ash_hub.cli.environment import read_settings
 from ash_hub.settings import HubSettings
 from tests.helm.chart import CHART, EVERYTHING, NAMESPACE, environment, notes, refusal, template
@@ -23,6 +24,7 @@ SET_BY_THE_CHART: Final = {
     *("tls_cert", "tls_key"),  # an Ingress or a Gateway speaks https
     "idle_exit_seconds",  # Kubernetes would start it again
 }
+SET_OF_THE_BACKEND: Final = {"kind", "hive", "namespace", "system_namespace", "kubeconfig", "context"}
 
 
 def fields(model: type[BaseModel]) -> dict[str, Any]:
@@ -52,8 +54,16 @@ def test_the_settings_that_the_chart_takes_are_those_of_the_hub() -> None:
     assert settings["additionalProperties"] is False
 
 
+def test_the_settings_of_the_backend_that_the_chart_takes_are_those_of_the_backend() -> None:
+    known = KubernetesSettings.model_fields.keys() - SET_OF_THE_BACKEND
+    settings = schema()["properties"]["sandboxes"]["properties"]["settings"]
+    assert settings["properties"].keys() == known
+    assert settings["additionalProperties"] is False
+
+
 def test_what_the_chart_sets_itself_are_settings_of_the_hub() -> None:
     assert SET_BY_THE_CHART <= HubSettings.model_fields.keys()
+    assert SET_OF_THE_BACKEND <= KubernetesSettings.model_fields.keys()
 
 
 def test_the_settings_in_values_are_settings_of_the_hub() -> None:
@@ -135,7 +145,7 @@ def test_the_backend_is_told_its_settings_by_their_names(monkeypatch: pytest.Mon
         "image_pull_policy": "IfNotPresent",
     }
     backend = settings_of(EVERYTHING, monkeypatch).backend
-    assert backend["workspace_bytes"] == 10737418240 and backend["runtime_class"] == "gvisor"
+    assert KubernetesSettings.model_validate(backend).workspace == "10Gi"
 
 
 @pytest.mark.parametrize("service", ["ash", "control-plane", "gateway"])

@@ -10,7 +10,7 @@
 {{- end }}
 
 {{- define "ash.hive" -}}
-{{- .Values.sandboxes.hive | default (include "ash.name" .) -}}
+{{- .Values.sandboxes.hive | default (include "ash.name" . | trunc 40 | trimSuffix "-") -}}
 {{- end }}
 
 {{- define "ash.image" -}}
