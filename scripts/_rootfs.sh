@@ -39,11 +39,13 @@ hash_of() { sha256sum | cut -c 1-16; }
 
 # Sets `debian`.
 make_debian() {
-  local suite mirror name new=$cache/new-debian proxy=
+  local suite mirror new=$cache/new-debian proxy=
   # shellcheck source=/dev/null
-  suite=$(. /etc/os-release; [ "$ID" = debian ] && echo "$VERSION_CODENAME") || stop "This is made from the Debian it runs on."
+  suite=$(. /etc/os-release; [ "$ID" = debian ] && echo "$VERSION_CODENAME") ||
+    stop "The root file system is made of the Debian that this runs on, and this is none."
   debian=$cache/debian-$({ declare -f make_debian; echo "$suite $packages"; } | hash_of)
   [ ! -d "$debian" ] || return 0
+  # shellcheck disable=SC2016 # apt expands these
   mirror=$(apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
     awk -v suite="$suite" '$1 == suite && $2 == "main" { print $3; exit }')
   [ -n "$mirror" ] || stop "apt's sources here name no mirror of Debian $suite."
@@ -90,7 +92,8 @@ inside() { # ROOT COMMAND...
   local wheels_there=()
   [ -z "${wheels:-}" ] || wheels_there=(--ro-bind "$wheels" /tmp/wheels)
   env -i HOME=/root LANG=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-    bwrap --bind "$1" / --dev /dev --proc /proc --tmpfs /tmp "${wheels_there[@]}" --unshare-net --die-with-parent "${@:2}"
+    bwrap --bind "$1" / --dev /dev --proc /proc --tmpfs /tmp "${wheels_there[@]}" --unshare-net --die-with-parent \
+    "${@:2}"
 }
 
 # Brings wheels: everything is this machine's, pip's settings and certificates too, but for /usr, so that pip's Python
