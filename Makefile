@@ -6,13 +6,14 @@ QUICK := not heavy and not node and not clients and not replicas and not hosts a
 # the tests wait more than they work: more of them at once than a small machine has processors
 WORKERS ?= 4
 
-.PHONY: help run test check lock
+.PHONY: help run test check lock images
 
 help:
-	@echo "make run    install what is missing, start the hive, show it at work"
-	@echo "make test   install what is missing, run the quick tests"
-	@echo "make check  lint, format, types, imports"
-	@echo "make lock   pin the newest dependencies in constraints.txt"
+	@echo "make run      install what is missing, start the hive, show it at work"
+	@echo "make test     install what is missing, run the quick tests"
+	@echo "make check    lint, format, types, imports"
+	@echo "make lock     pin the newest dependencies in constraints.txt"
+	@echo "make images   build the container images, with docker, buildah or podman"
 
 run:
 	@scripts/setup run
@@ -27,3 +28,6 @@ check:
 
 lock:
 	@scripts/lock
+
+images:
+	@scripts/images

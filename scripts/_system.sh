@@ -1,4 +1,5 @@
-# Sourced by scripts/setup: what it needs from the system, and how that gets there. Uses `level`, `missing`, `python`.
+# Sourced by scripts/setup and scripts/images: what they need from the system, and how that gets there.
+# Uses `level`, `missing` and `python` of scripts/setup.
 # shellcheck shell=bash disable=SC2154,SC2034
 
 say() { printf '%s\n' "ash setup: $*" >&2; }

@@ -43,6 +43,7 @@ def running_hive() -> Generator[str]:
 @contextmanager
 def hive_in(home: Path) -> Generator[tuple[str, int]]:
     """Serve a hive whose files are all below `home`, its state in `home/state`, and give its URL and process id."""
+    home.mkdir(exist_ok=True)
     files = HiveFiles(home / "run", home / "log")
     environ = {**os.environ, "ASH_HUB_STATE_DIR": str(home / "state"), "ASH_HUB_RUN_DIR": str(files.run_dir)}
     log = home / "output"

@@ -115,7 +115,7 @@ class Assembly:
             self._caller,
             version("ash-mcp"),
         )
-        self.rest = SeedRest(self.sandboxes, settings, audit, self.controller.catch_up, store)
+        self.rest = SeedRest(self.sandboxes, settings, audit, self.controller.catch_up, store, backend)
         self._sdk_sessions = SdkSessions(face.server, lambda session_id: self._legacy.remove(session_id))
         self.manager = self._sdk_sessions.manager
         session_ids = SessionIds(key, self.replicas.id)

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import anyio
+import anyio.to_thread
 
 from ash_hub.backends.base import Instance
 from ash_hub.backends.kubernetes.backend import KubernetesBackend
 from ash_hub.backends.kubernetes.settings import KubernetesSettings
 from ash_hub.testing.conformance import BackendUnderTest
 from ash_mcp.types import SandboxId, SandboxSpec, new_sandbox_id
+from tests.hive_process import hive_in
 from tests.hub.backends.local.local_parts import STAND_IN, Done
 from tests.kubernetes.conftest import Cluster
 
@@ -62,6 +64,17 @@ def environment_of(cluster: Cluster) -> dict[str, str]:
         "ASH_HUB_BACKEND__CPU_REQUEST": "10m",
         "ASH_HUB_BACKEND__MEMORY_REQUEST": "64Mi",
     }
+
+
+@asynccontextmanager
+async def serving(home: Path) -> AsyncGenerator[str]:
+    """Give the URL of a hive by this process's environment, as one on another machine would be."""
+    hive = hive_in(home)
+    url, _ = await anyio.to_thread.run_sync(hive.__enter__)
+    try:
+        yield url
+    finally:
+        await anyio.to_thread.run_sync(hive.__exit__, None, None, None)
 
 
 async def run_inside(instance: Instance, *command: str, seconds: float = 30.0) -> Done:

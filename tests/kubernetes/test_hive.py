@@ -12,11 +12,16 @@ import pytest
 
 from ash_mcp import Hive, StartFailed
 from ash_mcp.errors import ConfigError
-from tests.hive_process import hive_in
 from tests.kubernetes.conftest import Cluster
-from tests.kubernetes.pod_parts import environment_of
+from tests.kubernetes.pod_parts import environment_of, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.kubernetes]
+
+
+@pytest.fixture(autouse=True)
+def environment(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment_of(cluster).items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
@@ -30,55 +35,40 @@ async def pods_of(cluster: Cluster) -> list[str]:
     return [str(pod["metadata"]["name"]) for pod in (found or {})["items"]]
 
 
-async def test_a_pod_is_spawned_called_and_destroyed(
-    cluster: Cluster, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in environment_of(cluster).items():
-        monkeypatch.setenv(name, value)
-    with hive_in(home) as (url, _):
-        async with Hive(url) as hive:
-            async with hive.spawn("general", env={"GREETING": "hello"}) as box:
-                assert await pods_of(cluster) == [box.id]
-                done = await box.exec('echo "$GREETING from $(hostname)"')
-                assert done.stdout == f"hello from {box.id}\n"
-                await box.files.write("/workspace/a.txt", "kept")
-                assert await box.files.read("/workspace/a.txt") == "kept"
-            assert await pods_of(cluster) == []
-
-
-async def test_a_hive_that_stops_leaves_its_sandboxes_to_the_next_one(
-    cluster: Cluster, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in environment_of(cluster).items():
-        monkeypatch.setenv(name, value)
-    with hive_in(home / "first") as (url, _):
-        async with Hive(url) as hive:
-            box = await hive.spawn("general")
-            await box.files.write("/workspace/a.txt", "kept")
-            session = box.session
+async def test_a_pod_is_spawned_called_and_destroyed(cluster: Cluster, home: Path) -> None:
+    async with serving(home) as url, Hive(url) as hive:
+        async with hive.spawn("general", env={"GREETING": "hello"}) as box:
             assert await pods_of(cluster) == [box.id]
+            done = await box.exec('echo "$GREETING from $(hostname)"')
+            assert done.stdout == f"hello from {box.id}\n"
+            await box.files.write("/workspace/a.txt", "kept")
+            assert await box.files.read("/workspace/a.txt") == "kept"
+        assert await pods_of(cluster) == []
+
+
+async def test_a_hive_that_stops_leaves_its_sandboxes_to_the_next_one(cluster: Cluster, home: Path) -> None:
+    async with serving(home / "first") as url, Hive(url) as hive:
+        box = await hive.spawn("general")
+        await box.files.write("/workspace/a.txt", "kept")
+        session = box.session
+        assert await pods_of(cluster) == [box.id]
     assert await pods_of(cluster) == [box.id]
-    with hive_in(home / "second") as (url, _):  # of another machine: it shares nothing but the cluster
-        async with Hive(url) as hive:
-            again = await hive.attach(session)
-            assert (again.id, await again.files.read("/workspace/a.txt")) == (box.id, "kept")
-            await again.destroy()
-            assert await pods_of(cluster) == []
+    # of another machine: it shares nothing but the cluster
+    async with serving(home / "second") as url, Hive(url) as hive:
+        again = await hive.attach(session)
+        assert (again.id, await again.files.read("/workspace/a.txt")) == (box.id, "kept")
+        await again.destroy()
+        assert await pods_of(cluster) == []
 
 
-async def test_failures_say_their_cause_and_leave_nothing(
-    cluster: Cluster, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in environment_of(cluster).items():
-        monkeypatch.setenv(name, value)
-    with hive_in(home) as (url, _):
-        async with Hive(url) as hive:
-            began = time.monotonic()
-            with pytest.raises(StartFailed, match="its image is not on the node"):
-                await hive.spawn("general", image="localhost/ash/nothing:here")
-            assert time.monotonic() - began < 5
-            with pytest.raises(ConfigError, match="the cluster has no such runtime class"):
-                await hive.spawn("general", runtime_class="nowhere")
-            with anyio.fail_after(10):
-                while await pods_of(cluster):
-                    await anyio.sleep(0.1)
+async def test_failures_say_their_cause_and_leave_nothing(cluster: Cluster, home: Path) -> None:
+    async with serving(home) as url, Hive(url) as hive:
+        began = time.monotonic()
+        with pytest.raises(StartFailed, match="its image cannot be pulled"):
+            await hive.spawn("general", image="localhost/ash/nothing:here")
+        assert time.monotonic() - began < 5
+        with pytest.raises(ConfigError, match="the cluster has no such runtime class"):
+            await hive.spawn("general", runtime_class="nowhere")
+        with anyio.fail_after(10):
+            while await pods_of(cluster):
+                await anyio.sleep(0.1)

@@ -18,7 +18,7 @@ from typing import Final
 
 import pytest
 
-from ash_hub.backends.local.host import Check
+from ash_hub.backends.checks import Check
 from ash_mcp.cli import main
 
 ASH: Final = (sys.executable, "-m", "ash_mcp.cli")
@@ -220,6 +220,43 @@ def test_the_doctor_says_what_isolation_there_is(home: Path, capfd: pytest.Captu
     code, out, _ = ash(capfd, "doctor")
     assert code == (0 if found["ok"] else 1) and "bubblewrap" in out
     assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("chosen", ["by the option", "by the settings"])
+def test_the_doctor_looks_at_the_cluster_of_the_backend_that_is_chosen(
+    chosen: str, home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(home / "none"))
+    words = ["--backend", "kubernetes"] if chosen == "by the option" else []
+    if not words:
+        monkeypatch.setenv("ASH_HUB_BACKEND__KIND", "kubernetes")
+    code, out, err = ash(capfd, "doctor", *words)
+    assert (code, err) == (1, "")
+    assert "MISSING  API server" in out and "name a kubeconfig with KUBECONFIG" in out
+    assert "Sandboxes cannot be made in this cluster: API server is missing" in out
+    assert "bubblewrap" not in out and "state directory" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "says"),
+    [
+        (["--backend", "nope"], {}, "knows the backends local and kubernetes"),
+        (["--backend", "kubernetes"], {"ASH_HUB_BACKEND__CPU": "lots"}, "ASH_HUB_BACKEND__…): cpu"),
+    ],
+    ids=["an unknown backend", "a setting that is none"],
+)
+def test_the_doctor_refuses_settings_that_are_wrong(
+    words: list[str],
+    env: dict[str, str],
+    says: str,
+    home: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = ash(capfd, "doctor", *words)
+    assert (code, out) == (2, "") and says in " ".join(err.split())
 
 
 def test_the_doctor_says_what_to_install_and_exits_1_when_something_is_missing(

@@ -12,10 +12,13 @@ __all__ = ["banner", "host_lines"]
 
 def banner(hive: Hive) -> Sequence[str]:
     """Return the lines: where it serves, what makes its sandboxes, where its log is."""
-    backend = hive.settings.backend
+    backend, described = hive.settings.backend, hive.backend.describe()
+    more = ", WITHOUT ISOLATION (--unsafe)" if backend.get("unsafe") else ""
+    if backend["kind"] == "kubernetes":
+        more = f", in the namespace {described['namespace']} of {described['cluster']}"
     return [
         f"Ash serves at {hive.url}",
-        f"  sandboxes: {backend['kind']}{', WITHOUT ISOLATION (--unsafe)' if backend.get('unsafe') else ''}",
+        f"  sandboxes: {backend['kind']}{more}",
         f"  log: {hive.settings.logs / 'hive.log'}",
         *(["  no API keys yet: ash key new"] if hive.lacks_keys else []),
     ]

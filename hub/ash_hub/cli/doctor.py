@@ -1,4 +1,4 @@
-"""`ash doctor`: what this machine gives, what it lacks, what to install."""
+"""`ash doctor`: what this machine or cluster gives a hive, what it lacks, what to do about it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -14,31 +14,76 @@ from ash_mcp.cli.context import run_async
 from ash_mcp.cli.output import emit_json, say
 
 if TYPE_CHECKING:
-    from ash_hub.backends.local.host import Check
+    from ash_hub.backends.checks import Check
     from ash_hub.settings import HubSettings
 
 __all__ = ["doctor"]
 
+_SENTENCES: Final = {
+    "local": (
+        "Sandboxes can be isolated here. `ash up` starts a hive.",
+        "Sandboxes cannot be isolated here",
+    ),
+    "kubernetes": (
+        "Sandboxes can be made in this cluster. The chart helm/ash, or `ash up --backend kubernetes`, starts a hive.",
+        "Sandboxes cannot be made in this cluster",
+    ),
+}
+"""What is said in the end: that all is well, or before what is missing."""
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False) -> None:
-    """Look at this machine: isolation, limits, the port, a hive that runs.
 
-    Starts a trial sandbox. The exit code is 1 when something is missing without which no sandbox can be isolated.
+def doctor(
+    backend: Annotated[
+        str | None, typer.Option(help="Where sandboxes are to be made.  [as the settings say, else local]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Look at what a hive finds here: isolation and limits of this machine, or its cluster; the port, other hives.
+
+    On this machine a trial sandbox is started; in a cluster nothing is made. The exit code is 1 when something is
+    missing without which no sandbox can be isolated, or made.
     """
-    from ash_hub.backends.local.host import probe
     from ash_hub.cli.environment import read_settings
 
-    settings = read_settings({})
-    checks = [*probe(), *_surroundings(settings)]
+    settings = read_settings({"backend": {"kind": backend} if backend is not None else None})
+    kind = settings.backend["kind"]
+    if kind == "local":
+        from ash_hub.backends.local.host import probe
+
+        checks = probe()
+    elif kind == "kubernetes":
+        checks = _cluster(settings, as_json=as_json)
+    else:
+        raise typer.BadParameter(f"the doctor knows the backends local and kubernetes, and nothing of {kind!r}")
+    checks += _surroundings(settings)
     lacking = [check for check in checks if check.required and not check.ok]
     if as_json:
         emit_json({"ok": not lacking, "checks": [asdict(check) for check in checks]})
     else:
-        _tell(checks, lacking)
+        _tell(checks, lacking, _SENTENCES[kind])
     raise typer.Exit(1 if lacking else 0)
 
 
-def _tell(checks: Sequence[Check], lacking: Sequence[Check]) -> None:
+def _cluster(settings: HubSettings, *, as_json: bool) -> list[Check]:
+    from pydantic import ValidationError
+
+    from ash_hub.backends.kubernetes import check
+    from ash_hub.spawning.recipes import explain_invalid
+
+    found: list[Check] = []
+
+    async def look() -> None:
+        found.extend(await check(settings.backend))
+
+    try:
+        run_async(look, as_json=as_json)
+    except ValidationError as error:
+        said = explain_invalid(error)
+        raise typer.BadParameter(f"settings of the kubernetes backend (ASH_HUB_BACKEND__…): {said}") from error
+    return found
+
+
+def _tell(checks: Sequence[Check], lacking: Sequence[Check], sentences: tuple[str, str]) -> None:
     width = max(len(check.name) for check in checks)
     for check in checks:
         mark = "ok     " if check.ok else "MISSING" if check.required else "limited"
@@ -46,14 +91,12 @@ def _tell(checks: Sequence[Check], lacking: Sequence[Check]) -> None:
         if not check.ok and check.fix:
             say(f"{'':9}{'':<{width}}  -> {check.fix}")
     say("")
-    if lacking:
-        say(f"Sandboxes cannot be isolated here: {', '.join(check.name for check in lacking)} is missing.")
-    else:
-        say("Sandboxes can be isolated here. `ash up` starts a hive.")
+    good, bad = sentences
+    say(f"{bad}: {', '.join(check.name for check in lacking)} is missing." if lacking else good)
 
 
 def _surroundings(settings: HubSettings) -> list[Check]:
-    from ash_hub.backends.local.host import Check
+    from ash_hub.backends.checks import Check
 
     url = _running_hive()
     hive = Check("hive", True, f"one of yours runs at {url}" if url else "none of yours runs")
@@ -65,7 +108,7 @@ def _surroundings(settings: HubSettings) -> list[Check]:
 
 
 def _other_users(settings: HubSettings) -> Check:
-    from ash_hub.backends.local.host import Check
+    from ash_hub.backends.checks import Check
     from ash_hub.serving.auth import is_loopback, peer_problem
 
     name = "other users"
@@ -110,7 +153,7 @@ def _directories(settings: HubSettings) -> Sequence[tuple[str, os.PathLike[str]]
 
 def _directory(name: str, path: os.PathLike[str]) -> Check:
     """Say whether a directory can be used, without making it."""
-    from ash_hub.backends.local.host import Check
+    from ash_hub.backends.checks import Check
 
     existing = os.path.abspath(path)
     while not os.path.exists(existing):

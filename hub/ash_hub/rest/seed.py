@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ash_hub.backends.base import Backend
 from ash_hub.lifecycle.sandbox import Sandbox
 from ash_hub.lifecycle.sandboxes import Sandboxes
 from ash_hub.rest.openapi import description
@@ -52,6 +53,7 @@ class SeedRest:
         audit: Audit,
         catch_up: Callable[[], Awaitable[None]],
         store: Store,
+        backend: Backend,
     ) -> None:
         self.starts = Starts(settings.limits.sandboxes)
         self._sandboxes = sandboxes
@@ -59,6 +61,7 @@ class SeedRest:
         self._audit = audit
         self._catch_up = catch_up
         self._store = store
+        self._namespace = str(backend.describe().get("namespace") or _NAMESPACE)
 
     def routes(self) -> Sequence[Route]:
         described = description()
@@ -135,7 +138,7 @@ class SeedRest:
         return Spawned(
             name=sandbox.labels.get("name", ""),
             uuid=sandbox.alias,
-            namespace=str(self._settings.backend.get("namespace") or _NAMESPACE),
+            namespace=self._namespace,
             status="Ready" if is_ready else "Starting",
             service_type="ClusterIP",
             cluster_ip=host if host is not None and _is_address(host) else None,

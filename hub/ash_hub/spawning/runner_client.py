@@ -6,6 +6,7 @@ is data. Calls of callers do not pass here; those are the relay's.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -38,6 +39,10 @@ MAX_DIGITS: Final = 64
 _CONNECT_SECONDS: Final = 5.0
 _AGAIN_SECONDS: Final = 0.02
 """Until a refused connection is tried again; a refusal costs 0.1 ms of processor time."""
+_LEAST_SECONDS: Final = 0.1
+"""With less time left it is not tried again."""
+_UNHEARD: Final = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH})
+"""What the kernel says of an address from which nothing comes, not even a refusal."""
 
 
 class RunnerClient:
@@ -56,7 +61,7 @@ class RunnerClient:
         Raises:
             RemoteProtocolError: It says why its server could not be started.
             AshTimeout: It did not answer in time.
-            ConnectFailed: Nobody listens.
+            ConnectFailed: Nobody listens; or this machine has not once heard from that address, as the message says.
         """
         status, body = await self._first_answer(timeout_seconds)
         if status != 200:
@@ -64,14 +69,27 @@ class RunnerClient:
 
     async def _first_answer(self, timeout_seconds: float) -> tuple[int, bytes]:
         gives_up_at = anyio.current_time() + timeout_seconds
+        left, is_heard = timeout_seconds, False
         while True:
-            left = gives_up_at - anyio.current_time()
             try:
                 return await self._request("GET", HEALTH_PATH, timeout_seconds=left)
-            except ConnectFailed:
-                if self._endpoint.unix is not None or left <= _AGAIN_SECONDS:
-                    raise
+            except ConnectFailed as error:
+                number = getattr(error.__cause__, "errno", None)
+                if self._endpoint.unix is not None or number is None:
+                    raise  # somebody listens, and is not who should
+                failed, is_heard = error, is_heard or number not in _UNHEARD
             await anyio.sleep(_AGAIN_SECONDS)
+            left = gives_up_at - anyio.current_time()
+            if left <= _LEAST_SECONDS and is_heard:
+                raise failed
+            if left <= _LEAST_SECONDS:
+                raise self._out_of_reach() from failed
+
+    def _out_of_reach(self) -> ConnectFailed:
+        return ConnectFailed(
+            f"it runs at {self._endpoint.host}, but this machine cannot reach that address: run the hive where it "
+            "can, which for pods is in their cluster (helm/ash) or on one of its nodes"
+        )
 
     async def claim(self, env: Mapping[str, str], secrets: Mapping[str, str], timeout_seconds: float) -> None:
         """Hand over what the caller gave for this sandbox alone; once. On TCP nobody else can read it."""
@@ -171,7 +189,8 @@ class RunnerClient:
         lines = "".join(f"{name}: {value}\r\n" for name, value in all_headers.items())
         answer = Answer(max_bytes)
         with _within(timeout_seconds, target.partition("?")[0]):
-            patience = min(_CONNECT_SECONDS, timeout_seconds)
+            # Less than the whole: if it is over, it is known that there was no connection.
+            patience = min(_CONNECT_SECONDS, timeout_seconds / 2)
             connection = await open_connection(
                 self._endpoint, self._connection, self._tokens.sandbox_keys, timeout_seconds=patience
             )

@@ -177,12 +177,16 @@ async def open_connection(
         timeout_seconds: For the connection; a proof has a time of its own.
 
     Raises:
-        ConnectFailed: Nobody listens there, or not who should, or not in time, or this host has no room.
+        ConnectFailed: Nobody listens there, or not who should, or not in time, or this host has no room. Its cause has
+            the kernel's errno where there was no connection.
     """
     try:
         async with asyncio.timeout(timeout_seconds):
             connection = await _dial(endpoint, new)
-    except (OSError, TimeoutError) as exc:
+    except TimeoutError as exc:
+        exc.errno = errno.ETIMEDOUT  # as where the kernel's own patience ends
+        raise _unreachable(exc) from exc
+    except OSError as exc:
         raise _unreachable(exc) from exc
     if connection.closed:
         raise _unreachable()

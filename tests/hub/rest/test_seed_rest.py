@@ -36,7 +36,9 @@ class Doors:
     def __init__(self, world: World) -> None:
         parts: Any = world.sandboxes._parts  # pyright: ignore[reportPrivateUsage]
         self.world = world
-        self.rest = SeedRest(world.sandboxes, parts.settings, Audit(), world.controller.catch_up, world.store)
+        self.rest = SeedRest(
+            world.sandboxes, parts.settings, Audit(), world.controller.catch_up, world.store, world.backend
+        )
         metrics = Metrics(world.ledger, world.routes)
         self.app = build_app(self.app_of, metrics, world.sandboxes.unready, lambda: None, self.rest.routes())
 
@@ -98,6 +100,15 @@ async def test_a_spawn_says_what_the_seed_said(doors: Doors) -> None:
     assert (made.ports, made.node_selector, made.runtime_class) == ((3000,), {"gpu": "true"}, "kata-clh")
     assert (made.resources.requests.cpu, made.resources.limits.memory) == ("100m", "1Gi")
     assert doors.world.runner.claims[0]["env"] == {"DEBUG": "true"}
+
+
+async def test_a_spawn_says_in_which_namespace_the_backend_made_it(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = await make_world(seed=SEED)
+    monkeypatch.setattr(world.backend, "describe", lambda: {"kind": "kubernetes", "namespace": "of-the-kubeconfig"})
+    async with opened(world) as doors:
+        assert (await doors.spawn())["namespace"] == "of-the-kubeconfig"
 
 
 async def test_whoever_gives_no_name_gets_one(doors: Doors) -> None:

@@ -5,18 +5,20 @@ settings.py   its settings
 pods.py       the pod of a sandbox, and what its status means; merge.py: a pod template over it
 informer.py   one collection of the API server, followed
 documents.py  the hive's documents, in ConfigMaps and Secrets
+probe.py      what `ash doctor` says of a cluster; rights.py: what a hive's account needs there; matching.py: what
+              selectors and tolerations mean
 api.py        the API server, as JSON
-documents.py  the hive's documents, as ConfigMaps and Secrets
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from ash_hub.backends.base import Backend, Places
+from ash_hub.backends.checks import Check
 from ash_hub.backends.kubernetes.settings import KubernetesSettings
 from ash_mcp.errors import ConfigError
 
-__all__ = ["KubernetesSettings", "build"]
+__all__ = ["KubernetesSettings", "build", "check"]
 
 
 def build(options: Mapping[str, Any], places: Places) -> Backend:
@@ -30,7 +32,21 @@ def build(options: Mapping[str, Any], places: Places) -> Backend:
     try:
         from ash_hub.backends.kubernetes.backend import KubernetesBackend
     except ModuleNotFoundError as error:
-        if error.name not in ("kubernetes_asyncio", "aiohttp"):
-            raise
-        raise ConfigError("the kubernetes backend needs a library: pip install 'ash-mcp[kubernetes]'") from error
+        raise _explained(error) from error
     return KubernetesBackend(settings)
+
+
+async def check(options: Mapping[str, Any]) -> list[Check]:
+    """Look at the cluster of a hive's settings, for `ash doctor`; raises as `build` does."""
+    settings = KubernetesSettings.model_validate(options)
+    try:
+        from ash_hub.backends.kubernetes.probe import probe
+    except ModuleNotFoundError as error:
+        raise _explained(error) from error
+    return await probe(settings)
+
+
+def _explained(error: ModuleNotFoundError) -> Exception:
+    if error.name not in ("kubernetes_asyncio", "aiohttp"):
+        return error
+    return ConfigError("the kubernetes backend needs a library: pip install 'ash-mcp[kubernetes]'")

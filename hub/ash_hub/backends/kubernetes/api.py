@@ -59,6 +59,8 @@ class Api:
         self._client = client
         self.namespace = namespace
         """Where the kubeconfig, or the account of this pod, is at home."""
+        self.address = str(cast("Any", client).configuration.host)
+        """Its URL."""
 
     async def get(self, path: str, *, accept: str = _JSON, **query: str) -> Json | None:
         """Return what is at `path`, or None where there is nothing.

@@ -239,6 +239,7 @@ class KubernetesBackend:
         return {
             "kind": self.kind,
             "version": self._version,
+            "cluster": self._api.address,
             "namespace": self.namespace,
             "runtime_classes": self._classes,
             "warnings": list[str](),

@@ -9,9 +9,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from ash_hub.backends.checks import Check
 from ash_hub.backends.local import seccomp
 from ash_hub.backends.local.keeper import cgroups
 from ash_hub.backends.local.keeper.launchers import mount_names
@@ -19,7 +19,7 @@ from ash_hub.backends.local.keeper.launchers.bubblewrap_trial import find_bubble
 from ash_hub.backends.local.plans import ETC_FROM_HOST, HostFacts
 from ash_hub.backends.local.runtime import find_runtime
 
-__all__ = ["Check", "host_facts", "isolation_works", "may_raise_limits", "namespaced_processes", "probe"]
+__all__ = ["host_facts", "isolation_works", "may_raise_limits", "namespaced_processes", "probe"]
 
 _TRIAL_SECONDS = 10.0
 _TOP_LEVEL = ("/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin")
@@ -37,19 +37,6 @@ _APPARMOR = (
     "to /etc/apparmor.d/bwrap and run `sudo apparmor_parser -r /etc/apparmor.d/bwrap`, or run "
     "`sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0`"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was looked at."""
-
-    name: str
-    ok: bool
-    detail: str
-    fix: str | None = None
-    """What to do about it; None where nothing is to be done."""
-    required: bool = False
-    """Whether no sandbox can be isolated without it."""
 
 
 def probe() -> list[Check]:

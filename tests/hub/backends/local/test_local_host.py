@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ash_hub.backends.checks import Check
 from ash_hub.backends.local import host
-from ash_hub.backends.local.host import Check
 from tests.hub.backends.local.local_parts import needs_isolation
 
 BROKEN = """\

@@ -1,0 +1,63 @@
+"""What a hive's account must be allowed to do, in one list: `ash doctor` asks, the roles of the chart grant. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+__all__ = ["RIGHTS", "Place", "Right"]
+
+
+class Place(Enum):
+    """Where a right holds."""
+
+    SANDBOXES = "the namespace of the sandboxes"
+    HIVE = "the namespace of the hive's keys"
+    CLUSTER = "the whole cluster"
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """Some verbs on one kind of object."""
+
+    resource: str
+    """As a Role writes it, such as `pods/log`."""
+    verbs: tuple[str, ...]
+    place: Place
+    without: str
+    """What a hive lacks without it."""
+    group: str = ""
+    """Of the API; empty is the core group."""
+    required: bool = True
+    """Whether no sandbox can be made without it."""
+
+
+_DOCUMENT_VERBS: Final = ("get", "list", "create", "patch", "delete")
+
+RIGHTS: Final = (
+    Right(
+        "pods",
+        ("get", "list", "watch", "create", "patch", "delete"),
+        Place.SANDBOXES,
+        "sandboxes cannot be made, followed and ended",
+    ),
+    Right("pods/log", ("get",), Place.SANDBOXES, "a sandbox's log cannot be read", required=False),
+    Right(
+        "events",
+        ("list", "watch"),
+        Place.SANDBOXES,
+        "a spawn does not say what it waits for",
+        required=False,
+    ),
+    Right("configmaps", _DOCUMENT_VERBS, Place.SANDBOXES, "the tools of sandboxes cannot be kept"),
+    Right("secrets", _DOCUMENT_VERBS, Place.HIVE, "API keys cannot be kept"),
+    Right(
+        "runtimeclasses",
+        ("get", "list"),
+        Place.CLUSTER,
+        "a spawn that names an unknown runtime class is not told which there are",
+        group="node.k8s.io",
+        required=False,
+    ),
+)
