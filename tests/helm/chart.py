@@ -23,17 +23,19 @@ KUBERNETES: Final = "1.34.0"
 Object = dict[str, Any]
 
 
-def helm(*arguments: str, values: Mapping[str, Any] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run helm with these values; the test is skipped where there is none."""
+def helm(
+    *arguments: str, values: Mapping[str, Any] | None = None, seconds: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """Run helm, with values where its command takes some; the test is skipped where there is no helm."""
     program = os.environ.get("ASH_TEST_HELM") or shutil.which("helm")
     if program is None:
         pytest.skip("helm is not installed: put it on the PATH, or name it in ASH_TEST_HELM")
     return subprocess.run(
-        [program, *arguments, "--values", "-"],
-        input=json.dumps(values or {}),
+        [program, *arguments, *(() if values is None else ("--values", "-"))],
+        input=None if values is None else json.dumps(values),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=seconds,
     )
 
 
