@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
 
 import anyio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import ValidationError
 
 from ash_hub.assembly import Assembly
-from ash_hub.backends.base import Backend, BackendFactory, DocumentsFactory, Places
-from ash_hub.backends.documents import DocumentKind, Documents
+from ash_hub.backends.base import Backend
 from ash_hub.backends.kept_keys import keep_hive_key
+from ash_hub.chosen_backend import followed_keys, load_backend
 from ash_hub.lifecycle.sandboxes import Sandboxes
 from ash_hub.serving.auth import open_auth, require_auth, require_tls_files
 from ash_hub.serving.http_server import Server, server_of, url_of
 from ash_hub.serving.listeners import listen, listen_for_replicas, require_redis, seed_address
 from ash_hub.settings import HubSettings
-from ash_hub.spawning.recipes import Catalog, explain_invalid
+from ash_hub.spawning.recipes import Catalog
 from ash_hub.system.files import replace_text
 from ash_mcp.errors import ConfigError
 from ash_mcp.paths import HIVE_FILE
-from ash_router.admission.api_keys import KeyDocument
 from ash_router.ledger import Ledger
 from ash_router.store.select import open_store
 from ash_router.upstream.call_tokens import load_hive_key
 
-__all__ = ["Hive", "open_documents", "open_hive", "shared_by_replicas"]
+__all__ = ["Hive", "open_hive"]
 
 log = logging.getLogger("ash.hub")
 
@@ -112,8 +107,8 @@ async def open_hive(settings: HubSettings, backend: Backend | None = None) -> As
         port = listener.getsockname()[1]
         inside = listen_for_replicas(settings.advertise) if settings.redis_url is not None else None
         ports = (port,) if inside is None else (port, stack.enter_context(inside.listener).getsockname()[1])
-        backend = backend or await stack.enter_async_context(_load_backend(settings, ports))
-        keys = await stack.enter_async_context(_followed_keys(backend)) if keeps_keys else None
+        backend = backend or await stack.enter_async_context(load_backend(settings, ports))
+        keys = await stack.enter_async_context(followed_keys(backend.documents)) if keeps_keys else None
         auth = open_auth(settings, port, keys)
         redis_url = settings.redis_url.get_secret_value() if settings.redis_url is not None else None
         store = await stack.enter_async_context(
@@ -152,17 +147,6 @@ async def _hive_key(settings: HubSettings, backend: Backend) -> Ed25519PrivateKe
 
 
 @asynccontextmanager
-async def _followed_keys(backend: Backend) -> AsyncGenerator[KeyDocument]:
-    """Follow the API keys that a backend keeps for replicas which may have no disk in common."""
-    keys = KeyDocument(lambda: backend.documents.read(DocumentKind.KEYS, "keys"))
-    await keys.look()
-    async with anyio.create_task_group() as group:
-        group.start_soon(keys.run)
-        yield keys
-        group.cancel_scope.cancel()
-
-
-@asynccontextmanager
 async def _running(parts: Assembly) -> AsyncGenerator[None]:
     """Run what works beside the requests: the controller, the news, the SDK's sessions."""
     async with anyio.create_task_group() as group, parts.manager.run():
@@ -190,63 +174,6 @@ def make_private(directory: Path) -> None:
         raise ConfigError(
             f"{directory} cannot be used: {exc.strerror}; choose others with ASH_HUB_STATE_DIR and ASH_HUB_RUN_DIR"
         ) from exc
-
-
-@asynccontextmanager
-async def open_documents(settings: HubSettings) -> AsyncGenerator[Documents]:
-    """Open the documents of a hive that need not run, as its backend keeps them, and nothing else of the backend.
-
-    Raises:
-        ConfigError: The backend cannot open them alone, or its settings are wrong.
-    """
-    known = {point.name: point for point in entry_points(group="ash.documents")}
-    kind = settings.backend["kind"]
-    if kind not in known:
-        raise ConfigError(f"the {kind} backend keeps this hive's documents, and they cannot be changed from here")
-    opens: DocumentsFactory = _loaded(known[kind])
-    async with AsyncExitStack() as stack:
-        with _explained(kind):
-            documents = await stack.enter_async_context(opens(settings.backend, _places(settings, ())))
-        yield documents
-
-
-def _load_backend(settings: HubSettings, ports: tuple[int, ...]) -> Backend:
-    known = {point.name: point for point in entry_points(group="ash.backends")}
-    kind = settings.backend["kind"]
-    if kind not in known:
-        raise ConfigError(f"there is no backend {kind!r}; there are: {', '.join(sorted(known))}")
-    factory: BackendFactory = _loaded(known[kind])
-    with _explained(kind):
-        return factory(settings.backend, _places(settings, ports))
-
-
-def _loaded(point: EntryPoint) -> Any:
-    try:
-        return point.load()
-    except ImportError as exc:
-        more = f"pip install 'ash-mcp[{point.name}]'"
-        raise ConfigError(f"the {point.name} backend needs packages that are not there ({exc}): {more}") from exc
-
-
-@contextmanager
-def _explained(kind: str) -> Generator[None]:
-    """Raise what is wrong with the settings of a backend as `ConfigError`."""
-    try:
-        yield
-    except ValidationError as exc:
-        raise ConfigError(f"settings of the {kind} backend (ASH_HUB_BACKEND__…): {explain_invalid(exc)}") from exc
-
-
-def _places(settings: HubSettings, ports: tuple[int, ...]) -> Places:
-    directories = (settings.state_dir, settings.run_dir, settings.logs)
-    return Places(*directories, ports, shared=shared_by_replicas(settings), keep=settings.keeps)
-
-
-def shared_by_replicas(settings: HubSettings) -> str | None:
-    """Return what only the replicas of one hive have in common, without the password in it."""
-    if settings.redis_url is None:
-        return None
-    return hashlib.sha256(f"{settings.redis_url.get_secret_value()} {settings.redis_prefix}".encode()).hexdigest()[:32]
 
 
 async def _stop_when_idle(hive: Hive, server: Server, seconds: float) -> None:

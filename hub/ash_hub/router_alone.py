@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from typing import Final
 
 import anyio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from ash_hub.backends.kept_keys import kept_hive_key
+from ash_hub.chosen_backend import followed_keys, open_documents
 from ash_hub.serving.audit import Audit, AuditedAdmission
-from ash_hub.serving.auth import Auth, open_auth, require_auth
+from ash_hub.serving.auth import Auth, open_auth, require_auth, require_tls_files
 from ash_hub.serving.http_server import server_of, url_of
 from ash_hub.serving.listeners import listen
 from ash_hub.serving.metrics import Metrics
@@ -24,6 +27,7 @@ from ash_hub.serving.web_app import build_app
 from ash_hub.settings import HubSettings
 from ash_mcp.errors import AshError, ConfigError, SandboxGone, StreamBroken
 from ash_mcp.wire import failure_to_json, http_status
+from ash_router.admission.api_keys import KeySource
 from ash_router.caller.relay import Relay
 from ash_router.ledger import Ledger
 from ash_router.replicas.forwarding import Forwarder
@@ -57,20 +61,14 @@ async def open_router(settings: HubSettings) -> AsyncGenerator[Router]:
     """
     if settings.redis_url is None:
         raise ConfigError("a router follows the hives of a Redis: set ASH_HUB_REDIS_URL (--redis-url)")
-    key_file = settings.state_dir / "hive.key"
-    if not key_file.exists():
-        raise ConfigError(
-            f"there is no {key_file}, so no sandbox would take this router's calls: set ASH_HUB_STATE_DIR to the "
-            "hive's, or copy its hive.key and keys.json there"
-        )
-    require_auth(settings)
     async with AsyncExitStack() as stack:
+        key, keys = await stack.enter_async_context(_hive_keys(settings))
         listener = stack.enter_context(listen(settings.host, settings.port))
         port = listener.getsockname()[1]
         store = await stack.enter_async_context(
             open_store(settings.redis_url.get_secret_value(), settings.redis_prefix)
         )
-        parts = _Parts(settings, store, open_auth(settings, port))
+        parts = _Parts(settings, store, open_auth(settings, port, keys), key)
         stack.push_async_callback(parts.relay.aclose)
         await stack.enter_async_context(parts.running())
         protocol = parts.relay.protocol(parts.admission)
@@ -78,15 +76,40 @@ async def open_router(settings: HubSettings) -> AsyncGenerator[Router]:
         yield Router(url_of(settings, port), settings)
 
 
+@asynccontextmanager
+async def _hive_keys(settings: HubSettings) -> AsyncGenerator[tuple[Ed25519PrivateKey, KeySource | None]]:
+    """Give the hive's own key, and where its API keys are: files of its state directory, or its backend's documents.
+
+    Raises:
+        ConfigError: There is no key, so that no sandbox would take this router's calls.
+    """
+    if settings.backend["kind"] == "local":
+        key_file = settings.state_dir / "hive.key"
+        if not key_file.exists():
+            raise ConfigError(
+                f"there is no {key_file}, so no sandbox would take this router's calls: set ASH_HUB_STATE_DIR to the "
+                "hive's, or copy its hive.key and keys.json there"
+            )
+        require_auth(settings)
+        yield load_hive_key(key_file), None
+        return
+    require_tls_files(settings)
+    async with open_documents(settings) as documents:
+        key = await kept_hive_key(documents)
+        if key is None:
+            raise ConfigError("no hive has started with this backend yet, so there is no key: start one first")
+        async with followed_keys(documents) as keys:
+            yield key, keys
+
+
 class _Parts:
     """The composition root of a router."""
 
-    def __init__(self, settings: HubSettings, store: Store, auth: Auth) -> None:
+    def __init__(self, settings: HubSettings, store: Store, auth: Auth, key: Ed25519PrivateKey) -> None:
         self._store = store
         self.admission = AuditedAdmission(auth.gate, Audit())
         self._ledger = Ledger(store.now)
         self._routes = Routes(store, forgotten=lambda sandbox_id: self.relay.forget(sandbox_id))
-        key = load_hive_key(settings.state_dir / "hive.key")
         self._replicas = Replicas(store, new_replica_id())
         self.relay = Relay(
             routes=self._routes,

@@ -31,6 +31,7 @@ def namespace() -> Iterator[str]:
 def values(namespace: str) -> dict[str, Any]:
     return {
         "hub": {"replicas": 2, "resources": SMALL},
+        "router": {"enabled": True, "replicas": 1, "resources": SMALL},
         "redis": {"image": "localhost/ash/redis:dev", "persistence": {"enabled": False}, "resources": SMALL},
         "sandboxes": {"namespace": f"{namespace}-sandboxes"},
         "test": {"keySecret": {"name": "test-key"}},
@@ -57,6 +58,28 @@ def wait_until_known(namespace: str, key: str) -> None:
         in_hub(namespace, "sh", "-c", script, key=key, hub=hub)
 
 
+GATEWAY_CALL: Final = """
+import os, httpx
+meta = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientCapabilities": {},
+    "io.modelcontextprotocol/clientInfo": {"name": "seed", "version": "1"},
+}
+headers = {
+    "authorization": "Bearer " + os.environ["ASH_TOKEN"],
+    "x-session-id": "kept",
+    "accept": "application/json, text/event-stream",
+    "mcp-protocol-version": "2026-07-28",
+    "mcp-method": "tools/call",
+    "mcp-name": "terminal-controller_execute_command",
+}
+params = {"name": headers["mcp-name"], "arguments": {"command": "cat /workspace/a"}, "_meta": meta}
+message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+print(httpx.post("http://gateway/mcp", headers=headers, json=message, timeout=30).text)
+"""
+"""A call of a sandbox by its session, through the Service that the seed's clients know."""
+
+
 def sandboxes(namespace: str) -> str:
     return done("get", "pods", "--namespace", f"{namespace}-sandboxes", "--output", "name")
 
@@ -75,6 +98,7 @@ def test_a_hive_is_installed_used_upgraded_and_uninstalled(namespace: str) -> No
     release("upgrade", namespace, str(CHART), "--wait", values=changed)
     assert in_hub(namespace, "ash", "exec", "kept", "--", "cat /workspace/a", key=key) == "kept"
     assert sandboxes(namespace).count("pod/") == 1
+    assert "kept" in in_hub(namespace, "/opt/ash/bin/python", "-c", GATEWAY_CALL, key=key)
 
     release("uninstall", namespace, "--wait")
     assert not kubectl("get", "pods", "--namespace", f"{namespace}-sandboxes", "--output", "name").stdout

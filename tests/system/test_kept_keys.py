@@ -15,7 +15,7 @@ import anyio
 import httpx
 import pytest
 
-from ash_hub import app
+from ash_hub import chosen_backend
 from ash_hub.app import Hive, open_hive
 from ash_hub.backends.documents import DocumentKind, Documents, MemoryDocuments
 from ash_hub.backends.kept_keys import change_api_keys, read_api_keys
@@ -116,7 +116,7 @@ def offer(monkeypatch: pytest.MonkeyPatch, kind: str, load: Callable[[], object]
     def entry_points(*, group: str) -> Sequence[SimpleNamespace]:
         return points[group]
 
-    monkeypatch.setattr(app, "entry_points", entry_points)
+    monkeypatch.setattr(chosen_backend, "entry_points", entry_points)
     monkeypatch.setenv("ASH_HUB_BACKEND__KIND", kind)
 
 

@@ -14,10 +14,10 @@ import anyio.to_thread
 import pytest
 from pydantic import SecretStr
 
-from ash_hub.app import shared_by_replicas
 from ash_hub.backends.local.keeper.control import MOST_UNREAD_BYTES
 from ash_hub.backends.local.link import KeeperLink
 from ash_hub.backends.local.paths import hive_paths
+from ash_hub.chosen_backend import shared_by_replicas
 from ash_hub.settings import HubSettings
 from ash_mcp import Hive
 from tests.hub.backends.local.local_parts import needs_isolation

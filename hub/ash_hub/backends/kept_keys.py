@@ -11,11 +11,12 @@ from ash_mcp.errors import ConfigError, Conflict, ConnectFailed
 from ash_router.admission.api_keys import ApiKey, KeyChange, parse_keys, write_keys
 from ash_router.upstream.call_tokens import new_hive_key, read_hive_key
 
-__all__ = ["change_api_keys", "keep_hive_key", "read_api_keys"]
+__all__ = ["change_api_keys", "keep_hive_key", "kept_hive_key", "read_api_keys"]
 
 T = TypeVar("T")
 
 _TRIES: Final = 8
+_HIVE_KEY: Final = "the hive's document of its own key"
 
 
 async def keep_hive_key(documents: Documents) -> Ed25519PrivateKey:
@@ -25,14 +26,20 @@ async def keep_hive_key(documents: Documents) -> Ed25519PrivateKey:
         ConfigError: What is there is no such key.
         ConnectFailed: The backend does not answer.
     """
+    if (found := await kept_hive_key(documents)) is not None:
+        return found
+    made = new_hive_key()
+    try:
+        await documents.replace(DocumentKind.KEYS, "hive", made, instead_of=None)
+    except Conflict:
+        made = await documents.read(DocumentKind.KEYS, "hive") or b""
+    return read_hive_key(made, _HIVE_KEY)
+
+
+async def kept_hive_key(documents: Documents) -> Ed25519PrivateKey | None:
+    """Return the hive's own key, or None where no hive has started yet; raises as `keep_hive_key` does."""
     kept = await documents.read(DocumentKind.KEYS, "hive")
-    if kept is None:
-        kept = new_hive_key()
-        try:
-            await documents.replace(DocumentKind.KEYS, "hive", kept, instead_of=None)
-        except Conflict:
-            kept = await documents.read(DocumentKind.KEYS, "hive") or b""
-    return read_hive_key(kept, "the hive's document of its own key")
+    return None if kept is None else read_hive_key(kept, _HIVE_KEY)
 
 
 async def read_api_keys(documents: Documents) -> list[ApiKey]:

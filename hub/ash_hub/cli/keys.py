@@ -170,7 +170,7 @@ def _work(in_file: Callable[[KeyFile], T], in_documents: Callable[[Documents], A
     done: list[T] = []
 
     async def work() -> None:
-        from ash_hub.app import open_documents
+        from ash_hub.chosen_backend import open_documents
 
         async with open_documents(settings) as documents:
             done.append(await in_documents(documents))
