@@ -6,11 +6,12 @@ QUICK := not heavy and not node and not clients and not replicas and not hosts a
 # the tests wait more than they work: more of them at once than a small machine has processors
 WORKERS ?= 4
 
-.PHONY: help run test check lock images
+.PHONY: help run test test-kubernetes check lock images
 
 help:
 	@echo "make run      install what is missing, start the hive, show it at work"
 	@echo "make test     install what is missing, run the quick tests"
+	@echo "make test-kubernetes   run the tests on the cluster that ASH_TEST_KUBECONFIG names"
 	@echo "make check    lint, format, types, imports"
 	@echo "make lock     pin the newest dependencies in constraints.txt"
 	@echo "make images   build the container images, with docker, buildah or podman"
@@ -22,6 +23,11 @@ run:
 test:
 	@scripts/setup test
 	@exec .venv/bin/pytest -m "$(QUICK)" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test-kubernetes:
+	@test -n "$$ASH_TEST_KUBECONFIG" || { echo "Name the kubeconfig of a cluster for tests in ASH_TEST_KUBECONFIG" >&2; exit 1; }
+	@scripts/setup test
+	@exec .venv/bin/pytest -ra -m kubernetes
 
 check:
 	@scripts/check
