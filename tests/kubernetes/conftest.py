@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -32,6 +33,13 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 async def cluster() -> AsyncGenerator[Cluster]:
+    async with opened() as made:
+        yield made
+
+
+@asynccontextmanager
+async def opened() -> AsyncGenerator[Cluster]:
+    """Enter the cluster and a new namespace, which is deleted at the end. Skips where there is no cluster."""
     kubeconfig = os.environ.get("ASH_TEST_KUBECONFIG")
     if not kubeconfig:
         pytest.skip("ASH_TEST_KUBECONFIG names no kubeconfig of a cluster for tests")
