@@ -28,6 +28,7 @@ from tests.kubernetes.conftest import Cluster
 from tests.kubernetes.known_gaps import GVISOR_GAPS, RUNC_GAPS
 
 IMAGE: Final = os.environ.get("ASH_TEST_IMAGE", "localhost/ash/recipes:dev")
+PYTHON: Final = "/opt/ash/bin/python"
 SPEC: Final = SandboxSpec(id=SandboxId("sbx-unused"), recipe="stand-in", server={"python": "none:none"}, key="k")
 _PROGRAM: Final = f"""
 import os, signal, socket
@@ -36,6 +37,12 @@ close_memory()
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 os.environ["ASH_LISTEN_FD"] = str(socket.create_server(("0.0.0.0", 8421)).detach())
 {STAND_IN}"""
+
+
+def listening_on(*ports: int) -> list[str]:
+    """Return the command of a pod of the stand-in that listens on more ports than the sandboxes'."""
+    more = f'import socket; held = [socket.create_server(("0.0.0.0", port)) for port in {ports!r}]'
+    return [PYTHON, "-c", f"{more}\n{_PROGRAM}"]
 
 
 def fresh(**change: Any) -> SandboxSpec:
@@ -47,7 +54,7 @@ def settings_of(cluster: Cluster, **more: Any) -> KubernetesSettings:
 
     `pod_spec` and `container` are what the template says beside that.
     """
-    command = more.pop("command", ["/opt/ash/bin/python", "-c", _PROGRAM])
+    command = more.pop("command", listening_on())
     container = {"name": "sandbox", "command": command, **more.pop("container", {})}
     template = {"spec": {"containers": [container], **more.pop("pod_spec", {})}}
     given: dict[str, Any] = {
