@@ -30,6 +30,13 @@ from tests.kubernetes.known_gaps import GVISOR_GAPS, RUNC_GAPS
 IMAGE: Final = os.environ.get("ASH_TEST_IMAGE", "localhost/ash/recipes:dev")
 PYTHON: Final = "/opt/ash/bin/python"
 SPEC: Final = SandboxSpec(id=SandboxId("sbx-unused"), recipe="stand-in", server={"python": "none:none"}, key="k")
+_GREETER: Final = """
+import socket, threading
+def greet(listener):
+    while True: listener.accept()[0].close()
+for port in ports:
+    threading.Thread(target=greet, args=(socket.create_server(("0.0.0.0", port)),), daemon=True).start()
+"""
 _PROGRAM: Final = f"""
 import os, signal, socket
 from ash_recipes.runner.own_memory import close_memory
@@ -41,8 +48,7 @@ os.environ["ASH_LISTEN_FD"] = str(socket.create_server(("0.0.0.0", 8421)).detach
 
 def listening_on(*ports: int) -> list[str]:
     """Return the command of a pod of the stand-in that listens on more ports than the sandboxes'."""
-    more = f'import socket; held = [socket.create_server(("0.0.0.0", port)) for port in {ports!r}]'
-    return [PYTHON, "-c", f"{more}\n{_PROGRAM}"]
+    return [PYTHON, "-c", f"ports = {ports!r}\n{_GREETER}\n{_PROGRAM}"]
 
 
 def fresh(**change: Any) -> SandboxSpec:

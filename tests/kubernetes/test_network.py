@@ -9,32 +9,25 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import anyio
 import pytest
 
-from ash_hub.backends.base import Instance, Phase
-from ash_hub.backends.kubernetes.api import Api, Json
+from ash_hub.backends.base import Instance
+from ash_hub.backends.kubernetes.api import Api
 from ash_hub.backends.kubernetes.backend import KubernetesBackend
-from ash_mcp.types import Endpoint, SandboxId
-from tests.helm.chart import template
 from tests.kubernetes.conftest import NAMESPACES, opened
-from tests.kubernetes.pod_parts import IMAGE, fresh, listening_on, run_inside, settings_of, started
+from tests.kubernetes.network_parts import HIVE, HUB, Target, apply_policies, pod, port_of, reaches
+from tests.kubernetes.pod_parts import fresh, run_inside, settings_of, started
 
 pytestmark = [pytest.mark.anyio, pytest.mark.kubernetes]
 
-SYNC_SECONDS: Final = 60.0
-"""Until the network plugin has heard of a pod and of the policies."""
-HIVE: Final = {"app.kubernetes.io/name": "ash", "app.kubernetes.io/instance": "ash"}
-HUB: Final = {**HIVE, "app.kubernetes.io/component": "hub"}
 ROUTER: Final = {**HIVE, "app.kubernetes.io/component": "router"}
 REDIS: Final = {**HIVE, "app.kubernetes.io/component": "redis"}
 
-TCP: Final = """
-import socket, sys
-socket.create_connection((sys.argv[1], int(sys.argv[2])), 3).close()
-"""
+SYNC_SECONDS: Final = 60.0
+"""Until the network plugin has heard of a pod and of the policies."""
 UDP: Final = """
 import socket, sys
 asking = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
@@ -43,13 +36,6 @@ asking.connect((sys.argv[1], int(sys.argv[2])))
 asking.send(bytes.fromhex("abcd01000001000000000000") + bytes([10]) + b"kubernetes" + bytes([0, 0, 1, 0, 1]))
 assert asking.recv(512)[:2] == bytes.fromhex("abcd")
 """
-
-
-@dataclass(frozen=True)
-class Target:
-    host: str
-    port: int
-    program: str = TCP
 
 
 @dataclass(frozen=True)
@@ -64,32 +50,6 @@ class World:
     callers: Mapping[str, Instance]
     strangers: Mapping[str, Instance]
     targets: Mapping[str, Target]
-
-
-async def reaches(origin: Instance, target: Target) -> bool:
-    done = await run_inside(origin, "python3", "-c", target.program, target.host, str(target.port))
-    assert done.code == 0 or "OSError" in done.error or "Error: [Errno" in done.error or "timed out" in done.error
-    return done.code == 0
-
-
-async def pod(api: Api, namespace: str, name: str, labels: Mapping[str, str], *ports: int) -> Instance:
-    """Make a pod that listens on these ports, and runs commands."""
-    container = {
-        "name": "stand-in",
-        "image": IMAGE,
-        "command": listening_on(*ports),
-        "env": [{"name": "ASH_RUNNER_CONFIG", "value": '{"env": {}}'}],
-    }
-    spec = {"containers": [container], "enableServiceLinks": False, "terminationGracePeriodSeconds": 1}
-    path = f"{NAMESPACES}/{namespace}/pods"
-    await api.create(path, {"metadata": {"name": name, "labels": dict(labels)}, "spec": spec})
-    with anyio.fail_after(60):
-        while True:
-            found: Json = (await api.get(f"{path}/{name}") or {})["status"]
-            if found.get("phase") == "Running" and found.get("podIP"):
-                break
-            await anyio.sleep(0.1)
-    return Instance(id=SandboxId(name), phase=Phase.RUNNING, endpoint=Endpoint(host=found["podIP"], port=8421))
 
 
 async def service_address(api: Api, namespace: str, name: str) -> str:
@@ -128,19 +88,6 @@ async def targets(api: Api, home: str, hub: Instance, redis: Instance, neighbour
         "DNS": Target(dns, 53),
         "DNS by UDP": Target(dns, 53, UDP),
     }
-
-
-async def apply_policies(api: Api, release: str, hive: str, home: str, sandboxes: str, **more: Any) -> None:
-    """Make what the chart's release in the namespace `home` brings for its own pods and for its sandboxes."""
-    values = {
-        "router": {"enabled": True},
-        "sandboxes": {"namespace": sandboxes, "hive": hive},
-        "networkPolicies": more,
-    }
-    for each in template(values, release=release, namespace=home):
-        if each["kind"] == "NetworkPolicy":
-            where = each["metadata"].get("namespace", home)
-            await api.create(f"/apis/networking.k8s.io/v1/namespaces/{where}/networkpolicies", each)
 
 
 @pytest.fixture(scope="module")
@@ -210,12 +157,6 @@ async def until_held(world: World) -> None:
         ):
             while await reaches(origin, target):
                 await anyio.sleep(0.2)
-
-
-def port_of(instance: Instance) -> Target:
-    """Return where a sandbox, or what stands in for something else, listens for its hive."""
-    assert instance.endpoint is not None and instance.endpoint.host is not None
-    return Target(instance.endpoint.host, 8421)
 
 
 async def reached(world: World, origin: Instance) -> set[str]:
