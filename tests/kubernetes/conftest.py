@@ -16,6 +16,8 @@ import pytest
 from ash_hub.backends.kubernetes.api import Api, open_api
 
 NAMESPACES: Final = "/api/v1/namespaces"
+RUNTIMES: Final = [pytest.param(None, id="runc"), pytest.param("gvisor", id="gvisor")]
+"""Runtime classes of sandboxes; None is the cluster's default runtime, which is to be runc."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +56,9 @@ async def opened() -> AsyncGenerator[Cluster]:
         finally:
             with anyio.CancelScope(shield=True):
                 await api.delete(f"{NAMESPACES}/{namespace}")
+
+
+async def require_class(api: Api, runtime_class: str | None) -> None:
+    """Skip where the cluster has no such runtime class."""
+    if runtime_class is not None and await api.get(f"/apis/node.k8s.io/v1/runtimeclasses/{runtime_class}") is None:
+        pytest.skip(f"the cluster has no runtime class {runtime_class}")

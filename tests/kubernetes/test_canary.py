@@ -11,7 +11,7 @@ import pytest
 
 from ash_mcp import Hive, StartFailed
 from ash_mcp.client import Sandbox
-from tests.kubernetes.conftest import NAMESPACES, Cluster
+from tests.kubernetes.conftest import NAMESPACES, RUNTIMES, Cluster, require_class
 from tests.kubernetes.network_parts import HUB, TCP, Target, apply_policies, pod, port_of
 from tests.kubernetes.pod_parts import environment_of, serving
 
@@ -49,15 +49,17 @@ async def runs(cluster: Cluster) -> bool:
     return any(each["status"].get("phase") == "Running" for each in (found or {})["items"])
 
 
+@pytest.mark.parametrize("runtime_class", RUNTIMES)
 async def test_a_sandbox_without_a_network_waits_until_its_policy_holds(
-    cluster: Cluster, hub: Target, hive: Hive
+    runtime_class: str | None, cluster: Cluster, hub: Target, hive: Hive
 ) -> None:
-    async with hive.spawn("general", network="internet") as open_one:
+    await require_class(cluster.api, runtime_class)
+    async with hive.spawn("general", network="internet", runtime_class=runtime_class) as open_one:
         assert await reaches(open_one, hub), "nothing keeps it from the hub, so that the canary shows something"
     made: list[Sandbox] = []
 
     async def spawn() -> None:
-        made.append(await hive.spawn("general", network="none"))
+        made.append(await hive.spawn("general", network="none", runtime_class=runtime_class))
 
     with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
@@ -68,15 +70,6 @@ async def test_a_sandbox_without_a_network_waits_until_its_policy_holds(
             assert not made
             await hold(cluster)
     assert not await reaches(made[0], hub)
-
-
-async def test_the_first_call_of_a_sandbox_without_a_network_reaches_nothing(
-    cluster: Cluster, hub: Target, hive: Hive
-) -> None:
-    await hold(cluster)
-    for _ in range(5):
-        async with hive.spawn("general", network="none") as box:
-            assert not await reaches(box, hub)
 
 
 @pytest.mark.heavy  # it waits for as long as a runner does

@@ -11,7 +11,7 @@ import pytest
 from ash_hub.backends.base import Phase
 from ash_hub.testing.conformance import Jail, jail
 from ash_hub.testing.escapes import ATTEMPTS, Attempt, Verdict
-from tests.kubernetes.conftest import Cluster, opened
+from tests.kubernetes.conftest import RUNTIMES, Cluster, opened, require_class
 from tests.kubernetes.known_gaps import GVISOR_GAPS, RUNC_GAPS
 from tests.kubernetes.pod_parts import fresh, run_inside, started, under_test
 
@@ -23,14 +23,12 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module", params=["runc", "gvisor"])
+@pytest.fixture(scope="module", params=RUNTIMES)
 async def cell(anyio_backend: str, request: pytest.FixtureRequest) -> AsyncIterator[Jail]:
-    async with (
-        opened() as cluster,
-        under_test(cluster, runtime_class=request.param, cpu="500m") as it,
-        jail(it) as made,
-    ):
-        yield made
+    async with opened() as cluster:
+        await require_class(cluster.api, request.param)
+        async with under_test(cluster, runtime_class=request.param, cpu="500m") as it, jail(it) as made:
+            yield made
 
 
 @pytest.mark.parametrize("attempt", ATTEMPTS, ids=lambda attempt: attempt.name)
@@ -71,7 +69,7 @@ async def test_what_is_stopped_gets_out_of_a_pod_without_the_protection(
     spec: dict[str, Any], container: dict[str, Any], names: list[str], cluster: Cluster
 ) -> None:
     weaker = {"pod_spec": spec, "container": {"securityContext": container}}
-    async with under_test(cluster, runtime_class="runc", **weaker) as it, jail(it) as cell:
+    async with under_test(cluster, **weaker) as it, jail(it) as cell:
         for attempt in (attempt for attempt in ATTEMPTS if attempt.name in names):
             outcome = await cell.attempt(attempt)
             assert outcome.verdict is Verdict.ESCAPED, str(outcome)

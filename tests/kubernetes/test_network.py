@@ -17,7 +17,7 @@ import pytest
 from ash_hub.backends.base import Instance
 from ash_hub.backends.kubernetes.api import Api
 from ash_hub.backends.kubernetes.backend import KubernetesBackend
-from tests.kubernetes.conftest import NAMESPACES, opened
+from tests.kubernetes.conftest import NAMESPACES, RUNTIMES, opened, require_class
 from tests.kubernetes.network_parts import HIVE, HUB, Target, apply_policies, pod, port_of, reaches
 from tests.kubernetes.pod_parts import fresh, run_inside, settings_of, started
 
@@ -95,11 +95,12 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module", params=["runc", "gvisor"])
+@pytest.fixture(scope="module", params=RUNTIMES)
 async def world(anyio_backend: str, request: pytest.FixtureRequest) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
         inside, own, foreign = [await stack.enter_async_context(opened()) for _ in range(3)]
         api, home = own.api, own.namespace
+        await require_class(api, request.param)
         settings = settings_of(inside, runtime_class=request.param)
         other = settings_of(inside, runtime_class=request.param)
         backend = await stack.enter_async_context(KubernetesBackend(settings))
