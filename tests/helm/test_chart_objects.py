@@ -115,6 +115,11 @@ def test_hubs_are_reached_by_each_other_where_there_is_a_redis() -> None:
     assert not {"ASH_HUB_REDIS_URL", "ASH_HUB_ADVERTISE"} & alone.keys()
 
 
+def test_a_hub_is_what_must_refuse_its_sandboxes_where_there_are_policies() -> None:
+    assert environment(template())["ASH_HUB_BACKEND__CANARY"] == "$(POD_IP):8420"
+    assert "ASH_HUB_BACKEND__CANARY" not in environment(template({"networkPolicies": {"enabled": False}}))
+
+
 def test_the_url_of_another_redis_comes_from_a_secret() -> None:
     objects = template(TABLE["redis by url"])
     assert environment(objects)["ASH_HUB_REDIS_URL"] == {"secretKeyRef": {"name": "ash-redis-url", "key": "url"}}

@@ -24,7 +24,7 @@ SET_BY_THE_CHART: Final = {
     *("tls_cert", "tls_key"),  # an Ingress or a Gateway speaks https
     "idle_exit_seconds",  # Kubernetes would start it again
 }
-SET_OF_THE_BACKEND: Final = {"kind", "hive", "namespace", "system_namespace", "kubeconfig", "context"}
+SET_OF_THE_BACKEND: Final = {"kind", "hive", "namespace", "system_namespace", "kubeconfig", "context", "canary"}
 
 
 def fields(model: type[BaseModel]) -> dict[str, Any]:
@@ -143,6 +143,7 @@ def test_the_backend_is_told_its_settings_by_their_names(monkeypatch: pytest.Mon
         "system_namespace": NAMESPACE,
         "image": "localhost/ash/recipes:dev",
         "image_pull_policy": "IfNotPresent",
+        "canary": "10.1.2.3:8420",
     }
     backend = settings_of(EVERYTHING, monkeypatch).backend
     assert KubernetesSettings.model_validate(backend).workspace == "10Gi"
@@ -162,7 +163,8 @@ def test_a_hub_answers_to_the_names_of_its_ingress_and_its_route(monkeypatch: py
 def test_routers_have_the_settings_of_the_hubs(monkeypatch: pytest.MonkeyPatch) -> None:
     objects = template(EVERYTHING)
     hub, router = environment(objects), environment(objects, "ash-router")
-    assert {name: value for name, value in hub.items() if name not in ("POD_IP", "ASH_HUB_ADVERTISE")} == router
+    own = ("POD_IP", "ASH_HUB_ADVERTISE", "ASH_HUB_BACKEND__CANARY")
+    assert {name: value for name, value in hub.items() if name not in own} == router
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,7 @@ def running(
     port: bool = False,
     host: str = "127.0.0.1",
     ready: bool = True,
+    config: Mapping[str, Any] | None = None,
     key: Ed25519PrivateKey | None = None,
     secret: bytes | None = None,
 ) -> Generator[Runner]:
@@ -99,6 +100,7 @@ def running(
 
     Args:
         ready: Wait until it does, or has failed to.
+        config: More of its configuration.
         key: The hive's; its own if there is none.
         secret: What it proves itself with, on a port.
         port: Listen on a port of `host`, an address of loopback, instead of an inherited socket.
@@ -111,6 +113,7 @@ def running(
         key = key or Ed25519PrivateKey.generate()
         raw = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
         config = {
+            **(config or {}),
             "sandbox_id": SANDBOX,
             "recipe": "tested",
             "public_key": base64.b64encode(raw).decode(),

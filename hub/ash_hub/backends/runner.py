@@ -18,14 +18,17 @@ RUNNER_ARGUMENTS = ("-P", "-s", "-m", RUNNER_MODULE)
 """What follows the interpreter."""
 
 
-def runner_config(spec: SandboxSpec, *, workspace: str, home: str, egress: str | None = None) -> dict[str, Any]:
+def runner_config(
+    spec: SandboxSpec, *, workspace: str, home: str, egress: str | None = None, canary: str | None = None
+) -> dict[str, Any]:
     """Return the content of `ASH_RUNNER_CONFIG`, which has no secrets.
 
     Args:
         workspace: Its path inside the sandbox, as that of `home`.
         egress: The path inside of the egress proxy's socket; None where there is none.
+        canary: `host:port` that must refuse before the sandbox is ready; None: nothing must.
     """
-    more = {"egress": egress, "network_note": spec.network_note or None}
+    more = {"egress": egress, "canary": canary, "network_note": spec.network_note or None}
     return {key: value for key, value in more.items() if value is not None} | {
         "sandbox_id": spec.id,
         "recipe": spec.recipe,

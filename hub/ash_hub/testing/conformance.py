@@ -26,6 +26,7 @@ from ash_hub.testing.escapes import (
     Prison,
     Verdict,
     lay_bait,
+    not_made,
     spec_for,
     try_to_escape,
 )
@@ -382,6 +383,8 @@ class Jail:
 
     async def attempt(self, attempt: Attempt) -> Outcome:
         """Make one attempt; one that may end its sandbox, or serves in it, gets a sandbox of its own."""
+        if (unmade := not_made(attempt, self._prison)) is not None:
+            return unmade
         spec = spec_for(attempt, self._prison, self._bait, _fresh(self._under_test))
         if attempt.fatal or attempt.serves:
             inside = await _started(self._under_test, spec)

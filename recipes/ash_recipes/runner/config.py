@@ -53,6 +53,8 @@ class RunnerConfig:
     home: Path = Path("/home/sandbox")
     egress: str = ""
     """The Unix socket of the hive's egress proxy; empty where there is none."""
+    canary: tuple[str, int] | None = None
+    """What the network policy of this sandbox must refuse before it is ready; None where nothing is asked."""
     network_note: str = ""
     """Which network there is and why, where that is less than the recipe asks for; empty otherwise."""
 
@@ -81,6 +83,7 @@ def take_from(environ: MutableMapping[str, str], key: str = "") -> RunnerConfig:
             env={str(name): str(value) for name, value in _mapping(raw, "env").items()},
             workspace=Path(str(raw.get("workspace") or os.getcwd())),
             egress=str(raw.get("egress", "")),
+            canary=_address(str(raw["canary"])) if "canary" in raw else None,
             network_note=str(raw.get("network_note", "")),
             home=Path(str(raw.get("home") or environ.get("HOME") or os.getcwd())),
         )
@@ -102,10 +105,18 @@ def _listen(environ: Mapping[str, str]) -> Listen:
         if not descriptor.isdecimal():
             raise ConfigProblem(f"ASH_LISTEN_FD is {descriptor!r}, not the number of a descriptor")
         return Listen(descriptor=int(descriptor))
-    host, _, port = (address or "").rpartition(":")
+    try:
+        host, port = _address(address or "")
+    except ValueError as exc:
+        raise ConfigProblem(f"ASH_LISTEN is wrong: {exc}") from exc
+    return Listen(host=host, port=port)
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
     if not port.isdecimal() or not host:
-        raise ConfigProblem(f"ASH_LISTEN is {address!r}, not host:port")
-    return Listen(host=host.strip("[]"), port=int(port))
+        raise ValueError(f"{text!r} is not host:port")
+    return host.strip("[]"), int(port)
 
 
 def _config(text: str) -> Mapping[str, Any]:

@@ -21,6 +21,7 @@ import uvicorn
 
 from ash_recipes.runner import context as contexts
 from ash_recipes.runner.app import RunnerApp
+from ash_recipes.runner.canary import problem
 from ash_recipes.runner.config import RunnerConfig
 from ash_recipes.runner.context import Context, Environment
 from ash_recipes.runner.forwarder import forwarding, proxy_variables
@@ -71,6 +72,7 @@ async def _serve(config: RunnerConfig, listener: socket.socket, starting: Starti
     began = time.monotonic()
     context = _context(config)
     contexts.install(context)
+    network = asyncio.get_running_loop().run_in_executor(None, problem, config.canary)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(context.jobs)
         if config.egress:
@@ -84,6 +86,9 @@ async def _serve(config: RunnerConfig, listener: socket.socket, starting: Starti
         except Exception as exc:  # a recipe's own start-up code may fail with anything
             log.exception("the recipe's server could not be started")
             server = f"{type(exc).__name__}: {exc}"
+        if (said := await network) is not None:
+            log.error("%s", said)
+            server = said
         health = Health("failed", server) if isinstance(server, str) else Health("ready")
         app = RunnerApp(config, context, TokenCheck.of(config), server, health, sealed=is_network(listener))
         ending.http = http = _Http(app, context)

@@ -15,12 +15,13 @@ CONTRACT = (Path(ash_hub.__file__).parents[2] / "docs" / "runner.md").read_text(
 
 
 def test_the_configuration_has_what_the_contract_names_and_nothing_else() -> None:
-    config = runner_config(replace(SPEC, network_note="why"), workspace="/w", home="/h", egress="/e/proxy.sock")
+    spec = replace(SPEC, network_note="why")
+    config = runner_config(spec, workspace="/w", home="/h", egress="/e/proxy.sock", canary="10.0.0.1:8420")
     line = next(line for line in CONTRACT.splitlines() if line.startswith("| `ASH_RUNNER_CONFIG`"))
     assert set(config) == {word.strip('"?') for word in line[line.index("{") + 1 : line.index("}")].split(", ")}
     assert config["workspace"] == "/w" and config["home"] == "/h" and config["egress"] == "/e/proxy.sock"
-    assert config["network_note"] == "why"
-    assert not {"egress", "network_note"} & runner_config(SPEC, workspace="/w", home="/h").keys()
+    assert config["network_note"] == "why" and config["canary"] == "10.0.0.1:8420"
+    assert not {"egress", "canary", "network_note"} & runner_config(SPEC, workspace="/w", home="/h").keys()
 
 
 def test_a_pod_s_runner_listens_on_a_port_and_a_local_one_on_a_descriptor() -> None:

@@ -20,6 +20,7 @@ from ash_hub.backends.kubernetes.api import ApiRefusal, Json, open_api
 from ash_hub.backends.kubernetes.documents import KubernetesDocuments
 from ash_hub.backends.kubernetes.informer import Informer
 from ash_hub.backends.kubernetes.pods import CONTAINER, instance_of, network_label, pod_of, record_patch, selector
+from ash_hub.backends.kubernetes.probe import UNSEEN_NETWORK
 from ash_hub.backends.kubernetes.settings import KubernetesSettings
 from ash_mcp.errors import AshError, CapacityExceeded, ConfigError, Conflict, ConnectFailed, StartFailed, Unsupported
 from ash_mcp.types import SandboxId, SandboxSpec
@@ -242,7 +243,7 @@ class KubernetesBackend:
             "cluster": self._api.address,
             "namespace": self.namespace,
             "runtime_classes": self._classes,
-            "warnings": list[str](),
+            "warnings": [] if self._settings.canary is not None else [UNSEEN_NETWORK],
         }
 
     # -- news

@@ -166,7 +166,9 @@ def _pod_spec(spec: SandboxSpec, settings: KubernetesSettings, image: str) -> Js
 
 def _environment(spec: SandboxSpec, settings: KubernetesSettings) -> list[Json]:
     host = f"[{settings.listen_host}]" if ":" in settings.listen_host else settings.listen_host
-    variables = runner_environment(runner_config(spec, workspace=_WORKSPACE, home=_HOME), listen=f"{host}:{PORT}") | {
+    canary = settings.canary if spec.network == "none" else None
+    config = runner_config(spec, workspace=_WORKSPACE, home=_HOME, canary=canary)
+    variables = runner_environment(config, listen=f"{host}:{PORT}") | {
         "ASH_SANDBOX_KEY": spec.key,
         "TMPDIR": "/tmp",
     }

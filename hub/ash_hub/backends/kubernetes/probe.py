@@ -16,7 +16,12 @@ from ash_hub.backends.kubernetes.settings import KubernetesSettings
 from ash_mcp.errors import AshError, ConfigError
 from ash_mcp.types import SandboxSpec, new_sandbox_id
 
-__all__ = ["check_cluster", "probe"]
+__all__ = ["UNSEEN_NETWORK", "check_cluster", "probe"]
+
+UNSEEN_NETWORK: Final = (
+    "sandboxes without a network are ready although it was not seen that they have none: until the network plugin has "
+    "heard of a pod, it is open"
+)
 
 _MOST_NODES: Final = 500
 _LEVEL: Final = "pod-security.kubernetes.io/enforce"
@@ -62,6 +67,7 @@ async def check_cluster(api: Api, settings: KubernetesSettings) -> list[Check]:
         refusal = await _refusal(api, namespace, pod)
         checks += [_pod(refusal), *await _quotas(api, namespace, refusal)]
         checks += [_pod_security(found[0][1], namespace), await _policies(api, namespace, pod)]
+    checks.append(_canary(settings))
     checks += [await _runtime_class(api, pod), _user_namespaces(version, pod), *await _nodes(api, pod)]
     return checks
 
@@ -234,6 +240,13 @@ async def _policies(api: Api, namespace: str, pod: Json) -> Check:
     if "Ingress" in held:
         return Check(title, False, "none of what leaves sandboxes: they reach every network", fix)
     return Check(title, False, "none of what enters sandboxes: they are open to each other", fix)
+
+
+def _canary(settings: KubernetesSettings) -> Check:
+    if settings.canary is not None:
+        return Check("canary", True, f"{settings.canary} must refuse before a sandbox without a network is ready")
+    fix = "set ASH_HUB_BACKEND__CANARY to the hive's own address and port, as the chart helm/ash does"
+    return Check("canary", False, f"none is set: {UNSEEN_NETWORK}", fix)
 
 
 async def _runtime_class(api: Api, pod: Json) -> Check:

@@ -52,6 +52,10 @@ class KubernetesSettings(BaseModel):
     """The most that these places hold; a pod that goes beyond is evicted."""
     listen_host: Literal["0.0.0.0", "::"] = "0.0.0.0"
     """Where runners listen in their pods: `::` where pods have IPv6 addresses only."""
+    canary: Annotated[str, Field(pattern=r"^[\[\]0-9A-Fa-f.:]+:[0-9]{1,5}$")] | None = None
+    """Address and port of something that always answers, but not to sandboxes without a network: each of them must see
+    it refuse before it is ready, since a pod is open until the network plugin has heard of it. In the chart it is the
+    hub that makes the pod. None: sandboxes are ready without that."""
     node_lost_seconds: Annotated[int, Field(ge=0)] = 5
     """How long a sandbox stays on a node that does not answer before Kubernetes ends it."""
     pod_template: Mapping[str, Any] = {}

@@ -18,7 +18,7 @@ from ash_hub.testing.escapes.kernel import KERNEL
 from ash_hub.testing.escapes.lies import LIES
 from ash_hub.testing.escapes.shared import SHARED
 from ash_hub.testing.escapes.surroundings import SURROUNDINGS
-from ash_hub.testing.escapes.trial import Prison, Ran, spec_for, try_to_escape
+from ash_hub.testing.escapes.trial import Prison, Ran, not_made, spec_for, try_to_escape
 from ash_hub.testing.escapes.ways_out import WAYS_OUT
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Ran",
     "Verdict",
     "lay_bait",
+    "not_made",
     "spec_for",
     "try_to_escape",
 ]

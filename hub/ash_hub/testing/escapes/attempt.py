@@ -19,8 +19,8 @@ class Verdict(StrEnum):
     ABSENT = "absent"
     """What it attacks does not exist here, so nothing was shown."""
     SHARED = "shared"
-    """The backend does not say that it bounds here what it takes or watches, so it was not made: that is the host's,
-    and every sandbox has it."""
+    """The backend does not say that it bounds here what it takes or watches, so it was not made; or it is known not to
+    stop this. What it is aimed at is the host's, and every sandbox has it."""
     BROKEN = "broken"
     """It could not be carried out; a fault of the attempt or of the sandbox."""
 

@@ -1,7 +1,8 @@
 """Attempts on interfaces of the kernel that no sandbox needs.
 
 A call counts as stopped where the filter answered, and as an escape where the kernel itself did, whatever it said:
-the arguments are such that it would answer otherwise than the filter, and do nothing.
+the arguments are such that it would answer otherwise than the filter, and do nothing. Where the filter is
+not Ash's own that cannot be told apart, so `Prison.bounds` names which errors count as refusals beside.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ash_hub.testing.escapes.attempt import Attempt
 
 __all__ = ["FILTERED", "KERNEL"]
 
+_BOUND = "kernel"
 _NONE = 99_999
 """No process, clock or command has this number."""
 
@@ -77,8 +79,10 @@ number = {_numbers(name)!r}.get(os.uname().machine)
 absent("not on " + os.uname().machine) if number is None else None
 result, error = system_call(number, *{arguments!r})
 answer = errno.errorcode.get(error, error) if result < 0 else result
-stopped(answer) if (result, error) == (-1, {refused}) else escaped(f"the kernel answered {{answer}}")""",
+is_refused = (result, error) == (-1, {refused}) or answer in bound
+stopped(answer) if is_refused else escaped(f"the kernel answered {{answer}}")""",
         stopped_by=(protection,),
+        bound=_BOUND,
     )
 
 
@@ -91,8 +95,10 @@ def _socket(
         script=f"""
 result, error = libc.socket({family}, {kind}, {protocol}), ctypes.get_errno()
 answer = errno.errorcode.get(error, error) if result < 0 else result
-stopped(answer) if (result, error) == (-1, {refused}) else escaped(f"the kernel answered {{answer}}")""",
+is_refused = (result, error) == (-1, {refused}) or answer in bound
+stopped(answer) if is_refused else escaped(f"the kernel answered {{answer}}")""",
         stopped_by=(part,),
+        bound=_BOUND,
     )
 
 
@@ -107,8 +113,10 @@ def _control(name: str, tries: str, path: str, command: int, argument: int) -> A
         script=f"""
 result, error = libc.fcntl(os.open({path!r}, os.O_RDONLY), {command}, {argument}), ctypes.get_errno()
 answer = errno.errorcode.get(error, error) if result < 0 else result
-stopped(answer) if (result, error) == (-1, errno.EPERM) else escaped(f"the kernel answered {{answer}}")""",
+is_refused = (result, error) == (-1, errno.EPERM) or answer in bound
+stopped(answer) if is_refused else escaped(f"the kernel answered {{answer}}")""",
         stopped_by=("filter: file controls",),
+        bound=_BOUND,
     )
 
 
@@ -122,6 +130,7 @@ result, error = libc.socketpair(40, 1, 0, pair), ctypes.get_errno()
 answer = errno.errorcode.get(error, error) if result < 0 else result
 stopped(answer) if (result, error) == (-1, errno.EAFNOSUPPORT) else escaped(f"the kernel answered {answer}")""",
         stopped_by=("filter: socket pairs",),
+        bound=_BOUND,
     ),
     Attempt(
         name="kernel: core handler",
@@ -131,6 +140,7 @@ import resource
 limit, _ = resource.getrlimit(resource.RLIMIT_CORE)
 stopped("1 byte, with which the kernel starts none") if limit == 1 else escaped(f"{limit} bytes")""",
         stopped_by=("core limit",),
+        bound=_BOUND,
     ),
     Attempt(
         name="kernel: core limit",
@@ -145,6 +155,7 @@ except PermissionError:
 left, _ = resource.getrlimit(resource.RLIMIT_CORE)
 stopped("it is told so, and 1 byte stays") if left == 1 else escaped(f"{left} bytes")""",
         stopped_by=("filter: core limit",),
+        bound=_BOUND,
     ),
     Attempt(
         name="kernel: new namespaces",
@@ -154,6 +165,7 @@ number = {"x86_64": 272, "aarch64": 97}[os.uname().machine]
 result, error = system_call(number, 0x10000000)
 escaped("it has one") if result == 0 else stopped(errno.errorcode[error])""",
         stopped_by=("filter: namespaces", "no nested user namespaces"),
+        bound=_BOUND,
     ),
     Attempt(
         name="kernel: TIOCSTI",
@@ -170,6 +182,7 @@ if os.fork() == 0:
 os.wait()
 os._exit(0)""",
         stopped_by=("filter: terminals",),
+        bound=_BOUND,
     ),
     Attempt(
         name="kernel: calls of i386",
@@ -182,6 +195,7 @@ page.write(bytes.fromhex("b814000000cd80c3"))  # getpid of i386, by int 0x80
 result = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()
 escaped(f"it got {result}") if result > 0 else stopped(errno.errorcode[-result])""",
         stopped_by=("filter: other architectures",),
+        bound=_BOUND,
     ),
     Attempt(
         name="kernel: calls of x32",
@@ -191,6 +205,7 @@ absent("only x86_64 has them") if os.uname().machine != "x86_64" else None
 result, error = system_call(0x40000000 + 39)
 escaped(f"it got {result}") if result > 0 else stopped(errno.errorcode[error])""",
         stopped_by=("filter: x32",),
+        bound=_BOUND,
     ),
 )
 

@@ -10,7 +10,7 @@ from ash_hub.testing.escapes.attempt import Attempt
 __all__ = ["LIES"]
 
 _SERVER = """
-import json, os, socket, threading, time
+import base64, hashlib, hmac, json, os, socket, threading, time
 listener = socket.socket(fileno=int(os.environ["ASH_LISTEN_FD"]))
 HEAD = b"HTTP/1.1 200 OK\\r\\nContent-Type: application/json\\r\\n"
 def plain(content):
@@ -23,9 +23,17 @@ def endlessly(first, again, pause=0):
         yield again
 def health(): return [plain({"status": "ready"})]
 def tools(): return [plain({"result": {"tools": []}})]
+def proof(head):
+    (nonce,) = [line[10:].strip() for line in head.splitlines() if line.lower().startswith(b"ash-nonce:")]
+    sandbox = json.loads(os.environ["ASH_RUNNER_CONFIG"])["sandbox_id"].encode()
+    key = base64.b64decode(os.environ["ASH_SANDBOX_KEY"])
+    return plain({"proof": hmac.new(key, b"\\n".join((b"ash proof 1", sandbox, nonce)), hashlib.sha256).hexdigest()})
 def serve(connection):
     with connection, connection.makefile("rb") as lines:
         head = b"".join(iter(lines.readline, b"\\r\\n"))
+        if head.startswith(b"GET /_ash/proof "):  # on TCP; it is this sandbox, so that it can
+            connection.sendall(proof(head))
+            head = b"".join(iter(lines.readline, b"\\r\\n"))
         lengths = [line[15:] for line in head.lower().splitlines() if line.startswith(b"content-length:")]
         lines.read(int(lengths[0]) if lengths else 0)
         try:

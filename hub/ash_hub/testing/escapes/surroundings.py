@@ -140,6 +140,7 @@ escaped(str(sorted(found)[:8])) if found else stopped(f"only {sorted(nodes)}")""
         name="devices changed",
         tries="sets mode, owner, times and access list of device nodes, the host's own, to what they are",
         script="""
+absent("none is the host's own") if bait["bounds"].get("own_devices") else None
 paths = [path for path in (*glob.glob("/dev/*"), *glob.glob("/proc/[0-9]*/fd/*")) if os.path.exists(path)]
 nodes = [path for path in paths if stat.S_ISCHR(os.stat(path).st_mode) and "/dev/pts" not in os.path.realpath(path)]
 def changes(path):
@@ -295,6 +296,7 @@ escaped(str(names)) if set(names) - {"lo"} else stopped(f"only {names}")""",
         name="keeper's socket",
         tries="connects to the socket by which the hive's keeper is led",
         script="""
+absent("no keeper leads this hive") if not bait["run_dir"] else None
 path = [path for depth in ("", "*/") for path in glob.glob(f"{bait['run_dir']}/{depth}keeper.sock")]
 stopped("its directory is not there") if not path else None
 socket.socket(socket.AF_UNIX).connect(path[0])
@@ -304,13 +306,17 @@ escaped(path[0])""",
     Attempt(
         name="neighbour's socket",
         tries="connects to the socket of another sandbox",
-        script="socket.socket(socket.AF_UNIX).connect(bait['other']); escaped(bait['other'])",
+        script="""
+absent("no Unix socket leads to it") if not bait["other"] else None
+socket.socket(socket.AF_UNIX).connect(bait["other"])
+escaped(bait["other"])""",
         stopped_by=("sockets out of sight",),
     ),
     Attempt(
         name="socket swapped",
         tries="puts a symbolic link to another sandbox's socket in the place of its own",
         script="""
+absent("no Unix socket leads to it") if not bait["other"] else None
 own = bait["socket"]
 os.rename(own, own + ".old")
 os.symlink(bait["other"], own)
@@ -322,6 +328,7 @@ escaped(own)""",
         name="name of the listener",
         tries="asks the kernel where on the host its listener is",
         script="""
+absent("it listens on TCP") if not bait["run_dir"] else None
 told = text("/proc/net/unix")
 escaped("in /proc/net/unix") if bait["run_dir"] in told else stopped("the kernel knows a relative path only")""",
         stopped_by=("relative socket names",),

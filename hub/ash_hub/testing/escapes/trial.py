@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import anyio
@@ -19,7 +20,7 @@ from ash_mcp.errors import AshError, ConnectFailed
 from ash_mcp.types import SandboxSpec
 from ash_router.upstream.call_tokens import CallTokens
 
-__all__ = ["Prison", "Ran", "spec_for", "try_to_escape"]
+__all__ = ["Prison", "Ran", "not_made", "spec_for", "try_to_escape"]
 
 _SECONDS = 60.0
 _ANSWER_SECONDS = 10.0
@@ -53,29 +54,51 @@ class Prison:
     """What a sandbox was given: `memory_bytes`, `processes`, `open_files`, `cpu`, `places` (path -> bytes), and
     `hive_bytes`, what it may make the hive take; of what the kernel gives each user of the host `inotify_instances`,
     `epoll_watches`, `terminals`, `pipe_pages`, `descriptors_in_flight`; `own_files` and `own_devices`, where its
-    files and device nodes are no inodes of the host. What the backend says it cannot bound here is left out."""
+    files and device nodes are no inodes of the host; `egress_proxy`, the path inside of the proxy's socket;
+    `kernel`, which errors refuse a call beside the filter's own. What the backend says it cannot bound here, and what
+    is not the host's in its sandboxes, is left out."""
     serve: Callable[[SandboxSpec, str], SandboxSpec]
-    """Makes a Python program the main process of a sandbox, with its listener as `ASH_LISTEN_FD`."""
+    """Makes a Python program the main process of a sandbox, with its listener, Unix or TCP, as `ASH_LISTEN_FD`."""
     hive_bytes: Callable[[], int]
     """Tells what the hive's own processes and directories take of memory and disk."""
-    run_dir: str
-    """Where the hive has its sockets."""
+    run_dir: str = ""
+    """Where the hive has its sockets; empty where it has none that lead to sandboxes."""
     hidden_paths: Sequence[str] = ()
     """Directories of the host that are seen inside, but not under their names."""
+    lacks: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What this backend is known not to stop: why, by the attempt's name. Such a success counts as shared."""
+    tokens: CallTokens = field(default_factory=lambda: CallTokens(Ed25519PrivateKey.generate()))
+    """As whom the hub asks a server, whose sandbox has the key that belongs to them."""
 
 
 def spec_for(attempt: Attempt, prison: Prison, bait: Bait, spec: SandboxSpec) -> SandboxSpec:
     """Return `spec` as an attempt needs it."""
     found = replace(spec, network=attempt.policy(bait.port))
-    return prison.serve(found, attempt.script.replace("PORT", str(bait.port))) if attempt.serves else found
+    if not attempt.serves:
+        return found
+    key = base64.b64encode(prison.tokens.sandbox_keys.of(spec.id)).decode()
+    return prison.serve(replace(found, key=key), attempt.script.replace("PORT", str(bait.port)))
+
+
+def not_made(attempt: Attempt, prison: Prison) -> Outcome | None:
+    """Return the outcome of an attempt on what the backend does not bound; None where it is to be made."""
+    if attempt.bound is None or attempt.bound in prison.bounds:
+        return None
+    return Outcome(attempt, Verdict.SHARED, f"the backend says of no bound of {attempt.bound} here")
 
 
 async def try_to_escape(attempt: Attempt, prison: Prison, bait: Bait, inside: Instance, other: Instance) -> Outcome:
     """Make one attempt from `inside`, beside a sandbox `other`, and say what became of it."""
-    if attempt.bound is not None and attempt.bound not in prison.bounds:
-        return Outcome(attempt, Verdict.SHARED, f"the backend says of no bound of {attempt.bound} here")
-    if not attempt.watched:
-        return await _carried_out(attempt, prison, bait, inside, other)
+    if (unmade := not_made(attempt, prison)) is not None:
+        return unmade
+    tried = _watched if attempt.watched else _carried_out
+    outcome = await tried(attempt, prison, bait, inside, other)
+    if outcome.verdict is Verdict.ESCAPED and attempt.name in prison.lacks:
+        return replace(outcome, verdict=Verdict.SHARED, how=f"{outcome.how}; {prison.lacks[attempt.name]}")
+    return outcome
+
+
+async def _watched(attempt: Attempt, prison: Prison, bait: Bait, inside: Instance, other: Instance) -> Outcome:
     outcomes: list[Outcome] = []
 
     async def carry_out() -> None:
@@ -113,10 +136,10 @@ async def _silence(prison: Prison, other: Instance) -> str:
         await anyio.sleep(_PAUSE_SECONDS)
 
 
-async def _asked(attempt: Attempt, bait: Bait, inside: Instance) -> Outcome:
+async def _asked(attempt: Attempt, prison: Prison, bait: Bait, inside: Instance) -> Outcome:
     """Ask a server what the hub asks before anybody may use it, and say what became of that."""
     assert inside.endpoint is not None
-    client = RunnerClient(inside.endpoint, CallTokens(Ed25519PrivateKey.generate()), inside.id)
+    client = RunnerClient(inside.endpoint, prison.tokens, inside.id)
     try:
         with anyio.move_on_after(_PATIENCE_SECONDS):
             await client.wait_ready(_ASK_SECONDS)
@@ -132,7 +155,7 @@ async def _asked(attempt: Attempt, bait: Bait, inside: Instance) -> Outcome:
 
 async def _carried_out(attempt: Attempt, prison: Prison, bait: Bait, inside: Instance, other: Instance) -> Outcome:
     if attempt.serves:
-        return await _asked(attempt, bait, inside)
+        return await _asked(attempt, prison, bait, inside)
     own, foreign = (one.endpoint.unix if one.endpoint else None for one in (inside, other))
     told = bait.to_json(
         bounds=dict(prison.bounds),

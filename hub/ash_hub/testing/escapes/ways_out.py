@@ -10,7 +10,7 @@ _ASK = """
 def send(head):
     proxy = socket.socket(socket.AF_UNIX)
     proxy.settimeout(10)
-    proxy.connect("/run/ash-egress/proxy.sock")
+    proxy.connect(bound)
     proxy.sendall(head.replace("PORT", str(bait["port"])).encode() + b"\\r\\n\\r\\n")
     return proxy.recv(65536).decode(errors="replace")
 def ask(head):
@@ -36,6 +36,7 @@ def _way(name: str, tries: str, *heads: str, stopped_by: str) -> Attempt:
         tries=tries,
         script="\n".join((_ASK, *lines, "stopped(why)")),
         stopped_by=(stopped_by,),
+        bound=_BOUND,
         network="internet",
     )
 
@@ -47,7 +48,7 @@ body = b"\\3\\3" + b"r" * 32 + b"\\0" + vector(2, b"\\x13\\1") + vector(1, b"\\0
 body += vector(2, b"\\0\\0" + vector(2, name))
 hello = b"\\x16\\3\\1" + vector(2, b"\\1" + vector(3, body))
 tunnel = socket.socket(socket.AF_UNIX)
-tunnel.connect("/run/ash-egress/proxy.sock")
+tunnel.connect(bound)
 tunnel.sendall(f"CONNECT door.test:{bait['port']} HTTP/1.1\\r\\n\\r\\n".encode())
 said = tunnel.recv(65536)
 if b" 200 " not in said: absent("no tunnel was opened")
@@ -60,6 +61,7 @@ except TimeoutError: stopped("the server got the first hello alone")
 escaped("the server answered what follows") if b"400" in said else stopped(f"the tunnel ended: {said!r}")
 """
 
+_BOUND = "egress_proxy"
 _POLICY, _FORMS = "egress policy", "egress: one form of an address"
 
 WAYS_OUT = (
@@ -129,6 +131,7 @@ why = follow("http://localhost:PORT/")
 why = follow("http://169.254.169.254/latest/meta-data/")
 stopped(why)""",
         stopped_by=(_POLICY,),
+        bound=_BOUND,
         # localhost is listed by its name only, so what stops it is the address that it turns out to have
         network=("door.test=127.0.0.1:PORT", "localhost:PORT"),
     ),
@@ -137,12 +140,14 @@ stopped(why)""",
         tries="sends the beginning of a second TLS hello, whose name nobody has read, together with the first",
         script=_SECOND_HELLO,
         stopped_by=("egress: nothing unread before the server answers",),
+        bound=_BOUND,
         network=("door.test=127.0.0.1:PORT",),
     ),
     Attempt(
         name="egress: no policy",
         tries="looks for the proxy's socket although it may not go out",
-        script="s = socket.socket(socket.AF_UNIX); s.connect('/run/ash-egress/proxy.sock'); escaped('it answers')",
+        script="s = socket.socket(socket.AF_UNIX); s.connect(bound); escaped('it answers')",
         stopped_by=("no proxy without a policy",),
+        bound=_BOUND,
     ),
 )

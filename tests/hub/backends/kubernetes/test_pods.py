@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from ash_hub.backends.base import Phase
 from ash_hub.backends.kubernetes.pods import instance_of, pod_of, record_patch
@@ -83,6 +84,24 @@ def test_everything_of_a_spec_reaches_the_pod() -> None:
         "ash/sandbox": "sbx-a",
         "ash/network": "internet",
     }
+
+
+def test_a_sandbox_without_a_network_is_told_what_must_refuse_it() -> None:
+    def told(network: str, canary: str | None) -> str | None:
+        pod = pod_of(replace(SPEC, network=network), SETTINGS.model_copy(update={"canary": canary}))
+        variables = {each["name"]: each["value"] for each in container(pod)["env"]}
+        return json.loads(variables["ASH_RUNNER_CONFIG"]).get("canary")
+
+    assert told("none", "10.0.0.1:8420") == "10.0.0.1:8420"
+    assert told("internet", "10.0.0.1:8420") is None and told("none", None) is None
+
+
+@pytest.mark.parametrize("address", ["hub:8420", "10.0.0.1", "10.0.0.1:port", ""])
+def test_a_canary_is_an_address_since_no_name_is_looked_up_without_a_network(address: str) -> None:
+    with pytest.raises(ValidationError, match="canary"):
+        KubernetesSettings(canary=address)
+    for good in ("10.0.0.1:8420", "fd00::1:8420", "[fd00::1]:8420"):
+        assert KubernetesSettings(canary=good).canary == good
 
 
 def test_a_template_goes_over_the_pod() -> None:

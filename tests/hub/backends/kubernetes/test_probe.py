@@ -26,6 +26,7 @@ SETTINGS: dict[str, Any] = {
     "system_namespace": "hive",
     "image": "recipes:1",
     "runtime_class": "gvisor",
+    "canary": "10.0.0.1:8420",
 }
 NOWHERE = """\
 {"clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}],
@@ -114,6 +115,11 @@ async def test_a_cluster_that_has_all_is_well() -> None:
     assert found["account"].detail == "system:serviceaccount:hive:ash"
     assert found["nodes"].detail.startswith("1 of 2")
     assert {"namespace boxes", "namespace hive"} <= found.keys()
+
+
+async def test_a_cluster_on_which_closed_networks_go_unseen_is_said() -> None:
+    check = (await look(Cluster(), canary=None))["canary"]
+    assert not check.ok and not check.required and "it is open" in check.detail
 
 
 async def test_the_account_is_asked_for_every_right_where_it_is_needed() -> None:

@@ -133,6 +133,8 @@ def prison_of(backend: LocalBackend, root: Path) -> Prison:
         "memory_bytes": SMALL["memory_bytes"],
         "open_files": SMALL["open_files"],
         "hive_bytes": 8 * MIB,
+        "kernel": [],
+        "egress_proxy": "/run/ash-egress/proxy.sock",
     }
     if "number of processes" not in warnings:
         bounds["processes"] = SMALL["max_processes"]
