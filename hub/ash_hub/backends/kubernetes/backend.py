@@ -41,7 +41,7 @@ _DELETE_SECONDS: Final = 30.0
 _LOG_LINES: Final = 2000
 _LOG_BYTES: Final = 4 * 1024 * 1024
 _MOST_ABANDONED: Final = 1000
-_MOST_BURIED: Final = 200
+_MOST_BURIED: Final = 1000
 _REMOVE_PAUSE_SECONDS: Final = 1.0
 _QUOTA_TRIES: Final = 4
 _QUOTA_PAUSE_SECONDS: Final = 0.05
@@ -72,8 +72,8 @@ class KubernetesBackend:
         self._pods: dict[SandboxId, _Seen] = {}
         self._gone: dict[str, asyncio.Event] = {}
         """Who waits for a pod to be gone, by its uid."""
-        self._buried: deque[str] = deque(maxlen=_MOST_BURIED)
-        """Uids of pods that are gone; what is still on its way about them comes too late."""
+        self._buried: dict[SandboxId, str] = {}
+        """The last pods that went, with their uids: what is still on its way about them comes too late."""
         self._abandoned: deque[SandboxId] = deque(maxlen=_MOST_ABANDONED)
         """Pods whose creation was given up, and which may come to be all the same."""
         self._words: dict[str, str] = {}
@@ -196,6 +196,8 @@ class KubernetesBackend:
         seen = self._pods.get(sandbox_id)
         if seen is not None:
             return seen.instance
+        if sandbox_id in self._buried:  # no id comes twice; should it, the watch tells
+            return None
         pod = await self._asked(self._api.get(f"{self._path}/{sandbox_id}"))
         return None if pod is None or not self._is_ours(pod) else self._instance(pod)
 
@@ -305,7 +307,7 @@ class KubernetesBackend:
         sandbox_id, uid = SandboxId(str(metadata["name"])), str(metadata["uid"])
         version, before = int(metadata["resourceVersion"]), self._pods.get(sandbox_id)
         known = before.version if before is not None else 0 if is_news else self._news.heard_to
-        if version <= known or uid in self._buried or not self._is_ours(pod):
+        if version <= known or self._buried.get(sandbox_id) == uid or not self._is_ours(pod):
             return
         instance = self._instance(pod)
         is_replacement = before is not None and (before.is_replacement or before.uid != uid)
@@ -316,7 +318,7 @@ class KubernetesBackend:
         if before is None or before.instance != instance:
             self._events.publish(instance)
         if before is not None and before.uid != uid:
-            self._bury(before.uid)
+            self._bury(sandbox_id, before.uid)
         if sandbox_id in self._abandoned:
             self._abandoned.remove(sandbox_id)
             self._tasks.start_soon(self._remove, sandbox_id)
@@ -329,7 +331,7 @@ class KubernetesBackend:
 
     def _forget(self, sandbox_id: SandboxId, uid: str, why: str) -> None:
         """Drop a pod that is gone, and tell that its sandbox has ended if nobody has yet."""
-        self._bury(uid)
+        self._bury(sandbox_id, uid)
         seen = self._pods.get(sandbox_id)
         if seen is None or seen.uid != uid:
             return
@@ -339,8 +341,10 @@ class KubernetesBackend:
             ended = replace(seen.instance, phase=Phase.ENDED, endpoint=None, waits_for=None, exit_message=why)
             self._events.publish(ended)
 
-    def _bury(self, uid: str) -> None:
-        self._buried.append(uid)
+    def _bury(self, sandbox_id: SandboxId, uid: str) -> None:
+        self._buried[sandbox_id] = uid
+        if len(self._buried) > _MOST_BURIED:
+            del self._buried[next(iter(self._buried))]
         if (gone := self._gone.pop(uid, None)) is not None:
             gone.set()
 
