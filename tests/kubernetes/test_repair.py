@@ -250,6 +250,32 @@ async def test_an_api_server_that_is_away_stops_spawns_and_nothing_else(
         assert await pods_of(cluster) == {}
 
 
+async def test_a_start_that_is_given_up_while_the_api_server_is_away_is_cleared_soon_after(
+    cluster: Cluster, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with proxied(tmp_path) as (proxy, kubeconfig):
+        monkeypatch.setenv("ASH_HUB_BACKEND__KUBECONFIG", str(kubeconfig))
+        async with serving(home) as url, Hive(url) as hive:
+
+            async def wait() -> None:
+                await hive.spawn("general", node_selector=NOWHERE)
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(wait)
+                await soon(lambda: waiting(cluster))
+                await proxy.cut("closed")
+                group.cancel_scope.cancel()
+            await anyio.sleep(10)  # until the hive tries it again only every five seconds
+            assert await waiting(cluster)
+            await proxy.heal()
+
+            async def is_gone() -> bool:
+                return not await pods_of(cluster)
+
+            await soon(is_gone)
+            assert await hive.list() == []
+
+
 async def test_an_api_server_that_goes_silent_is_noticed_and_heard_again(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,7 +92,7 @@ class KubernetesBackend:
             )
             await self._look_around()
             pods = {"labelSelector": selector(settings.hive)}
-            self._news = Informer(api, self._path, pods, self._listed, self._changed)
+            self._news = Informer(api, self._path, pods, self._listed, self._changed, self._events.lose)
             warnings = {"fieldSelector": "involvedObject.kind=Pod,type=Warning"}
             events = f"/api/v1/namespaces/{namespace}/events"
             words = Informer(api, events, warnings, lambda _, __: None, self._heard)

@@ -32,6 +32,7 @@ class Informer:
         selector: The query that picks the objects.
         listed: Told every object there is and the version of the list, in place of all that was told before.
         changed: Told `ADDED`, `MODIFIED` or `DELETED` and the object. An error in it is logged and is that object's.
+        recovered: Told when it hears again after it heard nothing.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class Informer:
         selector: dict[str, str],
         listed: Callable[[list[Json], int], None],
         changed: Callable[[str, Json], None],
+        recovered: Callable[[], None] = lambda: None,
     ) -> None:
         self._api = api
         self._path = path
         self._selector = selector
         self._listed = listed
         self._changed = changed
+        self._recovered = recovered
         self._version = ""
         self._watching = anyio.CancelScope()
         self._heard_at = 0.0
@@ -95,9 +98,10 @@ class Informer:
             self._listed(found["items"], self.heard_to)
         query = {**self._selector, "resourceVersion": self._version, "timeoutSeconds": str(_WATCH_SECONDS)}
         async with self._api.watch(self._path, **query) as events:
-            if self.problem is not None:
+            had_problem, self.problem = self.problem is not None, None
+            if had_problem:
                 _log.info("the Kubernetes API answers again")
-            self.problem = None
+                self._recovered()
             self.synced.set()
             self._heard_at = time.monotonic()
             with anyio.CancelScope() as self._watching:

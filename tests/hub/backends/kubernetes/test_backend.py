@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ash_hub.backends.base import BackendEvent, Instance, Phase
+from ash_hub.backends.base import BackendEvent, Phase
 from ash_hub.backends.kubernetes.api import ApiRefusal, Json
 from ash_hub.backends.kubernetes.backend import KubernetesBackend
 from ash_mcp.errors import CapacityExceeded, Conflict, ConnectFailed, StartFailed
@@ -50,10 +50,10 @@ async def settled(server: PodServer) -> None:
         await asyncio.sleep(0.02)
 
 
-async def heard(backend: KubernetesBackend, told: list[Instance]) -> None:
-    async for event in backend.watch():
-        assert isinstance(event, BackendEvent) and event.instance is not None
-        told.append(event.instance)
+async def heard(backend: KubernetesBackend, told: list[BackendEvent]) -> None:
+    events = backend.watch()
+    while True:
+        told.append(await anext(events))
 
 
 async def test_an_answer_that_is_slower_than_the_news_of_the_end_makes_no_ghost(
@@ -122,7 +122,7 @@ async def test_who_loses_against_an_end_that_is_not_told_yet_sees_it(monkeypatch
     async with following(server, monkeypatch) as backend:
         await backend.create(spec)
         await settled(server)
-        told: list[Instance] = []
+        told: list[BackendEvent] = []
         listening = asyncio.create_task(heard(backend, told))
         server.deaf = asyncio.Event()
         server.event(spec.id, "Poke", "so that the watch looks at whether it may speak")
@@ -135,7 +135,7 @@ async def test_who_loses_against_an_end_that_is_not_told_yet_sees_it(monkeypatch
         server.deaf.set()  # now what it was before comes, too late
         await settled(server)
         assert await backend.get(spec.id) is None
-        assert [each.phase for each in told] == [Phase.ENDED]
+        assert [each.instance and each.instance.phase for each in told] == [Phase.ENDED]
         listening.cancel()
 
 
@@ -268,14 +268,17 @@ async def test_while_the_api_is_away_what_is_known_stays_and_nothing_is_deleted(
         for step in (backend.list(), backend.get(new_sandbox_id()), backend.delete(spec.id)):
             with pytest.raises(ConnectFailed, match="does not answer"):
                 await step
-        told: list[Instance] = []
+        told: list[BackendEvent] = []
         listening = asyncio.create_task(heard(backend, told))
         server.pods.pop(spec.id)
         server.forget_history()
         server.is_away = False
         await until(lambda: backend.unready() is None)
-        await until(lambda: told)
-        assert (told[0].phase, told[0].exit_message) == (Phase.ENDED, "its pod is gone")
+        await until(lambda: len(told) == 2)
+        ended, again = told
+        assert ended.instance is not None
+        assert (ended.instance.phase, ended.instance.exit_message) == (Phase.ENDED, "its pod is gone")
+        assert again.lost  # what could not be done meanwhile is to be tried at once
         listening.cancel()
 
 
