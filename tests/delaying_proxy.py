@@ -23,12 +23,20 @@ _MOST_CHUNKS: Final = 1024
 class DelayingProxy:
     """Listens on a loopback port, which it keeps over cuts, and passes everything on to another."""
 
-    def __init__(self, target: int, *, delay_seconds: float, jitter_seconds: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        target: int,
+        *,
+        delay_seconds: float,
+        jitter_seconds: float = 0.0,
+        seed: int = 0,
+        host: str = "127.0.0.1",
+    ) -> None:
         self.delay_seconds = delay_seconds
         """Of each direction; a test may change it at any time."""
         self.jitter_seconds = jitter_seconds
         """Up to so much more, drawn for each chunk; chunks stay in order."""
-        self._target = target
+        self._target = (host, target)
         self._chance = random.Random(seed)
         self._passing = asyncio.Event()
         self._passing.set()
@@ -78,7 +86,7 @@ class DelayingProxy:
             writer.transport.abort()
 
     async def _pass_both_ways(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self._target)
+        there, back = await asyncio.open_connection(*self._target)
         tasks = [asyncio.ensure_future(each) for each in (self._pass(reader, back), self._pass(there, writer))]
         try:
             await asyncio.gather(*tasks)
@@ -115,9 +123,11 @@ class DelayingProxy:
 
 
 @asynccontextmanager
-async def delaying(target: int, *, delay_seconds: float, jitter_seconds: float = 0.0) -> AsyncGenerator[DelayingProxy]:
-    """Serve while the context is open, on a free port, what listens at `target` on this machine."""
-    proxy = DelayingProxy(target, delay_seconds=delay_seconds, jitter_seconds=jitter_seconds)
+async def delaying(
+    target: int, *, delay_seconds: float, jitter_seconds: float = 0.0, host: str = "127.0.0.1"
+) -> AsyncGenerator[DelayingProxy]:
+    """Serve while the context is open, on a free port of this machine, what listens at the port `target` of `host`."""
+    proxy = DelayingProxy(target, delay_seconds=delay_seconds, jitter_seconds=jitter_seconds, host=host)
     try:
         await proxy.heal()
         yield proxy

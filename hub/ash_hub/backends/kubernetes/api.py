@@ -33,11 +33,14 @@ _JSON: Final = "application/json"
 _JSON_PATCH: Final = "application/json-patch+json"
 _REQUEST_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 5.0
-_SILENCE_SECONDS: Final = 330.0
+_HEAD_SECONDS: Final = 5.0
+"""Until a watch begins."""
+_SILENCE_SECONDS: Final = 70.0
 """For a watch, which the server ends by itself before."""
 _MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 _TRIES: Final = 4
 _MAX_PAUSE_SECONDS: Final = 5.0
+"""A server that wants to be left alone for longer is not waited for."""
 _ACCOUNT_NAMESPACE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -161,21 +164,23 @@ class Api:
             for tries_left in reversed(range(_TRIES)):
                 headers = {"Content-Type": media_type, "Accept": accept}
                 await client.update_params_for_auth(headers, [], ["BearerToken"])
-                found = await client.rest_client.request(
-                    method,
-                    f"{client.configuration.host}{path}",
-                    query_params=dict(query),
-                    headers=headers,
-                    body=body,
-                    _preload_content=False,
-                    _request_timeout=timeout,
-                )
+                async with asyncio.timeout(_HEAD_SECONDS if seconds is None else None):
+                    found = await client.rest_client.request(
+                        method,
+                        f"{client.configuration.host}{path}",
+                        query_params=dict(query),
+                        headers=headers,
+                        body=body,
+                        _preload_content=False,
+                        _request_timeout=timeout,
+                    )
                 async with cast("aiohttp.ClientResponse", found) as answer:
-                    if answer.status == 429 and tries_left:
-                        await asyncio.sleep(_pause(answer))
+                    pause = _pause(answer)
+                    if answer.status == 429 and tries_left and pause <= _MAX_PAUSE_SECONDS:
+                        await asyncio.sleep(pause)
                         continue
                     if answer.status >= 300:
-                        raise _refusal(answer.status, await _whole(answer))
+                        raise _refusal(answer.status, await _whole(answer), pause)
                     yield answer
                     return
         except (aiohttp.ClientError, OSError, TimeoutError, json.JSONDecodeError) as error:
@@ -204,12 +209,12 @@ async def _events(answer: aiohttp.ClientResponse) -> AsyncGenerator[Json]:
 def _pause(answer: aiohttp.ClientResponse) -> float:
     """Return how long a server that is too busy wants to be left alone."""
     try:
-        return min(max(float(answer.headers.get("Retry-After", "1")), 0.1), _MAX_PAUSE_SECONDS)
+        return max(float(answer.headers.get("Retry-After", "1")), 0.1)
     except ValueError:
         return 1.0
 
 
-def _refusal(status: int, raw: bytes) -> Exception:
+def _refusal(status: int, raw: bytes, pause: float = 0.0) -> Exception:
     try:
         found = json.loads(raw)
         body = cast("Json", found) if isinstance(found, dict) else {}
@@ -217,7 +222,8 @@ def _refusal(status: int, raw: bytes) -> Exception:
         body = {"message": raw[:500].decode(errors="replace").strip()}
     refusal = ApiRefusal(status, body)
     if status >= 500 or status == 429:
-        return ConnectFailed(f"the Kubernetes API cannot do it now: {refusal.message}")
+        said = f"the Kubernetes API cannot do it now: {refusal.message}"
+        return ConnectFailed(said, retry_after_seconds=pause if status == 429 else None)
     if status == 401:
         return ConnectFailed("the Kubernetes API does not know the hive's account; look at its token or kubeconfig")
     return refusal

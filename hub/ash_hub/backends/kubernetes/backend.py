@@ -19,7 +19,15 @@ from ash_hub.backends.base import BackendEvent, Instance, Phase
 from ash_hub.backends.kubernetes.api import ApiRefusal, Json, open_api
 from ash_hub.backends.kubernetes.documents import KubernetesDocuments
 from ash_hub.backends.kubernetes.informer import Informer
-from ash_hub.backends.kubernetes.pods import CONTAINER, instance_of, network_label, pod_of, record_patch, selector
+from ash_hub.backends.kubernetes.pods import (
+    CONTAINER,
+    instance_of,
+    is_pod_of,
+    network_label,
+    pod_of,
+    record_patch,
+    selector,
+)
 from ash_hub.backends.kubernetes.probe import UNSEEN_NETWORK
 from ash_hub.backends.kubernetes.settings import KubernetesSettings
 from ash_mcp.errors import AshError, CapacityExceeded, ConfigError, Conflict, ConnectFailed, StartFailed, Unsupported
@@ -34,6 +42,10 @@ _DELETE_SECONDS: Final = 30.0
 _LOG_LINES: Final = 2000
 _LOG_BYTES: Final = 4 * 1024 * 1024
 _MOST_ABANDONED: Final = 1000
+_MOST_BURIED: Final = 1000
+_REMOVE_PAUSE_SECONDS: Final = 1.0
+_QUOTA_TRIES: Final = 4
+_QUOTA_PAUSE_SECONDS: Final = 0.05
 _MOST_WORDS: Final = 1000
 T = TypeVar("T")
 _log = logging.getLogger("ash.hub")
@@ -46,6 +58,8 @@ class _Seen:
     instance: Instance
     version: int
     uid: str
+    is_replacement: bool = False
+    """Whether it took the name of a pod that was there before; whose sandbox has ended with that."""
 
 
 class KubernetesBackend:
@@ -57,8 +71,10 @@ class KubernetesBackend:
         self._settings = settings
         self._events = Broadcast()
         self._pods: dict[SandboxId, _Seen] = {}
-        self._gone: dict[SandboxId, asyncio.Event] = {}
-        """Who waits for a pod to be gone."""
+        self._gone: dict[str, asyncio.Event] = {}
+        """Who waits for a pod to be gone, by its uid."""
+        self._buried: dict[SandboxId, str] = {}
+        """The last pods that went, with their uids: what is still on its way about them comes too late."""
         self._abandoned: deque[SandboxId] = deque(maxlen=_MOST_ABANDONED)
         """Pods whose creation was given up, and which may come to be all the same."""
         self._words: dict[str, str] = {}
@@ -77,7 +93,7 @@ class KubernetesBackend:
             )
             await self._look_around()
             pods = {"labelSelector": selector(settings.hive)}
-            self._news = Informer(api, self._path, pods, self._listed, self._changed)
+            self._news = Informer(api, self._path, pods, self._listed, self._changed, self._events.lose)
             warnings = {"fieldSelector": "involvedObject.kind=Pod,type=Warning"}
             events = f"/api/v1/namespaces/{namespace}/events"
             words = Informer(api, events, warnings, lambda _, __: None, self._heard)
@@ -135,27 +151,42 @@ class KubernetesBackend:
         if spec.id in self._pods:
             raise Conflict(f"sandbox {spec.id} exists")
         try:
-            made = await self._api.create(self._path, pod)
+            made = await self._make(pod)
         except ApiRefusal as refusal:
             raise await self._explained(spec, refusal) from refusal
         except ConnectFailed as error:
-            self._abandoned.append(spec.id)
+            self._abandon(spec.id)
             raise StartFailed(f"the sandbox could not start: {error.message}", step="pod", retryable=True) from error
         except asyncio.CancelledError:
-            self._abandoned.append(spec.id)
-            with anyio.move_on_after(_CLEAN_UP_SECONDS, shield=True), contextlib.suppress(AshError, ApiRefusal):
-                await self._api.delete(f"{self._path}/{spec.id}", grace_seconds=1)
+            self._abandon(spec.id)
+            with anyio.move_on_after(_CLEAN_UP_SECONDS, shield=True):
+                await self._remove(spec.id)
             raise
         self._take(made)
-        return self._pods[spec.id].instance if spec.id in self._pods else instance_of(made)
+        if (seen := self._pods.get(spec.id)) is None:  # the news was faster than the answer
+            raise StartFailed("its pod was deleted as soon as it was made", step="pod")
+        return seen.instance
+
+    async def _make(self, pod: Json) -> Json:
+        for tries_left in reversed(range(_QUOTA_TRIES)):
+            try:
+                return await self._doubting(self._api.create(self._path, pod))
+            except ApiRefusal as refusal:
+                # Not the pod but its namespace's quota, which another creation has just changed.
+                if refusal.reason != "Conflict" or not tries_left:
+                    raise
+            await asyncio.sleep(_QUOTA_PAUSE_SECONDS * (_QUOTA_TRIES - tries_left))
+        raise AssertionError("the last try returns or raises")
 
     async def _explained(self, spec: SandboxSpec, refusal: ApiRefusal) -> AshError:
         """Return what the API server's refusal of a pod means to whoever spawns."""
         said = refusal.message
-        if refusal.status == 409:
+        if refusal.reason == "AlreadyExists":
             return Conflict(f"sandbox {spec.id} exists")
         if "exceeded quota" in said:
             return CapacityExceeded(f"the namespace's quota is used up: {said}")
+        if refusal.reason == "Conflict" or "status unknown for quota" in said:
+            return CapacityExceeded(f"the namespace's quota changes all the time: {said}")
         if "RuntimeClass" in said and "not found" in said:
             classes = await self._runtime_classes()
             known = f"; this cluster has: {', '.join(classes) or 'none'}" if classes is not None else ""
@@ -166,12 +197,14 @@ class KubernetesBackend:
         seen = self._pods.get(sandbox_id)
         if seen is not None:
             return seen.instance
+        if sandbox_id in self._buried:  # no id comes twice; should it, the watch tells
+            return None
         pod = await self._asked(self._api.get(f"{self._path}/{sandbox_id}"))
         return None if pod is None or not self._is_ours(pod) else self._instance(pod)
 
     async def list(self) -> list[Instance]:
         found = await self._asked(self._api.get(self._path, labelSelector=selector(self._settings.hive)))
-        return [self._instance(pod) for pod in (found or {}).get("items", ())]
+        return [self._instance(pod) for pod in (found or {}).get("items", ()) if self._is_ours(pod)]
 
     async def annotate(self, sandbox_id: SandboxId, record: Mapping[str, Any], *, revision: int) -> None:
         await self._patch(sandbox_id, record_patch(record, revision), revision)
@@ -187,44 +220,46 @@ class KubernetesBackend:
 
     async def _patch(self, sandbox_id: SandboxId, operations: list[Json], revision: int) -> None:
         try:
-            self._take(await self._api.patch(f"{self._path}/{sandbox_id}", operations))
+            self._take(await self._doubting(self._api.patch(f"{self._path}/{sandbox_id}", operations)))
         except ApiRefusal as refusal:
             if refusal.status in (404, 409, 422):
                 await self._look_again(sandbox_id)
                 raise Conflict(f"the record of sandbox {sandbox_id} is not at revision {revision}") from refusal
             raise ConnectFailed(f"the record of {sandbox_id} cannot be written: {refusal.message}") from refusal
 
-    async def _look_again(self, sandbox_id: SandboxId) -> None:
-        """See a pod as it is now: whoever lost a race is to find out against what."""
+    async def _look_again(self, sandbox_id: SandboxId) -> _Seen | None:
+        """See a pod as it is now, whatever the news has told so far."""
+        before = self._pods.get(sandbox_id)
         pod = await self._asked(self._api.get(f"{self._path}/{sandbox_id}"))
         if pod is not None:
             self._take(pod)
+        elif before is not None:
+            self._forget(sandbox_id, before.uid, "its pod is gone")
+        return self._pods.get(sandbox_id)
 
     async def delete(self, sandbox_id: SandboxId, *, grace_seconds: float = 2.0) -> None:
-        gone = self._gone.setdefault(sandbox_id, asyncio.Event())
+        seen = self._pods.get(sandbox_id) or await self._look_again(sandbox_id)
+        if seen is None:
+            return
+        gone = self._gone.setdefault(seen.uid, asyncio.Event())
         path = f"{self._path}/{sandbox_id}"
         # A grace of 0 would take the pod off the API while its processes may still run.
         grace = max(1, math.ceil(grace_seconds))
-        try:
-            if not await self._asked(self._api.delete(path, grace_seconds=grace)):
-                self._forget(sandbox_id, None)
-                return
+        if await self._asked(self._api.delete(path, uid=seen.uid, grace_seconds=grace)):
             with anyio.move_on_after(grace + _DELETE_SECONDS):
                 await gone.wait()
                 return
-            if await self._asked(self._api.get(path)) is not None:
+            found = await self._asked(self._api.get(path))
+            if found is not None and found["metadata"]["uid"] == seen.uid:
                 raise ConnectFailed(f"the pod of {sandbox_id} is still ending; its node will remove it")
-            self._forget(sandbox_id, None)
-        finally:
-            if self._gone.get(sandbox_id) is gone and gone.is_set():
-                del self._gone[sandbox_id]
+        self._forget(sandbox_id, seen.uid, "deleted")
 
     async def logs(self, sandbox_id: SandboxId, *, tail_bytes: int = 65_536) -> bytes:
         if tail_bytes <= 0:
             return b""
         query = {"container": CONTAINER, "tailLines": str(_LOG_LINES), "limitBytes": str(_LOG_BYTES)}
         try:
-            return (await self._api.text(f"{self._path}/{sandbox_id}/log", **query))[-tail_bytes:]
+            return (await self._doubting(self._api.text(f"{self._path}/{sandbox_id}/log", **query)))[-tail_bytes:]
         except ApiRefusal as refusal:
             if refusal.status in (400, 404):  # no container yet, or no pod any more
                 return b""
@@ -249,71 +284,107 @@ class KubernetesBackend:
     # -- news
 
     def _listed(self, pods: list[Json], version: int) -> None:
-        names = {str(pod["metadata"]["name"]) for pod in pods}
+        uids = {str(pod["metadata"]["uid"]) for pod in pods if self._is_ours(pod)}
         for pod in pods:
-            self._take(pod)
+            self._take(pod, is_news=True)
         for sandbox_id, seen in list(self._pods.items()):
-            if sandbox_id not in names and seen.version <= version:
-                self._forget(sandbox_id, "its pod is gone")
+            if seen.uid not in uids and seen.version <= version:
+                self._forget(sandbox_id, seen.uid, "its pod is gone")
 
     def _changed(self, kind: str, pod: Json) -> None:
-        if kind == "DELETED":
-            self._take(pod)
-            self._forget(SandboxId(str(pod["metadata"]["name"])), "its pod was deleted")
-        else:
-            self._take(pod)
+        if kind != "DELETED" and self._is_ours(pod):
+            self._take(pod, is_news=True)
+            return
+        self._take(pod, is_news=True)  # its last state says why it ended
+        self._forget(SandboxId(str(pod["metadata"]["name"])), str(pod["metadata"]["uid"]), "its pod was deleted")
 
-    def _take(self, pod: Json) -> None:
-        """Take note of a pod, unless a newer sight of it is known."""
-        sandbox_id, version = SandboxId(str(pod["metadata"]["name"])), int(pod["metadata"]["resourceVersion"])
-        before = self._pods.get(sandbox_id)
-        if before is not None and before.version >= version:
+    def _take(self, pod: Json, *, is_news: bool = False) -> None:
+        """Take note of a pod that is ours, unless more is known than this.
+
+        Args:
+            is_news: Whether the watch told it, or else an answer, which may be older than what the watch told.
+        """
+        metadata = pod["metadata"]
+        sandbox_id, uid = SandboxId(str(metadata["name"])), str(metadata["uid"])
+        version, before = int(metadata["resourceVersion"]), self._pods.get(sandbox_id)
+        known = before.version if before is not None else 0 if is_news else self._news.heard_to
+        if version <= known or self._buried.get(sandbox_id) == uid or not self._is_ours(pod):
             return
         instance = self._instance(pod)
-        self._pods[sandbox_id] = _Seen(instance, version, str(pod["metadata"]["uid"]))
+        is_replacement = before is not None and (before.is_replacement or before.uid != uid)
+        if is_replacement:
+            why = "its pod was replaced by another of the same name"
+            instance = replace(instance, phase=Phase.ENDED, endpoint=None, waits_for=None, exit_message=why)
+        self._pods[sandbox_id] = _Seen(instance, version, uid, is_replacement)
         if before is None or before.instance != instance:
             self._events.publish(instance)
+        if before is not None and before.uid != uid:
+            self._bury(sandbox_id, before.uid)
         if sandbox_id in self._abandoned:
             self._abandoned.remove(sandbox_id)
-            self._tasks.start_soon(self._delete_abandoned, sandbox_id)
+            self._tasks.start_soon(self._remove, sandbox_id)
 
     def _instance(self, pod: Json) -> Instance:
         return instance_of(pod, self._words.get(str(pod["metadata"]["name"])))
 
     def _is_ours(self, pod: Json) -> bool:
-        labels: Json = pod["metadata"].get("labels") or {}
-        return labels.get("ash/hive") == self._settings.hive
+        return is_pod_of(pod, self._settings.hive)
 
-    def _forget(self, sandbox_id: SandboxId, why: str | None) -> None:
+    def _forget(self, sandbox_id: SandboxId, uid: str, why: str) -> None:
         """Drop a pod that is gone, and tell that its sandbox has ended if nobody has yet."""
+        self._bury(sandbox_id, uid)
+        seen = self._pods.get(sandbox_id)
+        if seen is None or seen.uid != uid:
+            return
+        del self._pods[sandbox_id]
         self._words.pop(sandbox_id, None)
-        if (gone := self._gone.pop(sandbox_id, None)) is not None:
+        if seen.instance.phase is not Phase.ENDED:
+            ended = replace(seen.instance, phase=Phase.ENDED, endpoint=None, waits_for=None, exit_message=why)
+            self._events.publish(ended)
+
+    def _bury(self, sandbox_id: SandboxId, uid: str) -> None:
+        self._buried[sandbox_id] = uid
+        if len(self._buried) > _MOST_BURIED:
+            del self._buried[next(iter(self._buried))]
+        if (gone := self._gone.pop(uid, None)) is not None:
             gone.set()
-        seen = self._pods.pop(sandbox_id, None)
-        if seen is not None and seen.instance.phase is not Phase.ENDED:
-            message = why or "deleted"
-            self._events.publish(replace(seen.instance, phase=Phase.ENDED, endpoint=None, exit_message=message))
+
+    def _abandon(self, sandbox_id: SandboxId) -> None:
+        """Remove the pod of a start that was given up, if it is there or once it is."""
+        if sandbox_id in self._pods:
+            self._tasks.start_soon(self._remove, sandbox_id)
+        else:
+            self._abandoned.append(sandbox_id)
 
     def _heard(self, kind: str, event: Json) -> None:
         """Take note of what the cluster says of a pod that does not run, as why its network cannot be made."""
-        name = SandboxId(str(event["involvedObject"].get("name")))
+        about: Json = event["involvedObject"]
+        name = SandboxId(str(about.get("name")))
         seen = self._pods.get(name)
-        if kind == "DELETED" or seen is None or seen.instance.phase is not Phase.STARTING:
+        if kind == "DELETED" or seen is None or seen.uid != about.get("uid"):
             return
+        if seen.instance.phase is not Phase.STARTING:
+            return
+        before, said = self._words.get(name), f"{event.get('reason')}: {event.get('message')}"
         if len(self._words) >= _MOST_WORDS:
             self._words.clear()
-        said = f"{event.get('reason')}: {event.get('message')}"
         self._words[name] = said
-        if seen.instance.waits_for is None:
+        if seen.instance.waits_for in (None, before):  # else the pod itself says it better
             told = replace(seen.instance, waits_for=said)
             self._pods[name] = replace(seen, instance=told)
             self._events.publish(told)
 
-    async def _delete_abandoned(self, sandbox_id: SandboxId) -> None:
-        try:
-            await self._api.delete(f"{self._path}/{sandbox_id}", grace_seconds=1)
-        except Exception as error:
-            _log.warning("the pod of %s, whose start was given up, stays for now: %s", sandbox_id, error)
+    async def _remove(self, sandbox_id: SandboxId) -> None:
+        """Delete the pod of a start that was given up, however long the API server is away."""
+        while True:
+            try:
+                seen = await self._look_again(sandbox_id)
+                if seen is not None:
+                    await self._asked(self._api.delete(f"{self._path}/{sandbox_id}", uid=seen.uid, grace_seconds=1))
+                return
+            except ConnectFailed as error:
+                _log.warning("the pod of %s, whose start was given up, stays for now: %s", sandbox_id, error)
+            await asyncio.sleep(_REMOVE_PAUSE_SECONDS)
 
     async def _asked(self, answer: Awaitable[T]) -> T:
         """Return the answer of the API server.
@@ -322,6 +393,14 @@ class KubernetesBackend:
             ConnectFailed: It refused, which here only the hive's rights can be the reason of.
         """
         try:
-            return await answer
+            return await self._doubting(answer)
         except ApiRefusal as refusal:
             raise ConnectFailed(f"the Kubernetes API refuses it: {refusal.message}") from refusal
+
+    async def _doubting(self, answer: Awaitable[T]) -> T:
+        """Return the answer of the API server; where none comes, have the watch prove that it still hears it."""
+        try:
+            return await answer
+        except ConnectFailed:
+            self._news.doubt()
+            raise

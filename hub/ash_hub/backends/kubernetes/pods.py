@@ -18,7 +18,7 @@ from ash_mcp.errors import ConfigError
 from ash_mcp.quantities import cpu_quantity, memory_quantity
 from ash_mcp.types import Endpoint, SandboxId, SandboxSpec
 
-__all__ = ["CONTAINER", "PORT", "instance_of", "network_label", "pod_of", "record_patch", "selector"]
+__all__ = ["CONTAINER", "PORT", "instance_of", "is_pod_of", "network_label", "pod_of", "record_patch", "selector"]
 
 CONTAINER: Final = "sandbox"
 PORT: Final = 8421
@@ -57,6 +57,13 @@ _DISRUPTIONS: Final[Mapping[str, str]] = {
 def selector(hive: str) -> str:
     """Return the label selector of all pods of one hive."""
     return f"{_HIVE}={hive},{_SANDBOX}"
+
+
+def is_pod_of(pod: Json, hive: str) -> bool:
+    """Whether a hive made a pod; not so a copy under another name, whose labels still name the original."""
+    metadata: Json = pod["metadata"]
+    labels: Json = metadata.get("labels") or {}
+    return labels.get(_HIVE) == hive and labels.get(_SANDBOX) == metadata["name"]
 
 
 def network_label(network: str | tuple[str, ...]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 __all__ = ["KubernetesSettings"]
 
@@ -61,3 +62,12 @@ class KubernetesSettings(BaseModel):
     pod_template: Mapping[str, Any] = {}
     """Merged over the pod of every sandbox by the rules of `kubectl patch` (strategic): tolerations, affinity,
     volumes, security contexts and the like. The container of the sandbox is named `sandbox`."""
+
+    @field_validator("image_pull_secrets", "node_selector", "pod_template", mode="before")
+    @classmethod
+    def _read_json(cls, given: Any) -> Any:
+        """Take a variable of its own in the environment, such as `ASH_HUB_BACKEND__POD_TEMPLATE`, for JSON."""
+        try:
+            return json.loads(given) if isinstance(given, str) else given
+        except ValueError as error:
+            raise ValueError(f"must be JSON: {error}") from error

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
 import pytest
 
+from ash_hub.backends.kubernetes import informer as module
 from ash_hub.backends.kubernetes.api import Api, ApiRefusal, Json
 from ash_hub.backends.kubernetes.informer import Informer
 from ash_mcp.errors import ConnectFailed
@@ -152,3 +154,37 @@ async def test_an_answer_that_is_no_list_does_not_end_the_following() -> None:
     played = Played({"kind": "Status"}, listing(5))
     told, _ = await heard(played)
     assert told == ["listed [] at 5"]
+
+
+async def test_a_server_that_is_too_busy_is_left_alone_for_as_long_as_it_says() -> None:
+    began = time.monotonic()
+    played = Played(ConnectFailed("too busy", retry_after_seconds=0.4), listing(5))
+    await heard(played)
+    assert time.monotonic() - began >= 0.4
+
+
+async def test_a_watch_that_is_doubted_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_DOUBT_SECONDS", 0.0)
+
+    async def silence() -> AsyncGenerator[Json]:
+        await asyncio.Event().wait()
+        yield {}
+
+    class Silent(Played):
+        async def _events(self, events: Any) -> AsyncGenerator[Json]:
+            async for each in events:
+                yield each
+
+    played = Silent(listing(5), silence())
+    informer = Informer(cast("Api", played), PATH, {"labelSelector": "a=b"}, lambda _, __: None, lambda _, __: None)
+    following = asyncio.create_task(informer.run())
+    async with asyncio.timeout(10):
+        await informer.synced.wait()
+        await asyncio.sleep(0.01)
+        assert played.asked == ["list", "watch 5"]
+        informer.doubt()
+        await played.over.wait()
+    assert played.asked == ["list", "watch 5", "watch 5"]
+    following.cancel()
+    with suppress(asyncio.CancelledError):
+        await following
