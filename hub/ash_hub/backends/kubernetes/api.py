@@ -62,6 +62,18 @@ class Api:
         self.address = str(cast("Any", client).configuration.host)
         """Its URL."""
 
+    def kubeconfig(self, token: str, namespace: str) -> Json:
+        """Return a kubeconfig for the same server, by which whoever has this token is known; it names files."""
+        found = cast("Any", self._client).configuration
+        trust = {"certificate-authority": found.ssl_ca_cert} if found.ssl_ca_cert else {}
+        cluster = {"server": self.address, "insecure-skip-tls-verify": not found.verify_ssl, **trust}
+        return {
+            "clusters": [{"name": "ash", "cluster": cluster}],
+            "users": [{"name": "ash", "user": {"token": token}}],
+            "contexts": [{"name": "ash", "context": {"cluster": "ash", "user": "ash", "namespace": namespace}}],
+            "current-context": "ash",
+        }
+
     async def get(self, path: str, *, accept: str = _JSON, **query: str) -> Json | None:
         """Return what is at `path`, or None where there is nothing.
 

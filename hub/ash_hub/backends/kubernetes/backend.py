@@ -34,6 +34,7 @@ _LOG_LINES: Final = 2000
 _LOG_BYTES: Final = 4 * 1024 * 1024
 _MOST_ABANDONED: Final = 1000
 _MOST_WORDS: Final = 1000
+_MOST_FORGOTTEN: Final = 1000
 T = TypeVar("T")
 _log = logging.getLogger("ash.hub")
 
@@ -56,6 +57,8 @@ class KubernetesBackend:
         self._settings = settings
         self._events = Broadcast()
         self._pods: dict[SandboxId, _Seen] = {}
+        self._forgotten: dict[SandboxId, int] = {}
+        """The last pods that went, with the version that each was last seen in: what is older is no news of them."""
         self._gone: dict[SandboxId, asyncio.Event] = {}
         """Who waits for a pod to be gone."""
         self._abandoned: deque[SandboxId] = deque(maxlen=_MOST_ABANDONED)
@@ -165,6 +168,8 @@ class KubernetesBackend:
         seen = self._pods.get(sandbox_id)
         if seen is not None:
             return seen.instance
+        if sandbox_id in self._forgotten:  # no id comes twice; should it, the watch tells
+            return None
         pod = await self._asked(self._api.get(f"{self._path}/{sandbox_id}"))
         return None if pod is None or not self._is_ours(pod) else self._instance(pod)
 
@@ -266,8 +271,10 @@ class KubernetesBackend:
         """Take note of a pod, unless a newer sight of it is known."""
         sandbox_id, version = SandboxId(str(pod["metadata"]["name"])), int(pod["metadata"]["resourceVersion"])
         before = self._pods.get(sandbox_id)
-        if before is not None and before.version >= version:
+        newest = before.version if before is not None else self._forgotten.get(sandbox_id, -1)
+        if newest >= version:
             return
+        self._forgotten.pop(sandbox_id, None)
         instance = self._instance(pod)
         self._pods[sandbox_id] = _Seen(instance, version, str(pod["metadata"]["uid"]))
         if before is None or before.instance != instance:
@@ -289,6 +296,10 @@ class KubernetesBackend:
         if (gone := self._gone.pop(sandbox_id, None)) is not None:
             gone.set()
         seen = self._pods.pop(sandbox_id, None)
+        if seen is not None:
+            self._forgotten[sandbox_id] = seen.version
+            if len(self._forgotten) > _MOST_FORGOTTEN:
+                del self._forgotten[next(iter(self._forgotten))]
         if seen is not None and seen.instance.phase is not Phase.ENDED:
             message = why or "deleted"
             self._events.publish(replace(seen.instance, phase=Phase.ENDED, endpoint=None, exit_message=message))
