@@ -172,9 +172,9 @@ class _Pods:
     async def _make(self, pod: Json) -> SandboxId:
         return SandboxId(str((await self.api.create(self.path, pod))["metadata"]["name"]))
 
-    def listed(self, pods: list[Json], version: int) -> None:
+    def listed(self, names: set[str], version: int) -> None:
         del version
-        self._seen = {str(pod["metadata"]["name"]): pod for pod in pods}
+        self._seen = {name: pod for name, pod in self._seen.items() if name in names}
         self._tell()
 
     def changed(self, kind: str, pod: Json) -> None:

@@ -174,8 +174,11 @@ class KubernetesBackend:
         return None if pod is None or not self._is_ours(pod) else self._instance(pod)
 
     async def list(self) -> list[Instance]:
-        found = await self._asked(self._api.get(self._path, labelSelector=selector(self._settings.hive)))
-        return [self._instance(pod) for pod in (found or {}).get("items", ())]
+        pages = self._api.pages(self._path, labelSelector=selector(self._settings.hive))
+        found: list[Instance] = []
+        while (page := await self._asked(anext(pages, None))) is not None:
+            found += [self._instance(pod) for pod in page["items"]]
+        return found
 
     async def annotate(self, sandbox_id: SandboxId, record: Mapping[str, Any], *, revision: int) -> None:
         await self._patch(sandbox_id, record_patch(record, revision), revision)
@@ -252,10 +255,7 @@ class KubernetesBackend:
 
     # -- news
 
-    def _listed(self, pods: list[Json], version: int) -> None:
-        names = {str(pod["metadata"]["name"]) for pod in pods}
-        for pod in pods:
-            self._take(pod)
+    def _listed(self, names: set[str], version: int) -> None:
         for sandbox_id, seen in list(self._pods.items()):
             if sandbox_id not in names and seen.version <= version:
                 self._forget(sandbox_id, "its pod is gone")

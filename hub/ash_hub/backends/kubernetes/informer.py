@@ -25,7 +25,7 @@ class Informer:
 
     Args:
         selector: The query that picks the objects.
-        listed: Told every object there is and the version of the list, in place of all that was told before.
+        listed: Told the names of all objects of a list, and its version, once `changed` was told each as `ADDED`.
         changed: Told `ADDED`, `MODIFIED` or `DELETED` and the object. An error in it is logged and is that object's.
     """
 
@@ -34,7 +34,7 @@ class Informer:
         api: Api,
         path: str,
         selector: dict[str, str],
-        listed: Callable[[list[Json], int], None],
+        listed: Callable[[set[str], int], None],
         changed: Callable[[str, Json], None],
     ) -> None:
         self._api = api
@@ -71,11 +71,7 @@ class Informer:
 
     async def _follow(self) -> None:
         if not self._version:
-            found = await self._api.get(self._path, **self._selector)
-            if found is None:
-                raise ApiRefusal(404, {"message": f"there is no {self._path}"})
-            self._version = str(found["metadata"]["resourceVersion"])
-            self._listed(found["items"], int(self._version))
+            await self._list()
         query = {**self._selector, "resourceVersion": self._version, "timeoutSeconds": str(_WATCH_SECONDS)}
         async with self._api.watch(self._path, **query) as events:
             if self.problem is not None:
@@ -86,6 +82,17 @@ class Informer:
                 self._version = str(event["object"]["metadata"]["resourceVersion"])
                 if event["type"] != "BOOKMARK":
                     self._tell(event["type"], event["object"])
+
+    async def _list(self) -> None:
+        names: set[str] = set()
+        version = ""
+        async for page in self._api.pages(self._path, **self._selector):
+            version = str(page["metadata"]["resourceVersion"])
+            for found in page["items"]:
+                names.add(str(found["metadata"]["name"]))
+                self._tell("ADDED", found)
+        self._listed(names, int(version))
+        self._version = version
 
     def _tell(self, kind: str, found: Json) -> None:
         try:
