@@ -267,9 +267,9 @@ async def _in_turns(bench: _Bench, count: int, step: Callable[[str], None]) -> l
         ):
             await _out_of_step()
             await _timed(end, gone[name])
-    load = f", load {os.getloadavg()[0]:.1f}"
     return [
-        _row(f"spawn to first call; beside: pod of the runner, create to healthy{load}", made["hive"],
+        Row(what="load of this machine meanwhile", unit="", hive=os.getloadavg()[0], samples=1),
+        _row("spawn to first call; beside: pod of the runner, create to healthy", made["hive"],
              made["runner"], "1.1x"),
         _row("spawn to first call; beside: bare pod, create to Ready", made["hive"], made["least"]),
         _row("pod of the runner, create to healthy; beside: bare pod", made["runner"], made["least"]),
