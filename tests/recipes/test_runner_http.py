@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -302,3 +303,9 @@ def test_a_port_serves_as_well_as_a_descriptor() -> None:
     with running(ECHO, port=True) as runner, runner.http() as http:
         assert modern_call(http, "echo", {"text": "hi"})["structuredContent"] == {"text": "hi"}
         assert json.loads(http.get("/_ash/health").text)["status"] == "ready"
+
+
+def test_the_garbage_collector_rests_while_a_recipe_starts_and_not_longer() -> None:
+    with running({"python": "collecting_server:server"}) as runner, runner.http() as http:
+        starting, serving = modern_call(http, "thresholds")["structuredContent"]["result"]
+    assert serving == gc.get_threshold()[0] < starting

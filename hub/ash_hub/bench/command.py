@@ -19,6 +19,8 @@ SHORT_SPAWNS: Final = 2
 SHORT_CALLS: Final = 160
 LOAD_SECONDS: Final = 4.0
 SHORT_LOAD_SECONDS: Final = 2.0
+IN_A_ROW: Final = 5
+AT_ONCE: Final = 20
 
 
 def bench(
@@ -30,6 +32,12 @@ def bench(
     neighbour: Annotated[
         bool, typer.Option("--neighbour", help="Instead, time a sandbox's calls while another does its worst.")
     ] = False,
+    kubernetes: Annotated[
+        bool,
+        typer.Option("--kubernetes", help="Instead, time spawns on a cluster beside bare pods."),
+    ] = False,
+    in_a_row: Annotated[int, typer.Option(min=1, help="With --kubernetes: spawns one after another.")] = IN_A_ROW,
+    at_once: Annotated[int, typer.Option(min=0, help="With --kubernetes: spawns at once.")] = AT_ONCE,
 ) -> None:
     """Measure spawns and calls, beside the same sandbox's server called directly.
 
@@ -46,7 +54,12 @@ def bench(
 
     async def run() -> None:
         with _steps(quiet=as_json) as step:
-            found.extend(await measure(short=short, private=private, step=step))
+            if kubernetes:
+                from ash_hub.bench import pods
+
+                found.extend(await pods.measure(in_a_row, at_once, step))
+            else:
+                found.extend(await measure(short=short, private=private, step=step))
 
     run_async(run, as_json=as_json)
     from ash_hub.bench.rows import row_to_json, table_of

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from ash_router.upstream.call_tokens import CallTokens, load_hive_key
 __all__ = ["Target", "open_target"]
 
 _STOP_SECONDS: Final = 20.0
+_NOTHING: Final[Mapping[str, str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,12 @@ class Target:
 
 
 @asynccontextmanager
-async def open_target(*, private: bool) -> AsyncGenerator[Target]:
-    """Find this user's hive, or with `private`, or where none runs, start one that ends with the context."""
+async def open_target(*, private: bool, environ: Mapping[str, str] = _NOTHING) -> AsyncGenerator[Target]:
+    """Find this user's hive, or with `private`, or where none runs, start one that ends with the context.
+
+    Args:
+        environ: What one that is started finds in its environment beside this process's own.
+    """
     settings = HubSettings()
     url = None if private else await UserHive().find()
     if url is not None:
@@ -71,8 +76,8 @@ async def open_target(*, private: bool) -> AsyncGenerator[Target]:
     with tempfile.TemporaryDirectory(prefix="ash-bench-", dir="/tmp") as home:
         state_dir, run_dir = Path(home) / "state", Path(home) / "run"
         # what the environment says of sandboxes, limits and recipes counts here, too
-        environ = {"ASH_HUB_STATE_DIR": str(state_dir), "ASH_HUB_LOG_DIR": str(Path(home) / "log")}
-        hive = UserHive(files=HiveFiles(run_dir, Path(home) / "log"), environ=environ)
+        own = {"ASH_HUB_STATE_DIR": str(state_dir), "ASH_HUB_LOG_DIR": str(Path(home) / "log")}
+        hive = UserHive(files=HiveFiles(run_dir, Path(home) / "log"), environ={**environ, **own})
         url = await hive.find_or_start()
         target = _target(url, run_dir, state_dir)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -19,6 +20,9 @@ def main() -> int:
     close_memory()  # before the fork: the first process's environment is the same
     key = take_key(os.environ)
     init.become_if_needed()
+    # A tenth of the start would be a search for garbage among what is imported, which is none.
+    usual = gc.get_threshold()
+    gc.set_threshold(20_000, 50, 100)
     # Only what runs the sandbox imports more; the process that reaps stays small.
     from ash_recipes.runner.config import ConfigProblem, take_from
     from ash_recipes.runner.listener import open_listener
@@ -35,7 +39,7 @@ def main() -> int:
     starting.start()
     from ash_recipes.runner import service
 
-    return service.run(config, listener, starting)
+    return service.run(config, listener, starting, usual)
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -46,11 +47,14 @@ HANDLER_SECONDS: Final = 0.1
 log = logging.getLogger("ash_recipes.runner")
 
 
-def run(config: RunnerConfig, listener: socket.socket, starting: StartingServer) -> int:
+def run(
+    config: RunnerConfig, listener: socket.socket, starting: StartingServer, collecting: tuple[int, int, int]
+) -> int:
     """Serve one sandbox and return the exit code.
 
     Args:
         starting: Answers meanwhile.
+        collecting: The thresholds of the garbage collector, from then on.
     """
     ending = _Ending()
     ending.install()
@@ -63,12 +67,18 @@ def run(config: RunnerConfig, listener: socket.socket, starting: StartingServer)
     # The SDK warns at every log message of a tool; callers that understand them are still there.
     warnings.filterwarnings("ignore", message=".*deprecated as of 2026-07-28")
     with asyncio.Runner(loop_factory=polling_loop) as runner:
-        runner.run(_serve(config, listener, starting, ending))
+        runner.run(_serve(config, listener, starting, ending, collecting))
     end_children()
     return 0
 
 
-async def _serve(config: RunnerConfig, listener: socket.socket, starting: StartingServer, ending: _Ending) -> None:
+async def _serve(
+    config: RunnerConfig,
+    listener: socket.socket,
+    starting: StartingServer,
+    ending: _Ending,
+    collecting: tuple[int, int, int],
+) -> None:
     began = time.monotonic()
     context = _context(config)
     contexts.install(context)
@@ -93,6 +103,8 @@ async def _serve(config: RunnerConfig, listener: socket.socket, starting: Starti
         app = RunnerApp(config, context, TokenCheck.of(config), server, health, sealed=is_network(listener))
         ending.http = http = _Http(app, context)
         ending.install()  # the recipe may have had its own mind about signals
+        gc.freeze()  # what there is by now stays
+        gc.set_threshold(*collecting)
         starting.hand_over(health)
         log.info("serving recipe %s after %.2f s", config.recipe or "without a name", time.monotonic() - began)
         await http.serve(sockets=[listener])

@@ -38,6 +38,7 @@ _HEAD_SECONDS: Final = 5.0
 _SILENCE_SECONDS: Final = 70.0
 """For a watch, which the server ends by itself before."""
 _MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
+_PAGE_OBJECTS: Final = 200
 _TRIES: Final = 4
 _MAX_PAUSE_SECONDS: Final = 5.0
 """A server that wants to be left alone for longer is not waited for."""
@@ -65,6 +66,18 @@ class Api:
         self.address = str(cast("Any", client).configuration.host)
         """Its URL."""
 
+    def kubeconfig(self, token: str, namespace: str) -> Json:
+        """Return a kubeconfig for the same server, by which whoever has this token is known; it names files."""
+        found = cast("Any", self._client).configuration
+        trust = {"certificate-authority": found.ssl_ca_cert} if found.ssl_ca_cert else {}
+        cluster = {"server": self.address, "insecure-skip-tls-verify": not found.verify_ssl, **trust}
+        return {
+            "clusters": [{"name": "ash", "cluster": cluster}],
+            "users": [{"name": "ash", "user": {"token": token}}],
+            "contexts": [{"name": "ash", "context": {"cluster": "ash", "user": "ash", "namespace": namespace}}],
+            "current-context": "ash",
+        }
+
     async def get(self, path: str, *, accept: str = _JSON, **query: str) -> Json | None:
         """Return what is at `path`, or None where there is nothing.
 
@@ -81,6 +94,24 @@ class Api:
             if refusal.status == 404:
                 return None
             raise
+
+    async def pages(self, path: str, **query: str) -> AsyncGenerator[Json]:
+        """Yield the collection at `path` as it is at one moment, in lists of at most `_PAGE_OBJECTS`.
+
+        A thousand pods in one piece take 100 MiB to read.
+
+        Raises:
+            ApiRefusal: It says no, or there is none; 410: the pages took too long, begin again.
+            ConnectFailed: It does not answer, or cannot do it now.
+        """
+        asked = {**query, "limit": str(_PAGE_OBJECTS)}
+        while True:
+            page = await self._request("GET", path, asked)
+            token = page["metadata"].get("continue")
+            yield page
+            if not token:
+                return
+            asked["continue"] = token
 
     async def create(self, path: str, body: Json, **query: str) -> Json:
         """Make an object in the collection at `path`; raises as `get` does, and 409 where it exists."""

@@ -203,8 +203,11 @@ class KubernetesBackend:
         return None if pod is None or not self._is_ours(pod) else self._instance(pod)
 
     async def list(self) -> list[Instance]:
-        found = await self._asked(self._api.get(self._path, labelSelector=selector(self._settings.hive)))
-        return [self._instance(pod) for pod in (found or {}).get("items", ()) if self._is_ours(pod)]
+        pages = self._api.pages(self._path, labelSelector=selector(self._settings.hive))
+        found: list[Instance] = []
+        while (page := await self._asked(anext(pages, None))) is not None:
+            found += [self._instance(pod) for pod in page["items"] if self._is_ours(pod)]
+        return found
 
     async def annotate(self, sandbox_id: SandboxId, record: Mapping[str, Any], *, revision: int) -> None:
         await self._patch(sandbox_id, record_patch(record, revision), revision)
@@ -283,10 +286,7 @@ class KubernetesBackend:
 
     # -- news
 
-    def _listed(self, pods: list[Json], version: int) -> None:
-        uids = {str(pod["metadata"]["uid"]) for pod in pods if self._is_ours(pod)}
-        for pod in pods:
-            self._take(pod, is_news=True)
+    def _listed(self, uids: set[str], version: int) -> None:
         for sandbox_id, seen in list(self._pods.items()):
             if seen.uid not in uids and seen.version <= version:
                 self._forget(sandbox_id, seen.uid, "its pod is gone")

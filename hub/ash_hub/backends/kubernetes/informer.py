@@ -30,7 +30,7 @@ class Informer:
 
     Args:
         selector: The query that picks the objects.
-        listed: Told every object there is and the version of the list, in place of all that was told before.
+        listed: Told the uids of all objects of a list, and its version, once `changed` was told each as `ADDED`.
         changed: Told `ADDED`, `MODIFIED` or `DELETED` and the object. An error in it is logged and is that object's.
         recovered: Told when it hears again after it heard nothing.
     """
@@ -40,7 +40,7 @@ class Informer:
         api: Api,
         path: str,
         selector: dict[str, str],
-        listed: Callable[[list[Json], int], None],
+        listed: Callable[[set[str], int], None],
         changed: Callable[[str, Json], None],
         recovered: Callable[[], None] = lambda: None,
     ) -> None:
@@ -90,12 +90,7 @@ class Informer:
 
     async def _follow(self) -> None:
         if not self._version:
-            found = await self._api.get(self._path, **self._selector)
-            if found is None:
-                raise ApiRefusal(404, {"message": f"there is no {self._path}"})
-            self._version = str(found["metadata"]["resourceVersion"])
-            self.heard_to = int(self._version)
-            self._listed(found["items"], self.heard_to)
+            await self._list()
         query = {**self._selector, "resourceVersion": self._version, "timeoutSeconds": str(_WATCH_SECONDS)}
         async with self._api.watch(self._path, **query) as events:
             had_problem, self.problem = self.problem is not None, None
@@ -111,6 +106,18 @@ class Informer:
                     self.heard_to = int(self._version)
                     if event["type"] != "BOOKMARK":
                         self._tell(event["type"], event["object"])
+
+    async def _list(self) -> None:
+        uids: set[str] = set()
+        version = ""
+        async for page in self._api.pages(self._path, **self._selector):
+            version = str(page["metadata"]["resourceVersion"])
+            for found in page["items"]:
+                uids.add(str(found["metadata"]["uid"]))
+                self._tell("ADDED", found)
+        self.heard_to = int(version)
+        self._listed(uids, self.heard_to)
+        self._version = version
 
     def _tell(self, kind: str, found: Json) -> None:
         try:

@@ -98,6 +98,14 @@ class PodServer:
         await self._turn()
         return found or None
 
+    async def pages(self, path: str, **query: str) -> AsyncGenerator[Json]:
+        found = await self.get(path, **query)
+        assert found is not None
+        pods = found["items"]
+        for begin in range(0, max(1, len(pods)), 2):
+            await self._turn()
+            yield {**found, "items": pods[begin : begin + 2]}
+
     async def create(self, path: str, body: Json) -> Json:
         await self._turn()
         self.asked.append(f"create {body['metadata']['name']}")

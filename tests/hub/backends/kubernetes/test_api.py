@@ -20,11 +20,19 @@ pytestmark = pytest.mark.anyio
 
 
 @asynccontextmanager
-async def answering(folder: Path, body: bytes) -> AsyncGenerator[Api]:
-    """Connect to a server whose every answer is this body, sent in two pieces."""
+async def answering(folder: Path, *bodies: bytes, asked: list[str] | None = None) -> AsyncGenerator[Api]:
+    """Connect to a server whose answers are these bodies, one after another, each sent in two pieces.
+
+    Args:
+        asked: Takes the first line of each request.
+    """
+    left = list(bodies)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        if asked is not None:
+            asked.append(head.partition(b"\r\n")[0].decode())
+        body = left.pop(0)
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n")
         writer.write(b"content-length: %d\r\n\r\n" % len(body) + body[:10])
         await writer.drain()
@@ -113,3 +121,14 @@ async def test_a_watch_that_does_not_begin_is_given_up_soon(tmp_path: Path, monk
             async with api.watch("/api/v1/pods"):
                 pass
         is_over.set()
+
+
+async def test_a_collection_is_read_page_by_page(tmp_path: Path) -> None:
+    pages = [{"metadata": {"continue": "next"}, "items": [1]}, {"metadata": {"continue": ""}, "items": [2]}]
+    asked: list[str] = []
+    async with answering(tmp_path, *(json.dumps(page).encode() for page in pages), asked=asked) as api:
+        assert [page async for page in api.pages("/api/v1/pods", labelSelector="a")] == pages
+    assert asked == [
+        "GET /api/v1/pods?labelSelector=a&limit=200 HTTP/1.1",
+        "GET /api/v1/pods?labelSelector=a&limit=200&continue=next HTTP/1.1",
+    ]

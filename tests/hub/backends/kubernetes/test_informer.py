@@ -26,7 +26,7 @@ def anyio_backend() -> str:
 
 
 def pod(name: str, version: int) -> Json:
-    return {"metadata": {"name": name, "resourceVersion": str(version)}}
+    return {"metadata": {"name": name, "uid": name, "resourceVersion": str(version)}}
 
 
 class Played:
@@ -37,10 +37,15 @@ class Played:
         self.asked: list[str] = []
         self.over = asyncio.Event()
 
-    async def get(self, path: str, **query: str) -> Json:
+    async def pages(self, path: str, **query: str) -> AsyncGenerator[Json]:
         assert path == PATH and query == {"labelSelector": "a=b"}
         self.asked.append("list")
-        return cast("Json", await self._next())
+        found: Any = await self._next()
+        pages = cast("list[Any]", found) if isinstance(found, list) else [found]
+        for page in pages:
+            if isinstance(page, Exception):
+                raise page
+            yield page
 
     @asynccontextmanager
     async def watch(self, path: str, **query: str) -> AsyncGenerator[AsyncGenerator[Json]]:
@@ -87,7 +92,7 @@ async def heard(played: Played, changed: Callable[[str, Json], None] | None = No
         cast("Api", played),
         PATH,
         {"labelSelector": "a=b"},
-        lambda pods, version: told.append(f"listed {[each['metadata']['name'] for each in pods]} at {version}"),
+        lambda uids, version: told.append(f"listed {sorted(uids)} at {version}"),
         take,
     )
     following = asyncio.create_task(informer.run())
@@ -106,7 +111,7 @@ async def test_a_watch_that_ends_goes_on_where_it_was() -> None:
         [event("DELETED", pod("a", 10))],
     )
     told, _ = await heard(played)
-    assert told == ["listed ['a'] at 5", "ADDED b", "DELETED a"]
+    assert told == ["ADDED a", "listed ['a'] at 5", "ADDED b", "DELETED a"]
     assert played.asked == ["list", "watch 5", "watch 9", "watch 10"]
 
 
@@ -116,7 +121,7 @@ async def test_a_watch_that_ends_goes_on_where_it_was() -> None:
 async def test_what_is_too_old_is_listed_again(gone: Any) -> None:
     played = Played(listing(5), gone, listing(8, pod("a", 7)))
     told, _ = await heard(played)
-    assert told == ["listed [] at 5", "listed ['a'] at 8"]
+    assert told == ["listed [] at 5", "ADDED a", "listed ['a'] at 8"]
 
 
 @pytest.mark.parametrize("at", ["list", "watch", "event"])
@@ -188,3 +193,11 @@ async def test_a_watch_that_is_doubted_is_asked_for_again(monkeypatch: pytest.Mo
     following.cancel()
     with suppress(asyncio.CancelledError):
         await following
+
+
+async def test_a_list_in_pages_is_told_as_one_and_begun_again_when_it_breaks_off() -> None:
+    pages = [listing(5, pod("a", 3)), listing(5, pod("b", 4))]
+    played = Played([pages[0], ApiRefusal(410, {"message": "too old"})], pages)
+    told, _ = await heard(played)
+    assert told == ["ADDED a", "ADDED a", "ADDED b", "listed ['a', 'b'] at 5"]
+    assert played.asked == ["list", "list", "watch 5"]
