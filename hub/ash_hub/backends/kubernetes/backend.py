@@ -63,6 +63,8 @@ class KubernetesBackend:
         """Pods whose creation was given up, and which may come to be all the same."""
         self._words: dict[str, str] = {}
         """What the cluster's events say of pods that do not run yet, by the pod's name."""
+        self._evictions: dict[str, str] = {}
+        """Why nodes evicted pods, by the pod's name."""
         self._classes: list[str] | None = None
         self._version = ""
 
@@ -278,7 +280,8 @@ class KubernetesBackend:
             self._tasks.start_soon(self._delete_abandoned, sandbox_id)
 
     def _instance(self, pod: Json) -> Instance:
-        return instance_of(pod, self._words.get(str(pod["metadata"]["name"])))
+        name = str(pod["metadata"]["name"])
+        return instance_of(pod, self._words.get(name), self._evictions.get(name))
 
     def _is_ours(self, pod: Json) -> bool:
         labels: Json = pod["metadata"].get("labels") or {}
@@ -287,6 +290,7 @@ class KubernetesBackend:
     def _forget(self, sandbox_id: SandboxId, why: str | None) -> None:
         """Drop a pod that is gone, and tell that its sandbox has ended if nobody has yet."""
         self._words.pop(sandbox_id, None)
+        self._evictions.pop(sandbox_id, None)
         if (gone := self._gone.pop(sandbox_id, None)) is not None:
             gone.set()
         seen = self._pods.pop(sandbox_id, None)
@@ -295,10 +299,17 @@ class KubernetesBackend:
             self._events.publish(replace(seen.instance, phase=Phase.ENDED, endpoint=None, exit_message=message))
 
     def _heard(self, kind: str, event: Json) -> None:
-        """Take note of what the cluster says of a pod that does not run, as why its network cannot be made."""
+        """Take note of why a pod does not run, as that its network cannot be made, and of why its node evicts it."""
         name = SandboxId(str(event["involvedObject"].get("name")))
         seen = self._pods.get(name)
-        if kind == "DELETED" or seen is None or seen.instance.phase is not Phase.STARTING:
+        if kind == "DELETED" or seen is None:
+            return
+        if event.get("reason") == "Evicted":  # said before the pod is ended
+            if len(self._evictions) >= _MOST_WORDS:
+                self._evictions.clear()
+            self._evictions[name] = str(event.get("message"))
+            return
+        if seen.instance.phase is not Phase.STARTING:
             return
         if len(self._words) >= _MOST_WORDS:
             self._words.clear()
