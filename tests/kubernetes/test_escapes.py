@@ -79,12 +79,15 @@ async def test_what_is_stopped_gets_out_of_a_pod_without_the_protection(
 @pytest.mark.timeout(240)
 async def test_a_pod_that_fills_its_workspace_is_evicted_and_says_so(cluster: Cluster) -> None:
     async with under_test(cluster, workspace="8Mi") as it:
-        spec = fresh()
-        instance = await started(it.backend, spec)
-        done = await run_inside(instance, "bash", "-c", "head -c 16M /dev/zero >/workspace/full")
-        assert done.code == 0, done.error
+        specs = [fresh() for _ in range(3)]  # what their status says of it is a matter of luck
+        for spec in specs:
+            done = await run_inside(
+                await started(it.backend, spec), "bash", "-c", "head -c 16M /dev/zero >/workspace/full"
+            )
+            assert done.code == 0, done.error
         with anyio.fail_after(200):
-            while (seen := await it.backend.get(spec.id)) is not None and seen.phase is not Phase.ENDED:
-                await anyio.sleep(1)
-        assert seen is not None and str(seen.exit_message).startswith("evicted by its node: ")
-        assert "workspace" in str(seen.exit_message)
+            for spec in specs:
+                while (seen := await it.backend.get(spec.id)) is not None and seen.phase is not Phase.ENDED:
+                    await anyio.sleep(0.5)
+                assert seen is not None and str(seen.exit_message).startswith("evicted by its node: ")
+                assert "workspace" in str(seen.exit_message)

@@ -79,6 +79,8 @@ class KubernetesBackend:
         """Pods whose creation was given up, and which may come to be all the same."""
         self._words: dict[str, str] = {}
         """What the cluster's events say of pods that do not run yet, by the pod's name."""
+        self._evictions: dict[str, str] = {}
+        """Why nodes evicted pods, by the pod's name."""
         self._classes: list[str] | None = None
         self._version = ""
 
@@ -325,7 +327,8 @@ class KubernetesBackend:
             self._tasks.start_soon(self._remove, sandbox_id)
 
     def _instance(self, pod: Json) -> Instance:
-        return instance_of(pod, self._words.get(str(pod["metadata"]["name"])))
+        name = str(pod["metadata"]["name"])
+        return instance_of(pod, self._words.get(name), self._evictions.get(name))
 
     def _is_ours(self, pod: Json) -> bool:
         return is_pod_of(pod, self._settings.hive)
@@ -338,6 +341,7 @@ class KubernetesBackend:
             return
         del self._pods[sandbox_id]
         self._words.pop(sandbox_id, None)
+        self._evictions.pop(sandbox_id, None)
         if seen.instance.phase is not Phase.ENDED:
             ended = replace(seen.instance, phase=Phase.ENDED, endpoint=None, waits_for=None, exit_message=why)
             self._events.publish(ended)
@@ -357,11 +361,16 @@ class KubernetesBackend:
             self._abandoned.append(sandbox_id)
 
     def _heard(self, kind: str, event: Json) -> None:
-        """Take note of what the cluster says of a pod that does not run, as why its network cannot be made."""
+        """Take note of why a pod does not run, as that its network cannot be made, and of why its node evicts it."""
         about: Json = event["involvedObject"]
         name = SandboxId(str(about.get("name")))
         seen = self._pods.get(name)
         if kind == "DELETED" or seen is None or seen.uid != about.get("uid"):
+            return
+        if event.get("reason") == "Evicted":  # said before the pod is ended
+            if len(self._evictions) >= _MOST_WORDS:
+                self._evictions.clear()
+            self._evictions[name] = str(event.get("message"))
             return
         if seen.instance.phase is not Phase.STARTING:
             return
@@ -382,7 +391,7 @@ class KubernetesBackend:
                 if seen is not None:
                     await self._asked(self._api.delete(f"{self._path}/{sandbox_id}", uid=seen.uid, grace_seconds=1))
                 return
-            except ConnectFailed as error:
+            except Exception as error:  # this task must not take the others with it
                 _log.warning("the pod of %s, whose start was given up, stays for now: %s", sandbox_id, error)
             await asyncio.sleep(_REMOVE_PAUSE_SECONDS)
 

@@ -220,16 +220,18 @@ def record_patch(record: Mapping[str, Any], revision: int, *, network: str | Non
     return operations
 
 
-def instance_of(pod: Json, waits_for: str | None = None) -> Instance:
+def instance_of(pod: Json, waits_for: str | None = None, eviction: str | None = None) -> Instance:
     """Return the sandbox that a pod is.
 
     Args:
         waits_for: What the cluster's events say of a pod that does not run yet.
+        eviction: Why its node evicted it, as they say: the status of a pod that ends with 0 when it is told to, as
+            runners do, often does not.
     """
     metadata: Json = pod["metadata"]
     annotations: Json = metadata.get("annotations") or {}
     status: Json = pod.get("status") or {}
-    phase, exit_message = _phase(metadata, status)
+    phase, exit_message = _phase(metadata, status, eviction)
     address = status.get("podIP")
     is_running = phase is Phase.RUNNING
     return Instance(
@@ -244,11 +246,11 @@ def instance_of(pod: Json, waits_for: str | None = None) -> Instance:
     )
 
 
-def _phase(metadata: Json, status: Json) -> tuple[Phase, str | None]:
+def _phase(metadata: Json, status: Json, eviction: str | None) -> tuple[Phase, str | None]:
     """Return the phase, and in `ENDED` why."""
     state = _container_state(status)
     terminated: Json | None = state.get("terminated")
-    disruption = _disruption(status)
+    disruption = _disruption(status, eviction)
     if terminated is not None:
         return Phase.ENDED, disruption or _exit_message(terminated)
     if status.get("phase") in ("Failed", "Succeeded"):
@@ -282,10 +284,12 @@ def _exit_message(terminated: Json) -> str:
     return f"exited with code {code}" + (f": {said[:500]}" if said else "")
 
 
-def _disruption(status: Json) -> str | None:
+def _disruption(status: Json, eviction: str | None) -> str | None:
     """Return who ended a pod from outside, as its conditions say."""
     if status.get("reason") == "Evicted":
-        return f"evicted by its node: {status.get('message') or 'the node ran out of something'}"
+        eviction = status.get("message") or eviction or "the node ran out of something"
+    if eviction is not None:
+        return f"evicted by its node: {eviction.strip()}"
     condition = _condition(status, "DisruptionTarget")
     if condition is None or condition.get("status") != "True":
         return None

@@ -220,6 +220,15 @@ def test_an_ended_pod_says_why(status: Any, message: str) -> None:
     assert (instance.phase, instance.exit_message, instance.endpoint) == (Phase.ENDED, message, None)
 
 
+def test_an_eviction_that_only_an_event_told_of_is_why_a_pod_ended() -> None:
+    completed = {"phase": "Succeeded", **state(terminated={"exitCode": 0, "reason": "Completed"})}
+    assert instance_of(seen(completed)).exit_message == "exited with code 0"
+    evicted = instance_of(seen(completed), eviction="Usage of EmptyDir exceeds the limit. ")
+    assert evicted.exit_message == "evicted by its node: Usage of EmptyDir exceeds the limit."
+    running = instance_of(seen({"phase": "Running", "podIP": "10.0.0.7", **state(running={})}), eviction="soon")
+    assert (running.phase, running.exit_message) == (Phase.RUNNING, None)
+
+
 def test_a_pod_that_is_being_deleted_has_ended_while_its_container_still_runs() -> None:
     running = {"phase": "Running", "podIP": "10.0.0.7", **state(running={})}
     instance = instance_of(seen(running, deletionTimestamp="2026-01-01T00:00:00Z"))

@@ -131,7 +131,8 @@ def in_a_group() -> bool:
 
 def on_the_host(attempt: Attempt, bait: Bait) -> Outcome:
     """Make an attempt outside of any sandbox; only those on calls of the kernel, which do nothing."""
-    done = subprocess.run(program(attempt, bait.to_json(bounds={})), capture_output=True, text=True, timeout=30)
+    command = program(attempt, bait.to_json(bounds={"kernel": []}))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     return verdict(attempt, done.returncode, done.stdout, done.stderr)
 
 
