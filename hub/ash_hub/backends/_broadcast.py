@@ -26,11 +26,6 @@ class Broadcast:
         for watcher in list(self._watchers):
             watcher.push(BackendEvent(instance))
 
-    def lose(self) -> None:
-        """Tell every watcher that events may be missing."""
-        for watcher in list(self._watchers):
-            watcher.push(BackendEvent(None, lost=True))
-
     def close(self) -> None:
         """End every watcher once it has read what it was sent."""
         for watcher in list(self._watchers):

@@ -95,7 +95,7 @@ class KubernetesBackend:
             )
             await self._look_around()
             pods = {"labelSelector": selector(settings.hive)}
-            self._news = Informer(api, self._path, pods, self._listed, self._changed, self._events.lose)
+            self._news = Informer(api, self._path, pods, self._listed, self._changed, self._tell_again)
             warnings = {"fieldSelector": "involvedObject.kind=Pod,type=Warning"}
             events = f"/api/v1/namespaces/{namespace}/events"
             words = Informer(api, events, warnings, lambda _, __: None, self._heard)
@@ -299,6 +299,14 @@ class KubernetesBackend:
             return
         self._take(pod, is_news=True)  # its last state says why it ended
         self._forget(SandboxId(str(pod["metadata"]["name"])), str(pod["metadata"]["uid"]), "its pod was deleted")
+
+    def _tell_again(self) -> None:
+        """Tell what is known, so that what could not be done meanwhile is tried at once.
+
+        Not that events are lost: how pods have ended meanwhile is about to be told, and must not be overtaken.
+        """
+        for seen in self._pods.values():
+            self._events.publish(seen.instance)
 
     def _take(self, pod: Json, *, is_news: bool = False) -> None:
         """Take note of a pod that is ours, unless more is known than this.

@@ -254,10 +254,11 @@ async def test_the_newest_words_of_the_cluster_are_told(monkeypatch: pytest.Monk
 async def test_while_the_api_is_away_what_is_known_stays_and_nothing_is_deleted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    server, spec = PodServer(), fresh()
+    server, spec, kept = PodServer(), fresh(), fresh()
     async with following(server, monkeypatch) as backend:
-        await backend.create(spec)
-        server.change(spec.id, RUNNING)
+        for each in (spec, kept):
+            await backend.create(each)
+            server.change(each.id, RUNNING)
         await settled(server)
         server.go_away()
         await until(backend.unready)
@@ -273,10 +274,10 @@ async def test_while_the_api_is_away_what_is_known_stays_and_nothing_is_deleted(
         server.is_away = False
         await until(lambda: backend.unready() is None)
         await until(lambda: len(told) == 2)
-        ended, again = told
-        assert ended.instance is not None
-        assert (ended.instance.phase, ended.instance.exit_message) == (Phase.ENDED, "its pod is gone")
-        assert again.lost  # what could not be done meanwhile is to be tried at once
+        ended, again = (event.instance for event in told)
+        assert ended is not None and (ended.id, ended.exit_message) == (spec.id, "its pod is gone")
+        # what could not be done meanwhile is to be tried at once
+        assert again is not None and (again.id, again.phase) == (kept.id, Phase.RUNNING)
         listening.cancel()
 
 
