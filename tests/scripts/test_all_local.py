@@ -1,14 +1,21 @@
-"""`make all-local`, with stand-ins for minikube, kind and what else it calls; no local cluster is made."""
+"""`make all-local`, with stand-ins for minikube and kind; no local cluster is made."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import secrets
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.stand_ins import add_tool, run, tools_in
+from tests.helm.chart import helm
+from tests.helm.cluster import done, kubectl, on_one_node
+from tests.stand_ins import ROOT, add_tool, run, tools_in
 
 RECORD = 'echo "$(basename "$0") $*" >> "$CALLS"; '
 NO_KEYS = '{"keys": []}'
@@ -145,3 +152,64 @@ def test_without_a_program_that_it_needs_it_starts_nothing(missing: str, machine
 def test_an_unknown_cluster_is_refused(machine: Machine) -> None:
     code, _, errors = machine.all_local(ASH_LOCAL_CLUSTER="k3d")
     assert (code, machine.calls()) == (1, []) and "neither minikube nor kind" in errors
+
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    name = f"all-local-{secrets.token_hex(4)}"
+    done("get", "namespace", "default")
+    try:
+        yield name
+    finally:
+        config = os.environ["ASH_TEST_KUBECONFIG"]
+        helm("uninstall", "ash", "--namespace", name, "--no-hooks", "--ignore-not-found", "--kubeconfig", config)
+        kubectl("delete", "namespace", name, f"{name}-sandboxes", "--ignore-not-found", "--wait=false")
+
+
+@pytest.mark.kubernetes
+@pytest.mark.timeout(420)
+def test_on_a_cluster_that_has_the_images_it_installs_and_then_upgrades(namespace: str, tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("kind", "docker"):
+        add_tool(programs, name, "exit 0")
+    # to the cluster of the tests, into a namespace of this test's
+    script = """
+given=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --context | --kube-context) shift 2 ;;
+    --namespace) given+=(--namespace {namespace}); shift 2 ;;
+    *) given+=("$1"); shift ;;
+  esac
+done
+exec {real} "${{given[@]}}"
+"""
+    for name in ("helm", "kubectl"):
+        real = shutil.which(name)
+        if real is None:
+            pytest.skip(f"{name} is not installed: put it on the PATH")
+        add_tool(programs, name, script.format(real=real, namespace=namespace))
+    values = tmp_path / "values.yaml"
+    values.write_text(json.dumps(on_one_node(namespace)))
+
+    def all_local() -> str:
+        environment = {
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "KUBECONFIG": os.environ["ASH_TEST_KUBECONFIG"],
+            "HOME": str(tmp_path),
+            "ASH_LOCAL_CLUSTER": "kind",
+        }
+        command = [ROOT / "scripts/all-local", "--values", str(values)]
+        it = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+        assert it.returncode == 0, it.stderr
+        return it.stdout
+
+    def hubs() -> set[str]:
+        labels = ("--selector", "app.kubernetes.io/component=hub", "--output", "name")
+        return set(done("get", "pods", "--namespace", namespace, *labels).split())
+
+    assert re.search(r"export ASH_TOKEN=ash_\w{20,}$", all_local(), re.MULTILINE)
+    before = hubs()
+    assert "made before" in all_local()
+    assert hubs() - before
