@@ -15,6 +15,17 @@ from ash_hub.settings import HubSettings
 CLUSTER = {"namespace": "boxes", "cluster": "https://cluster.test:6443"}
 
 
+def hive(folder: Path, backend: dict[str, Any], described: dict[str, Any], *, lacks_keys: bool = False) -> Hive:
+    settings = HubSettings(backend=backend, state_dir=folder)
+    found = SimpleNamespace(
+        url="http://h/mcp",
+        settings=settings,
+        backend=SimpleNamespace(describe=lambda: described),
+        lacks_keys=lacks_keys,
+    )
+    return cast("Hive", found)
+
+
 @pytest.mark.parametrize(
     ("backend", "described", "line"),
     [
@@ -31,6 +42,10 @@ CLUSTER = {"namespace": "boxes", "cluster": "https://cluster.test:6443"}
 def test_the_banner_says_where_sandboxes_are_made(
     backend: dict[str, Any], described: dict[str, Any], line: str, tmp_path: Path
 ) -> None:
-    settings = HubSettings(backend=backend, state_dir=tmp_path)
-    hive = SimpleNamespace(url="http://h/mcp", settings=settings, backend=SimpleNamespace(describe=lambda: described))
-    assert line in banner(cast("Hive", hive))
+    assert line in banner(hive(tmp_path, backend, described))
+
+
+def test_the_banner_says_that_nobody_is_let_in_yet(tmp_path: Path) -> None:
+    said = "  no API keys yet: ash key new"
+    assert said in banner(hive(tmp_path, {"kind": "kubernetes"}, CLUSTER, lacks_keys=True))
+    assert said not in banner(hive(tmp_path, {"kind": "kubernetes"}, CLUSTER))
