@@ -6,7 +6,7 @@ QUICK := not heavy and not node and not clients and not replicas and not hosts a
 # the tests wait more than they work: more of them at once than a small machine has processors
 WORKERS ?= 4
 
-.PHONY: help run test test-kubernetes check lock images
+.PHONY: help run test test-kubernetes check lock images all-local
 
 help:
 	@echo "make run      install what is missing, start the hive, show it at work"
@@ -15,6 +15,7 @@ help:
 	@echo "make check    lint, format, types, imports"
 	@echo "make lock     pin the newest dependencies in constraints.txt"
 	@echo "make images   build the container images, with docker, buildah or podman"
+	@echo "make all-local   a hive on this machine's minikube or kind: images, chart, key"
 
 run:
 	@scripts/setup run
@@ -37,3 +38,6 @@ lock:
 
 images:
 	@scripts/images
+
+all-local:
+	@scripts/all-local

@@ -11,6 +11,8 @@ from typing import Final
 
 import pytest
 
+from tests.docs.pages import RUN, commands
+
 ROOT: Final = Path(__file__).parents[2]
 BLOCKS: Final = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
 SECONDS: Final = 60
@@ -65,6 +67,12 @@ def test_the_line_for_claude_code_is_the_one_that_the_config_command_prints(envi
     (shown,) = [command for command in lines("bash") if command.startswith("claude ")]
     plain = {key: value for key, value in environ.items() if key != "ASH_URL"}
     assert re.sub(r"\s+", " ", shown) in run(["ash", "config", "claude-code"], plain)
+
+
+def test_the_lines_for_a_cluster_are_those_that_the_guide_has_run() -> None:
+    run_there = "".join(commands(ROOT / "docs/deploy/README.md", RUN))
+    shown = [command for command in lines("bash") if command.startswith(("helm ", "kubectl "))]
+    assert len(shown) == 3 and all(command in run_there for command in shown)
 
 
 def test_every_link_leads_somewhere() -> None:

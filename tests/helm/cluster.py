@@ -6,10 +6,13 @@ import json
 import os
 import shutil
 import subprocess
+from typing import Any, Final
 
 import pytest
 
 from tests.helm.chart import Object
+
+_SMALL: Final = {"requests": {"cpu": "10m"}, "limits": {"memory": "512Mi"}}
 
 
 def kubectl(*arguments: str, objects: list[Object] | None = None) -> subprocess.CompletedProcess[str]:
@@ -32,3 +35,16 @@ def done(*arguments: str, objects: list[Object] | None = None) -> str:
     it = kubectl(*arguments, objects=objects)
     assert it.returncode == 0, it.stderr
     return it.stdout
+
+
+def on_one_node(namespace: str) -> dict[str, Any]:
+    """Return what a release needs on a cluster of one small node that has the images and no disks."""
+    return {
+        "image": {"repository": "localhost/ash/hub", "tag": "dev"},
+        "hub": {"resources": _SMALL},
+        "redis": {"image": "localhost/ash/redis:dev", "persistence": {"enabled": False}, "resources": _SMALL},
+        "sandboxes": {
+            "namespace": f"{namespace}-sandboxes",
+            "settings": {"image": "localhost/ash/recipes:dev", "cpu_request": "10m", "memory_request": "64Mi"},
+        },
+    }

@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from pathlib import Path
-from typing import Final
 
 import pytest
 
-ROOT: Final = Path(__file__).parents[2]
-NEEDED: Final = ("bash", "cat", "dirname", "env", "mkdir", "realpath", "rmdir", "timeout")
+from tests.stand_ins import add_tool, run, tools_in
 
 
 @pytest.fixture
 def bin_folder(tmp_path: Path) -> Path:
     """A PATH on which nothing builds images."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name in NEEDED:
-        found = shutil.which(name)
-        assert found
-        (folder / name).symlink_to(found)
-    return folder
-
-
-def add_tool(folder: Path, name: str, script: str) -> None:
-    tool = folder / name
-    tool.write_text(f"#!/usr/bin/env bash\n{script}\n")
-    tool.chmod(0o755)
-
-
-def run(script: str, *arguments: str, path: Path | str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [ROOT / script, *arguments],
-        env={"PATH": str(path), **env},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    return tools_in(tmp_path / "bin")
 
 
 def test_both_images_are_built_by_the_first_tool_that_answers(bin_folder: Path) -> None:
@@ -62,6 +35,20 @@ def test_one_image_is_built_as_the_caller_wants_it(bin_folder: Path) -> None:
     done = run("scripts/images", "hub", "--", "--build-arg", "BASE=b:1", path=bin_folder, **wanted)
     tag = "registry.test/a/hub:1"
     assert done.stdout == f"podman build --file hub/Dockerfile --tag {tag} --build-arg BASE=b:1 .\n"
+
+
+@pytest.mark.parametrize(
+    ("builder", "saved"),
+    [
+        ("docker", "save --output {file} {image}"),
+        ("buildah", "push --quiet {image} docker-archive:{file}:{image}"),
+        ("podman", "save --quiet --format docker-archive --output {file} {image}"),
+    ],
+)
+def test_an_image_is_saved_where_archives_are_wanted(builder: str, saved: str, bin_folder: Path) -> None:
+    add_tool(bin_folder, builder, 'echo "$@"')
+    done = run("scripts/images", "hub", path=bin_folder, ASH_IMAGE_ARCHIVES="/a")
+    assert done.stdout.splitlines()[-1] == saved.format(file="/a/hub.tar", image="localhost/ash/hub:dev"), done.stderr
 
 
 def test_without_a_tool_it_says_what_to_install(bin_folder: Path) -> None:

@@ -89,7 +89,8 @@ class Recipe(_Data):
     tools: Mapping[str, Mapping[str, Any]] = {}
     """Annotations by tool name, in place of what the server says of its own tools."""
     folder: str | None = None
-    """The directory it came from; mounted read-only at `/opt/recipe` in a local sandbox. Never set by a caller."""
+    """The directory it came from, if there is more in that than the recipe; mounted read-only at `/opt/recipe` in a
+    local sandbox. Never set by a caller."""
 
 
 class Catalog:
@@ -147,7 +148,9 @@ def _from_file(file: Path) -> Recipe:
         data = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise ConfigError(f"{file} is not readable as TOML: {exc}") from exc
-    return _parse(data, str(file)).model_copy(update={"folder": str(file.parent.resolve())})
+    folder = file.parent.resolve()
+    has_more = any(entry.name != file.name for entry in folder.iterdir())
+    return _parse(data, str(file)).model_copy(update={"folder": str(folder) if has_more else None})
 
 
 def _parse(data: object, source: str) -> Recipe:

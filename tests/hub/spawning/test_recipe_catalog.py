@@ -28,9 +28,16 @@ def test_the_recipes_that_come_along_are_valid() -> None:
 
 
 def test_a_directory_holds_recipes_one_folder_down(tmp_path: Path) -> None:
-    recipe = Catalog.load([write(tmp_path, GOOD)]).get("mine")
+    write(tmp_path, GOOD)
+    (tmp_path / "mine" / "server.py").touch()
+    recipe = Catalog.load([tmp_path]).get("mine")
     assert recipe.folder == str(tmp_path / "mine")
     assert recipe.server.python == "server:mcp"
+
+
+def test_a_folder_with_nothing_but_the_recipe_is_no_part_of_it(tmp_path: Path) -> None:
+    # as a chart's value is: a pod could not see the folder
+    assert Catalog.load([write(tmp_path, GOOD)]).get("mine").folder is None
 
 
 def test_a_directory_can_be_a_recipe_itself(tmp_path: Path) -> None:
