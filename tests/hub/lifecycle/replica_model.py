@@ -170,6 +170,7 @@ class Replica:
     routes: Routes
     ledger: Ledger
     life: list[anyio.CancelScope] = field(default_factory=list[anyio.CancelScope])
+    is_dead: bool = False
     """Cancelled, nothing of this replica goes on."""
 
     @contextmanager
@@ -177,6 +178,8 @@ class Replica:
         """Run the body as long as the replica lives."""
         with anyio.CancelScope() as scope:
             self.life.append(scope)
+            if self.is_dead:
+                scope.cancel()
             yield
 
     async def spawn(self, **ask: Any) -> Sandbox:
@@ -242,6 +245,7 @@ class Cluster:
     def kill(self, replica: Replica) -> None:
         """End a replica as `kill -9` does: none of its steps is taken any more."""
         self.living.pop(replica.id, None)
+        replica.is_dead = True
         for scope in replica.life:
             scope.cancel()
         for other in self.living.values():

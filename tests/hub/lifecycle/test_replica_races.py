@@ -245,6 +245,7 @@ def test_replicas_agree_on_what_lives_and_why_the_rest_ended(story: list[Action]
 
 
 TOLD: dict[str, list[Action]] = {
+    "spawns come to a replica that has just stopped": [("stop", 0, 0), ("keyed", 0, 8), ("keyed", 0, 8)],
     "many expire": [("short", 0, 3), ("short", 1, 3), ("short", 0, 3), ("short", 1, 3)],
     "one of many idles while the others are called": [
         *[("idle", n, 4) for n in range(3)],
