@@ -1,4 +1,4 @@
-"""What a hive answers while it has no sandbox, known without one: `hive_face.json`, which was read from a hive.
+"""The answers of a hive that has no sandbox, known without a hive: `hive_face.json`, read from one.
 
 `python -m tests.hive_face` writes that file anew; a test compares it with a hive of today.
 """

@@ -1,4 +1,4 @@
-"""What connects each MCP host to a hive, in that host's own format. Pure."""
+"""The configuration by which each MCP host connects to a hive, in that host's own format. Pure."""
 
 from __future__ import annotations
 

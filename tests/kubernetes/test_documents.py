@@ -18,7 +18,7 @@ from ash_hub.backends.kept_keys import read_api_keys
 from ash_hub.backends.kubernetes.api import open_api
 from ash_hub.backends.kubernetes.documents import KubernetesDocuments
 from ash_hub.testing.document_checks import DOCUMENT_CHECKS
-from ash_mcp.errors import Conflict, ConnectFailed
+from ash_mcp.errors import ConnectFailed
 from tests.hive_process import ASH
 from tests.kubernetes.conftest import NAMESPACES, Cluster
 
@@ -49,23 +49,6 @@ async def test_keeps_and_drops_at_once_lose_nothing(cluster: Cluster) -> None:
             for documents in (one, other):
                 group.start_soon(partial(documents.drop, SETS, "a", used_at=seen))
         assert await other.read(SETS, "a") == b"{}"
-
-
-async def test_of_those_who_replace_the_keys_at_once_one_wins(cluster: Cluster) -> None:
-    await replica(cluster).replace(KEYS, "keys", b"0", instead_of=None)
-    won: list[bytes] = []
-
-    async def replace(body: bytes) -> None:
-        try:
-            await replica(cluster).replace(KEYS, "keys", body, instead_of=b"0")
-        except Conflict:
-            return
-        won.append(body)
-
-    async with anyio.create_task_group() as group:
-        for number in range(1, 6):
-            group.start_soon(replace, b"%d" % number)
-    assert len(won) == 1 and await replica(cluster).read(KEYS, "keys") == won[0]
 
 
 async def test_a_namespace_that_is_missing_is_said_and_can_be_tried_again(cluster: Cluster) -> None:

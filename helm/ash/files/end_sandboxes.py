@@ -1,4 +1,4 @@
-"""What ends a hive's sandboxes before its release is uninstalled: no hub any more, then no sandbox.
+"""The end of a hive's sandboxes before its release is uninstalled: first no hub any more, then no sandbox.
 
 Runs in a pod, on the standard library alone. Its environment: RELEASE_NAMESPACE, HUB_DEPLOYMENT, HUB_PODS (a label
 selector), SANDBOX_NAMESPACE, SANDBOX_PODS (another one), and TIMEOUT_SECONDS for all of it.

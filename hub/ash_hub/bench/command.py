@@ -55,9 +55,9 @@ def bench(
     async def run() -> None:
         with _steps(quiet=as_json) as step:
             if kubernetes:
-                from ash_hub.bench import pods
+                from ash_hub.bench import cluster
 
-                found.extend(await pods.measure(in_a_row, at_once, step))
+                found.extend(await cluster.measure(in_a_row, at_once, step))
             else:
                 found.extend(await measure(short=short, private=private, step=step))
 

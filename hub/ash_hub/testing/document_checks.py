@@ -94,6 +94,24 @@ async def of_all_who_make_a_document_one_makes_it(one: Documents, other: Documen
         assert await documents.read(_KEYS, "hive") == made[0] and set(await documents.used(_KEYS)) == {"hive"}
 
 
+async def of_those_who_replace_at_once_one_wins(one: Documents, other: Documents) -> None:
+    await one.replace(_KEYS, "keys", b"0", instead_of=None)
+    won: list[bytes] = []
+
+    async def replace(documents: Documents, body: bytes) -> None:
+        try:
+            await documents.replace(_KEYS, "keys", body, instead_of=b"0")
+        except Conflict:
+            return
+        won.append(body)
+
+    async with anyio.create_task_group() as group:
+        for number in range(1, 4):
+            group.start_soon(replace, one, b"%d" % number)
+            group.start_soon(replace, other, b"1%d" % number)
+    assert len(won) == 1 and await one.read(_KEYS, "keys") == won[0]
+
+
 async def no_name_leads_elsewhere_and_no_body_is_too_large(one: Documents, other: Documents) -> None:
     for name in _HOSTILE:
         await _refused(one.read(_SETS, name))
@@ -128,6 +146,7 @@ DOCUMENT_CHECKS: tuple[Callable[[Documents, Documents], Awaitable[None]], ...] =
     the_first_body_of_a_document_stays,
     what_is_kept_again_is_not_dropped,
     whoever_knows_the_last_body_replaces_it,
+    of_those_who_replace_at_once_one_wins,
     of_all_who_make_a_document_one_makes_it,
     no_name_leads_elsewhere_and_no_body_is_too_large,
 )

@@ -1,4 +1,4 @@
-"""What the parts of one runner share: where the sandbox's files are, its environment and its jobs."""
+"""The context that the parts of one runner share: the sandbox's directories, its environment and its jobs."""
 
 from __future__ import annotations
 

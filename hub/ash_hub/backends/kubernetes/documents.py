@@ -8,18 +8,17 @@ from __future__ import annotations
 import base64
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any, Final, NamedTuple
 
 from ash_hub.backends.base import Places
 from ash_hub.backends.documents import DocumentKind, Documents, check_document, is_document_name
 from ash_hub.backends.kubernetes.api import METADATA, METADATA_LIST, Api, ApiRefusal, Json, open_api
+from ash_hub.backends.kubernetes.pods import HIVE_LABEL
+from ash_hub.backends.kubernetes.settings import KubernetesSettings
 from ash_mcp.errors import Conflict, ConnectFailed
 from ash_router.store.clock import even_clock
 
-__all__ = ["DocumentSettings", "KubernetesDocuments", "open_documents"]
+__all__ = ["KubernetesDocuments", "open_documents"]
 
 _USED_AT: Final = "ash/used-at"
 _BODY: Final = "body"
@@ -153,7 +152,7 @@ class KubernetesDocuments:
         return True
 
     def _labels(self, kind: DocumentKind) -> Mapping[str, str]:
-        return {"ash/hive": self._hive, "ash/document": kind.value, "app.kubernetes.io/managed-by": "ash"}
+        return {HIVE_LABEL: self._hive, "ash/document": kind.value, "app.kubernetes.io/managed-by": "ash"}
 
     def _object_name(self, kind: DocumentKind, name: str) -> str:
         return f"ash-{self._hive}-{kind.value}-{name}"
@@ -197,24 +196,6 @@ def _body(kind: DocumentKind, found: Json) -> bytes:
     return base64.b64decode(data.get(_BODY) or "")
 
 
-_Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
-
-
-class DocumentSettings(BaseModel):
-    """Those settings of the backend that say where its documents are."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    hive: Annotated[_Name, Field(max_length=40)] = "ash"
-    """Tells the hives apart that share a namespace."""
-    namespace: _Name | None = None
-    """Of the sandboxes and toolsets. None: where the kubeconfig, or the hive's own account, is at home."""
-    system_namespace: _Name | None = None
-    """Of the keys. None: that of the sandboxes."""
-    kubeconfig: Path | None = None
-    context: str | None = None
-
-
 @asynccontextmanager
 async def open_documents(options: Mapping[str, Any], places: Places) -> AsyncGenerator[Documents]:
     """Open the documents alone of a hive with these settings of its backend.
@@ -224,7 +205,7 @@ async def open_documents(options: Mapping[str, Any], places: Places) -> AsyncGen
         ConfigError: The cluster cannot be found.
     """
     del places
-    chosen = DocumentSettings.model_validate(options)
+    chosen = KubernetesSettings.model_validate(options)
     async with open_api(chosen.kubeconfig, chosen.context) as api:
         namespace = chosen.namespace or api.namespace
         keys = chosen.system_namespace or namespace

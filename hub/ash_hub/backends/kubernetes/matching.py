@@ -1,4 +1,4 @@
-"""What selectors select and which nodes take a pod, as Kubernetes decides it. Pure."""
+"""Label selectors, and taints with tolerations, decided as Kubernetes decides them. Pure."""
 
 from __future__ import annotations
 

@@ -18,14 +18,24 @@ from ash_mcp.errors import ConfigError
 from ash_mcp.quantities import cpu_quantity, memory_quantity
 from ash_mcp.types import Endpoint, SandboxId, SandboxSpec
 
-__all__ = ["CONTAINER", "PORT", "instance_of", "is_pod_of", "network_label", "pod_of", "record_patch", "selector"]
+__all__ = [
+    "CONTAINER",
+    "HIVE_LABEL",
+    "PORT",
+    "instance_of",
+    "is_pod_of",
+    "network_label",
+    "pod_of",
+    "record_patch",
+    "selector",
+]
 
 CONTAINER: Final = "sandbox"
 PORT: Final = 8421
 _USER: Final = 10001
 _WORKSPACE: Final = "/workspace"
 _HOME: Final = "/home/ash"
-_HIVE: Final = "ash/hive"
+HIVE_LABEL: Final = "ash/hive"
 _SANDBOX: Final = "ash/sandbox"
 _NETWORK: Final = "ash/network"
 _RECORD: Final = "ash/record"
@@ -56,14 +66,14 @@ _DISRUPTIONS: Final[Mapping[str, str]] = {
 
 def selector(hive: str) -> str:
     """Return the label selector of all pods of one hive."""
-    return f"{_HIVE}={hive},{_SANDBOX}"
+    return f"{HIVE_LABEL}={hive},{_SANDBOX}"
 
 
 def is_pod_of(pod: Json, hive: str) -> bool:
     """Whether a hive made a pod; not so a copy under another name, whose labels still name the original."""
     metadata: Json = pod["metadata"]
     labels: Json = metadata.get("labels") or {}
-    return labels.get(_HIVE) == hive and labels.get(_SANDBOX) == metadata["name"]
+    return labels.get(HIVE_LABEL) == hive and labels.get(_SANDBOX) == metadata["name"]
 
 
 def network_label(network: str | tuple[str, ...]) -> str:
@@ -103,7 +113,7 @@ def pod_of(spec: SandboxSpec, settings: KubernetesSettings) -> Json:
             "name": spec.id,
             "labels": {
                 "app.kubernetes.io/managed-by": "ash",
-                _HIVE: settings.hive,
+                HIVE_LABEL: settings.hive,
                 _SANDBOX: spec.id,
                 _NETWORK: network_label(spec.network),
             },

@@ -1,4 +1,4 @@
-"""What a hive's account must be allowed to do, in one list: `ash doctor` asks, the roles of the chart grant. Pure."""
+"""The rights of a hive's account on a cluster: `ash doctor` asks for them, the chart's roles grant them. Pure."""
 
 from __future__ import annotations
 

@@ -6,14 +6,13 @@ import base64
 from collections.abc import Awaitable, Callable
 from typing import cast
 
-import anyio
 import pytest
 
 from ash_hub.backends.documents import DocumentKind, Documents
 from ash_hub.backends.kubernetes.api import Api, ApiRefusal
 from ash_hub.backends.kubernetes.documents import KubernetesDocuments
 from ash_hub.testing.document_checks import DOCUMENT_CHECKS
-from ash_mcp.errors import Conflict, ConnectFailed
+from ash_mcp.errors import ConnectFailed
 from tests.hub.backends.kubernetes.api_parts import StandInApi
 
 pytestmark = pytest.mark.anyio
@@ -84,23 +83,6 @@ async def test_what_is_kept_between_the_look_and_the_removal_stays(
     monkeypatch.setattr(api, "delete", delete_late)
     await documents.drop(SETS, "a", used_at=seen)
     assert await documents.read(SETS, "a") == b"{}"
-
-
-async def test_of_those_who_replace_the_same_document_at_once_one_wins(api: StandInApi) -> None:
-    await replica(api).replace(KEYS, "keys", b"0", instead_of=None)
-    won: list[bytes] = []
-
-    async def replace(body: bytes) -> None:
-        try:
-            await replica(api).replace(KEYS, "keys", body, instead_of=b"0")
-        except Conflict:
-            return
-        won.append(body)
-
-    async with anyio.create_task_group() as group:
-        for number in range(1, 6):
-            group.start_soon(replace, b"%d" % number)
-    assert len(won) == 1 and await replica(api).read(KEYS, "keys") == won[0]
 
 
 async def test_a_note_of_use_that_somebody_took_away_is_written_again(api: StandInApi) -> None:

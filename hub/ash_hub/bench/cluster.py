@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ash_hub.backends.kubernetes.api import Api, Json, open_api
 from ash_hub.backends.kubernetes.informer import Informer
-from ash_hub.backends.kubernetes.pods import instance_of, pod_of
+from ash_hub.backends.kubernetes.pods import HIVE_LABEL, instance_of, pod_of
 from ash_hub.backends.kubernetes.settings import KubernetesSettings
 from ash_hub.bench.api_requests import CountedAccount, open_account
 from ash_hub.bench.rows import Row, median
@@ -89,7 +89,7 @@ async def _open_bench(settings: KubernetesSettings, name: str, step: Callable[[s
         key_namespace = settings.system_namespace or namespace
         own = [f"/api/v1/namespaces/{namespace}/{kind}" for kind in ("pods", "configmaps")]
         own.append(f"/api/v1/namespaces/{key_namespace}/secrets")
-        stack.push_async_callback(_remove_all, api, own, f"ash/hive={name}")
+        stack.push_async_callback(_remove_all, api, own, f"{HIVE_LABEL}={name}")
         account = await stack.enter_async_context(
             open_account(api, name, namespace=namespace, key_namespace=key_namespace)
         )
