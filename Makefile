@@ -1,6 +1,7 @@
 # The two commands of a newcomer are `make run` and `make test`; CI calls .ci/run.
-# Nothing of the caller's Python reaches the project's own environment.
-unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
+# Nothing of the caller's Python reaches the project's own environment. Without compiled files each process of a test
+# compiles all that it imports.
+unexport PYTHONHOME PYTHONPATH PYTHONDONTWRITEBYTECODE VIRTUAL_ENV
 
 QUICK := not heavy and not node and not clients and not replicas and not hosts and not extended and not kubernetes
 # the tests wait more than they work: more of them at once than a small machine has processors

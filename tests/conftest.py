@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from tests.hive_process import running_hive
 from tests.redis_server import RedisServer, running_redis
 
 pytest_plugins = ["tests.reporting"]
+# collection makes objects that live as long as the run: looking through them again and again is a third of its time
+gc.disable()
 # deadlines and the time that inputs take measure the machine
 settings.register_profile("ash", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ash")
@@ -22,6 +25,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the folders whose files take longest, so that several workers end at the same time."""
     slow = [Path(__file__).parent / name for name in ("system", "recipes", "examples")]
     items.sort(key=lambda item: not any(folder in item.path.parents for folder in slow))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
