@@ -38,7 +38,7 @@ suite() { # NAME BOUND COMMAND...: the bound in seconds; processes that outlive 
 marked() { # NAME BOUND MARKERS [PREPARATION]: the tests of a marker, after a script that installs what they need
   local name=$1 bound=$2 markers=$3 prepare=${4:-true}
   # shellcheck disable=SC2016 # the inner shell expands
-  suite "$name" "$bound" bash -c '"$1" && exec "${PYTEST:-.venv/bin/pytest}" -ra -m "$2"' "$name" "$prepare" "$markers"
+  suite "$name" "$bound" bash -c '"$1" && exec "${PYTEST:-.venv/bin/pytest}" -ra --durations=12 -m "$2"' "$name" "$prepare" "$markers"
 }
 
 summary() { # prints the account; 1 when a suite failed
