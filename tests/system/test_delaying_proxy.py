@@ -15,7 +15,7 @@ from tests.delaying_proxy import DelayingProxy, delaying
 pytestmark = pytest.mark.anyio
 
 DELAY: Final = 0.1
-SLACK: Final = 1.0
+SLACK: Final = 5.0
 """Of a busy machine."""
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -48,7 +48,7 @@ async def ends(proxy: DelayingProxy) -> AsyncGenerator[Ends]:
 
 async def round_trip(ends: Ends, words: bytes) -> float:
     start = time.monotonic()
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         ends[1].write(words)
         assert await ends[0].readexactly(len(words)) == words
     return time.monotonic() - start
@@ -67,7 +67,7 @@ async def test_chunks_wait_beside_each_other_and_stay_in_order(proxy: DelayingPr
     for chunk in sent:
         ends[1].write(chunk)
         await anyio.sleep(0.002)
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         assert await ends[0].readexactly(400) == b"".join(sent)
     assert time.monotonic() - start < 2 * DELAY + SLACK  # one after the other they would take 20 s
 
@@ -81,7 +81,7 @@ async def test_distance_takes_no_bandwidth(ends: Ends) -> None:
 async def test_the_end_of_what_is_sent_passes_and_comes_last(ends: Ends) -> None:
     ends[1].write(b"last words")
     ends[1].write_eof()
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         assert await ends[0].read() == b"last words"
 
 
@@ -91,7 +91,7 @@ async def test_a_closed_cut_ends_connections_and_refuses_new_ones_until_it_heals
     await round_trip(ends, b"hello")
     ends[1].write(b"on its way")
     await proxy.cut("closed")
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         assert await ends[0].read() == b""
     for _ in range(2):
         with pytest.raises(ConnectionRefusedError):
@@ -115,7 +115,7 @@ async def test_a_silent_cut_holds_what_is_sent_and_answers_nobody_until_it_heals
             await reader.read(1)
     await proxy.heal()
     for reader, _ in (ends, new):
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             assert await reader.readexactly(4) == b"held"
     new[1].close()
 
@@ -125,6 +125,6 @@ async def test_a_silent_cut_can_become_a_closed_one(proxy: DelayingProxy, ends: 
     await proxy.cut("silent")
     ends[1].write(b"lost")
     await proxy.cut("closed")
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         assert await ends[0].read() == b""
     await proxy.heal()

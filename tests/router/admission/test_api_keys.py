@@ -13,6 +13,7 @@ import pytest
 
 from ash_mcp.errors import ConfigError, ConnectFailed, NotFound
 from ash_mcp.types import Principal, PrincipalLimits
+from ash_router.admission import api_keys
 from ash_router.admission.api_keys import KEY_PATTERN, KeyDocument, KeyFile, KeyRing
 from ash_router.admission.credential_verdict import Known, Rejected
 
@@ -227,6 +228,10 @@ async def test_keys_of_a_document_are_known_revoked_and_stay_while_it_is_away(fi
     kept.body = file.path.read_bytes()
     await look()
     assert isinstance(keys.verify(text), Rejected)
+
+
+def test_a_revocation_holds_within_two_seconds_where_a_read_takes_half_a_second() -> None:
+    assert api_keys._FETCH_EVERY_SECONDS + api_keys._LOOK_EVERY_SECONDS + 0.5 <= 2.0  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.mark.anyio
