@@ -1,6 +1,6 @@
-"""Parsers of a sandbox's results into typed values. Pure.
+"""Parsers of the results of a sandbox's tools into typed values. Pure.
 
-A sandbox is not trusted: a field that is missing or of another type is a `SandboxRefused`, never a crash.
+A sandbox is not trusted: a needed field that is missing or of another type is a `SandboxRefused`, never a crash.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def call_result(raw: Mapping[str, Any]) -> CallResult:
 
 
 def runner_fields(raw: Mapping[str, Any]) -> Fields:
-    """Return the structured content of one of the runner's tools.
+    """Return the fields of the structured content of one of the runner's tools (`ash_exec`, `ash_job_read`, ...).
 
     Raises:
         SandboxRefused: The tool failed; the error kind selects a subclass. What the sandbox says of `retryable` or
@@ -68,10 +68,10 @@ def runner_fields(raw: Mapping[str, Any]) -> Fields:
 
 
 class Fields:
-    """Typed access to the fields of an object that a sandbox sent.
+    """Typed access to the fields of a JSON object that a sandbox sent. A field that is null counts as missing.
 
     Raises:
-        SandboxRefused: A field is missing or of another type.
+        SandboxRefused: The value is no object, a field without a default is missing, or a field is of another type.
     """
 
     def __init__(self, shape: Any) -> None:
@@ -107,6 +107,7 @@ class Fields:
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else self._get(name, float, None)
 
     def timestamp(self, name: str) -> str | float | None:
+        """Return a time as it was sent (a runner sends ISO 8601); None where it is missing or of another type."""
         value = self._shape.get(name)
         return value if isinstance(value, str | float | int) else None
 
@@ -133,10 +134,12 @@ class Fields:
             raise SandboxRefused(f"the sandbox answered in an unknown way: {name!r} is {value!r:.80}") from exc
 
     def has(self, name: str) -> bool:
+        """Return whether a field is there and not null."""
         return self._shape.get(name) is not None
 
 
 def exec_result(fields: Fields) -> ExecResult:
+    """Parse the result of `ash_exec`, which has a stream's bytes in base64 only where they are not UTF-8."""
     stdout, stderr = fields.text("stdout"), fields.text("stderr")
     return ExecResult(
         exit_code=fields.optional_integer("exit_code"),
@@ -158,6 +161,7 @@ def exec_result(fields: Fields) -> ExecResult:
 
 
 def job_output(fields: Fields) -> JobOutput:
+    """Parse the result of `ash_job_read`."""
     return JobOutput(
         chunks=[_chunk(item) for item in fields.objects("chunks")],
         next_offset=fields.integer("next_offset"),

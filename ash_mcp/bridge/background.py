@@ -1,4 +1,4 @@
-"""This user's hive: found by its announced URL, or started in the background; there it exits when idle."""
+"""This user's hive: found by the URL in its run directory, or started in the background, where it exits when idle."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ from ash_mcp.wire import HEADER_ORIGIN, ORIGIN_HUB
 __all__ = ["HiveFiles", "UserHive"]
 
 DEFAULT_IDLE_EXIT_SECONDS: Final = 600
+"""Of a hive in the background, unless the environment says otherwise."""
 START_SECONDS: Final = 60.0
 _PROBE_SECONDS: Final = 3.0
 _POLL_SECONDS: Final = 0.05
 _LOG_TAIL_BYTES: Final = 2000
 _DETACH: Final = '"$@" </dev/null >>"$0" 2>&1 & echo $!'
-"""The shell exits at once, so that the hive is reparented and outlives the process that started it."""
+"""Prints the hive's process id. The shell exits at once, so that the hive is reparented and outlives its starter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +67,9 @@ class UserHive:
     """Finds this user's hive, or starts one.
 
     Args:
-        command: Starts a hive in the foreground; it announces itself in the run directory.
-        environ: What it finds in its environment beside this process's own.
-        start_seconds: How long a start may take.
+        command: Starts a hive in the foreground, which writes its URL into the run directory.
+        environ: Variables that the hive gets on top of this process's own.
+        start_seconds: How long a start may take, the wait for another process that is starting one included.
     """
 
     files: HiveFiles = field(default_factory=HiveFiles.from_environment)
@@ -79,14 +80,14 @@ class UserHive:
     async def find(self) -> str | None:
         """Return the URL of the hive that serves now, or None."""
         url = _announced_url(self.files.run_dir)
-        return url if url is not None and await _answers(url) else None
+        return url if url is not None and await _is_hive(url) else None
 
     async def find_or_start(self) -> str:
         """Return the URL of the hive that serves now; many callers at once start only one.
 
         Raises:
-            ConnectFailed: It ended while starting; the message has the last lines of its log.
-            AshTimeout: It did not serve in time.
+            ConnectFailed: The hive ended while starting; the message has the last lines of its log.
+            AshTimeout: The hive did not serve in time.
             ConfigError: The run directory cannot be used, or belongs to another user.
         """
         _make_private(self.files.run_dir)
@@ -100,26 +101,27 @@ class UserHive:
 
     async def _start(self) -> str:
         _make_private(self.files.log_dir)
-        pid = await self._detached()
+        pid = await self._start_detached()
         try:
-            ended = os.pidfd_open(pid)
+            exit_descriptor = os.pidfd_open(pid)  # readable when the process has ended
         except ProcessLookupError:
             raise ConnectFailed(f"the hive could not start. {self._log_hint()}") from None
         try:
-            while not select.select([ended], [], [], 0)[0]:
+            while not select.select([exit_descriptor], [], [], 0)[0]:
                 found = await self.find()
                 if found is not None:
                     return found
                 await anyio.sleep(_POLL_SECONDS)
         finally:
-            os.close(ended)
+            os.close(exit_descriptor)
         # another hive may have come first, which is why this one ended
         found = await self.find()
         if found is not None:
             return found
         raise ConnectFailed(f"the hive could not start. {self._log_hint()}")
 
-    async def _detached(self) -> int:
+    async def _start_detached(self) -> int:
+        """Start the hive as no child of this process, and return its process id."""
         environ = {"ASH_HUB_IDLE_EXIT_SECONDS": str(DEFAULT_IDLE_EXIT_SECONDS), **os.environ, **self.environ}
         environ["ASH_HUB_RUN_DIR"] = str(self.files.run_dir)
         words = ["/bin/sh", "-c", _DETACH, str(self.files.start_log), *self.command]
@@ -145,10 +147,10 @@ def _announced_url(run_dir: Path) -> str | None:
     try:
         if not _is_private(run_dir):
             return None
-        said = parse_message((run_dir / HIVE_FILE).read_bytes()) or {}
+        announced = parse_message((run_dir / HIVE_FILE).read_bytes()) or {}
     except OSError:
         return None
-    url, pid = said.get("url"), said.get("pid")
+    url, pid = announced.get("url"), announced.get("pid")
     if not isinstance(url, str) or not isinstance(pid, int) or pid <= 0:
         return None
     try:
@@ -158,7 +160,8 @@ def _announced_url(run_dir: Path) -> str | None:
     return url
 
 
-async def _answers(url: str) -> bool:
+async def _is_hive(url: str) -> bool:
+    """Ask `/healthz` and return whether a hive answers there, and not another program that has the port by now."""
     await load_httpx()
     import httpx
 
@@ -172,6 +175,7 @@ async def _answers(url: str) -> bool:
 
 
 def _is_private(directory: Path) -> bool:
+    """Return whether a directory is this user's own and nobody else can write into it."""
     about = directory.lstat()
     return stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid() and not about.st_mode & 0o022
 

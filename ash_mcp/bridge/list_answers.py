@@ -1,4 +1,8 @@
-"""Lists and subscriptions while the hive starts: its own list if that comes soon, else every hive's, and then news."""
+"""Answers to `tools/list`, other lists and `subscriptions/listen` while the hive starts.
+
+A list is the hive's own if that comes soon. Otherwise it is that of a hive without sandboxes, and when the hive's own
+list comes and is another, the host is told by `notifications/tools/list_changed`.
+"""
 
 from __future__ import annotations
 
@@ -90,14 +94,15 @@ class ListAnswers:
         await self._send(notification_line(_ACKNOWLEDGED, frame.id, {"notifications": granted}))
         await self._pay(frame.id)
 
-    def asked(self) -> None:
-        """Note that the host asks for something, which may change the tools or show them."""
+    def note_request(self) -> None:
+        """Note that the host sends a request, which may change the tools or list them."""
         self._unheard = dict.fromkeys(self._unheard, True)
 
-    async def has(self, frame: Frame, message: Mapping[str, Any]) -> bool:
-        """Return whether the host has a message of the hive to `frame` already: it was acknowledged before.
+    async def was_acknowledged(self, frame: Frame, message: Mapping[str, Any]) -> bool:
+        """Return whether `message` is the hive's acknowledgement of a subscription that `acknowledge` has answered.
 
-        What changed before the hive knew of the subscription was told to nobody, so it is told now.
+        The host must not get it twice. Changes before the hive knew of the subscription reached nobody, so the host is
+        told of them now.
         """
         if message.get("method") != _ACKNOWLEDGED or frame.id is None or frame.id not in self._subscriptions:
             return False
@@ -105,15 +110,15 @@ class ListAnswers:
             await self._say_changed(frame.id)
         return True
 
-    async def note(self, frame: Frame, message: Mapping[str, Any]) -> None:
-        """Take notice of what the hive said to `frame`, which may have opened a subscription."""
+    async def note_subscription(self, frame: Frame, message: Mapping[str, Any]) -> None:
+        """Note the subscription that the hive has opened, if `message` acknowledges it."""
         if message.get("method") != _ACKNOWLEDGED or frame.id is None or frame.id in self._subscriptions:
             return
         granted = as_object((as_object(message.get("params")) or {}).get("notifications")) or {}
         self._subscriptions[frame.id] = granted.get("toolsListChanged") is True
         await self._pay(frame.id)
 
-    def ended(self, request_id: RequestId) -> None:
+    def forget_subscription(self, request_id: RequestId) -> None:
         """Forget the subscription that a request had opened, if it had."""
         self._subscriptions.pop(request_id, None)
         self._unheard.pop(request_id, None)

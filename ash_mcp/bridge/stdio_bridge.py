@@ -1,10 +1,13 @@
 """`ash up --stdio`: MCP on stdin and stdout for a hive that speaks streamable HTTP.
 
 The bridge joins this user's hive, or starts one in the background, and forwards messages unread, so that every call
-takes the same path through the hive. Hosts are greeted before there is one, and shown what every hive has where it
-does not come at once; all else waits for it. The bridge speaks both eras, message by message: a
-request with the envelope of the stateless era is one POST, and closing its stream cancels it; all others belong to the
-session that `initialize` begins. A hive that has ended is looked for, or started, again at the next request.
+takes the same path through the hive. It answers `initialize`, `server/discover` and `ping` itself, at once
+(`hive_face.py`). While the hive starts, a list that it does not answer soon is that of a hive without sandboxes, and
+the host is told if the hive's own is another (`list_answers.py`). All other requests wait for the hive.
+
+The bridge speaks both eras, message by message: a request with the envelope of the stateless era is one POST, and
+closing its stream cancels it; all others belong to the session that `initialize` begins (`legacy_session.py`). A hive
+that has ended is looked for, or started, again at the next request.
 """
 
 from __future__ import annotations
@@ -46,7 +49,9 @@ _TAIL_SECONDS: Final = 0.5
 """How long a stream may go on after its answer; read to its end, its connection can be used again."""
 _NOTIFICATION_SECONDS: Final = 10.0
 _LIST_SECONDS: Final = 0.1
-"""Enough for a hive that runs; some hosts begin without the tools of a server that takes a second."""
+"""How long a list waits for the hive. A running hive needs less; some hosts go on without the tools of a server that
+takes a second.
+"""
 
 
 async def run_bridge(*, url: str | None = None, find: FindHive | None = None) -> None:
@@ -106,15 +111,16 @@ class HiveLocator:
         self._url: str | None = None
         self._found = anyio.Event()
         self._lock = anyio.Lock()
-        self._round = 0
+        self._lookups = 0
+        """How many look-ups have ended."""
         self._failure: AshError | None = None
 
-    async def found(self) -> None:
-        """Wait until the hive's URL is known; looks for nothing."""
+    async def wait_until_found(self) -> None:
+        """Wait until a `get` has found a hive; starts no look-up itself."""
         await self._found.wait()
 
-    def answered(self) -> None:
-        """Note that the hive serves."""
+    def note_answer(self) -> None:
+        """Note that the hive has answered a request."""
         self.has_answered = True
 
     async def get(self) -> str:
@@ -125,11 +131,11 @@ class HiveLocator:
         """
         if self._url is not None:
             return self._url
-        before = self._round
+        before = self._lookups
         async with self._lock:
             if self._url is not None:
                 return self._url
-            if self._failure is not None and self._round != before:
+            if self._failure is not None and self._lookups != before:
                 raise self._failure
             try:
                 self._url, self._failure = await self._find(), None
@@ -139,7 +145,7 @@ class HiveLocator:
                 _log(error.message)
                 raise
             finally:
-                self._round += 1
+                self._lookups += 1
             return self._url
 
     def lost(self, url: str) -> None:
@@ -154,11 +160,12 @@ class _Call:
 
     frame: Frame
     send: Callable[[bytes], Awaitable[None]]
-    """Takes the hive's messages."""
+    """Takes each message of the hive's reply, as a line."""
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     sent: anyio.Event = field(default_factory=anyio.Event)
+    """Set when the request was sent to the hive."""
     cancelled: bool = False
-    """Whether the host has cancelled it and wants no answer."""
+    """Whether the host has cancelled it, and gets no error for it."""
 
 
 class Bridge:
@@ -166,23 +173,23 @@ class Bridge:
 
     Args:
         settings: Token, scope and bounds; its URL says only whether TLS and proxies matter.
-        where: Finds the hive.
+        locator: Finds the hive.
         send: Sends a line to the host.
         transport: Takes the place of the network, in tests.
-        list_seconds: How long a list waits for a hive that has not answered yet.
+        list_seconds: How long a list waits for a hive that has not answered any request yet.
     """
 
     def __init__(
         self,
         settings: ClientSettings,
-        where: HiveLocator,
+        locator: HiveLocator,
         send: Callable[[bytes], Awaitable[None]],
         transport: httpx.AsyncBaseTransport | None = None,
         *,
         list_seconds: float = _LIST_SECONDS,
     ) -> None:
         self._http = HiveHttp(settings, transport)
-        self._where = where
+        self._locator = locator
         self._send = send
         self._face = HiveFace.load()
         self._list_seconds = list_seconds
@@ -194,7 +201,9 @@ class Bridge:
             async with anyio.create_task_group() as streams:
                 self._streams = streams
                 self._session = LegacySession(self._http, self._send, streams)
-                self._lists = ListAnswers(self._ask, self._where.found, self._send, streams, self._list_seconds)
+                self._lists = ListAnswers(
+                    self._ask, self._locator.wait_until_found, self._send, streams, self._list_seconds
+                )
                 with anyio.CancelScope() as draining:
                     async with anyio.create_task_group() as calls:
                         streams.start_soon(self._connect)
@@ -213,9 +222,9 @@ class Bridge:
         await self._http.aclose()
 
     async def _connect(self) -> None:
-        """Do what the first call would wait for; that call reports a failure."""
+        """Find or start the hive and open the session ahead of the first call, which reports a failure."""
         try:
-            await self._session.ensure(await self._where.get())
+            await self._session.ensure(await self._locator.get())
         except AshError:
             return
 
@@ -240,7 +249,10 @@ class Bridge:
             _log(str(exc))
 
     async def _pass_on(self, frame: Frame) -> None:
-        """Forward a message that has no answer; in the stateless era only cancellation has an effect."""
+        """Forward a notification, or an answer to the hive, in the session; without a session it is dropped.
+
+        `notifications/cancelled` also cancels a stateless request, by closing its stream.
+        """
         try:
             if frame.method == "notifications/initialized":
                 await self._session.note_initialized()
@@ -274,27 +286,27 @@ class Bridge:
         finally:
             if self._calls.get(request_id) is call:
                 del self._calls[request_id]
-            self._lists.ended(request_id)
+            self._lists.forget_subscription(request_id)
 
     async def _attempt(self, call: _Call) -> None:
-        """Answer a greeting, and a list where no hive has answered yet; forward all else."""
+        """Answer `initialize` and its like, and a list while no hive has answered yet; forward all other requests."""
         frame = call.frame
         if frame.method != _LISTEN:
-            self._lists.asked()
+            self._lists.note_request()
         if (greeting := self._face.greeting(frame)) is not None:
             if frame.method == "initialize":
                 self._session.begin(frame)
                 self._streams.start_soon(self._connect)
             await self._send(result_line(frame.id, greeting))
-        elif not self._where.has_answered and (known := self._face.listing(frame)) is not None:
+        elif not self._locator.has_answered and (known := self._face.listing(frame)) is not None:
             await self._send(await self._lists.answer(frame, known))
         else:
-            if frame.method == _LISTEN and frame.version == MODERN_VERSION and not self._where.has_answered:
+            if frame.method == _LISTEN and frame.version == MODERN_VERSION and not self._locator.has_answered:
                 await self._lists.acknowledge(frame)
             await self._forward(call)
 
     async def _ask(self, frame: Frame) -> bytes:
-        """Return the hive's answer to a request instead of sending it to the host; raises as `_forward`."""
+        """Return the last message of the hive's reply, the answer, and send the host nothing; raises as `_forward`."""
         lines: list[bytes] = []
 
         async def keep(line: bytes) -> None:
@@ -304,18 +316,18 @@ class Bridge:
         return lines[-1]
 
     async def _forward(self, call: _Call) -> None:
-        """Forward a request; once more if it certainly did not run.
+        """Forward a request; once more if it certainly did not run: nothing listened, or the session was unknown.
 
         Raises:
             AshError: There is no hive, or it refused, or broke off.
         """
         post = self._post_in_session if call.frame.version is None else self._post_modern
         for again in (True, False):
-            url = await self._where.get()
+            url = await self._locator.get()
             try:
                 return await post(call, url)
             except ConnectFailed:
-                self._where.lost(url)
+                self._locator.lost(url)
                 if not again:
                     raise
             except SessionLost:
@@ -336,7 +348,7 @@ class Bridge:
 
     async def _answer(self, call: _Call, reply: Reply) -> None:
         """Forward a reply's messages to the host."""
-        self._where.answered()
+        self._locator.note_answer()
         answered = False
         tail = anyio.CancelScope()
 
@@ -345,12 +357,12 @@ class Bridge:
             line = answer_to(call.frame, raw, message)
             if line is not None:
                 answered = True
-            if await self._lists.has(call.frame, message):
+            if await self._lists.was_acknowledged(call.frame, message):
                 return False
             await call.send(line or one_line(raw))
             if line is not None:
                 tail.deadline = anyio.current_time() + _TAIL_SECONDS
-            await self._lists.note(call.frame, message)
+            await self._lists.note_subscription(call.frame, message)
             return False
 
         with tail:

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from ash_recipes.runner.context import Context
-from ash_recipes.runner.execution import Keyed
+from ash_recipes.runner.execution import KeyedRuns
 from ash_recipes.runner.problems import Problem
 from ash_recipes.runner.tools import RunnerTools
 from tests.recipes.calls import call, refused
@@ -216,7 +216,7 @@ async def test_a_repeat_joins_the_run_whose_caller_went(tools: RunnerTools, cont
 
 
 async def test_a_keyed_run_that_nobody_asks_for_again_is_stopped(context: Context) -> None:
-    keyed, stopped = Keyed(context, abandoned_seconds=0.05), anyio.Event()
+    keyed, stopped = KeyedRuns(context, abandoned_seconds=0.05), anyio.Event()
 
     async def work() -> dict[str, Any]:
         try:

@@ -13,7 +13,7 @@ import pytest
 from ash_recipes.runner import jobs as runner_jobs
 from ash_recipes.runner import keys
 from ash_recipes.runner.context import Context
-from ash_recipes.runner.execution import KEPT_SECONDS, Keyed
+from ash_recipes.runner.execution import KEPT_SECONDS, KeyedRuns
 from ash_recipes.runner.jobs import KEPT_LONGER, Jobs
 from ash_recipes.runner.keys import REMEMBERED_SECONDS, SpentKeys
 from ash_recipes.runner.problems import Problem
@@ -87,7 +87,7 @@ async def test_every_answer_of_two_hundred_job_starts_can_be_lost(tools: RunnerT
 
 
 async def test_a_result_over_the_bytes_is_told_as_lost_and_its_command_does_not_run_again(context: Context) -> None:
-    keyed, works = Keyed(context, kept_bytes=100_000), [Work({"stdout": "x" * 40_000}) for _ in range(3)]
+    keyed, works = KeyedRuns(context, kept_bytes=100_000), [Work({"stdout": "x" * 40_000}) for _ in range(3)]
     for number, work in enumerate(works):
         assert await keyed.once(f"k{number}", None, work) == work.result
     for number in (1, 2):
@@ -99,7 +99,7 @@ async def test_a_result_over_the_bytes_is_told_as_lost_and_its_command_does_not_
 
 async def test_a_result_is_kept_for_its_time_from_its_end_and_its_key_for_longer(context: Context) -> None:
     clock, work = Clock(), Work({"stdout": "x"})
-    keyed = Keyed(context, clock=clock)
+    keyed = KeyedRuns(context, clock=clock)
     await keyed.once("k", None, work)
     clock.now += KEPT_SECONDS - 1
     await keyed.once("k", None, work)
@@ -116,7 +116,7 @@ async def test_a_result_is_kept_for_its_time_from_its_end_and_its_key_for_longer
 
 async def test_a_command_that_runs_is_never_let_go(context: Context) -> None:
     clock, started, go = Clock(), anyio.Event(), anyio.Event()
-    keyed = Keyed(context, clock=clock, kept_bytes=0)
+    keyed = KeyedRuns(context, clock=clock, kept_bytes=0)
     runs: list[int] = []
 
     async def long() -> dict[str, Any]:
@@ -152,7 +152,7 @@ async def test_a_failure_is_the_answer_of_every_repeat(tools: RunnerTools, conte
 
 
 async def test_a_defect_fails_its_own_callers_and_no_other_command(context: Context) -> None:
-    keyed = Keyed(context)
+    keyed = KeyedRuns(context)
 
     async def broken() -> dict[str, Any]:
         raise OSError("no descriptor is left")
@@ -164,7 +164,7 @@ async def test_a_defect_fails_its_own_callers_and_no_other_command(context: Cont
 
 
 async def test_a_command_that_was_stopped_for_want_of_a_caller_is_told_as_that(context: Context) -> None:
-    keyed, stopped = Keyed(context, abandoned_seconds=0.01), anyio.Event()
+    keyed, stopped = KeyedRuns(context, abandoned_seconds=0.01), anyio.Event()
     begun: list[int] = []
 
     async def work() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The operations behind the hive's own tools: validated arguments in, a JSON result and the same as text out.
 
-They know nothing of MCP's eras or of HTTP, so a REST API could call them too.
+Here is neither MCP nor HTTP: `server.py` validates the arguments of a request and writes the answer.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Answer:
 
 
 class HiveOperations:
-    """Does what the hive's tools ask for, as the given caller."""
+    """One operation for each of the hive's tools, with the caller's rights, and the reading of resources."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class HiveOperations:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.catch_up = catch_up
-        """Takes over what other replicas have made and ended until now."""
+        """Learns which sandboxes other replicas have made and ended until now (`Controller.catch_up`)."""
         self._sandboxes = sandboxes
         self._backend = backend
         self._tokens = tokens
@@ -88,10 +88,10 @@ class HiveOperations:
         }
 
     async def answer(self, caller: Admitted, ask: object, progress: Progress) -> Answer:
-        """Do what `ask`, the validated arguments of a tool, asks for.
+        """Run the operation that the type of `ask`, the validated arguments of a tool, stands for.
 
         Raises:
-            AshError: Typed, with words for a person or a model.
+            AshError: The operation was refused or failed.
         """
         if caller.principal.sandbox is not None and isinstance(ask, SpawnAsk | DestroyAsk | ExtendAsk):
             raise PermissionDenied("your key is for one sandbox only: it may neither make nor end nor extend any")
@@ -99,10 +99,14 @@ class HiveOperations:
             await self.catch_up()
         return await self._by_ask[type(ask)](caller, ask, progress)
 
-    def refused(self, caller: Admitted, what: str, error: AshError) -> None:
-        """Write an audit line if `error` is a refusal (`RequestRefused`); `what` is the tool's name."""
-        if isinstance(error, RequestRefused) and what != "spawn":  # a spawn has its line already
-            self._audit.refused(caller, what, error)
+    def refused(self, caller: Admitted, action: str, error: AshError) -> None:
+        """Write an audit line if `error` is a refusal (`RequestRefused`).
+
+        Args:
+            action: The tool, or another request such as `resources/read`.
+        """
+        if isinstance(error, RequestRefused) and action != "spawn":  # a spawn has its line already
+            self._audit.refused(caller, action, error)
 
     async def _spawn(self, caller: Admitted, ask: SpawnAsk, progress: Progress) -> Answer:
         try:
@@ -133,6 +137,7 @@ class HiveOperations:
         return Answer(shape, " ".join(said), lists_changed=bool(living))
 
     def _targets(self, caller: Admitted, ask: DestroyAsk) -> tuple[list[Sandbox], list[Sandbox], list[str]]:
+        """Return the sandboxes to destroy that live, those that have ended, and the names that are unknown."""
         registry = self._sandboxes.registry
         if ask.session == "*":
             return registry.of(caller.principal, caller.scope), [], []
@@ -179,7 +184,7 @@ class HiveOperations:
         return Answer(shape, f"Sandbox {sandbox.session} has network: {network_text(shape['network'])}.")
 
     async def _call(self, caller: Admitted, ask: CallAsk, progress: Progress) -> Answer:
-        """Always raise: the relay takes every call that can be passed on, so one that arrives here cannot be."""
+        """Always raise: the relay takes every `call` that it can pass on to a sandbox, so this one is malformed."""
         del progress
         sandbox = self._sandboxes.ready(caller.principal, caller.scope, ask.session)
         raise ConfigError(
@@ -194,7 +199,12 @@ class HiveOperations:
         return Answer({"contents": contents}, text)
 
     async def read(self, caller: Admitted, session: str, uri: str) -> list[dict[str, Any]]:
-        """Return the contents of a file (`sandbox://<session>/<path>`) or of one of the sandbox's own resources."""
+        """Return the contents of a file (`sandbox://<session>/<path>`) or of one of the sandbox's own resources.
+
+        Raises:
+            ConfigError: The URI names no file, or a file of another sandbox than `session`.
+            AshError: The sandbox is not there or not ready, or could not be read.
+        """
         if not uri.startswith(SANDBOX_SCHEME):
             sandbox = self._sandboxes.ready(caller.principal, caller.scope, session)
             return [dict(part) for part in await self._client(sandbox).read_resource(uri, _READ_SECONDS)]
@@ -204,7 +214,7 @@ class HiveOperations:
         sandbox = self._sandboxes.ready(caller.principal, caller.scope, session)
         if self._sandboxes.registry.find(caller.principal, caller.scope, named) is not sandbox:
             raise ConfigError(f"{uri!r} is of sandbox {named}, not of {session}")
-        # sandbox://sb1/notes.txt is of the workspace, sandbox://sb1//etc/hosts of the root
+        # sandbox://sb1/notes.txt is relative to the workspace, sandbox://sb1//etc/hosts is absolute
         raw = await self._client(sandbox).read_file(unquote(path), MAX_RESOURCE_BYTES, _READ_SECONDS)
         try:
             return [{"uri": uri, "mimeType": "text/plain", "text": raw.decode()}]

@@ -1,9 +1,12 @@
-"""The lifecycle's controller: the one place where sandboxes change.
+"""The lifecycle's controller: a level-triggered reconciler, and the one place where sandboxes change.
 
 Whatever happens (a spawn, a destroy, a deadline, an event of the backend, a flush of the store) only puts a sandbox's
 id into a queue. A turn looks at the record and the instance, asks `decide` for the next step, does it, and looks
 again. Every step may be taken twice, by any replica; replicas race only at the compare-and-set of the record, and the
 loser looks again.
+
+An end is wished (`Sandbox.wish`, in memory), recorded (`Record.ending`, at the backend), and then carried out: the
+sandbox is withdrawn from callers, deleted, buried (kept as ended), and in the end forgotten.
 """
 
 from __future__ import annotations
@@ -35,27 +38,29 @@ __all__ = ["REPORT_SECONDS", "Controller"]
 log = logging.getLogger("ash.hub")
 
 AT_ONCE: Final = 32
+"""How many steps other than deletes run at once."""
 DELETES_AT_ONCE: Final = 256
-"""They wait for the processes of sandboxes, so they have places of their own and hold up no other step."""
+"""Deletes wait for the processes of sandboxes, so they are bounded by themselves and hold up no other step."""
 MOST_STEPS: Final = 20
-"""Of one turn; a healthy end takes four."""
+"""How many steps one turn may take; a healthy end takes four."""
 STEP_SECONDS: Final = 5.0
 DELETE_GRACE_SECONDS: Final = 2.0
 RESYNC_SECONDS: Final = 30.0
-"""How often everything is looked at although nothing happened."""
+"""How often every sandbox is looked at although nothing happened."""
 REPORT_SECONDS: Final = 1.0
-"""How often a replica tells the store of its calls."""
+"""How often a replica tells the store when sandboxes were last called through it."""
 CATCH_UP_SECONDS: Final = 0.5
+"""How long a request waits for news of other replicas."""
 CHANGE_TRIES: Final = 10
 CHANGE_PAUSE_SECONDS: Final = 0.01
-"""Twice as long after each try: what another replica wrote is known here when its event comes."""
+"""Doubled after each try. A backend may answer from a cache that has another replica's write only with its event."""
 FOLLOW_AGAIN_SECONDS: Final = 1.0
 MOST_ENDED: Final = 1000
 """Ended sandboxes that are remembered; of more, the first to end are forgotten."""
 
 
 class Controller:
-    """Looks after all sandboxes of a hive, beside the other replicas that do the same."""
+    """Reconciles all sandboxes of a hive; every replica runs one."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -64,13 +69,16 @@ class Controller:
         self.names = Names(parts.store, parts.backend, self.registry, parts.siblings)
         self._endings = _endings_of(parts)
         self._queue = KeyedQueue[SandboxId](self._turn)
-        self._places = anyio.CapacityLimiter(AT_ONCE)
-        self._delete_places = anyio.CapacityLimiter(DELETES_AT_ONCE)
+        self._step_limiter = anyio.CapacityLimiter(AT_ONCE)
+        self._delete_limiter = anyio.CapacityLimiter(DELETES_AT_ONCE)
         self._calls_known_at = -math.inf if parts.siblings.possible else math.inf
+        """When the store was last asked for the calls through other replicas; infinity where there can be none."""
         self.store_epoch = 0
         """Grows when the store has lost what it held."""
         self._restored_at = parts.clock()
-        """Since when the store has surely known of every call."""
+        """When this replica began, or the store was last empty or away: it may lack earlier calls, so idle times count
+        from here at least.
+        """
         self._steps: Mapping[Step, Callable[[SandboxId, Decision], Awaitable[None]]] = {
             Step.UNROUTE: self._unroute,
             Step.FORGET: self._forget,
@@ -83,18 +91,18 @@ class Controller:
             Step.BURY: self._bury,
         }
 
-    # -- what happens
+    # -- the queue, and what fills it
 
     def add(self, sandbox_id: SandboxId) -> None:
-        """Have a sandbox looked at."""
+        """Queue a sandbox for a turn."""
         self._queue.add(sandbox_id)
 
     async def settle(self, sandbox_ids: Iterable[SandboxId]) -> bool:
-        """Have sandboxes looked at and wait for it; False if one could not be."""
+        """Queue sandboxes and wait for their turns; False if the last turn of one failed."""
         return await self._queue.settle(sandbox_ids)
 
     async def run(self) -> None:
-        """Look after the sandboxes until cancelled."""
+        """Reconcile the sandboxes until cancelled."""
         async with anyio.create_task_group() as group:
             group.start_soon(self._queue.run)
             group.start_soon(self._follow)
@@ -102,7 +110,10 @@ class Controller:
             group.start_soon(self._repeat, REPORT_SECONDS, self.report_calls)
 
     async def _follow(self) -> None:
-        """Follow the backend's events until it is left; neither one that fails nor a stream that breaks ends this."""
+        """Follow the backend's events until the backend is left.
+
+        An event that cannot be handled is logged; a stream of events that breaks is opened again, and all looked at.
+        """
         while True:
             try:
                 async for event in self._backend.watch():
@@ -116,20 +127,20 @@ class Controller:
 
     async def _follow_event(self, event: BackendEvent) -> None:
         try:
-            await self._heard(event.instance)
+            await self._note_instance(event.instance)
         except AshError as error:
             log.warning("an event of the backend could not be followed: %s", error)
         except Exception:
             log.exception("an event of the backend could not be followed")
 
-    async def _heard(self, instance: Instance | None) -> None:
-        if instance is None:  # events are missing
+    async def _note_instance(self, instance: Instance | None) -> None:
+        if instance is None:  # events were lost
             await self.resync()
             return
         self.add(instance.id)
         self._parts.watch.tell(instance)
         known = self.registry.by_id(instance.id)
-        if known is not None and instance.phase is Phase.ENDED:  # it may be the last that is heard of it
+        if known is not None and instance.phase is Phase.ENDED:  # perhaps the instance's last event
             known.exit_message = known.exit_message or instance.exit_message
             with suppress(UnreadableRecord):
                 known.record = Record.from_json(instance.record)
@@ -145,7 +156,9 @@ class Controller:
                 log.exception("put off")
 
     async def resync(self) -> None:
-        """Have everything looked at that the backend has, that is shown, or that has a route or a place.
+        """Queue every sandbox that the backend, the registry or the routes have; free places that nobody has.
+
+        A place is a sandbox's entry in the store's counts, of its owner's and of all sandboxes (`session_names.py`).
 
         Raises:
             ConnectFailed: The backend or the store does not answer.
@@ -156,7 +169,7 @@ class Controller:
             await self.names.free_places()
 
     async def start(self) -> None:
-        """Take over what earlier hives and other replicas made, and learn why the rest ended.
+        """Take over the sandboxes that earlier hives and other replicas made, and read why earlier ones ended.
 
         Raises:
             ConnectFailed: The backend does not answer.
@@ -170,7 +183,7 @@ class Controller:
         return shown | self._parts.routes.ids() | {instance.id for instance in await self._backend.list()}
 
     async def catch_up(self) -> None:
-        """Learn what other replicas made and ended until now, within half a second."""
+        """Learn which sandboxes other replicas made and ended until now; give up after `CATCH_UP_SECONDS`."""
         if not self._parts.siblings.possible:
             return
         with anyio.move_on_after(CATCH_UP_SECONDS):
@@ -181,21 +194,24 @@ class Controller:
                 await self.settle(differing)
 
     def replica_left(self, replica: str) -> None:
-        """Take over what a replica that lives no more was starting or ending, or where the seed's gateway finds it."""
+        """Queue the sandboxes that a dead replica was starting or ending, and those that the seed's gateway reaches.
+
+        The gateway reaches a sandbox with an alias at the replica that bound its route, which may be the dead one.
+        """
         for sandbox in self.registry.all():
             ending = sandbox.record.ending
             is_its = replica in (sandbox.record.maker, ending.by if ending is not None else None)
             is_seeds = sandbox.alias is not None and sandbox.state is State.READY
             if is_seeds:
-                sandbox.held_in = None  # its route is bound again, with this replica's address
+                sandbox.held_in = None  # so its turn binds its route again, with this replica's address
             if is_its or is_seeds:
                 self.add(sandbox.id)
 
     async def restore(self) -> None:
-        """Fill a store that lost what it held. Several replicas may do so at once.
+        """Put names and routes back into a store that lost what it held. Several replicas may do so at once.
 
         Raises:
-            ConnectFailed: The store or the backend is away; to be tried again.
+            ConnectFailed: The store or the backend is away; the store's owner tries again.
         """
         self.store_epoch += 1
         self._restored_at = self._parts.clock()
@@ -206,22 +222,23 @@ class Controller:
             raise ConnectFailed("the store could not be told of all sandboxes yet")
 
     def _is_held(self, sandbox: Sandbox) -> bool:
+        """Return whether the store was told of a sandbox's names and route since it was last empty."""
         return sandbox.held_in == self.store_epoch
 
     async def report_calls(self) -> None:
-        """Tell the store of the last calls."""
+        """Tell the store when sandboxes were last called through this replica."""
         if self._parts.store.unready() is not None:
             self._restored_at = self._parts.clock()
         if calls := self._parts.ledger.take_changed_last_calls():
             await self._parts.store.touch(calls)
 
     async def release_keys(self) -> None:
-        """Free the idempotency keys of what has ended, when the last replica stops."""
+        """Free the idempotency keys of ended sandboxes, when the last replica stops."""
         for sandbox in self.registry.all():
             if sandbox.state.ended:
                 await self._release_key(sandbox)
 
-    # -- what is wanted
+    # -- changes that callers and starts ask for
 
     async def change(self, sandbox: Sandbox, change: Callable[[Record], Record]) -> None:
         """Change the record of a sandbox that is not ending, and its network with it, as one step for all replicas.
@@ -261,10 +278,10 @@ class Controller:
             await self._backend.set_network(sandbox_id, after.network, after.to_json(), revision=revision)
 
     async def end(self, sandbox: Sandbox, reason: EndReason, message: str | None = None) -> None:
-        """Record that a sandbox is to end, unless that is recorded already; the rest follows by itself.
+        """Record at the backend that a sandbox is to end, unless that is recorded already; turns do the rest.
 
         Raises:
-            ConnectFailed: The backend is away, and nothing was begun.
+            ConnectFailed: The backend is away, and nothing was recorded.
         """
         if sandbox.state.ended:
             return
@@ -279,7 +296,7 @@ class Controller:
             self._note_end(sandbox, ending)
 
     def wish(self, sandbox: Sandbox, reason: EndReason, message: str | None = None) -> None:
-        """Have a sandbox ended as soon as it can be."""
+        """Note in memory that a sandbox is to end; a turn records it when the backend answers. Never fails."""
         if sandbox.wish is None:
             sandbox.wish = self._ending(reason, message)
         self.add(sandbox.id)
@@ -292,7 +309,7 @@ class Controller:
     async def _turn(self, sandbox_id: SandboxId) -> float:
         """Take steps until none is left; return in how many seconds to look again."""
         for _ in range(MOST_STEPS):
-            async with self._places:
+            async with self._step_limiter:
                 with anyio.fail_after(STEP_SECONDS):
                     view = await self._look(sandbox_id)
                     decision = decide(view, self._parts.clock())
@@ -301,7 +318,7 @@ class Controller:
                     if decision.step is not Step.DELETE:
                         await self._steps[decision.step](sandbox_id, decision)
                         continue
-            async with self._delete_places:
+            async with self._delete_limiter:
                 with anyio.fail_after(STEP_SECONDS):
                     await self._delete(sandbox_id, decision)
         return 0.1  # another replica changes it all the time
@@ -314,8 +331,8 @@ class Controller:
         sandbox = self.registry.by_id(sandbox_id)
         record = _record_of(instance) if instance is not None else None
         if sandbox is None and record is not None:
-            is_anothers = await self._where(record.maker) is Where.ELSEWHERE  # which has told the store of it
-            held_in = self.store_epoch if is_anothers else None
+            is_held = await self._where(record.maker) is Where.ELSEWHERE  # its maker has told the store of it
+            held_in = self.store_epoch if is_held else None
             sandbox = Sandbox(id=sandbox_id, record=record, state=State.STARTING, held_in=held_in)
             self.registry.add(sandbox)
         has_route = self._parts.routes.get(sandbox_id) is not None
@@ -340,7 +357,7 @@ class Controller:
             sandbox.toolset = await self._parts.shelf.get(sandbox.record.toolset)
 
     async def _learn_end(self, sandbox: Sandbox) -> None:
-        """Look for why a sandbox is gone, if another replica ended it and the news was missed."""
+        """Read why a sandbox is gone from what the replica that ended it kept, whose event was missed here."""
         kept = await self._endings.find(sandbox.id, self._parts.clock())
         if kept is not None and kept.reason is not None:
             at = kept.ended_at or self._parts.clock()
@@ -375,6 +392,7 @@ class Controller:
         )
 
     async def _where(self, replica: str) -> Where:
+        """Return whether a replica is this one, another that lives, or dead."""
         if replica == self._parts.siblings.id:
             return Where.HERE
         return Where.ELSEWHERE if await self._parts.siblings.is_other_alive(replica) else Where.NOBODY
@@ -434,7 +452,7 @@ class Controller:
         sandbox = self._sandbox(sandbox_id)
         sandbox.state = State.READY
         try:
-            if await self._where(sandbox.record.maker) is not Where.ELSEWHERE:  # else its maker announces it, to all
+            if await self._where(sandbox.record.maker) is not Where.ELSEWHERE:  # else its maker tells all replicas
                 await self._parts.on_changed(sandbox.owner, sandbox.scope)
         finally:
             sandbox.settled.set()
@@ -456,9 +474,9 @@ class Controller:
             self._note_end(sandbox, ending)
 
     def _note_end(self, sandbox: Sandbox, ending: Ending) -> None:
-        """Write down an end, by the replica whose decision it was."""
+        """Write the audit line of an end, on the replica that decided it."""
         is_own_start = ending.reason is EndReason.START_FAILED and sandbox.record.maker == self._parts.siblings.id
-        if ending.reason is not EndReason.DESTROYED and not is_own_start:  # those have a line with who asked
+        if ending.reason is not EndReason.DESTROYED and not is_own_start:  # a destroy or a spawn has its caller's line
             self._parts.audit.ended(sandbox, ending.reason, ending.message)
 
     async def _withdraw(self, sandbox_id: SandboxId, decision: Decision) -> None:
@@ -482,8 +500,8 @@ class Controller:
         sandbox = self._sandbox(sandbox_id)
         if sandbox.reason is not None:  # the instance and its record are about to go
             await self._endings.keep(sandbox, self._parts.clock())
-        is_kind = sandbox.record.ready_at is not None and decision.reason is not EndReason.PROCESS_DIED
-        await self._backend.delete(sandbox_id, grace_seconds=DELETE_GRACE_SECONDS if is_kind else 0.0)
+        is_graceful = sandbox.record.ready_at is not None and decision.reason is not EndReason.PROCESS_DIED
+        await self._backend.delete(sandbox_id, grace_seconds=DELETE_GRACE_SECONDS if is_graceful else 0.0)
 
     async def _bury(self, sandbox_id: SandboxId, decision: Decision) -> None:
         assert decision.reason is not None
@@ -500,13 +518,17 @@ class Controller:
         self._forget_surplus()
         await self._endings.keep(sandbox, self._parts.clock())
         ending = sandbox.record.ending
-        if ending is None and sandbox.wish is None:  # nobody decided it, so nobody has written it down
+        if ending is None and sandbox.wish is None:  # no replica decided it, so none has audited it
             self._note_end(sandbox, self._ending(decision.reason, decision.message))
         if ending is None or ending.by == self._parts.siblings.id:
             why = decision.reason.value + (f" ({decision.message})" if decision.message else "")
             log.info("ended", extra={"sandbox": sandbox.id, "session": sandbox.session, "why": why})
 
     def _forget_surplus(self) -> None:
+        """Have turns forget the ended sandboxes over `MOST_ENDED`, except where an instance may still appear.
+
+        A start that broke off may make its instance until `start_by`; it is deleted because its end is remembered.
+        """
         for sandbox in self.registry.surplus(MOST_ENDED):
             may_appear = sandbox.record.ready_at is None and self._parts.clock() < sandbox.record.start_by < math.inf
             if not may_appear and not sandbox.is_surplus:

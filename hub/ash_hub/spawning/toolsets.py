@@ -1,7 +1,7 @@
 """Tool lists of sandboxes: read once, cleaned, pinned, and shown under a session's name.
 
-What a server inside a sandbox says of itself is text from outside: it reaches a model's context, so it is bounded
-and cleaned here before anyone sees it, and never asked for again.
+A tool list is untrusted text that reaches a model's context. It is bounded and cleaned here before anyone sees it. The
+sandbox is asked for its list once, at its start, so what the hive lists of it does not change afterwards.
 """
 
 from __future__ import annotations
@@ -20,23 +20,26 @@ from ash_hub.spawning.schema_references import inline_references
 from ash_mcp.types import SessionName
 from ash_mcp.wire import ORIGINAL_NAME_META_KEY, RUNNER_TOOL_PREFIX
 
-__all__ = ["Listing", "PinnedTool", "Toolset", "digest_of", "pin"]
+__all__ = ["Listing", "PinnedTool", "Toolset", "clean_text", "digest_of", "mapping", "pin"]
 
 MAX_TOOLS: Final = 256
 MAX_DESCRIPTION_BYTES: Final = 4096
 MAX_KEY_BYTES: Final = 256
+"""Of a key of an object in a schema."""
 MAX_SCHEMA_BYTES: Final = 65_536
 MAX_SCHEMA_DEPTH: Final = 20
 MAX_LIST_CHARACTERS: Final = 1024 * 1024
-"""Of all texts of a list together, after each is cut to its own limit: as much as an event may have for a client."""
+"""Of all texts of a list together, after each is cut to its own limit. MCP clients refuse larger events."""
 MAX_LIST_BYTES: Final = MAX_DOCUMENT_BYTES - 1024
-"""Of its tools as they are kept, in one document with a little around them."""
+"""Of the tools of a list in the document that keeps the toolset; the rest of the document is less than 1 KiB."""
 MAX_LIST_VALUES: Final = 65_536
-"""Of JSON, in the schemas of a list."""
+"""JSON values in all schemas of a list together."""
 _INVISIBLE: Final = ("Cc", "Cf", "Cs", "Co", "Cn")
+"""Unicode categories of characters that are not shown."""
 _EMPTY_SCHEMA: Final[Mapping[str, Any]] = {"type": "object"}
 _HINTS: Final = ("readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint")
-_FOREIGN = re.compile(r"[^A-Za-z0-9_-]")
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]")
+"""Characters that model APIs do not take in the name of a tool."""
 _HASH_CHARS: Final = 8
 
 
@@ -67,7 +70,7 @@ class PinnedTool:
         return len(json.dumps(self.fields(), separators=(",", ":"), ensure_ascii=False).encode()) + 1
 
     def to_json(self, name: str | None = None) -> dict[str, Any]:
-        """Return the tool as MCP lists it, under `name` or its own."""
+        """Return the tool as MCP lists it, under `name` or its own name, which `_meta` has where `name` hides it."""
         shape: dict[str, Any] = {"name": name or self.name, "description": self.description}
         if self.title:
             shape["title"] = self.title
@@ -83,14 +86,14 @@ class PinnedTool:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A toolset as it appears under session names of one length."""
+    """A toolset with names that fit behind session names of one length."""
 
     tools: tuple[tuple[str, PinnedTool], ...]
     """Listed name without the session, and the tool."""
     renamed: Mapping[str, str]
     """Listed name -> own name, where they differ."""
     room: int
-    """Characters that a name behind `<session>_` may have here; a toolset's listings differ by nothing else."""
+    """How many characters a name behind `<session>_` may have. Listings of a toolset with equal room are equal."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -113,12 +116,12 @@ class Toolset:
 
 
 class _ListTooLarge(Exception):
-    """No more of a list may be looked at."""
+    """The `_Allowance` of a list is used up."""
 
 
 @dataclass(slots=True)
 class _Allowance:
-    """How much of a list may still be looked at. Lengths are taken from it, before anything is read."""
+    """How much of a list may still be processed. Lengths are taken from it before the texts are read."""
 
     characters: int = MAX_LIST_CHARACTERS
     values: int = MAX_LIST_VALUES
@@ -136,8 +139,8 @@ def pin(listed: Iterable[object], annotations: Mapping[str, Mapping[str, Any]]) 
     """Clean what a sandbox's server listed. Its work is bounded, however large the list.
 
     Args:
-        listed: The entries of its `tools/list`, unbelieved.
-        annotations: The recipe's own word by tool name. A hint that the recipe does not give is not taken from the
+        listed: The entries of its `tools/list`, untrusted.
+        annotations: The recipe's annotations, by tool name. A hint that the recipe does not give is not taken from the
             server when it would make a host less careful (`readOnlyHint` and `idempotentHint` become absent).
     """
     notes: list[str] = []
@@ -160,7 +163,7 @@ def pin(listed: Iterable[object], annotations: Mapping[str, Mapping[str, Any]]) 
 
 
 def digest_of(tools: Iterable[PinnedTool]) -> str:
-    """Return the hash of what tools show to a host."""
+    """Return the hash of tools as MCP lists them, under their own names."""
     body = json.dumps([tool.to_json() for tool in tools], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(body.encode()).hexdigest()
 
@@ -210,11 +213,11 @@ def clean_text(text: str, max_bytes: int) -> str:
     return raw[: max_bytes - 3].decode(errors="ignore") + "…"
 
 
-def _text(said: object, max_bytes: int, allowance: _Allowance) -> str | None:
-    if not isinstance(said, str):
+def _text(value: object, max_bytes: int, allowance: _Allowance) -> str | None:
+    if not isinstance(value, str):
         return None
-    allowance.take(characters=min(len(said), max_bytes))
-    return clean_text(said, max_bytes)
+    allowance.take(characters=min(len(value), max_bytes))
+    return clean_text(value, max_bytes)
 
 
 def _clean_schema(schema: object, allowance: _Allowance, *, inline: bool = False) -> Mapping[str, Any] | None:
@@ -233,7 +236,7 @@ def _clean_schema(schema: object, allowance: _Allowance, *, inline: bool = False
 
 
 def _is_schema_of_object(shape: Mapping[str, Any]) -> bool:
-    """Say whether every protocol version can list it: one tool that one cannot would take the whole list with it."""
+    """Return whether a schema is valid for a tool in every protocol version; one invalid tool fails a whole list."""
     required: Any = shape.get("required", [])
     return (
         shape.get("type") == "object"
@@ -248,7 +251,7 @@ def _measure(value: Any, depth: int, allowance: _Allowance) -> int:
     """Return about how many characters a schema has as JSON, from lengths alone.
 
     Raises:
-        ValueError: It cannot be shown: too large or too deep, no JSON, or with a reference that leads elsewhere.
+        ValueError: It cannot be shown: too large or too deep, no JSON, or with a `$ref` to outside the schema.
     """
     allowance.take(values=1)
     if depth < 0:
@@ -288,9 +291,9 @@ def _clean_json(value: Any) -> Any:
     return value
 
 
-def _annotate(said: object, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Join hints: the recipe's word first, then only those of the server's that make a host more careful."""
-    claimed = mapping(said)
+def _annotate(listed: object, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Join hints: the recipe's first, then only those of the server's that make a host more careful."""
+    claimed = mapping(listed)
     hints: dict[str, Any] = {}
     for hint in _HINTS:
         if isinstance(recipe.get(hint), bool):
@@ -301,9 +304,10 @@ def _annotate(said: object, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _fit(tools: Iterable[PinnedTool], room: int) -> Listing:
+    """Name the tools in at most `room` characters each; a name that had to change ends with a hash of the original."""
     fitted: dict[str, PinnedTool] = {}
     for tool in tools:
-        name = _FOREIGN.sub("_", tool.name)
+        name = _NOT_IN_NAMES.sub("_", tool.name)
         if len(name) > room or name in fitted or name != tool.name:
             digest = hashlib.sha256(tool.name.encode()).hexdigest()[:_HASH_CHARS]
             name = f"{name[: room - _HASH_CHARS - 1]}-{digest}"

@@ -1,4 +1,4 @@
-"""Running one command to its end, within bounds, at most once for a key."""
+"""The execution of one command to its end, with bounded output, and at most once for an idempotency key."""
 
 from __future__ import annotations
 
@@ -21,30 +21,32 @@ from ash_recipes.runner.output import Capture, Clipped, Spool, halves, json_size
 from ash_recipes.runner.problems import Problem
 from ash_recipes.runner.processes import Command, Process, Stream
 
-__all__ = ["Execution", "Keyed", "execute"]
+__all__ = ["Execution", "KeyedRuns", "execute"]
 
 ANSWER_BYTES = 900_000
-"""What both streams may take of an answer on the wire; clients refuse events over 1 MiB."""
+"""What both streams together may take of an answer on the wire; MCP clients refuse events over 1 MiB."""
 ABANDONED_SECONDS = 15.0
-"""How long a keyed command goes on with nobody waiting: its caller may come again with the same key."""
+"""How long a command with a key goes on without a waiting call: its caller may repeat the call with the same key."""
 KEPT_SECONDS = 600.0
-"""How long the result of a keyed command is kept after its end."""
+"""How long the result of a command with a key is kept after its end."""
 KEPT_BYTES = 64 * 1024 * 1024
-"""What those results may take; over it the oldest is let go before its time."""
+"""How much all kept results may take; over it the oldest is dropped before its time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """What a command did."""
+    """How a command ended, with its output cut to fit into an answer."""
 
     exit_code: int
     stdout: Clipped
     stderr: Clipped
     stdout_bytes: int
+    """How many bytes the command wrote, those left out included."""
     stderr_bytes: int
     duration_seconds: float
     timed_out: bool
     output_file: Path | None
+    """The file with both streams, up to `SPOOL_BYTES`, if they were cut and the disk had room."""
 
     @property
     def truncated(self) -> bool:
@@ -70,7 +72,7 @@ class Execution:
 
 
 class _Output:
-    """Both streams of one command as they come."""
+    """Collects both streams of one command: the ends of each for the answer, and the whole for a file."""
 
     def __init__(self, spool: Path, limit: int) -> None:
         self.limit = limit
@@ -83,7 +85,10 @@ class _Output:
         self.whole.append(data)
 
     def finish(self, budget: int, **facts: Any) -> Execution:
-        """Return the answer, cut until it fits in `budget` bytes on the wire; what is cut stands in a file."""
+        """Return the result, with the streams cut until they fit in `budget` bytes on the wire.
+
+        If anything is cut, the whole output is kept in a file.
+        """
         for limit in halves(self.limit):
             stdout, stderr = self.stdout.clip(limit), self.stderr.clip(limit)
             if _wire_size(stdout) + _wire_size(stderr) <= budget:
@@ -91,14 +96,14 @@ class _Output:
         else:
             raise AssertionError("the smallest answer is within every budget")
         cut = stdout.left_out + stderr.left_out > 0
-        kept = self.whole.keep() if cut else self.whole.path
+        output_file = self.whole.keep() if cut else None
         self.whole.close()
         return Execution(
             stdout=stdout,
             stderr=stderr,
             stdout_bytes=self.stdout.total,
             stderr_bytes=self.stderr.total,
-            output_file=kept if cut else None,
+            output_file=output_file,
             **facts,
         )
 
@@ -119,7 +124,14 @@ async def execute(
     budget: int = ANSWER_BYTES,
     pass_fds: Sequence[int] = (),
 ) -> Execution:
-    """Run a command to its end; on timeout or cancellation its whole session is ended at once.
+    """Run a command to its end.
+
+    At its timeout it is ended by `stop`: SIGTERM, then SIGKILL to its whole session. When this call is cancelled, the
+    whole session is killed at once.
+
+    Args:
+        output_limit: How many bytes of each stream are returned at most.
+        budget: How many bytes both streams together may take on the wire.
 
     Raises:
         Problem: `spawn_failed`.
@@ -147,27 +159,31 @@ async def _feed(process: Process, data: bytes) -> None:
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    asked: bytes
-    """A digest of what the key stands for; a command's stdin may be long."""
+    """One command with a key, running or ended."""
+
+    digest: bytes
+    """Of the arguments that the key stands for: a command's stdin may be long."""
     done: anyio.Event = field(default_factory=anyio.Event)
     result: dict[str, Any] | None = None
     problem: Exception | None = None
     ended_at: float = 0.0
     waiting: int = 0
-    arrived: anyio.Event = field(default_factory=anyio.Event)
+    """How many calls wait for it."""
+    call_came: anyio.Event = field(default_factory=anyio.Event)
+    """Set by the next call that waits for it; replaced when the last one has left."""
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
     @property
     def size(self) -> int:
-        """What keeping it takes in bytes, roughly."""
+        """How many bytes its result takes in memory, roughly."""
         return 1024 + sum(sys.getsizeof(value) for value in (self.result or {}).values())
 
 
-class Keyed:
-    """Results by key, so that a call whose answer was lost can be repeated and runs once.
+class KeyedRuns:
+    """Commands by idempotency key: a call whose answer was lost can be repeated, and its command runs once.
 
-    A run is kept while it lasts. Its result goes by its age, or before that by the bytes of all results; its key is
-    remembered for longer, so that a repeat that comes too late is refused and not run again.
+    The result of a command is kept for `KEPT_SECONDS`, or less where all results take too many bytes. Its key is
+    remembered for longer (`SpentKeys`), so that a repeat that comes too late is refused and not run again.
     """
 
     def __init__(
@@ -184,34 +200,39 @@ class Keyed:
         self._clock = clock
         self._runs: dict[str, _Run] = {}
         self._ended: dict[str, _Run] = {}
-        """Those of the runs that have ended, in the order in which they did."""
+        """The runs that have ended, in the order of their ends."""
         self._bytes = 0
+        """The `size` of the ended runs together."""
         self._spent = SpentKeys(clock)
 
     async def once(self, key: str, asked: object, work: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
         """Return what `work()` returns, or what it returned for the same key before.
 
-        Work goes on for a while when its caller has gone, and is then stopped.
+        Work that no call waits for any more is cancelled after `abandoned_seconds`.
+
+        Args:
+            asked: The arguments that the key stands for, compared by their `repr`.
 
         Raises:
-            Problem: The work's own, the key stands for another command, or `result_lost`.
+            Problem: The work's own. `bad_request`: the key stands for other arguments. `result_lost`: the result is
+                kept no longer. `abandoned`: the work was cancelled.
         """
-        self._let_go()
+        self._drop_old()
         run, digest = self._runs.get(key), hashlib.blake2b(repr(asked).encode("utf-8", "surrogatepass")).digest()
         if run is None:
             self._spent.refuse(key)
             run = self._runs[key] = _Run(digest)
             self._context.jobs.tasks.start_soon(self._work, key, run, work)
-        elif run.asked != digest:
+        elif run.digest != digest:
             raise Problem("bad_request", f"the key {key!r} was used for another command; take a new one")
         run.waiting += 1
-        run.arrived.set()
+        run.call_came.set()
         try:
             await run.done.wait()
         finally:
             run.waiting -= 1
             if run.waiting == 0 and not run.done.is_set():
-                run.arrived = anyio.Event()
+                run.call_came = anyio.Event()
                 self._context.jobs.tasks.start_soon(self._stop_abandoned, run)
         if run.problem is not None:
             raise run.problem
@@ -224,23 +245,23 @@ class Keyed:
                 run.result = await work()
             if run.result is None:
                 run.problem = Problem("abandoned", "the command was stopped: its caller had gone")
-        except Exception as exc:  # its callers' to hear, and no reason to end this runner
+        except Exception as exc:  # raised to its callers; it must not end the runner
             run.problem = exc
         finally:
             run.ended_at = self._clock()
             self._ended[key] = run
             self._bytes += run.size
             run.done.set()
-            self._let_go()
+            self._drop_old()
 
     async def _stop_abandoned(self, run: _Run) -> None:
         with anyio.move_on_after(self._abandoned_seconds):
-            await run.arrived.wait()
+            await run.call_came.wait()
             return
         if run.waiting == 0:
             run.scope.cancel()
 
-    def _let_go(self) -> None:
+    def _drop_old(self) -> None:
         old = self._clock() - KEPT_SECONDS
         while self._ended:
             key, run = next(iter(self._ended.items()))

@@ -1,4 +1,4 @@
-"""The jobs of a sandbox: commands that run beside the calls that started them, with a bounded log each."""
+"""The jobs of a sandbox: background commands that outlive the calls that started them, each with a bounded log."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from ash_recipes.runner.processes import READ_BYTES, Command, Process, Stream
 __all__ = ["Job", "JobPage", "Jobs", "signal_number"]
 
 TERM_SECONDS = 0.5
-"""How long a command that is to end may take to do so by itself."""
+"""How long after SIGTERM a command is sent SIGKILL."""
 LAST_SECONDS = 1.0
-"""How long a killed command may take to be gone when all of them end."""
+"""How long the end of the runner waits for killed commands to exit."""
 LOOK_SECONDS = 0.05
-"""How often a command that waits for its reader is looked at, since its end wakes nobody."""
+"""How often it is looked whether a command that waits for its reader has ended: its end sets no event."""
 MAX_RUNNING = 64
 KEPT_SECONDS = 600.0
-"""How long a job is kept after its end at least, within the bounds below."""
+"""How long every job is kept after its end, within the bounds below."""
 KEPT_LONGER = 64
-"""So many of the last that ended are kept for longer."""
+"""How many ended jobs are kept beyond that, the last to end."""
 MAX_KEPT = 1000
+"""How many ended jobs are kept at most; over it the oldest is dropped before its time."""
 MAX_KEPT_BYTES = 64 * 1024 * 1024
-"""Over these ended jobs are let go before their time, oldest first."""
+"""How much the logs of ended jobs may hold; over it the oldest job is dropped before its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +47,20 @@ class JobPage:
 
 @dataclass(slots=True, eq=False)
 class Job:
+    """A command that runs or has ended, with its log."""
+
     id: str
     command: Command
     process: Process
     started_at: float
+    """Seconds since the epoch."""
     log: Log = field(default_factory=Log)
     paced: bool = False
-    """Whether the command waits for its reader instead of its oldest output being let go."""
+    """Whether a full log stops the command until it is read, instead of dropping the oldest output."""
     read_to: int = 0
-    """What lies before this offset has reached a reader, who asked for what comes after."""
+    """The highest offset that a reader has asked for: it has everything before it."""
     key: str | None = None
+    """The idempotency key of its start."""
     exit_code: int | None = None
     """None while it runs."""
     ended_at: float = 0.0
@@ -63,6 +68,7 @@ class Job:
     timed_out: bool = False
     ended: anyio.Event = field(default_factory=anyio.Event)
     changed: anyio.Event = field(default_factory=anyio.Event)
+    """Set, and replaced by a new one, when the log grows, when it was read, and when the command has ended."""
 
     @property
     def running(self) -> bool:
@@ -77,12 +83,12 @@ class Job:
         changed.set()
 
     def signal(self, number: int) -> bool:
-        """Send a signal to the job's whole process group; False when it has ended.
+        """Send a signal to the job's whole process group; False when the command has ended.
 
-        SIGKILL reaches its whole session, also what made a process group of its own.
+        SIGKILL goes to the whole session, also to processes that made a process group of their own.
         """
         if not self.running or self.process.exited:
-            return False  # its number may already be another process's
+            return False  # its process id may already be another process's
         if number == signal.SIGKILL:
             self.process.kill()
             return True
@@ -95,7 +101,7 @@ class Job:
                 await self.changed.wait()
 
     async def read(self, offset: int, limit: int, wait_seconds: float) -> JobPage:
-        """Return what stands in the log from `offset` on, waiting for it if the job still runs."""
+        """Return at most `limit` bytes of the log from `offset` on, waiting for the first if the job still runs."""
         if offset > self.read_to:
             self.read_to = offset
             self.notify()
@@ -112,11 +118,13 @@ class Jobs:
         self._clock = clock
         self._jobs: dict[str, Job] = {}
         self._ended: dict[str, Job] = {}
-        """Those of the jobs that have ended, in the order in which they did."""
+        """The jobs that have ended, in the order of their ends."""
         self._by_key: dict[str, tuple[Any, Job]] = {}
+        """Jobs by idempotency key, each with the arguments that the key stands for."""
         self._spent = SpentKeys(clock)
         self._running: set[Process] = set()
-        self._fewer = anyio.Event()
+        """The processes to kill when all end, those that only `watched` knows included."""
+        self._process_ended = anyio.Event()
         self._ending = False
         self._count = 0
         self._max_running = max_running
@@ -131,14 +139,14 @@ class Jobs:
         self.end_all()
         with anyio.move_on_after(LAST_SECONDS, shield=True):
             while self._running:
-                await self._fewer.wait()
+                await self._process_ended.wait()
         self.tasks.cancel_scope.cancel()
         await self.tasks.__aexit__(*error)
         self._tasks = None
 
     @property
     def tasks(self) -> TaskGroup:
-        """Where work goes on that outlives the call which began it."""
+        """The task group for work that outlives the call which began it."""
         if self._tasks is None:
             raise RuntimeError("the jobs have not been entered")
         return self._tasks
@@ -159,17 +167,18 @@ class Jobs:
         """Start a job, or return the one that the same key has started.
 
         Args:
-            paced: Whether the command waits for whoever reads its output, so that none is let go.
+            paced: Whether a full log stops the command until it is read, so that no output is lost.
+            key: Idempotency key. It stands for the command, its directory, `stdin` and the timeout.
             shown: What stands for the command in lists; None for the command itself.
 
         Raises:
-            Problem: It could not be started, too many run, the key stands for another command, or `result_lost`:
-                the job of this key is kept no longer.
+            Problem: `spawn_failed`: the command could not be started, or too many run. `bad_request`: the key stands
+                for another command. `result_lost`: the job of this key is kept no longer.
         """
-        asked = (command if isinstance(command, str) else tuple(command), str(cwd), stdin, timeout_seconds)
+        key_stands_for = (command if isinstance(command, str) else tuple(command), str(cwd), stdin, timeout_seconds)
         if key is not None and key in self._by_key:
             known, job = self._by_key[key]
-            if known != asked:
+            if known != key_stands_for:
                 raise Problem("bad_request", f"the key {key!r} was used for another command; take a new one")
             return job
         if key is not None:
@@ -177,21 +186,21 @@ class Jobs:
         if sum(job.running for job in self._jobs.values()) >= self._max_running:
             raise Problem("spawn_failed", f"{self._max_running} jobs run already; stop one of them first")
 
-        def written(stream: Stream, data: bytes) -> None:
+        def on_data(stream: Stream, data: bytes) -> None:
             job.append_output(stream, data)  # nothing is read before the tasks below run
 
         async def has_room() -> None:
             await job.wait_for_room()
 
         process = Process(
-            command, cwd=cwd, env=env, stdin=stdin, on_data=written, has_room=has_room, pass_fds=pass_fds
+            command, cwd=cwd, env=env, stdin=stdin, on_data=on_data, has_room=has_room, pass_fds=pass_fds
         )
         self._count += 1
         job = Job(f"job-{self._count}", shown or command, process, started_at=time.time(), paced=paced, key=key)
         self._jobs[job.id] = job
         if key is not None:
-            self._by_key[key] = (asked, job)
-        self._adopt(process)  # now, not when its task first runs: all may end before
+            self._by_key[key] = (key_stands_for, job)
+        self._adopt(process)  # at once: `end_all` may come before the task first runs
         self.tasks.start_soon(self._watch, job, timeout_seconds)
         return job
 
@@ -210,7 +219,10 @@ class Jobs:
 
     @contextlib.asynccontextmanager
     async def watched(self, process: Process) -> AsyncGenerator[None]:
-        """Read the process's output while its owner waits for it; it ends with this runner at the latest."""
+        """Read a process's output while the context is entered; kill the process if it still runs at the exit.
+
+        `end_all` kills it, too.
+        """
         self._adopt(process)
         self.tasks.start_soon(process.read, "stdout")
         self.tasks.start_soon(process.read, "stderr")
@@ -235,8 +247,8 @@ class Jobs:
     def _forget(self, process: Process) -> None:
         process.forget()
         self._running.discard(process)
-        fewer, self._fewer = self._fewer, anyio.Event()
-        fewer.set()
+        ended, self._process_ended = self._process_ended, anyio.Event()
+        ended.set()
 
     def get(self, job_id: str) -> Job:
         """Return a job.
@@ -250,10 +262,11 @@ class Jobs:
         return job
 
     def list(self) -> list[Job]:
+        """Return the jobs that run and the ended ones that are kept, in the order of their starts."""
         return list(self._jobs.values())
 
     def end_all(self) -> None:
-        """Kill every command that runs here, at once, and every one that is started from now on."""
+        """Kill every command that runs, now, and every one that is started from now on."""
         self._ending = True
         for process in list(self._running):
             process.kill()
@@ -273,12 +286,12 @@ class Jobs:
 
 
 async def stop(process: Process) -> int:
-    """End a command and everything in its session, first politely, and return its exit code."""
+    """End a command by SIGTERM, then its whole session by SIGKILL, and return the exit code."""
     process.signal(signal.SIGTERM)
     code: int | None = None
     with anyio.move_on_after(TERM_SECONDS):
         code = await process.wait()
-    # Also after a polite end: what it started may still be there.
+    # also where SIGTERM was enough: processes that the command started may still run
     process.kill()
     return await process.wait() if code is None else code
 

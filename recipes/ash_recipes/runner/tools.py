@@ -16,7 +16,7 @@ import anyio.to_thread
 from ash_recipes.runner import arguments as args
 from ash_recipes.runner.context import Context, check_variables
 from ash_recipes.runner.drafts import Drafts
-from ash_recipes.runner.execution import Keyed, execute
+from ash_recipes.runner.execution import KeyedRuns, execute
 from ash_recipes.runner.files import Files
 from ash_recipes.runner.jobs import Job, signal_number
 from ash_recipes.runner.problems import Problem
@@ -40,7 +40,7 @@ class RunnerTools:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._files = Files(context.workspace, kept=(context.workspace, context.home))
-        self._keyed = Keyed(context)
+        self._keyed = KeyedRuns(context)
         self._drafts = Drafts(self._files)
         self._sweeping = False
         self._handlers: Mapping[str, Handler] = {

@@ -359,7 +359,7 @@ class Intake(HttpToolsProtocol):
         if self._received_all and self._phase in (Phase.RELAYING, Phase.PASSING, Phase.ASGI):
             self._stop_pipelining()  # garbage behind a whole request
             return
-        if self._answer_begun():
+        if self._stop_answering():
             self.transport.close()
             return
         if self._admitting is not None:
@@ -367,8 +367,8 @@ class Intake(HttpToolsProtocol):
         self._refuse(ConfigError(f"the request is not HTTP as it should be: {error}"), 400)
 
     @abstractmethod
-    def _answer_begun(self) -> bool:
-        """Stop answering the current request, and return whether its answer had begun."""
+    def _stop_answering(self) -> bool:
+        """Stop answering the current request; return whether its answer had begun, so that no other can be sent."""
 
     def _stop_pipelining(self) -> None:
         self._pipelined = True
@@ -431,7 +431,7 @@ class Intake(HttpToolsProtocol):
             self.transport.close()  # it never asked for anything
         elif self._phase is Phase.ASGI and self.flow.read_paused:
             self._arm(self.relay.limits.body_timeout_seconds)  # the app is the slow one
-        elif self._answer_begun():
+        elif self._stop_answering():
             self.transport.close()
         else:
             self._refuse(AshTimeout("the request did not arrive in time; send it again", retryable=True), 408)

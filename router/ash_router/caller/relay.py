@@ -54,10 +54,11 @@ class Relay(DataPlane):
         """Return the class to give to `uvicorn.Config(http=...)`, with `admission` before everything.
 
         Args:
-            forwards: Whether to forward requests of other replicas' sessions; false on the listener that takes those.
+            forwards: Whether to forward requests of sessions that live on other replicas; false on the internal
+                listener, which takes what they forward.
         """
-        kept = {"relay": self, "admission": admission, "forwarder": self.forwarder if forwards else None}
-        return type("RelayProtocol", (self.protocol_class,), kept)
+        attributes = {"relay": self, "admission": admission, "forwarder": self.forwarder if forwards else None}
+        return type("RelayProtocol", (self.protocol_class,), attributes)
 
 
 @dataclass(slots=True)
@@ -82,7 +83,7 @@ class RelayProtocol(Intake):
     _passage: Passage | None = None
     """The same as `_exchange`, while the request's body is still arriving."""
     _passed_bytes = 0
-    """How many bytes of that body have arrived."""
+    """How many bytes of its passage's body have arrived."""
     _looked_up_for: object = None
     """The ASGI scope of the last request whose sandbox was looked up in the store: at most one look-up each."""
     _body_counted_for: str | None = None
@@ -90,8 +91,8 @@ class RelayProtocol(Intake):
     _body_counted_bytes = 0
     _repeatable: _RepeatableRequest | None = None
     """Set if the last request went to a sandbox and arrived in one read."""
-    _forwarded: tuple[RequestHead, bytes] | None = None
-    """Cached `x-forwarded-…` lines, and the head that they were made from."""
+    _forwarded_cache: tuple[RequestHead, bytes] | None = None
+    """The head of the last direct request, and the `x-forwarded-…` lines that were made from it."""
 
     # What asyncio calls.
 
@@ -219,7 +220,7 @@ class RelayProtocol(Intake):
             if not (isinstance(direct.error, SandboxNotFound) and self._look_up(self._readmit)):
                 self._refuse(direct.error, direct.status, direct.headers)
             return
-        if self.forwarder is not None and self._is_forwarded(self.forwarder):
+        if self.forwarder is not None and self._try_forward(self.forwarder):
             return
         self._enter(verdict)
 
@@ -246,26 +247,27 @@ class RelayProtocol(Intake):
     async def _decide_after_lookup(self, then: Callable[[], None]) -> None:
         error = await self.relay.look_up()
         if self._phase is not Phase.ADMITTING or self.transport.is_closing():
-            return  # it failed meanwhile, or its caller left
+            return  # the request was refused meanwhile, or its caller left
         self._admitting = None
         self.flow.resume_reading()
         direct = self.relay.direct_request(self._verdict, self.scope["method"], self._head)
         if error is not None and isinstance(direct, Refusal):
             self._refuse(error, 503 if isinstance(error, ConnectFailed) else None)
         else:
-            then()  # not a direct request: the hive's own endpoint gives the error
+            then()  # a call to a sandbox that is still unknown goes to the ASGI app, which explains it
         self._after_read()
 
     def _readmit(self) -> None:
         self._admitted(self._verdict)
 
-    def _is_forwarded(self, forwarder: Forwarder) -> bool:
+    def _try_forward(self, forwarder: Forwarder) -> bool:
+        """Forward the request, or take up its session, if that lives on another replica; False if it does not."""
         forward = forwarder.forward_of(self._verdict, self.scope["method"], self._head.fields)
         if forward is None:
             return False
         session_id = forward.session_id
         if self.relay.has_session(self._verdict, session_id):
-            return False  # it was taken up here
+            return False  # the session was taken up here
         if forwarder.is_reached(forward.replica):
             self._forward(forwarder, forward)
         else:
@@ -277,26 +279,26 @@ class RelayProtocol(Intake):
         self._pass(Forwarding(self, forward, self._head, forwarder, services, paused=paused))
 
     async def _take_up_or_forward(self, forwarder: Forwarder, forward: Forward, session_id: str) -> None:
-        """Take up the session of a replica that is gone, or forward to one that was only not known here."""
+        """Take up the session if its replica is gone; otherwise, or if that fails, forward the request to it."""
         is_taken_up = await forwarder.is_gone(forward.replica) and await self.relay.take_up(self._verdict, session_id)
         if self._phase is not Phase.ADMITTING or self.transport.is_closing():
-            return  # it failed meanwhile, or its caller left
+            return  # the request was refused meanwhile, or its caller left
         self._admitting = None
         self.flow.resume_reading()
         if is_taken_up:
             self._enter(self._verdict)
         else:
-            self._forward(forwarder, forward)  # which says that there is no such session
+            self._forward(forwarder, forward)  # to a replica that is gone: it answers that there is no such session
         self._after_read()
 
     # Passing a request to a sandbox's own endpoint, or to another replica.
 
     def _passage_to(self, direct: DirectRequest) -> Passage:
-        if self._forwarded is None or self._forwarded[0] is not self._head:
+        if self._forwarded_cache is None or self._forwarded_cache[0] is not self._head:
             client = self.client[0] if self.client is not None else ""
-            self._forwarded = self._head, framing.forwarded(self._head.headers, client, self.scheme or "http")
+            self._forwarded_cache = self._head, framing.forwarded(self._head.headers, client, self.scheme or "http")
         services, paused = self.relay.services, self.flow.write_paused
-        return Passage(self, direct, self._head, self._forwarded[1], services, paused=paused)
+        return Passage(self, direct, self._head, self._forwarded_cache[1], services, paused=paused)
 
     def _pass(self, passage: Passage) -> None:
         announced = self._head.fields.get(b"content-length")
@@ -311,7 +313,7 @@ class RelayProtocol(Intake):
         body, self._body = bytes(self._body), bytearray()
         if body:
             self.on_body(body)
-        if self._received_all:  # the body was whole before a slow verdict came
+        if self._received_all:  # the whole body arrived while the verdict was awaited
             passage.body_ended()
 
     def pause_reading(self) -> None:
@@ -330,7 +332,7 @@ class RelayProtocol(Intake):
         else:
             self._refuse(self.relay.limits.direct_body_exceeded(), 413)
 
-    def _answer_begun(self) -> bool:
+    def _stop_answering(self) -> bool:
         if self._phase is Phase.PASSING:
             return self._stop_passage()
         if self._phase is not Phase.ASGI:
@@ -340,6 +342,7 @@ class RelayProtocol(Intake):
         return self.cycle.response_started
 
     def _stop_passage(self) -> bool:
+        """Drop the passage as if its caller had left; return whether its answer had begun."""
         passage, self._passage, self._exchange = self._passage, None, None
         if passage is not None:
             passage.caller_left()
@@ -449,6 +452,7 @@ class RelayProtocol(Intake):
         self.relay.services.turns.take(self._verdict.principal.subject, self, work)
 
     def begin(self) -> None:
+        """Start the ASGI app; called by `Turns` in the principal's turn."""
         busiest, limit = max(len(self.connections), len(self.tasks)), self.limit_concurrency
         self._start_asgi_task(self.cycle, self.app if limit is None or busiest < limit else service_unavailable)
 
@@ -457,6 +461,7 @@ class RelayProtocol(Intake):
         return self._keep_alive and (self._received_all or self._phase is not Phase.PASSING)
 
     def finished(self) -> None:
+        """The answer is complete: await the next request, or drain the rest of this one, or close."""
         self._exchange = self._passage = None
         if self._phase is Phase.PASSING and not self._received_all:
             self._drain()

@@ -1,10 +1,11 @@
-"""One request to a sandbox's own endpoint, and its answer: both are streamed, and neither is held whole.
+"""One request that is passed to a sandbox's own endpoint, and its answer: both are streamed, neither is held whole.
 
     queued ──▶ reaching ──▶ passing ──▶ done
        └───────────┴───────────┴──▶ done, by `fail` or `caller_left`
 
 The request's body goes on as it comes, and its caller is read no faster than the sandbox reads. Nothing is ever sent
-twice. A failure before the answer has begun is a JSON body with a status of its own.
+twice. A failure before the answer has begun is a JSON body with a status of its own; a later one ends the answer as
+`sandbox_exchange.py` says.
 """
 
 from __future__ import annotations
@@ -33,15 +34,16 @@ from ash_router.upstream.connection import Connection
 
 __all__ = ["Passage", "Sender"]
 
-_OF_RESUMPTION: Final = framing.TO_ENDPOINT - {
+_TO_RESUMED: Final = framing.TO_ENDPOINT - {
     b"last-event-id",
     b"mcp-method",
     b"mcp-name",
     b"mcp-protocol-version",
     b"mcp-session-id",
 }
+"""The caller's headers that a resumption passes: those of its session with the hive give way to the sandbox's."""
 _MAX_KEPT_BYTES: Final = 64 * 1024
-"""Of a request's body that are kept, to read the call's id from if it fails in the middle of its answer."""
+"""The longest request body that is kept, so that a call which fails in its answer can be answered under its id."""
 
 
 class Sender(Caller, Protocol):
@@ -59,10 +61,10 @@ class Sender(Caller, Protocol):
 class Passage(SandboxExchange):
     """A request to a sandbox's own endpoint, whose body may still be arriving.
 
-    `forwarding.py` derives one that goes to another replica.
+    `forwarding.py` derives one that goes to another replica, `seed_passage.py` one to a sandbox of the seed.
 
     Args:
-        head: The caller's own.
+        head: The head of the caller's request.
         forwarded_lines: The `x-forwarded-…` header lines.
         paused: Whether the caller already has more unread bytes than the high-water mark.
     """
@@ -71,11 +73,14 @@ class Passage(SandboxExchange):
     _pending = b""
     """The part of the request's body that is not sent on yet."""
     _kept: bytes | None = b""
-    _ended = False
-    _asked = False
-    """Whether it was queued in `Turns`."""
-    _holding = False
+    """The request's body so far; None where it is longer than `_max_kept_bytes`."""
+    _body_complete = False
+    _asked_for_turn = False
+    """Whether it was given to `Turns`."""
+    _caller_paused = False
+    """Whether reading the caller is paused."""
     _chunked = False
+    """Whether the request is sent with chunked framing."""
 
     def __init__(
         self,
@@ -105,13 +110,13 @@ class Passage(SandboxExchange):
             self._moved_at = self._loop.time()
             self._services.sweeper.watch(self)
         else:
-            self._pending = b""
+            self._pending = b""  # refused: nothing is sent, and its turn answers
 
     def start_whole(self, body: bytes) -> None:
         """`start` and send a request whose body is complete."""
         self._pending = body
         self._kept = body if len(body) <= self._max_kept_bytes else None
-        self._ended = True
+        self._body_complete = True
         self.start()
         self.flush()
 
@@ -136,27 +141,28 @@ class Passage(SandboxExchange):
             self._kept = self._kept + data if len(self._kept) + len(data) <= self._max_kept_bytes else None
 
     def body_ended(self) -> None:
-        self._ended = True
+        """Note that the request's body is complete; `flush` sends the rest of it."""
+        self._body_complete = True
 
     def flush(self) -> None:
-        """Send on the part of the body that has arrived."""
+        """Send on the part of the body that has arrived; before its turn, ask for the turn."""
         if self._done:
             return
         self._moved_at = self._loop.time()
         if self._connection is not None:
             self._send_more(self._connection)
-        elif not self._asked:
-            self._asked = True
+        elif not self._asked_for_turn:
+            self._asked_for_turn = True
             self._take_turn()
         if self._connection is None and len(self._pending) > self._services.limits.high_water_bytes:
-            self._hold(True)
+            self._pause_caller(True)
 
     def _reach(self) -> None:
         connection = self._services.upstreams.idle(self._endpoint)
         if connection is None:
             self._run(self._connect)
             return
-        self._hold(False)
+        self._pause_caller(False)
         self._send(connection)
 
     async def _connect(self) -> None:
@@ -166,19 +172,22 @@ class Passage(SandboxExchange):
             timed_out = isinstance(error.__cause__, TimeoutError)
             await self._fail_explained(error, 504 if timed_out else None)
             return
-        self._hold(False)
+        self._pause_caller(False)
         self._send(connection)
 
     def _send(self, connection: Connection) -> None:
         self._connection = connection
         body, self._pending = self._pending, b""
-        length = len(body) if self._ended else framing.content_length(self._head.headers)
+        length = len(body) if self._body_complete else framing.content_length(self._head.headers)
         self._chunked = length is None
-        lines = (self._asked_lines(), self._credentials(), self._forwarded_lines)
+        lines = (self._caller_lines(), self._credentials(), self._forwarded_lines)
         host = connection.endpoint.authority
         head = framing.request_head(self._direct.method.encode(), host, length, *lines, target=self._target())
         connection.send(
-            head + self._framed(body), self, more=not self._ended, on_pressure=None if self._ended else self._hold
+            head + self._framed(body),
+            self,
+            more=not self._body_complete,
+            on_pressure=None if self._body_complete else self._pause_caller,
         )
         if self._paused:
             connection.pause()
@@ -191,34 +200,34 @@ class Passage(SandboxExchange):
         """Return the header lines that prove to the receiver that the hive sends the request."""
         return self._token_line()
 
-    def _asked_lines(self) -> bytes:
+    def _caller_lines(self) -> bytes:
         """Return the caller's header lines that are passed on."""
         resumed = self._direct.resumed
         if resumed is None:
             return self._head.lines(framing.TO_ENDPOINT)
         last = framing.lines_of([(b"last-event-id", resumed.last_event_id)])
-        return self._head.lines(_OF_RESUMPTION) + resumed.upstream.lines() + last
+        return self._head.lines(_TO_RESUMED) + resumed.upstream.lines() + last
 
     def _send_more(self, connection: Connection) -> None:
-        if not self._pending and not (self._ended and self._chunked):
+        if not self._pending and not (self._body_complete and self._chunked):
             return
         body, self._pending = self._pending, b""
         data = self._framed(body)
         if data:
-            connection.send_more(data, more=not self._ended)
+            connection.send_more(data, more=not self._body_complete)
 
     def _framed(self, body: bytes) -> bytes:
         if not self._chunked:
             return body
         framed = framing.chunk(body) if body else b""
-        return framed + framing.LAST_CHUNK if self._ended else framed
+        return framed + framing.LAST_CHUNK if self._body_complete else framed
 
-    def _hold(self, holding: bool) -> None:
-        """Stop reading the caller while the sandbox is slow."""
-        if holding != self._holding and not self._done:
-            self._holding = holding
+    def _pause_caller(self, paused: bool) -> None:
+        """Stop reading the caller's request, because the sandbox is slow or not reached yet; or read on."""
+        if paused != self._caller_paused and not self._done:
+            self._caller_paused = paused
             self._moved_at = self._loop.time()
-            if holding:
+            if paused:
                 self._sender.pause_reading()
             else:
                 self._sender.resume_reading()
@@ -238,8 +247,8 @@ class Passage(SandboxExchange):
         return self._failure(error)
 
     def _failure(self, error: AshError) -> bytes | None:
-        """Return `error` as the answer to the call that the caller made; None where its id is not known."""
-        message = bodies.read_message(self._kept) if self._kept and self._ended else None
+        """Return `error` as the JSON-RPC answer to the caller's request; None where its id is not known."""
+        message = bodies.read_message(self._kept) if self._kept and self._body_complete else None
         request_id: Any = message.fields.get("id") if message is not None else None
         if message is None or not isinstance(request_id, str | int) or isinstance(request_id, bool):
             return None
@@ -250,10 +259,10 @@ class Passage(SandboxExchange):
         return orjson.dumps({"jsonrpc": "2.0", "id": request_id, "error": said}, default=str)
 
     def check_timeout(self, now: float) -> None:
-        """Fail if the caller (while it sends) or the sandbox (after that) has been silent for too long."""
+        """Fail if the sandbox was silent for too long, or, while the request is being read, the caller."""
         limits = self._services.limits
-        on_sandbox = self._ended or self._holding
-        bound = self._patience() if on_sandbox else limits.body_timeout_seconds
+        on_sandbox = self._body_complete or self._caller_paused
+        bound = self._silence_seconds() if on_sandbox else limits.body_timeout_seconds
         if self._moved_at + bound > now:
             return
         if on_sandbox:
@@ -261,13 +270,13 @@ class Passage(SandboxExchange):
         else:
             self._sender.request_stalled()
 
-    def _patience(self) -> float:
+    def _silence_seconds(self) -> float:
         """Return how long the sandbox may be silent, in seconds."""
         return self._services.limits.idle_stream_seconds or math.inf
 
     def _end(self) -> None:
-        if self._holding:
-            self._hold(False)
+        if self._caller_paused:
+            self._pause_caller(False)
         super()._end()
         if self._direct.is_stream:
             self._services.streams.end(self._principal.subject, self)

@@ -202,7 +202,7 @@ class Forwarding(Passage):
         except (ConnectFailed, TimeoutError) as error:
             self._fail_unreached(isinstance(error.__cause__, ConnectionRefusedError))
             return
-        self._hold(False)
+        self._pause_caller(False)
         self._send(connection)
 
     def _fail_unreached(self, is_dead: bool) -> None:

@@ -54,14 +54,14 @@ class SeedPassage(Passage):
     def _target(self) -> bytes:
         return target_of(self._head.target)
 
-    def _asked_lines(self) -> bytes:
+    def _caller_lines(self) -> bytes:
         return framing.passed_lines(self._head.headers, but=_FORWARDED)
 
     def _credentials(self) -> bytes:
         return _MARK
 
-    def _patience(self) -> float:
-        return super()._patience() if self.begun else self._answer_seconds
+    def _silence_seconds(self) -> float:
+        return super()._silence_seconds() if self.begun else self._answer_seconds
 
     async def _fail_explained(self, error: AshError, status: int | None = None) -> None:
         self.fail(error, status)

@@ -5,7 +5,8 @@ the request. A request in a session passes only if its principal owns the sessio
 relay read as `initialize` passes.
 
 Session ids are translated here: callers know signed ones (`session_ids.py`), the SDK its own. A session of a replica
-that is gone is taken up here, by an `initialize` of ours with the params that its id carries.
+that is gone is taken up: opened again in this replica's SDK, under the id that the caller knows, by an `initialize`
+with the params that the id carries.
 """
 
 from __future__ import annotations
@@ -35,16 +36,17 @@ MAX_SESSIONS: Final = 10_000
 MAX_OWNED: Final = 5_000
 """Of one principal."""
 NO_SESSION: Final = b'{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"Session not found"}}'
-"""As the MCP SDK says it."""
+"""The body of a 404 for an unknown session, as the MCP SDK writes it."""
 
-_NONE_NAMED: Final = (
+_MISSING_SESSION: Final = (
     b'{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"Missing session ID: begin with initialize, '
     b'or name a stateless revision in MCP-Protocol-Version"}}'
 )
 _METHODS: Final = frozenset({"GET", "POST", "DELETE"})
 _RETRY_SECONDS: Final = 1.0
-_NEGOTIATED: Final = re.compile(rb'"protocolVersion"\s*:\s*"(\d{4}-\d\d-\d\d)"')
+_NEGOTIATED_VERSION: Final = re.compile(rb'"protocolVersion"\s*:\s*"(\d{4}-\d\d-\d\d)"')
 _MAX_SEEN_BYTES: Final = 64 * 1024
+"""How much of the answer to `initialize` is searched for the version."""
 _SESSION_HEADER: Final = b"mcp-session-id"
 
 ASGIMessage = MutableMapping[str, Any]
@@ -58,10 +60,11 @@ class SessionGate:
     """The middleware.
 
     Args:
-        end: Ends a session of the SDK's, by its id there.
-        ids: Reads what the ids of other replicas' sessions carry; None takes none up.
-        max_sessions: Of all principals. Beyond it the principal with most loses its least recently used session, if
-            the one who opens has fewer.
+        app: The ASGI app of the MCP SDK.
+        end: Ends a session in the SDK, by the SDK's id.
+        ids: Checks and reads the ids of other replicas' sessions; with None no session is taken up.
+        max_sessions: Of all principals. At the limit, the principal with most loses its least recently used session
+            to one that has fewer, also with one more; any other is refused.
         max_owned: Of one principal; more are refused.
     """
 
@@ -101,20 +104,23 @@ class SessionGate:
             else:
                 await self._continue(session, scope, receive, send)
         elif era is Era.HANDSHAKE and INITIALIZE_KEY not in scope:
-            await _answer(send, 400 if scope["method"] in _METHODS else 405, _NONE_NAMED)
-        else:
+            await _answer(send, 400 if scope["method"] in _METHODS else 405, _MISSING_SESSION)
+        else:  # an `initialize`, or a protocol version that the SDK refuses
             await self._open(admitted, scope, receive, send)
 
     async def _continue(self, session: LegacySession, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        """Give the SDK a request in a session, under the SDK's id; a DELETE that succeeds also removes it here."""
         sdk_id = session.sdk_id
         self._sessions.mark_used(session)
-        send = _naming(session.id.encode("latin-1"), send)
+        send = _translating(session.id.encode("latin-1"), send)
         if scope["method"] == "DELETE":
-            send = _closing(self._sessions, sdk_id, send)
+            send = _removing(self._sessions, sdk_id, send)
         await self._app(_in_session(scope, sdk_id.encode("latin-1")), receive, send)
 
     async def take_up(self, admitted: Admitted, session_id: str) -> bool:
-        """Open a session anew that a replica had which is gone; requests of it at the same time share that.
+        """Open a session of a replica that is gone, here and under the same id.
+
+        Requests of that session which come at the same time wait for the same opening.
 
         What is lost is in the README of the router.
 
@@ -141,6 +147,7 @@ class SessionGate:
     async def _open(
         self, admitted: Admitted, scope: ASGIScope, receive: Receive, send: Send, session_id: str | None = None
     ) -> None:
+        """Give the SDK a request that may open a session, and own what it opens; `session_id` is for one taken up."""
         owner = admitted.principal.subject
         room = self._room_for(admitted.principal)
         if isinstance(room, CapacityExceeded):
@@ -157,12 +164,12 @@ class SessionGate:
         finally:
             opening.settle()
             if opening.session is not None and not opening.is_open:
-                # the caller never learned of it, or initialize failed
+                # the answer never reached the caller, or initialize failed
                 await self._end(opening.session.sdk_id)
                 self._sessions.remove(opening.session.sdk_id)
 
     def _room_for(self, principal: Principal) -> CapacityExceeded | str | None:
-        """Return the session that must end to make room, None if there is room, or the refusal of one more."""
+        """Return None if there is room for one more session, the SDK's id of one that must end first, or a refusal."""
         owner = principal.subject
         held = self._sessions.count(owner) + self._opening.get(owner, 0)
         limit = effective_limit(self._max_owned, principal.limits.sessions)
@@ -179,7 +186,8 @@ class SessionGate:
     def add(self, sdk_id: str, admitted: Admitted, params: Any, session_id: str | None) -> LegacySession:
         return self._sessions.add(sdk_id, admitted, params, session_id)
 
-    def settled(self, owner: str) -> None:
+    def release_place(self, owner: str) -> None:
+        """Count one request less that may open a session."""
         self._opening[owner] -= 1
         if not self._opening[owner]:
             del self._opening[owner]
@@ -201,10 +209,10 @@ class _Opening:
         """Whether the answer to `initialize` was passed on to the caller."""
 
     def settle(self) -> None:
-        """Release the place that was reserved for the session; idempotent."""
+        """Release the place that was reserved while it was unknown whether a session opens; idempotent."""
         if not self._settled:
             self._settled = True
-            self._gate.settled(self._admitted.principal.subject)
+            self._gate.release_place(self._admitted.principal.subject)
 
     async def send(self, message: ASGIMessage) -> None:
         if message["type"] == "http.response.start":
@@ -216,13 +224,15 @@ class _Opening:
             self.settle()
         elif self.session is not None and not self.is_open:
             self._seen = (self._seen + message.get("body", b""))[:_MAX_SEEN_BYTES]
-            found = _NEGOTIATED.search(self._seen)
+            found = _NEGOTIATED_VERSION.search(self._seen)
             if found is not None:
                 self.session.version, self.is_open = found[1].decode(), True
         await self._send(message)
 
 
-def _closing(sessions: LegacySessions, sdk_id: str, send: Send) -> Send:
+def _removing(sessions: LegacySessions, sdk_id: str, send: Send) -> Send:
+    """Return a `send` that removes the session when the SDK has ended it."""
+
     async def watch(message: ASGIMessage) -> None:
         if message["type"] == "http.response.start" and message["status"] < 300:
             sessions.remove(sdk_id)
@@ -231,7 +241,9 @@ def _closing(sessions: LegacySessions, sdk_id: str, send: Send) -> Send:
     return watch
 
 
-def _naming(session_id: bytes, send: Send) -> Send:
+def _translating(session_id: bytes, send: Send) -> Send:
+    """Return a `send` that puts the caller's session id in place of the SDK's."""
+
     async def name(message: ASGIMessage) -> None:
         await send(_with_session(message, session_id) if message["type"] == "http.response.start" else message)
 
@@ -239,7 +251,7 @@ def _naming(session_id: bytes, send: Send) -> Send:
 
 
 def _with_session(message: ASGIMessage, session_id: bytes) -> ASGIMessage:
-    """Return the start of an answer whose session, if it names one, is `session_id`."""
+    """Return the start of an answer with its session header, if it has one, set to `session_id`."""
     headers = [
         (key, session_id if key.lower() == _SESSION_HEADER else value) for key, value in message.get("headers", ())
     ]
