@@ -21,7 +21,7 @@ from ash_mcp.errors import (
     StreamBroken,
 )
 from ash_mcp.types import SandboxId
-from ash_mcp.wire import MCP_PATH, MODERN_VERSION, failure_to_json
+from ash_mcp.wire import MODERN_VERSION, failure_to_json
 from ash_router.calls.direct import DirectRequest
 from ash_router.calls.sandbox_exchange import SandboxExchange, Services
 from ash_router.calls.sandbox_response import Reply
@@ -33,13 +33,6 @@ from ash_router.upstream.connection import Connection
 
 __all__ = ["Passage", "Sender"]
 
-_OF_RESUMPTION: Final = framing.TO_ENDPOINT - {
-    b"last-event-id",
-    b"mcp-method",
-    b"mcp-name",
-    b"mcp-protocol-version",
-    b"mcp-session-id",
-}
 _MAX_KEPT_BYTES: Final = 64 * 1024
 """Of a request's body that are kept, to read the call's id from if it fails in the middle of its answer."""
 
@@ -176,16 +169,14 @@ class Passage(SandboxExchange):
         self._chunked = length is None
         lines = (self._asked_lines(), self._credentials(), self._forwarded_lines)
         host = connection.endpoint.authority
-        head = framing.request_head(self._direct.method.encode(), host, length, *lines, target=self._target())
+        direct = self._direct
+        target = direct.door.target + direct.rest
+        head = framing.request_head(direct.method.encode(), host, length, *lines, target=target)
         connection.send(
             head + self._framed(body), self, more=not self._ended, on_pressure=None if self._ended else self._hold
         )
         if self._paused:
             connection.pause()
-
-    def _target(self) -> bytes:
-        """Return the path, and query, that the receiver is asked for."""
-        return MCP_PATH.encode()
 
     def _credentials(self) -> bytes:
         """Return the header lines that prove to the receiver that the hive sends the request."""
@@ -193,11 +184,11 @@ class Passage(SandboxExchange):
 
     def _asked_lines(self) -> bytes:
         """Return the caller's header lines that are passed on."""
-        resumed = self._direct.resumed
+        passed, resumed = self._direct.door.headers.request_lines(self._head), self._direct.resumed
         if resumed is None:
-            return self._head.lines(framing.TO_ENDPOINT)
+            return passed
         last = framing.lines_of([(b"last-event-id", resumed.last_event_id)])
-        return self._head.lines(_OF_RESUMPTION) + resumed.upstream.lines() + last
+        return passed + resumed.upstream.lines() + last
 
     def _send_more(self, connection: Connection) -> None:
         if not self._pending and not (self._ended and self._chunked):
@@ -274,11 +265,12 @@ class Passage(SandboxExchange):
 
 
 def _reply_to(sender: Sender, direct: DirectRequest) -> Reply:
-    resumed = direct.resumed
+    headers, resumed = direct.door.headers, direct.resumed
     if resumed is None:
-        return Reply(sender, kept=framing.FROM_ENDPOINT)
+        return Reply(sender, headers=headers)
     return Reply(
         sender,
         framing.lines_of([(b"mcp-session-id", resumed.session.id.encode())]),
+        headers=headers,
         editor=lambda: SessionEvents(resumed.session, resumed.upstream),
     )
