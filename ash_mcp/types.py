@@ -119,6 +119,7 @@ class PrincipalLimits:
     """Spawns that wait for a start."""
     calls: int | None = None
     streams: int | None = None
+    """Open ones that only listen, to a sandbox's own endpoint or to the hive."""
     sessions: int | None = None
     """Of the handshake era."""
     backchannels: int | None = None

@@ -139,7 +139,9 @@ class Assembly:
         )
         gate = SessionGate(
             self._legacy,
-            OpenRequestQuotas(with_spliced_tools(self.manager.handle_request)),
+            OpenRequestQuotas(
+                with_spliced_tools(self.manager.handle_request), self.relay.services.streams, settings.relay_limits
+            ),
             self._sdk_sessions.end,
             ids=session_ids,
             max_owned=settings.limits.sessions_per_owner,

@@ -48,7 +48,7 @@ class Limits(BaseModel):
     calls_per_owner: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.max_in_flight_per_owner
     """Calls of one owner in flight, in each replica (429)."""
     streams_per_owner: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.max_streams_per_owner
-    """Open streams of one owner that only listen to a sandbox, in each replica (429)."""
+    """Open streams of one owner that only listen, to a sandbox or to the hive, in each replica (429)."""
     sessions_per_owner: Annotated[int, Field(ge=1)] = MAX_OWNED
     """MCP sessions of the handshake era of one owner, in each replica (429)."""
     backchannels_per_owner: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.max_backchannels_per_owner

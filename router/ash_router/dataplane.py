@@ -17,7 +17,7 @@ from ash_router.bounds.streams import OpenStreams
 from ash_router.bounds.turns import Turns
 from ash_router.bounds.unfinished import Unfinished
 from ash_router.calls.decision import Calls, Cancellation, ClientAnswer, LevelChange, RootsChange
-from ash_router.calls.direct import METHODS, DirectRequest, direct_request_of, name_in, resumption_of
+from ash_router.calls.direct import DirectRequest, direct_request_of, name_in, resumption_of
 from ash_router.calls.sandbox_exchange import Services
 from ash_router.http.framing import ResponseHead, response_problem
 from ash_router.http.heads import RequestHead
@@ -150,8 +150,8 @@ class DataPlane:
         found = direct_request_of(self.routes, admitted, name, method)
         if found is None:
             return Refusal(self._explain_missing_route(admitted, name) or SandboxNotFound("route not found"))
-        if method not in METHODS:
-            allowed = ", ".join(sorted(METHODS))
+        if not found.door.takes(method):
+            allowed = ", ".join(sorted(found.door.methods or ()))
             return Refusal(ConfigError(f"a sandbox's endpoint takes {allowed}"), 405, (("allow", allowed),))
         return found
 

@@ -63,7 +63,7 @@ def new(
     max_starting: Annotated[int | None, _most("Spawns of its owner that are not ready yet.")] = None,
     max_waiting: Annotated[int | None, _most("Spawns of its owner that wait for a start.")] = None,
     max_calls: Annotated[int | None, _most("Calls of its owner in flight.")] = None,
-    max_streams: Annotated[int | None, _most("Open streams of its owner.")] = None,
+    max_streams: Annotated[int | None, _most("Open streams of its owner that only listen.")] = None,
     max_sessions: Annotated[int | None, _most("MCP sessions of its owner.")] = None,
     max_backchannels: Annotated[int | None, _most("Such sessions on sandboxes that may ask something.")] = None,
     image: Annotated[list[str] | None, _asked("PATTERN", "Spawns may name only such images.")] = None,

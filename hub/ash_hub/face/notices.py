@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -100,7 +101,8 @@ class Notices:
             del self._buses[audience]
         if (owner, scope) not in self._buses:
             bus = _Bus()
-            self._buses[owner, scope] = (bus, ListenHandler(bus))
+            handler = ListenHandler(bus, max_subscriptions=sys.maxsize)  # `quotas.py` has counted the stream
+            self._buses[owner, scope] = (bus, handler)
         return self._buses[owner, scope][1]
 
     @contextmanager

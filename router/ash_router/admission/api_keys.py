@@ -43,7 +43,7 @@ log = logging.getLogger("ash.router")
 
 KEY_PREFIX: Final = "ash_"
 KEY_PATTERN: Final = re.compile(r"ash_(?P<id>[a-z2-7]{10})_(?P<secret>[a-z2-7]{52})")
-"""`ash_<id>_<secret>`: a form of its own, so that scanners find keys that have leaked."""
+"""`ash_<id>_<secret>`: a distinct form, so that scanners find leaked keys."""
 
 _VERSION: Final = 1
 _LOOK_EVERY_SECONDS: Final = 1.0
@@ -55,15 +55,15 @@ _NOBODY: Final = "0" * 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """What is kept of a key. Times are seconds since the epoch."""
+    """One API key as it is stored, without its secret. Times are seconds since the epoch."""
 
     id: str
-    """Its public part, which names it in lists and in the audit."""
+    """The public part of the key, which lists and the audit show."""
     sha256: str
-    """Of the whole key. A plain hash is right here: the secret has 256 random bits, so there is nothing to guess that
-    a slow hash would make slower, and every request has to check it."""
+    """Of the whole key, in hexadecimal. A fast hash is enough: nobody can guess a secret of 256 random bits, and each
+    request is checked against it."""
     subject: str
-    """Who its bearer is: keys of one subject share their sandboxes."""
+    """The principal of its bearer; keys with one subject share their sandboxes."""
     name: str = ""
     scopes: tuple[str, ...] | None = None
     """The only scopes it may use; None means all."""
@@ -71,7 +71,7 @@ class ApiKey:
     expires_at: float | None = None
     limits: PrincipalLimits = NO_LIMITS
     spawn_policy: str = ""
-    """As a `Principal` has it."""
+    """As in `Principal`."""
 
     @property
     def principal(self) -> Principal:
@@ -83,7 +83,7 @@ class ApiKey:
 
 
 KeyChange = Callable[[Sequence[ApiKey]], tuple[Sequence[ApiKey], T]]
-"""Makes other keys of those that there are, and a result. It may be asked several times for one change."""
+"""Returns the changed keys, and a result, of the present keys. It may be called several times for one change."""
 
 
 def add_key(
@@ -97,12 +97,12 @@ def add_key(
     limits: PrincipalLimits = NO_LIMITS,
     spawn_policy: str = "",
 ) -> tuple[list[ApiKey], tuple[ApiKey, str]]:
-    """Return the keys with a new one at their end, and that one with its secret form, which cannot be shown again.
+    """Return the keys with a new one appended, and the new one with its full text, which is stored nowhere.
 
     Args:
-        subject: Who its bearer is; None makes an owner of its own.
-        scopes: Binds the key to these; none leaves it free.
-        limits: What its bearer may have at once, where that is less than the hive allows.
+        subject: The principal of its bearer; None makes a new one.
+        scopes: The only scopes that the key may use; empty allows all.
+        limits: Limits of the bearer, where lower than the hive's.
         spawn_policy: What its bearer may ask for when it spawns, in the hub's own form.
 
     Raises:
@@ -127,7 +127,7 @@ def add_key(
 
 
 def revoke_keys(keys: Sequence[ApiKey], named: Collection[str]) -> tuple[list[ApiKey], list[ApiKey]]:
-    """Part keys into those that stay and those that go, by id or by a name that only one key has.
+    """Return the remaining keys and the removed ones; `named` has the id of each, or a name that only one key has.
 
     Raises:
         NotFound: There is no such key.
@@ -138,15 +138,18 @@ def revoke_keys(keys: Sequence[ApiKey], named: Collection[str]) -> tuple[list[Ap
 
 
 def write_keys(keys: Iterable[ApiKey]) -> bytes:
-    """Return keys as they are kept."""
+    """Return the stored document of keys, as JSON."""
     return json.dumps({"version": _VERSION, "keys": [asdict(key) for key in keys]}, indent=1).encode()
 
 
 def parse_keys(body: bytes, where: str) -> list[ApiKey]:
-    """Return keys from what is kept of them, the expired ones too.
+    """Return the keys of a stored document, expired ones included.
+
+    Args:
+        where: Names the document in the error.
 
     Raises:
-        ConfigError: It is no list of keys.
+        ConfigError: The document is not a list of keys.
     """
     try:
         return _parse(body)
@@ -155,30 +158,30 @@ def parse_keys(body: bytes, where: str) -> list[ApiKey]:
 
 
 class KeySource(Protocol):
-    """Where a running hive finds its keys. It is asked while a request waits, so it answers from what it has."""
+    """The stored keys of a running hive. It is read while a request waits, and so never waits for a network itself."""
 
     def version(self) -> object:
-        """Return what is another value as soon as the keys may be others."""
+        """Return a value that differs from the last one if the keys may have changed."""
         ...
 
     def read(self) -> list[ApiKey]:
-        """Return all keys, the expired ones too.
+        """Return all keys, expired ones included.
 
         Raises:
-            ConfigError: What is there is no list of keys, or cannot be read.
+            ConfigError: The stored document is not a list of keys, or cannot be read.
         """
         ...
 
 
 class KeyFile:
-    """The file of a hive's keys. Any process of its user may change it; each change is whole or not at all."""
+    """The file of a hive's keys. Any process of its user may change it; each change is atomic."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self.path = path
         self._clock = clock
 
     def read(self) -> list[ApiKey]:
-        """Return all keys, the expired ones too.
+        """Return all keys, expired ones included.
 
         Raises:
             ConfigError: The file is not a list of keys, or others can read it.
@@ -198,10 +201,10 @@ class KeyFile:
         return _signature(self.path)
 
     def change(self, change: KeyChange[T]) -> T:
-        """Change the keys while nobody else does, and return what the change returns beside them.
+        """Apply `change` to the keys under a lock, and return its result.
 
         Raises:
-            ConfigError: They cannot be read or written.
+            ConfigError: The file cannot be read or written.
         """
         with self._alone():
             keys, result = change(self.read())
@@ -244,7 +247,7 @@ class KeyFile:
 
 
 class KeyDocument:
-    """The keys as one document that the backend keeps for all replicas. While it is away they are as they were.
+    """The keys as one document that the backend keeps for all replicas. While it cannot be read, the last keys hold.
 
     Args:
         fetch: Reads the document; None where there is none. Raises `AshError` where it cannot be read now.
@@ -255,7 +258,7 @@ class KeyDocument:
         self._body: bytes | None = None
 
     async def look(self) -> None:
-        """Read it once.
+        """Read the document once.
 
         Raises:
             AshError: As `fetch` does.
@@ -263,7 +266,7 @@ class KeyDocument:
         self._body = await self._fetch()
 
     async def run(self) -> None:
-        """Follow it until cancelled, so that a revocation holds within two seconds."""
+        """Read the document repeatedly until cancelled, so that a revocation holds within two seconds."""
         is_away = False
         while True:
             try:
@@ -286,8 +289,8 @@ class KeyDocument:
 class KeyRing:
     """The keys of a running hive: a `Verifier` that follows their source within about a second.
 
-    A source that has become unreadable leaves the keys as they were, with a line in the log: a slip of the pen must
-    not lock every caller out. A file that has gone revokes all of them.
+    A source that has become unreadable leaves the last keys valid, with a line in the log: a mistake in a file must
+    not lock all callers out. A file that was removed revokes all keys.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Admission: who makes this request, and may it come in. Everything behind it trusts only its verdict.
+"""Admission: authenticates and authorises a request from its head. All code behind it trusts only its verdict.
 
 `admit` runs in the protocol class before anything else, for relayed and ASGI requests alike. It sees the head and
-never the body, and does no I/O but the look-up of a credential. `gate.py` is the one that a hive has.
+never the body, and does no I/O but the look-up of a credential. `gate.py` has the one of a hive.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from ash_mcp.types import Principal, Scope
 __all__ = ["ADMITTED_KEY", "LOCAL", "NOBODY", "SESSION_HEADER", "Admission", "Admitted", "Head", "Refusal"]
 
 ADMITTED_KEY: Final = "ash.admitted"
-"""Where the verdict stands in the ASGI scope. An ASGI app of ours that finds none answers 500."""
+"""The key of the `Admitted` in the ASGI scope. The hive's ASGI app answers 500 where there is none."""
 
 SESSION_HEADER: Final = b"x-session-id"
 """Names a sandbox on the hive's endpoint: by session, id or alias."""
 
 LOCAL: Final = Principal("local")
-"""Who needs no credential on a loopback hive."""
+"""The principal of a request without a credential, on a hive that listens on loopback."""
 
 NOBODY: Final = Principal("", bound_scopes=frozenset())
-"""Who asks for a path that is open to all. It owns nothing and may use no scope."""
+"""The principal of a request to a path that needs no credential. It owns nothing and may use no scope."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ class Head:
     headers: Sequence[tuple[bytes, bytes]]
     client: tuple[str, int] | None
     server: tuple[str, int] | None = None
-    """Where on this host the connection came in."""
+    """The address and port that the client connected to; None for a Unix socket."""
     connection: object | None = None
-    """Stands for the connection as long as it lives, by identity; what is found out about its peer is kept by it."""
+    """An object that lives as long as the connection; facts about the peer are cached by its identity."""
 
     def all(self, name: bytes) -> list[str]:
         return [value.decode("latin-1").strip() for key, value in self.headers if key == name]
@@ -48,31 +48,31 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A request that may come in."""
+    """The verdict on a request that is admitted."""
 
     principal: Principal
     scope: Scope
     path: str
     """The decoded path, with `/mcp/in/<scope>` reduced to `/mcp`."""
     expand: bool | None = None
-    """Whether this connection wants sandboxes' tools in `tools/list`; None leaves it to the hive."""
+    """Whether the request asks for sandboxes' tools in `tools/list`; None: the hive's setting decides."""
     by: str = ""
     """Which credential admitted it, for the audit: `key:<id>`, `oidc`, `peer`, or nothing."""
     client: str = ""
-    """Where it came from, for the audit: address and port."""
+    """The client's address and port, for the audit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A request that may not; answered with the error's HTTP status and JSON body."""
+    """The verdict on a request that is refused: answered with the error as JSON."""
 
     error: AshError
     status: int | None = None
-    """None: the status of the error's kind."""
+    """Of HTTP; None: that of the error's kind."""
     headers: tuple[tuple[str, str], ...] = ()
 
 
 class Admission(Protocol):
-    """`admit` is synchronous where the verdict is known, and awaitable where a credential must be looked up."""
+    """Decides on requests. `admit` returns the verdict, or an awaitable of it where a credential must be looked up."""
 
     def admit(self, head: Head) -> Admitted | Refusal | Awaitable[Admitted | Refusal]: ...

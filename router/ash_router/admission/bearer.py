@@ -12,17 +12,17 @@ from ash_router.admission.credential_verdict import Rejected, Verdict, Verifier
 __all__ = ["RESOURCE_METADATA_PATH", "Credentials", "challenge", "token_in"]
 
 RESOURCE_METADATA_PATH: Final = "/.well-known/oauth-protected-resource"
-"""Where RFC 9728 wants the hive described as a protected resource; the path of the resource may follow."""
+"""The path of the hive's description as a protected resource (RFC 9728); the resource's own path may follow."""
 
 
 class Credentials:
-    """Every kind of token that a hive takes; which kind one is shows in its form."""
+    """The verifiers of a hive, one for each kind of token; the form of a token selects its verifier."""
 
     def __init__(self, *verifiers: Verifier) -> None:
         self._verifiers = verifiers
 
     def verify(self, token: str) -> Verdict | Awaitable[Verdict]:
-        """Say who the bearer of `token` is; raises as `Verifier.verify` does."""
+        """Return the verdict on `token`, or an awaitable of it; raises as `Verifier.verify` does."""
         for verifier in self._verifiers:
             if verifier.takes(token):
                 return verifier.verify(token)
@@ -30,9 +30,9 @@ class Credentials:
 
 
 def token_in(authorization: str) -> str:
-    """Return the token of an `Authorization` header; empty where it holds none.
+    """Return the token in the value of an `Authorization` header; empty if it has none.
 
-    Clients that know only URLs send one as the user of `http://TOKEN@host`, which becomes `Basic`.
+    Clients that are configured by URL alone send it as the user of `http://TOKEN@host`, which becomes `Basic`.
     """
     scheme, _, value = authorization.partition(" ")
     if scheme.lower() == "bearer":
@@ -49,8 +49,8 @@ def challenge(base_url: str, rejected: Rejected | None = None) -> tuple[str, str
     """Return the `WWW-Authenticate` header of a refusal (RFC 6750, RFC 9728).
 
     Args:
-        base_url: The hive's own, without a path; it holds no quote.
-        rejected: What was wrong with the token that came, if one came.
+        base_url: The hive's URL without a path; it contains no quote.
+        rejected: The verdict on the request's token; None if it had none.
     """
     parts = [f'resource_metadata="{base_url}{RESOURCE_METADATA_PATH}{MCP_PATH}"']
     if rejected is not None and rejected.missing_scopes:

@@ -13,7 +13,7 @@ __all__ = ["Known", "Rejected", "Verdict", "Verifier"]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A credential that is good."""
+    """The verdict on a valid credential."""
 
     principal: Principal
     by: str
@@ -22,28 +22,28 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A credential that is not."""
+    """The verdict on an invalid credential."""
 
     why: str
-    """For the caller; says nothing that would help to guess."""
+    """The reason, for the caller; it does not help to guess a credential."""
     missing_scopes: tuple[str, ...] = ()
-    """What a token would need that is good but not enough."""
+    """OAuth scopes that a valid token lacks."""
 
 
 Verdict = Known | Rejected
 
 
 class Verifier(Protocol):
-    """Knows tokens of one kind. Answers at once where it can, and awaitably where it must ask somebody."""
+    """Verifies tokens of one kind."""
 
     def takes(self, token: str) -> bool:
-        """Say whether `token` has the form of this kind, good or not; no two kinds share a form."""
+        """Return whether `token` has the form of this kind, valid or not; no two kinds share a form."""
         ...
 
     def verify(self, token: str) -> Verdict | Awaitable[Verdict]:
-        """Say who the bearer of `token` is.
+        """Return the verdict on `token`, or an awaitable of it where that takes I/O.
 
         Raises:
-            ConnectFailed: Nobody can say now. Comes from the awaitable only.
+            ConnectFailed: The issuer cannot be reached. Raised by the awaitable only.
         """
         ...

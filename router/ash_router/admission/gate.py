@@ -1,4 +1,4 @@
-"""The gate of a hive: names, then the path, then the credential or the peer, then the scope."""
+"""The admission of a hive. Checks, in this order: `Host` and `Origin`, path, credential or peer, scope."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Gate:
     """The `Admission` of a hive.
 
     Args:
-        credentials: What bearer tokens prove; a token that comes must be good, also where none is needed.
-        local: Whether a request without a token may be the local user's: on a loopback address only.
-        peers: Finds out whether a connection without a token is the local user's; None believes every one.
-        open_paths: Paths that answer without a credential, beside `/healthz` and the description of the resource.
-        public_url: The hive's URL for the outside, without a path, where a proxy stands before it.
+        credentials: Verifies bearer tokens. A token that is sent must be valid, even where none is needed.
+        local: Whether a request without a token may be admitted as `LOCAL`; only on a loopback address.
+        peers: Checks the user of a connection without a token; None accepts every user.
+        open_paths: Paths that need no credential, besides `/healthz` and the description of the resource.
+        public_url: The hive's URL as clients outside know it, without a path, if a proxy stands before it.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Gate:
         self._open = frozenset(opened | ({READY_CALLS_PATH} if READY_PATH in opened else set()))
         self._public_url = public_url.rstrip("/") if public_url is not None else None
         self.holder: Callable[[str], Awaitable[SandboxId | None]] | None = None
-        """Finds the sandbox that a uuid of the seed's REST opens to whoever has it; None: it opens nothing."""
+        """Returns the sandbox that a uuid of the seed's REST gives access to; None: no uuid gives any."""
 
     def base_url(self, head: Head) -> str:
         """Return the hive's URL, without a path, as the caller of an admitted request knows it."""

@@ -1,7 +1,7 @@
-"""The names by which a hive may be addressed, and the web pages that may address it: what a browser can be made to do.
+"""Checks of `Host` and `Origin`, against DNS rebinding and against requests of foreign web pages.
 
-A page of a stranger can have its own name resolved to a loopback address; then `Host` is that name. It can also send
-requests with its own `Origin`. Both are refused, exactly and before any credential is looked at.
+A foreign page can have its own domain resolve to a loopback address; `Host` is that domain then. It can also send
+requests with its own `Origin`. Both are compared exactly, before any credential is looked at.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["NameRules"]
 
 
 class NameRules:
-    """Which `Host` and `Origin` are honest.
+    """The accepted values of `Host` and `Origin`.
 
     Args:
         port: Where the hive listens; part of its own origins.
@@ -43,11 +43,11 @@ class NameRules:
         self._origins = frozenset({*own, *origins})
 
     def check(self, head: Head) -> Refusal | None:
-        """Say why a request is refused, or None."""
+        """Return the refusal of a request with a wrong `Host` or `Origin`, or None."""
         return self._check_host(head) or self._check_origin(head)
 
     def base_url(self, head: Head) -> str:
-        """Return the hive's URL, without a path, by the name that a request with a checked `Host` used for it."""
+        """Return the hive's URL, without a path, with the host of a request that `check` accepted."""
         return f"{self._scheme}://{head.all(b'host')[0].lower()}"
 
     def _check_host(self, head: Head) -> Refusal | None:

@@ -1,4 +1,4 @@
-"""The signing keys of an OpenID provider: found by its discovery document, fetched with bounds, kept, renewed."""
+"""The signing keys of an OpenID provider: found by its discovery document, fetched with limits, cached, renewed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ log = logging.getLogger("ash.router")
 
 _FRESH_SECONDS: Final = 300.0
 _STALE_SECONDS: Final = 3600.0
-"""How long known keys are believed while the provider cannot be reached."""
+"""How long cached keys are used while the provider cannot be reached."""
 _COOL_DOWN_SECONDS: Final = 10.0
-"""Between fetches for keys that nobody knows, so that invented tokens do not become requests to the provider."""
+"""Between fetches for unknown key ids, so that forged tokens cannot flood the provider with requests."""
 _FETCH_SECONDS: Final = 5.0
 _MAX_BYTES: Final = 512 * 1024
 _ASYMMETRIC: Final = frozenset({"RSA", "EC", "OKP"})
@@ -35,7 +35,7 @@ class ProviderKeys:
     """The keys of one issuer.
 
     Args:
-        jwks_url: Where they are; None asks the issuer's discovery document.
+        jwks_url: The URL of the keys; None: that of the issuer's discovery document.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class ProviderKeys:
         self._tried_at = -float("inf")
 
     async def get(self, kid: str | None) -> jwt.PyJWK | None:
-        """Return the key of an id; without one the only key that there is. None: the issuer has no such key.
+        """Return the key with an id, or without an id the issuer's only key; None if the issuer has no such key.
 
         Raises:
-            ConnectFailed: The keys cannot be had, and none are known that could be believed.
+            ConnectFailed: The keys cannot be fetched, and no cached ones are recent enough.
         """
         if self._wants_fetch(kid):
             async with self._lock:

@@ -1,4 +1,4 @@
-"""Tokens of an OpenID provider: a JWT is checked here against the provider's keys, which are fetched and kept."""
+"""Tokens of an OpenID provider: JWTs, checked against the provider's keys (`jwks.py`)."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ _MAX_TOKEN: Final = 16 * 1024
 _MAX_CACHE_SECONDS: Final = 60.0
 _MAX_CACHED: Final = 10_000
 _LEEWAY_SECONDS: Final = 10.0
-"""For clocks that differ a little."""
+"""The accepted difference between the provider's clock and ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OidcRules:
-    """What a token must say."""
+    """The claims that a token must have."""
 
     issuer: str
     audience: tuple[str, ...]
-    """One of these must be the token's; tokens for other services of the same provider are worth nothing here."""
+    """The accepted audiences: tokens for other services of the same provider are refused."""
     required_scopes: tuple[str, ...] = ()
     subject_claim: str = "sub"
-    """Which claim names the caller; the provider must never give one value to two people."""
+    """The claim that becomes the principal's subject; the provider must never give one value to two people."""
 
 
 class Oidc:
-    """A `Verifier` of the tokens of one provider. A good one is believed again without a check for a minute."""
+    """A `Verifier` of the tokens of one provider. A valid token is not checked again for a minute."""
 
     def __init__(
         self,

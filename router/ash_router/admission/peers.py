@@ -33,11 +33,10 @@ _TABLES: Final = Path("/proc/self/net")
 def peer_user(client: Address, server: Address) -> int | None:
     """Return the user id that owns the client's end of a connection to `server`.
 
-    None when nobody owns it any more: the kernel shows a socket that its process has closed as root's, so a socket
-    without an inode proves nothing.
+    None for a socket without an inode: its process has closed it, and the kernel shows it as root's.
 
     Raises:
-        OSError: This host does not let us look.
+        OSError: This host does not permit the look-up.
     """
     try:
         return ask_kernel(client, server)
@@ -48,7 +47,7 @@ def peer_user(client: Address, server: Address) -> int | None:
 class Peers:
     """Remembers for each connection whether its peer is one of the users that may come in.
 
-    What is remembered goes with the connection: an address may be another process's a moment later.
+    It remembers by the connection and not by its address, which may be another process's a moment later.
     """
 
     def __init__(self, users: Iterable[int], look_up: Callable[[Address, Address], int | None] = peer_user) -> None:
@@ -57,7 +56,7 @@ class Peers:
         self._known: WeakKeyDictionary[object, bool] = WeakKeyDictionary()
 
     def welcome(self, connection: object | None, client: Address | None, server: Address | None) -> bool:
-        """Say whether the peer may come in; one that cannot be found out may not."""
+        """Return whether the peer is one of the users; False if its user cannot be found out."""
         known = self._known.get(connection) if connection is not None else None
         if known is None:
             known = self._ask(client, server)
@@ -66,7 +65,7 @@ class Peers:
         return known
 
     def problem(self) -> str | None:
-        """Say why peers cannot be looked up on this host, or None: tried on a connection of our own."""
+        """Return why peers cannot be looked up on this host, or None; it tries with a connection of its own."""
         try:
             with socket.create_server(("127.0.0.1", 0)) as listener:
                 with socket.create_connection(listener.getsockname(), timeout=_BOUND_SECONDS) as probe:

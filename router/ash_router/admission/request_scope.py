@@ -21,11 +21,15 @@ class RequestScope:
     path: str
     """Decoded, with `/mcp/in/<scope>` reduced to `/mcp`."""
     scope: Scope | None
-    """None where the request names none."""
+    """None if the request names none."""
     expand: bool | None
 
     def verdict_for(self, known: Known, client: tuple[str, int] | None) -> Admitted | Refusal:
-        """Return the verdict on this request of a known principal: a refusal if its key is not good in the scope."""
+        """Return the verdict on this request with a valid credential: a refusal if that is not for the scope.
+
+        Args:
+            client: The client's address and port, if known.
+        """
         bound = known.principal.bound_scopes
         scope = DEFAULT_SCOPE if self.scope is None else self.scope
         if bound is not None and scope not in bound:
@@ -41,7 +45,7 @@ class RequestScope:
 
 
 def read_request_scope(head: Head) -> RequestScope | Refusal:
-    """Read it from a request's path, query and headers."""
+    """Return what a request's path, query and headers ask for, or the refusal of a malformed or contradicting one."""
     raw_path, _, raw_query = head.target.partition(b"?")
     path = unquote(raw_path.decode("latin-1"))
     try:

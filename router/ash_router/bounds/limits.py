@@ -51,7 +51,7 @@ class RelayLimits:
     max_in_flight_per_owner: int = 256
     """Calls of one principal at once; more are refused with a time to come back, so that nobody starves the others."""
     max_streams_per_owner: int = 2048
-    """Open streams of one principal on its sandboxes' own endpoints, which are no calls."""
+    """Open streams of one principal that only listen, to its sandboxes' own endpoints or to the hive."""
     max_backchannels_per_owner: int = 2048
     """Sandboxes' standalone streams that are listened to for one principal's sessions."""
     max_unfinished_per_owner: int = 256

@@ -1,4 +1,7 @@
-"""GET streams on sandboxes' own endpoints. They only listen: not calls, and they keep no sandbox from idling out."""
+"""Streams that only listen: to sandboxes' own endpoints (GET), or to the hive for its list changes.
+
+They are no calls, and keep no sandbox from idling out.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Recognises requests to a sandbox's own endpoint: `/mcp` with `X-Session-ID`, and `/s/<sandbox>/mcp`. Pure.
 
-The path is matched after percent-decoding and as a whole, and never used again: what is asked of the sandbox is
-always `/mcp`, so no spelling of a path leads to anything else in it.
+The path is matched after percent-decoding and as a whole, and never used again: what is asked of the sandbox is the
+door's target, so no spelling of a path leads to anything else in it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from ash_mcp.errors import AshError, ConfigError
 from ash_mcp.types import EVERY_SCOPE, Principal, SessionName
 from ash_mcp.wire import MCP_PATH
 from ash_router.admission.base import SESSION_HEADER, Admitted
+from ash_router.calls.door import MCP_DOOR, RESUMPTION_DOOR, Door
 from ash_router.http.heads import Fields, RequestHead
 from ash_router.routes import Route, Routes, visible
 from ash_router.sessions.server_requests import find_resumed
 from ash_router.sessions.session_map import LegacySession, LegacySessions, UpstreamSession
 
-__all__ = ["METHODS", "SESSION_HEADER", "DirectRequest", "Resumption", "direct_request_of", "name_in", "resumption_of"]
-
-METHODS: Final = frozenset({"GET", "POST", "DELETE"})
+__all__ = ["SESSION_HEADER", "DirectRequest", "Resumption", "direct_request_of", "name_in", "resumption_of"]
 
 _PATH: Final = re.compile(r"/s/([A-Za-z0-9-]{1,128})/mcp/?")
 _NAME: Final = re.compile(rb"[A-Za-z0-9-]{1,128}")
@@ -44,6 +43,9 @@ class DirectRequest:
     principal: Principal
     route: Route
     method: str
+    door: Door = MCP_DOOR
+    rest: bytes = b""
+    """Path and query below the door's target, as they are asked for."""
     resumed: Resumption | None = None
     """Set for a resumption; None if the caller's MCP session is with the sandbox itself."""
 
@@ -105,5 +107,7 @@ def resumption_of(sessions: LegacySessions, admitted: Admitted, fields: Fields) 
     return (
         None
         if found is None
-        else DirectRequest(admitted.principal, found[0].route, "GET", Resumption(session, *found))
+        else DirectRequest(
+            admitted.principal, found[0].route, "GET", RESUMPTION_DOOR, resumed=Resumption(session, *found)
+        )
     )

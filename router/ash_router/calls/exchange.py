@@ -23,6 +23,7 @@ from ash_mcp.errors import (
     RemoteProtocolError,
 )
 from ash_mcp.types import Principal
+from ash_router.calls.door import CALL_HEADERS
 from ash_router.calls.sandbox_exchange import SandboxExchange, Services
 from ash_router.calls.sandbox_response import EventEditor, Reply
 from ash_router.http import framing, responses
@@ -44,7 +45,7 @@ _STEP: Final = 1e-6
 """Per second: progress must grow with each report, and leave room for what the sandbox itself may report next."""
 
 # The caller's headers that go with a call, without those that the hive sets itself.
-_OF_CALL: Final = framing.TO_CALL - {b"mcp-name"}
+_OF_CALL: Final = CALL_HEADERS.request - {b"mcp-name"}
 _OF_SESSION_CALL: Final = _OF_CALL - {b"mcp-method", b"mcp-protocol-version"}
 
 

@@ -22,7 +22,7 @@ from ash_mcp.errors import (
     StreamBroken,
 )
 from ash_mcp.types import SandboxId
-from ash_mcp.wire import MCP_PATH, MODERN_VERSION, failure_to_json
+from ash_mcp.wire import MODERN_VERSION, failure_to_json
 from ash_router.calls.direct import DirectRequest
 from ash_router.calls.sandbox_exchange import SandboxExchange, Services
 from ash_router.calls.sandbox_response import Reply
@@ -34,14 +34,6 @@ from ash_router.upstream.connection import Connection
 
 __all__ = ["Passage", "Sender"]
 
-_TO_RESUMED: Final = framing.TO_ENDPOINT - {
-    b"last-event-id",
-    b"mcp-method",
-    b"mcp-name",
-    b"mcp-protocol-version",
-    b"mcp-session-id",
-}
-"""The caller's headers that a resumption passes: those of its session with the hive give way to the sandbox's."""
 _MAX_KEPT_BYTES: Final = 64 * 1024
 """The longest request body that is kept, so that a call which fails in its answer can be answered under its id."""
 
@@ -182,7 +174,9 @@ class Passage(SandboxExchange):
         self._chunked = length is None
         lines = (self._caller_lines(), self._credentials(), self._forwarded_lines)
         host = connection.endpoint.authority
-        head = framing.request_head(self._direct.method.encode(), host, length, *lines, target=self._target())
+        direct = self._direct
+        target = direct.door.target + direct.rest
+        head = framing.request_head(direct.method.encode(), host, length, *lines, target=target)
         connection.send(
             head + self._framed(body),
             self,
@@ -192,21 +186,17 @@ class Passage(SandboxExchange):
         if self._paused:
             connection.pause()
 
-    def _target(self) -> bytes:
-        """Return the path, and query, that the receiver is asked for."""
-        return MCP_PATH.encode()
-
     def _credentials(self) -> bytes:
         """Return the header lines that prove to the receiver that the hive sends the request."""
         return self._token_line()
 
     def _caller_lines(self) -> bytes:
         """Return the caller's header lines that are passed on."""
-        resumed = self._direct.resumed
+        passed, resumed = self._direct.door.headers.request_lines(self._head), self._direct.resumed
         if resumed is None:
-            return self._head.lines(framing.TO_ENDPOINT)
+            return passed
         last = framing.lines_of([(b"last-event-id", resumed.last_event_id)])
-        return self._head.lines(_TO_RESUMED) + resumed.upstream.lines() + last
+        return passed + resumed.upstream.lines() + last
 
     def _send_more(self, connection: Connection) -> None:
         if not self._pending and not (self._body_complete and self._chunked):
@@ -283,11 +273,12 @@ class Passage(SandboxExchange):
 
 
 def _reply_to(sender: Sender, direct: DirectRequest) -> Reply:
-    resumed = direct.resumed
+    headers, resumed = direct.door.headers, direct.resumed
     if resumed is None:
-        return Reply(sender, kept=framing.FROM_ENDPOINT)
+        return Reply(sender, headers=headers)
     return Reply(
         sender,
         framing.lines_of([(b"mcp-session-id", resumed.session.id.encode())]),
+        headers=headers,
         editor=lambda: SessionEvents(resumed.session, resumed.upstream),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from ash_router.calls.door import CALL_HEADERS, HeaderPolicy
 from ash_router.http import framing, responses
 from ash_router.http.framing import ResponseHead
 from ash_router.http.responses import Caller
@@ -40,7 +41,7 @@ class Reply:
 
     Args:
         lines: Header lines that the hive adds.
-        kept: Names of the sandbox's headers that reach the caller.
+        headers: Which headers of the sandbox's answer reach the caller.
         editor: Makes the editor of the answer if it is an event stream; None passes it on unchanged.
     """
 
@@ -63,12 +64,12 @@ class Reply:
         caller: Caller,
         lines: bytes = b"",
         *,
-        kept: frozenset[bytes] = framing.FROM_CALL,
+        headers: HeaderPolicy = CALL_HEADERS,
         editor: Callable[[], EventEditor] | None = None,
     ) -> None:
         self._caller = caller
         self._lines = lines
-        self._kept = kept
+        self._headers = headers
         self._make_editor = editor
 
     def frame(self, head: ResponseHead | None, data: bytes, complete: bool) -> bytes:
@@ -170,7 +171,7 @@ class Reply:
     def _said(self, head: ResponseHead) -> tuple[bytes, bytes]:
         """Return the lines that pass of the sandbox's head, and the lines that the hive adds about it."""
         nonce = self.nonce = responses.new_nonce()
-        return head.lines(self._kept), _OF_SANDBOX % nonce
+        return self._headers.response_lines(head), _OF_SANDBOX % nonce
 
     def _with_pending_events(self, data: bytes) -> bytes:
         if self._pending_events and self._editor is not None and self._editor.between_events:

@@ -1,7 +1,7 @@
-"""JSON bodies: reading which tool a request calls, and rewriting its name without touching the rest.
+"""JSON-RPC messages: parses them, finds the tool that a request calls, and replaces the tool's name.
 
-A name is replaced where it stands, and every other byte is kept. What another reader could read otherwise (bad UTF-8,
-NaN, a key that comes twice) or not at all (deep nesting, a batch) is None, and goes to nobody.
+`rename` replaces the name in place and keeps every other byte. A message that another parser could read differently
+(bad UTF-8, NaN, a repeated key) or not at all (deep nesting, a batch) is parsed as None, and reaches no sandbox.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ HIVE_CALL: Final = "call"
 
 # orjson reads an integer beyond 64 bits as a float; every such number has a run of this many digits.
 _LONG_NUMBER: Final = re.compile(rb"\d{19}")
-# Any other character is written in one way only, which is orjson's.
+# Escapes that give a character a second spelling; without them every string is spelled as orjson writes it.
 _OTHER_SPELLING: Final = re.compile(rb"\\[u/]")
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
-# Finds where a value ends. Numbers stay text: of the long ones Python would make no number.
+# Finds the end of a value. Numbers stay text: Python refuses to convert very long ones.
 _scan: Final = json.JSONDecoder(parse_int=str, parse_float=str).raw_decode
 
 # A colon written as an escape, behind any number of escaped backslashes.
 _ESCAPED_COLON: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u003[aA]")
 _DEEP_BYTES: Final = 64 * 1024
-"""The longest message that may be nested deeper than orjson writes: to look at it costs a hundred times as much."""
+"""The longest message that may be nested deeper than orjson writes: its check takes a hundred times as long."""
 
 _SHORT: Final = 128
-"""Names up to here are worth being remembered."""
+"""The longest tool name, in characters, whose pattern is cached."""
 
 RequestId = str | int
 
@@ -44,7 +44,9 @@ class Message:
     """One JSON-RPC message that was POSTed."""
 
     raw: bytes
+    """The body as sent."""
     fields: Mapping[str, Any]
+    """The parsed object."""
 
     @property
     def method(self) -> str | None:
@@ -75,7 +77,7 @@ class ToolCall:
 
 
 def read_message(raw: bytes) -> Message | None:
-    """Return the one JSON object in `raw`, or None where that is not all or could be read in two ways."""
+    """Return the message that `raw` consists of; None if it is not one JSON object, or ambiguous (see the module)."""
     try:
         fields = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -86,10 +88,10 @@ def read_message(raw: bytes) -> Message | None:
 
 
 def _repeats_a_key(raw: bytes, fields: Mapping[str, Any]) -> bool:
-    """Say whether an object in `raw`, which was read as `fields`, has a key more than once, or may have."""
+    """Return whether an object in `raw`, parsed as `fields`, repeats a key, or could."""
     written = _dump(fields)
     if written is not None:
-        # a pair that was dropped when it was read takes its colon along
+        # the parser drops a repeated key with its value, and so with its colon
         escaped = len(_ESCAPED_COLON.findall(raw)) if b"\\u003" in raw else 0
         return written.count(b":") != raw.count(b":") + escaped
     if len(raw) > _DEEP_BYTES:
@@ -107,7 +109,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> None:
 
 
 def as_tool_call(message: Message) -> ToolCall | None:
-    """Return `message` as a tool call if it is a well-formed one."""
+    """Return the tool call that `message` is; None if it is not a well-formed one."""
     fields = message.fields
     if fields.get("method") != "tools/call" or fields.get("jsonrpc") != "2.0":
         return None
@@ -123,11 +125,11 @@ def as_tool_call(message: Message) -> ToolCall | None:
 
 
 def rename(call: ToolCall, name: str) -> bytes | None:
-    """Return the body of a call with another tool name, or None if it is nested too deeply."""
+    """Return the body of `call` with another tool name, all other bytes unchanged; None if nested too deeply."""
     raw = call.message.raw
     spot = _spot_of(call.name) if len(call.name) <= _SHORT else _spot_of.__wrapped__(call.name)
     found = spot.search(raw)
-    # where nothing can be written in two ways, the name stands so; and standing so once, it stands there
+    # without second spellings the name is spelled like this; found once, it is the one in `params`
     if found is not None and spot.search(raw, found.end()) is None and _OTHER_SPELLING.search(raw) is None:
         return raw[: found.start(1)] + orjson.dumps(name) + raw[found.end(1) :]
     text = raw.decode()
@@ -144,7 +146,7 @@ def _member(text: str, at: int, key: str) -> tuple[str, int, int]:
 
 
 def _members(text: str, at: int) -> list[tuple[str, int, int]]:
-    """Return the key of each member of the legal JSON object at `at`, and where its value starts and ends.
+    """Return the key of each member of the valid JSON object at `at`, and where its value starts and ends.
 
     Raises:
         RecursionError: It is nested too deeply.
@@ -169,14 +171,18 @@ def _after_space(text: str, at: int) -> int:
 
 @lru_cache(1024)
 def _spot_of(name: str) -> re.Pattern[bytes]:
-    """Return what finds a tool's name in the body of a call of it."""
+    """Return the pattern that finds a tool's name, as group 1, in the body of a call."""
     return re.compile(rb'"name"\s*:\s*(' + re.escape(orjson.dumps(name)) + rb")")
 
 
 def retarget(call: ToolCall, name: str) -> bytes | None:
-    """Return the body of the call that the hive's `call` tool asks for: its inner tool and arguments, the same id.
+    """Return the body of the tool call that a call of the hive's `call` tool asks for, under the same request id.
 
-    None if it cannot be kept exact.
+    Args:
+        name: The tool's name within its sandbox.
+
+    Returns:
+        None if the call is nested too deeply to be rewritten exactly.
     """
     fields = _exact_fields(call.message)
     if fields is None:

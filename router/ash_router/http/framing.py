@@ -1,8 +1,8 @@
-"""Checks of request heads, and the framing of heads and bodies. Pure.
+"""Checks of HTTP heads, and the writing of heads, chunks and events. Pure.
 
-The parser below uvicorn refuses what is malformed: bare line feeds, folded lines, lengths that repeat or contradict,
-unknown final codings. Here is the rest: what is well-formed and still not for us. Nothing that came in as framing
-goes out as framing; a length is always that of the bytes in hand.
+The parser below uvicorn refuses malformed heads: bare line feeds, folded lines, repeated or contradicting lengths,
+unknown final codings. The checks here refuse well-formed heads that two readers could take differently. Framing
+headers are never copied from a message that came in: each message that goes out is framed anew.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _SAID_ONCE: Final = frozenset(
     {b"authorization", b"content-encoding", b"content-type", b"host", b"last-event-id", b"origin", b"x-session-id"}
 )
 _SAID_ONCE_PREFIXES: Final = (b"ash-", b"mcp-")
-"""Headers that say who asks for what. Readers of several take one each, and not all of them the same."""
+"""Headers that authenticate or route a request may come once: of two, readers disagree which one counts."""
 
 _PLAIN: Final = re.compile(r"[\x20-\x7e]+")
 
@@ -76,9 +76,9 @@ TO_CALL: Final = frozenset(
         b"tracestate",
     }
 )
-"""Of a caller's headers, those that go with a call to a sandbox."""
+"""Headers of a caller's request that pass to a sandbox with a relayed call."""
 TO_ENDPOINT: Final = TO_CALL | {b"accept-language", b"mcp-session-id", b"user-agent"}
-"""Those that go with a request to a sandbox's own endpoint."""
+"""Headers of a caller's request that pass to a sandbox's own endpoint."""
 _ASKED_PREFIX: Final = b"mcp-param-"
 
 _OF_CONNECTION: Final = frozenset(
@@ -98,8 +98,8 @@ _OF_CONNECTION: Final = frozenset(
     }
 )
 
-# What a sandbox may say about its answer. Everything else is dropped: cookies, CORS, challenges, redirects and
-# security policies would act on the hive's own origin, and ash-* is the hive's word.
+# Headers of a sandbox's response that pass to the caller. All others are dropped: cookies, CORS, challenges, redirects
+# and security policies would act on the hive's own origin, and ash-* headers are the hive's to set.
 FROM_CALL: Final = frozenset(
     {
         b"allow",
@@ -117,14 +117,14 @@ FROM_ENDPOINT: Final = FROM_CALL | {b"mcp-session-id"}
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a head is refused, and with which status."""
+    """The HTTP status and the message with which a head is refused."""
 
     status: int
     message: str
 
 
 class ResponseHead:
-    """The head of a response as it came from a sandbox, and what is worked out of it, once."""
+    """The head of a sandbox's response, and the properties of it that the relay uses."""
 
     __slots__ = ("_kept", "_lines", "headers", "is_json", "is_stream", "length", "status")
 
@@ -135,12 +135,12 @@ class ResponseHead:
         self.is_stream = kind is not None and kind.lower().startswith(b"text/event-stream")
         self.is_json = kind is not None and kind.lower().startswith(b"application/json")
         self.length = content_length(headers)
-        """None where none is announced."""
+        """Bytes of the body by Content-Length; None without that header."""
         self._kept: frozenset[bytes] | None = None
         self._lines = b""
 
     def lines(self, kept: frozenset[bytes]) -> bytes:
-        """Return the status and what may reach the caller of its headers: those of `kept`."""
+        """Return the status line, and the lines of the headers that `kept` names; the last result is cached."""
         if self._kept is not kept:
             self._kept = kept
             self._lines = status_line(self.status) + lines_of((k, v) for k, v in self.headers if k in kept)
@@ -161,7 +161,7 @@ def one(headers: Headers, name: bytes) -> bytes | None:
 def indexed(headers: Headers) -> dict[bytes, bytes | None]:
     """Return the value of each header by its name, None for one that occurs more than once.
 
-    Whoever looks for several is faster with it than with `one`.
+    For several headers of one head this is faster than `one`.
     """
     index: dict[bytes, bytes | None] = {}
     for key, value in headers:
@@ -170,20 +170,20 @@ def indexed(headers: Headers) -> dict[bytes, bytes | None]:
 
 
 def content_length(headers: Headers) -> int | None:
-    """Return the announced length of a body, or None where there is none (the parser has checked its digits)."""
+    """Return Content-Length in bytes; None if it is absent, repeated or not a number."""
     value = one(headers, b"content-length")
     return int(value) if value is not None and value.isdigit() else None
 
 
 def has_body(headers: Headers) -> bool:
-    """Say whether a request with these headers is followed by bytes of its own."""
+    """Return whether a request with these headers has a body."""
     return any(
         key == b"transfer-encoding" or (key == b"content-length" and value.strip() != b"0") for key, value in headers
     )
 
 
 def body_head(headers: Headers) -> bytes:
-    """Return a head that says nothing but how the body of a request with these headers is framed."""
+    """Return the head of a request with only the framing headers of these: a new parser reads the body after it."""
     lines = [
         b"%b: %b\r\n" % (key, value) for key, value in headers if key in (b"content-length", b"transfer-encoding")
     ]
@@ -191,7 +191,12 @@ def body_head(headers: Headers) -> bytes:
 
 
 def check_head(version: str, method: bytes, target: bytes, headers: Headers) -> Problem | None:
-    """Say what is wrong with a request head that the parser took, or None."""
+    """Return the problem of a request head that the parser accepted, or None.
+
+    Args:
+        version: Of HTTP, such as `1.1`.
+        target: Path and query, as sent.
+    """
     if version not in ("1.1", "1.0"):
         return Problem(505, f"HTTP/{version} is not served here; use HTTP/1.1")
     if method == b"CONNECT" or _TARGET.fullmatch(target) is None:
@@ -209,7 +214,11 @@ def _check_repeats(headers: Headers) -> Problem | None:
 
 
 def content_problem(fields: Mapping[bytes, bytes | None]) -> Problem | None:
-    """Say why a body under these headers cannot be a message of MCP, which is JSON in UTF-8 as it is; or None."""
+    """Return the problem of the headers of an MCP message, which is JSON in UTF-8, not compressed; or None.
+
+    Args:
+        fields: As `indexed` returns them.
+    """
     kind = fields.get(b"content-type") or b""
     if kind != b"application/json" and _JSON.fullmatch(kind) is None:
         return Problem(400, "a message is JSON in UTF-8: send Content-Type: application/json")
@@ -239,9 +248,9 @@ def _check_framing(version: str, headers: Headers) -> Problem | None:
 
 
 def encode_name(name: str) -> bytes:
-    """Return a tool's name as an `Mcp-Name` header value: itself where it is plain ASCII, else marked base64.
+    """Return the value of an `Mcp-Name` header for a tool: its name if that is printable ASCII, else `=?base64?…?=`.
 
-    So no name, whoever chose it, can end its header line.
+    No tool's name can end the header line.
     """
     if name.isidentifier() and name.isascii():
         return name.encode()  # what most names are
@@ -251,7 +260,7 @@ def encode_name(name: str) -> bytes:
 
 
 def decode_name(value: bytes) -> str | None:
-    """Undo `encode_name`; None for what it never writes."""
+    """Return the tool's name in an `Mcp-Name` header value; None for a value that `encode_name` never returns."""
     try:
         if value.startswith(b"=?base64?") and value.endswith(b"?="):
             name = base64.b64decode(value[9:-2], validate=True).decode()
@@ -262,20 +271,20 @@ def decode_name(value: bytes) -> str | None:
 
 
 def lines_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return headers as they stand in a head."""
+    """Return headers as the lines of a head, each with its line end."""
     return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
 def asked_lines(headers: Headers, kept: frozenset[bytes]) -> bytes:
-    """Return the lines of a caller's headers that a sandbox gets to see: those of `kept`, and those for arguments."""
+    """Return the header lines of a request that pass: those that `kept` names, and `Mcp-Param-…`."""
     return lines_of(header for header in headers if header[0] in kept or header[0].startswith(_ASKED_PREFIX))
 
 
 def passed_lines(headers: Headers, *, but: frozenset[bytes] = frozenset()) -> bytes:
-    """Return the lines that pass unchanged: all but framing, what is about one connection, and `ash-…`.
+    """Return all header lines but those of framing, of one connection (`Connection` names more), and `ash-…`.
 
     Args:
-        but: Further names that do not pass.
+        but: Names of further headers to leave out.
     """
     said = b",".join([value for key, value in headers if key == b"connection"]).lower()
     kept_back = _OF_CONNECTION | but | {name.strip() for name in said.split(b",")}
@@ -286,9 +295,10 @@ def request_head(method: bytes, host: str, length: int | None, *lines: bytes, ta
     """Return the head of a request to a sandbox.
 
     Args:
-        host: Its `Endpoint.authority`.
-        length: Of the body; None where it will come in chunks.
-        lines: Headers, ready.
+        host: The sandbox's `Endpoint.authority`.
+        length: Bytes of the body; None for a chunked body.
+        lines: Header lines, as `lines_of` returns them.
+        target: Path and query.
     """
     framing = b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length
     begin = b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (method, target, host.encode())
@@ -296,14 +306,17 @@ def request_head(method: bytes, host: str, length: int | None, *lines: bytes, ta
 
 
 def forwarded(headers: Headers, client: str, scheme: str) -> bytes:
-    """Return the lines that tell a sandbox for whom its hive asks: by the socket, never by the caller's headers."""
+    """Return the `x-forwarded-…` lines for a sandbox.
+
+    The address and the scheme are those of the caller's connection, never from `x-forwarded-…` headers of its request.
+    """
     told = [(b"x-forwarded-for", client.encode("ascii", "replace")), (b"x-forwarded-proto", scheme.encode())]
     host = one(headers, b"host")
     return lines_of([*told, (b"x-forwarded-host", host)] if host is not None else told)
 
 
 def unframed_problem(head: ResponseHead) -> str | None:
-    """Say why an answer cannot be passed on by anybody, or None."""
+    """Return why a response, of any server, cannot be passed on: status, control character or coding; or None."""
     if not 200 <= head.status <= 599:
         return f"the sandbox answered with status {head.status}"
     for key, value in head.headers:
@@ -315,7 +328,10 @@ def unframed_problem(head: ResponseHead) -> str | None:
 
 
 def response_problem(head: ResponseHead) -> str | None:
-    """Say why the answer of a sandbox of ours cannot be passed on, or None."""
+    """Return why a response of one of the hive's sandboxes cannot be passed on, or None.
+
+    Besides `unframed_problem`: redirects, 401, 407 and compressed bodies.
+    """
     if 300 <= head.status <= 399:
         return f"the sandbox answered with a redirect ({head.status}), which is never followed"
     if head.status in (401, 407):
@@ -348,7 +364,11 @@ def chunk(data: bytes) -> bytes:
 
 
 def sse_tail(tail: bytes, data: bytes) -> bytes:
-    """Return what must be remembered of an event stream to know, later, whether it stands between two events."""
+    """Return the last bytes of an event stream, at most 4, for `between_events`.
+
+    Args:
+        tail: The last bytes before `data`.
+    """
     return (tail + data)[-4:] if len(data) < 4 else data[-4:]
 
 
@@ -360,8 +380,8 @@ def between_events(tail: bytes) -> bool:
 def sse_event(tail: bytes, data: bytes) -> bytes:
     """Return one whole `message` event to append to a stream whose last bytes are `tail`.
 
-    An event that the stream was cut in the middle of cannot be taken back. It is ended under a type that no client
-    listens to, so that its half of a message is never read as one.
+    If the stream was cut within an event, that event is ended first, under the type `ash-cut`: clients ignore an event
+    of an unknown type, and so do not parse half a message.
     """
     event = b"event: message\ndata: " + data + b"\n\n"
     if between_events(tail):

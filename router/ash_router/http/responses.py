@@ -37,6 +37,7 @@ __all__ = [
     "passed_head",
     "progress_event",
     "refusal",
+    "retry_after",
     "text_refusal",
     "unreadable",
     "whole_failure",

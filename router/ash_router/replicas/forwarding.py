@@ -18,7 +18,8 @@ from ash_mcp.types import DEFAULT_SCOPE, Endpoint, SandboxId, SessionName
 from ash_mcp.wire import MCP_PATH, MODERN_VERSION
 from ash_router.admission.base import Admitted
 from ash_router.bounds.limits import DEFAULT_LIMITS, RelayLimits
-from ash_router.calls.direct import METHODS, DirectRequest
+from ash_router.calls.direct import DirectRequest
+from ash_router.calls.door import MCP_DOOR
 from ash_router.calls.passage import Passage, Sender
 from ash_router.calls.sandbox_exchange import Services
 from ash_router.calls.sandbox_response import Reply
@@ -93,7 +94,7 @@ class Forwarder:
     def forward_of(self, admitted: Admitted, method: str, fields: Fields) -> Forward | None:
         """Say to which other replica a request belongs; None: to this one, or to any."""
         session_id = fields.get(b"mcp-session-id")
-        if session_id is None or admitted.path != MCP_PATH or method not in METHODS:
+        if session_id is None or admitted.path != MCP_PATH or not MCP_DOOR.takes(method):
             return None
         if fields.get(b"mcp-protocol-version") == _MODERN:
             return None  # there a session means nothing

@@ -11,6 +11,7 @@ from ash_mcp.errors import AshError, AshTimeout, CapacityExceeded
 from ash_mcp.types import SandboxId
 from ash_mcp.wire import HEADER_SEED_ROUTER, MCP_PATH
 from ash_router.calls.direct import DirectRequest
+from ash_router.calls.door import Door, HeaderPolicy
 from ash_router.calls.passage import Passage, Sender
 from ash_router.calls.sandbox_exchange import Services
 from ash_router.calls.sandbox_response import Reply
@@ -18,11 +19,13 @@ from ash_router.http import framing, responses
 from ash_router.http.framing import Headers, ResponseHead
 from ash_router.http.heads import RequestHead
 
-__all__ = ["SeedPassage", "forwarded_lines", "target_of"]
+__all__ = ["SEED_DOOR", "SeedPassage", "forwarded_lines", "rest_of"]
 
 _FORWARDED: Final = frozenset({b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"})
 _MARK: Final = b"%b: 1\r\nconnection: close\r\n" % HEADER_SEED_ROUTER.encode()
-_BASE: Final = MCP_PATH.encode()
+
+SEED_DOOR: Final = Door(MCP_PATH.encode(), None, HeaderPolicy(_FORWARDED, frozenset(), is_denylist=True))
+"""A server of the seed's: whatever is below `/mcp`, and nearly all headers."""
 
 
 class SeedPassage(Passage):
@@ -44,18 +47,12 @@ class SeedPassage(Passage):
         paused: bool = False,
     ) -> None:
         super().__init__(sender, direct, head, forwarded, services, paused=paused)
-        self._reply = _PlainReply(sender)
+        self._reply = _PlainReply(sender, headers=direct.door.headers)
         self._answer_seconds = answer_seconds
 
     def _enter_call(self, sandbox_id: SandboxId | None) -> bool:
         del sandbox_id  # who made it looks after its idle time
         return super()._enter_call(None)
-
-    def _target(self) -> bytes:
-        return target_of(self._head.target)
-
-    def _caller_lines(self) -> bytes:
-        return framing.passed_lines(self._head.headers, but=_FORWARDED)
 
     def _credentials(self) -> bytes:
         return _MARK
@@ -78,19 +75,19 @@ class _PlainReply(Reply):
     """An answer that passes as it is; one that breaks off is cut off."""
 
     def _said(self, head: ResponseHead) -> tuple[bytes, bytes]:
-        return framing.status_line(head.status) + framing.passed_lines(head.headers), b""
+        return self._headers.response_lines(head), b""
 
     def cut(self, message: bytes | None) -> bytes | None:
         del message
         return None
 
 
-def target_of(target: bytes) -> bytes:
-    """Return the target to ask the server for: below `/mcp`, where it is not there already."""
-    if target.startswith(_BASE):
-        return target
+def rest_of(target: bytes) -> bytes:
+    """Return what of a caller's target is asked for below the door's, whether the caller's is there already or not."""
+    if target.startswith(SEED_DOOR.target):
+        return target.removeprefix(SEED_DOOR.target)
     path, mark, query = target.partition(b"?")
-    return _BASE + (b"" if path == b"/" else path) + mark + query
+    return (b"" if path == b"/" else path) + mark + query
 
 
 def forwarded_lines(headers: Headers, client: str, scheme: str) -> bytes:

@@ -23,7 +23,7 @@ from ash_router.http.framing import unframed_problem
 from ash_router.http.heads import RequestHead
 from ash_router.ledger import Ledger
 from ash_router.routes import Route, Routes
-from ash_router.seed.seed_passage import SeedPassage, forwarded_lines
+from ash_router.seed.seed_passage import SEED_DOOR, SeedPassage, forwarded_lines, rest_of
 from ash_router.seed.uuid_admission import UuidAdmitted
 from ash_router.sessions.session_map import LegacySessions
 from ash_router.store.memory import MemoryStore
@@ -58,7 +58,7 @@ class SeedRelay(Relay):
     def direct_request(self, admitted: Admitted, method: str, head: RequestHead) -> DirectRequest | Refusal | None:
         if not isinstance(admitted, UuidAdmitted):
             return None
-        if method == "HEAD":  # whose answer has a length and no body
+        if not SEED_DOOR.takes(method):
             return Refusal(ConfigError("method not allowed"), 405)
         uuid = admitted.principal.subject
         route = Route(
@@ -68,7 +68,7 @@ class SeedRelay(Relay):
             session=SessionName(""),
             endpoint=admitted.endpoint,
         )
-        return DirectRequest(admitted.principal, route, method)
+        return DirectRequest(admitted.principal, route, method, SEED_DOOR, rest_of(head.target))
 
 
 class _SeedProtocol(RelayProtocol):

@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from mcp_types import SubscriptionFilter, SubscriptionsListenRequestParams
 
 from ash_hub.face.notices import ClientKey, Notices
 from ash_mcp.types import DEFAULT_SCOPE, EVERY_SCOPE, Scope
@@ -130,3 +131,34 @@ async def test_anothers_change_holds_nobody_up() -> None:
         here.connect()
         await here.notices.announce("bob", DEFAULT_SCOPE)
         await here.notices.until_fetched(SESSION, LONG)
+
+
+class Stream:
+    """Stands in for the context of a `subscriptions/listen`."""
+
+    request_id = 1
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.session = self
+
+    async def send_notification(self, notification: Any, related_request_id: int) -> None:
+        self.said.append(notification.method)
+
+
+async def test_any_number_of_streams_hears_of_a_change() -> None:
+    params = SubscriptionsListenRequestParams(notifications=SubscriptionFilter(tools_list_changed=True))
+    streams: list[Any] = [Stream() for _ in range(1500)]  # the SDK alone takes 1024
+    async with scene() as here, anyio.create_task_group() as group:
+
+        async def listen(stream: Any) -> None:
+            await here.notices.listener("ann", DEFAULT_SCOPE)(stream, params)
+
+        for stream in streams:
+            group.start_soon(listen, stream)
+        await anyio.wait_all_tasks_blocked()
+        await here.notices.announce("ann", DEFAULT_SCOPE)
+        await anyio.wait_all_tasks_blocked()
+        here.notices.close()
+    heard = ["notifications/subscriptions/acknowledged", "notifications/tools/list_changed"]
+    assert all(stream.said == heard for stream in streams)

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from ash_mcp.errors import ConnectFailed
 from ash_mcp.types import Endpoint
 from ash_router.bounds.limits import RelayLimits
-from ash_router.seed.seed_passage import forwarded_lines, target_of
+from ash_router.seed.seed_passage import SEED_DOOR, forwarded_lines, rest_of
 from ash_router.seed.seed_relay import SeedRelay
 from ash_router.seed.uuid_admission import UuidAdmission
 from tests.router.relay_parts import Wire
@@ -357,10 +357,11 @@ async def test_the_seeds_client_speaks_mcp_through_it(door: Door):
         ("/mcp?a=b", "/mcp?a=b"),
         ("/?a", "/mcp?a"),
         ("/x", "/mcp/x"),
+        ("/mcp/x?a=b", "/mcp/x?a=b"),
     ],
 )
 def test_what_a_server_is_asked_for_is_below_mcp(asked: str, target: str):
-    assert target_of(asked.encode()) == target.encode()
+    assert SEED_DOOR.target + rest_of(asked.encode()) == target.encode()
 
 
 def test_the_callers_address_stands_behind_those_that_came():

@@ -51,7 +51,7 @@ _REJOIN_SECONDS = 0.5
 _LONGEST_REJOIN_SECONDS = 5.0
 _CLEAN_UP_SECONDS = 10.0
 _ENDING_SECONDS = 10.0
-"""What the keeper may take, beside the grace, until nothing is left of a sandbox."""
+"""The time, after the grace, in which the keeper removes all of a sandbox."""
 _LOG_LINES = 20
 _NO_WAY_OUT = (
     "this sandbox was started with network none, so it has no way out that could be opened; spawn another with the "
@@ -77,12 +77,12 @@ class LocalBackend:
         """Make the backend; nothing is started before it is entered.
 
         Args:
-            settings: Its directories and limits.
-            runtime: What sandboxes run; None is the runner that is installed beside the hub.
-            hive_ports: Where the hive listens, which no network policy lets a sandbox reach.
-            shared: What replicas of one hive have in common, so that they may use one keeper; None: this is alone.
-            keep: Whether sandboxes that run when it is left, the last of its hive, wait for the next one without a
-                time limit, and not only for the grace.
+            settings: Directories and limits.
+            runtime: The main process of sandboxes; None: the runner that is installed with the hub.
+            hive_ports: Ports of the hive, which no network policy lets a sandbox reach.
+            shared: A text that is the same for all replicas of one hive, which share a keeper; None: there is one.
+            keep: Whether sandboxes wait for the next hive without a time limit when the last hub leaves; if not, they
+                wait for `grace_seconds`.
         """
         self._settings = settings
         self._hive_ports = hive_ports
@@ -98,7 +98,7 @@ class LocalBackend:
         self._keeper: int | None = None
         """The process id of the keeper that `_instances` belong to."""
         self._join_problem: str | None = None
-        """Why the keeper cannot be joined although it may be alive; its sandboxes count as running meanwhile."""
+        """Why the keeper cannot be joined although its process may live; its sandboxes count as running meanwhile."""
         self._unfinished_deletes: set[SandboxId] = set()
         """Sandboxes to delete as soon as the keeper can be joined again."""
         self._is_closing = False
@@ -307,8 +307,8 @@ class LocalBackend:
             Whether it was done; False if there is no keeper, or it cannot be joined.
 
         Raises:
-            KeeperSilent: It does not answer; it may still do it.
-            KeeperRefusal: It failed at it.
+            KeeperSilent: The keeper does not answer; it may still carry the request out.
+            KeeperRefusal: The keeper could not carry it out.
         """
         while True:
             if self._link is None:

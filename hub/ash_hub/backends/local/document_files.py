@@ -27,10 +27,10 @@ _LOCK_PAUSE_SECONDS: Final = 0.005
 class FileDocuments:
     """A file for each document: `toolsets/<name>.json`, `keys.json`, which `ash key` writes as well, and `hive.key`.
 
-    When a document was last kept is its file's time of modification.
+    The modification time of a file is when its document was last kept.
 
     Args:
-        clock: Of the hive.
+        clock: The hive's time, in seconds since the epoch.
     """
 
     def __init__(self, state_dir: Path, clock: Callable[[], float]) -> None:

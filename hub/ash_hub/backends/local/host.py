@@ -40,7 +40,7 @@ _APPARMOR = (
 
 
 def probe() -> list[Check]:
-    """Look at this host, starting a trial sandbox, and return what was found."""
+    """Return the checks of this host for `ash doctor`; one starts a trial sandbox."""
     facts = host_facts()
     checks = [_linux(), _bubblewrap(facts)]
     if facts.bubblewrap:
@@ -50,7 +50,7 @@ def probe() -> list[Check]:
 
 
 def host_facts() -> HostFacts:
-    """Return what launch plans need to know of this host."""
+    """Return the facts about this host that launch plans depend on; some are found by trying."""
     program, options = find_bubblewrap()
     links = {path: os.readlink(path) for path in _TOP_LEVEL if os.path.islink(path)}
     directories = ["/usr", *(path for path in _TOP_LEVEL if os.path.isdir(path) and path not in links)]
@@ -82,13 +82,13 @@ def _mounts(directories: Sequence[str]) -> frozenset[str]:
 
 
 def namespaced_processes() -> bool:
-    """Say whether RLIMIT_NPROC, set inside a user namespace, bounds that namespace alone."""
+    """Return whether RLIMIT_NPROC, set inside a user namespace, bounds that namespace alone."""
     release = re.match(r"(\d+)\.(\d+)", os.uname().release)
     return os.geteuid() != 0 and release is not None and (int(release[1]), int(release[2])) >= (5, 14)
 
 
 def may_raise_limits() -> bool:
-    """Say whether this user may raise a hard limit, by trying it in a process that does nothing else."""
+    """Return whether this user may raise a hard limit, by trying it in a process of its own."""
     code = "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); "
     code += "resource.setrlimit(resource.RLIMIT_CORE, (1, 1))"
     words = [sys.executable, "-I", "-S", "-c", code]

@@ -13,7 +13,7 @@ __all__ = ["Enforcement", "Limits", "limits_of"]
 
 _MIB = 1024 * 1024
 _PROCESSES = 88 * _MIB
-"""Of the memory limit, what no file may take: of the runner, its server and a command."""
+"""The part of the memory limit, in bytes, that files may not take: for the runner, its server and a command."""
 _PAGE = 4096
 
 
@@ -23,7 +23,7 @@ class Limits:
 
     memory_bytes: int
     cpu: float | None
-    """Processors' worth of time; None is as much as there is."""
+    """In processors; None: all that there are."""
     processes: int
     """Processes and threads."""
     open_files: int
@@ -35,16 +35,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enforcement:
-    """What this host can hold a sandbox to as a whole."""
+    """The means of this host to limit a sandbox as a whole, and not only each of its processes."""
 
     version: int
-    """Of control groups; 0 is none."""
+    """Of control groups, 1 or 2; 0: there are none."""
     controllers: frozenset[str]
     namespaced_processes: bool
     """Whether the kernel counts RLIMIT_NPROC for each user namespace (Linux 5.14 and later, not for root)."""
 
     def for_keeper(self, limits: Limits) -> dict[str, Any]:
-        """Return what the keeper writes into control groups."""
+        """Return the limits that the keeper sets on the sandbox's control group, as `Group.create` takes them."""
         wanted = {
             "memory": ("memory_bytes", limits.memory_bytes),
             "pids": ("processes", limits.processes),
@@ -81,7 +81,7 @@ class Enforcement:
 
 
 def limits_of(spec: SandboxSpec, settings: LocalSettings) -> Limits:
-    """Return the limits of `spec`, with the settings' for what it does not name.
+    """Return the limits of `spec`; where it names none, those of the settings.
 
     Raises:
         ConfigError: A quantity cannot be read or is too small to start with.

@@ -31,32 +31,32 @@ SILENT = "the keeper does not answer; calls to sandboxes go on, and so does the 
 _LINE_LIMIT = 64 * 1024 * 1024
 _HELLO_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
-"""For what the keeper does at once, however busy its host is."""
+"""The timeout of a request that the keeper carries out at once, on a busy host too."""
 _PING_SECONDS = 1.0
 _SILENT_SECONDS = 4.0
-"""Without an answer to a ping, after which nothing more is asked of it."""
+"""Without an answer to a ping, after which the keeper counts as silent: no request is sent to it."""
 WAITED_SECONDS = _SILENT_SECONDS - _PING_SECONDS
-"""How long a request is waited for at the least, before a keeper that does not answer counts as silent."""
+"""The least time that a request waits for its answer before the keeper counts as silent."""
 
 
 class KeeperConnectionLost(Exception):
-    """The connection to the keeper is lost. Whether the keeper has ended, and its sandboxes with it, is not known."""
+    """The connection to the keeper is lost. The keeper and its sandboxes may or may not have ended."""
 
 
 class KeeperSilent(Exception):
-    """The keeper has not answered in time. It lives, and may still do what it was asked when it goes on."""
+    """The keeper has not answered in time. Its process lives, and may still carry the request out."""
 
 
 class KeeperEnding(Exception):
-    """The keeper is about to end and takes no hub; the next one can start when it is gone."""
+    """The keeper is about to end and accepts no hub; another keeper can start when it has ended."""
 
 
 class KeeperCrowded(ConfigError):
-    """As many hubs as a keeper takes lead it; it and its sandboxes go on without this one."""
+    """The keeper has as many hubs as it accepts; it and its sandboxes go on without this one."""
 
 
 class KeeperRefusal(Exception):
-    """The keeper could not do what it was asked."""
+    """The keeper could not carry out a request."""
 
     def __init__(self, answer: Mapping[str, Any]) -> None:
         super().__init__(answer["message"])
@@ -84,7 +84,7 @@ class _Pending:
 
 
 class KeeperLink:
-    """A connection as one of the hubs. `run` must be running for requests to be answered."""
+    """The connection of one hub to the keeper. Requests are answered only while `run` runs."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -98,22 +98,22 @@ class KeeperLink:
         self.is_silent = False
         """Whether the keeper does not answer now."""
         self.hello: Mapping[str, Any] = {}
-        """The keeper's answer to our first word: its pid, its sandboxes, its control groups."""
+        """The keeper's answer to the first message: its pid, its sandboxes, its control groups."""
 
     @classmethod
     async def open(cls, path: Path, ports: Sequence[int] = (), shared: str | None = None) -> KeeperLink:
-        """Connect and join the hubs that lead it.
+        """Connect to a keeper as one of its hubs.
 
         Args:
-            ports: Where the hive itself listens, which no sandbox may reach.
-            shared: What the replicas of one hive have in common; None for a hub that is alone.
+            ports: Ports of the hive, which no sandbox may reach.
+            shared: A text that is the same for all replicas of one hive; None for a hub that is alone.
 
         Raises:
-            OSError: Nobody listens there, or this host has no room for a connection.
+            OSError: No keeper listens there, or this host has no room for a connection.
             KeeperEnding, KeeperConnectionLost: The keeper is about to end.
-            KeeperSilent: It does not answer.
-            KeeperCrowded: Too many hubs lead it.
-            ConfigError: Another hive leads it, or it is of another version.
+            KeeperSilent: The keeper does not answer.
+            KeeperCrowded: The keeper has too many hubs.
+            ConfigError: The keeper is another hive's, or of another version.
         """
         # Never paused, as anyio's own streams are with every read: the place in the loop's epoll is kept.
         streams = await asyncio.open_unix_connection(sock=epoll_watches.connected(path), limit=_LINE_LIMIT)
@@ -145,14 +145,14 @@ class KeeperLink:
         return link
 
     async def run(self, on_event: Callable[[Mapping[str, Any]], None]) -> None:
-        """Read until the keeper ends; then every request that waits raises `KeeperConnectionLost`."""
+        """Read until the connection is lost; then each open request raises `KeeperConnectionLost`."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._heed)
             await self._read(on_event)
             tasks.cancel_scope.cancel()
 
     async def _heed(self) -> None:
-        """Ask again and again whether it answers. Once it does not, whoever waits for it waits no more."""
+        """Ping the keeper each second. When it is silent, all open requests raise `KeeperSilent`."""
         with contextlib.suppress(KeeperConnectionLost):
             while True:
                 asked = self._ask("ping", _ignore)
@@ -198,12 +198,13 @@ class KeeperLink:
         """Send one request and return its answer.
 
         Args:
-            seconds: How long it may take a keeper that answers pings.
+            seconds: The timeout while the keeper answers pings.
             apply: Called with the answer before any event that came after it.
 
         Raises:
-            KeeperRefusal, KeeperConnectionLost
-            KeeperSilent: There was no answer; it may still do it.
+            KeeperRefusal: The keeper could not carry it out.
+            KeeperConnectionLost: The connection was lost before the answer.
+            KeeperSilent: There was no answer; the keeper may still carry it out.
         """
         if self.is_silent:
             raise KeeperSilent(SILENT)

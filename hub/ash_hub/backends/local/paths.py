@@ -1,4 +1,4 @@
-"""Paths of a local hive, made so that only its own user can get in."""
+"""Directories and sockets of a local hive, which only its own user can reach."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _LONGEST_SOCKET_NAME = len("/s/sbx-") + 24
 @dataclass(frozen=True, slots=True)
 class HivePaths:
     name: str
-    """Names the hive among others of this host; derived from its state directory."""
+    """Differs from those of other hives on this host; derived from the state directory."""
     directory: Path
-    """The keeper's own directory below the run directory; it is gone when the keeper is."""
+    """The keeper's directory below the run directory; it is removed when the keeper ends."""
     lock_file: Path
     log_file: Path
 

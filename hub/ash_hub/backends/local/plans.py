@@ -20,7 +20,7 @@ __all__ = ["ETC_FROM_HOST", "HOME", "OUTLET", "WORKSPACE", "HostFacts", "Isolate
 HOME = "/home/ash"
 WORKSPACE = "/workspace"
 OUTLET = "/run/ash-egress"
-"""Where a sandbox that may go out has the directory of its egress proxy's socket."""
+"""The directory inside a sandbox, if it has a network, with the socket of its egress proxy."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 ETC_FROM_HOST = (
@@ -35,7 +35,7 @@ ETC_FROM_HOST = (
     "/etc/pki/ca-trust/extracted",
     "/etc/pki/tls/certs",
 )
-"""What programs of /usr need of the host's /etc, and that says nothing about its users."""
+"""Files of the host's /etc that programs of /usr need, and that say nothing about its users."""
 
 _ETC = {
     "passwd": "root:x:0:0:root:/root:/usr/sbin/nologin\nash:x:1000:1000:ash:/home/ash:/bin/bash\n"
@@ -51,7 +51,7 @@ _ETC = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
-    """What plans and launchers need to know of the host; looked up once, so that plans are pure."""
+    """Facts about the host that plans and launchers depend on; found once, so that plans are pure."""
 
     bubblewrap: str = "/usr/bin/bwrap"
     options: frozenset[str] = frozenset()
@@ -61,17 +61,17 @@ class HostFacts:
     directories: Sequence[str] = ("/usr",)
     """Top-level directories with the system's programs and libraries."""
     etc: Mapping[str, str] = field(default_factory=dict[str, str])
-    """What there is of `ETC_FROM_HOST`, with the path to which its links lead."""
+    """Each of `ETC_FROM_HOST` that exists, with the path that its links lead to."""
     masked: Sequence[str] = ()
-    """Files of /proc that say more about the host than a sandbox should know."""
+    """Files of /proc that are hidden, as they tell a sandbox too much about the host."""
     seccomp: bytes | None = None
     """A BPF program; None where this architecture has none."""
     overlays: bool = False
-    """Whether the kernel lets this user hide where on the host a bound directory lies."""
+    """Whether this user may mount overlays, which hide the path on the host of a bound directory."""
     own_inodes: bool = False
-    """Whether the same can be done with the system's directories; then only device nodes are the host's inodes."""
+    """Whether overlays can show the system's directories, too; only device nodes have the host's inodes then."""
     seals: bool = False
-    """Whether the kernel lets this user bind device nodes read-only."""
+    """Whether this user may bind device nodes read-only."""
     core_program: bool = False
     """Whether a sandbox's crash starts the host's program for cores: this user's hard limit, 0, does not stop it."""
 
@@ -81,21 +81,21 @@ class Plans(Protocol):
 
     @property
     def launcher(self) -> Mapping[str, Any]:
-        """The launcher for them, as `launchers.launcher_of` takes it: JSON."""
+        """The choice of the launcher in JSON, as `launchers.launcher_of` takes it."""
         ...
 
     @property
     def warnings(self) -> Sequence[str]:
-        """What sandboxes are not protected from on this host, a sentence each."""
+        """The protections that sandboxes lack on this host, a sentence each."""
         ...
 
     def plan(self, spec: SandboxSpec, runtime: Runtime, limits: Limits) -> Plan:
-        """Return how to start `spec`, but for its network."""
+        """Return the plan of `spec`, without its network."""
         ...
 
 
 class IsolatedPlans:
-    """Every sandbox has a root of its own and no privileges. `directory` is the keeper's own."""
+    """Each sandbox has a root of its own and no privileges. `directory` is the keeper's."""
 
     def __init__(self, host: HostFacts, enforcement: Enforcement, directory: Path) -> None:
         self._host = host
@@ -204,7 +204,7 @@ def _environment(spec: SandboxSpec, runtime: Runtime) -> dict[str, str]:
 
 
 class UnsafePlans:
-    """Sandboxes are processes of the hive's own user on the host as it is. `directory` is the keeper's own."""
+    """Sandboxes are processes of the hive's user, without isolation. `directory` is the keeper's."""
 
     launcher: Mapping[str, Any] = {"kind": "unsafe"}
 

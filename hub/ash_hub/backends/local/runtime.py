@@ -28,19 +28,19 @@ class Runtime:
     """How the main process of a sandbox starts."""
 
     python: str
-    """The interpreter's path inside, for the first process."""
+    """The interpreter's path inside the sandbox, for the first process."""
     host_python: str
     """The same interpreter on the host, for a launcher without a root of its own."""
     arguments: tuple[str, ...]
-    """What follows the interpreter."""
+    """The arguments of the interpreter."""
     binds: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Read-only, as path inside -> path on the host."""
+    """Read-only mounts: path inside -> path on the host."""
     hidden: tuple[str, ...] = ()
-    """Files below the binds that tell paths of the host and that nothing inside needs."""
+    """Files below the binds that are hidden: they contain paths of the host, and nothing inside needs them."""
     python_path: tuple[str, ...] = ()
     host_python_path: tuple[str, ...] = ()
     library_path: tuple[str, ...] = ()
-    """Where the interpreter's shared library lies inside, if it has one of its own."""
+    """Directories inside with the interpreter's shared library, if it has one of its own."""
 
 
 @functools.cache

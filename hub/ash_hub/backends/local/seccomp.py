@@ -53,13 +53,13 @@ a filter cannot see them; the C library then takes `clone`. `io_setup` takes fro
 
 
 def for_machine(machine: str) -> bytes | None:
-    """Return the program for a machine as `os.uname` names it; None if there is none."""
+    """Return the program for a machine, as `os.uname` names it; None if the filter has no numbers for it."""
     architecture = ARCHITECTURES.get(machine)
     return None if architecture is None else build(architecture)
 
 
 def build(architecture: Architecture) -> bytes:
-    """Return the program, an array of `struct sock_filter`."""
+    """Return the program as an array of `struct sock_filter`."""
     numbers = architecture.numbers
     code = [_instruction(_LOAD, _ARCHITECTURE), _instruction(_EQUAL, architecture.audit, 1, 0)]
     code += [_refuse(errno.ENOSYS), _instruction(_LOAD, _NUMBER)]

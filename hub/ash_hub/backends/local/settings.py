@@ -17,13 +17,13 @@ Size = Annotated[int, Field(ge=_MIB)]
 
 
 class LocalSettings(BaseModel):
-    """Where sandboxes of this host live and what each may use where its spawn says nothing."""
+    """The directories of the local backend, and the limits of a sandbox whose spawn names none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["local"] = "local"
     state_dir: Path
-    """One hive has it at a time."""
+    """For documents and keys; one hive has it at a time."""
     run_dir: Path
     """For sockets; its path must be short (67 characters at most), since Unix sockets allow 107."""
     log_dir: Path
@@ -31,9 +31,9 @@ class LocalSettings(BaseModel):
     unsafe: bool = False
     """Start sandboxes as plain processes, without any isolation."""
     grace_seconds: Annotated[float, Field(ge=0)] = 60.0
-    """How long sandboxes live on when their hub is gone without leave; a new hub can adopt them meanwhile."""
+    """How long sandboxes live on after their hub has died; a new hub can adopt them meanwhile."""
     start_timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
-    """Until the main process of a sandbox has been executed."""
+    """The timeout of a start, until the main process of the sandbox is executed."""
     max_sandboxes: Annotated[int, Field(ge=1)] = 200
     memory_bytes: Annotated[int, Field(ge=96 * _MIB)] = 2048 * _MIB
     """Of all processes together, with the files in its workspace, home, tmp and shm, which are in memory.
@@ -41,7 +41,7 @@ class LocalSettings(BaseModel):
     Their sizes below shrink in proportion where they would leave less than 88 MiB of it to processes. Without a memory
     control group it bounds each process by itself; files are bounded by the sizes then, which shrink just the same."""
     cpu: Annotated[float, Field(ge=0.01)] | None = 2.0
-    """Processors' worth of time; None is as much as there is."""
+    """In processors; None: all that there are."""
     max_processes: Annotated[int, Field(ge=16)] = 512
     """Processes and threads of one sandbox."""
     open_files: Annotated[int, Field(ge=64)] = 4096
@@ -53,6 +53,6 @@ class LocalSettings(BaseModel):
     """Whether a network policy may name an address that is not public, such as a server of this host. Turn it off
     where those who spawn are not to be trusted with this host's own services and networks."""
     egress: EgressLimits = EgressLimits()
-    """What each sandbox that may go out may use of the egress proxy."""
+    """The limits of each sandbox at the egress proxy."""
     log_bytes: Annotated[int, Field(ge=1024)] = 256 * 1024
-    """Of what a sandbox's main process writes, the last so many are kept."""
+    """How much of the output of a sandbox's main process is kept: the last bytes."""

@@ -24,10 +24,10 @@ def start_keeper(settings: LocalSettings, paths: HivePaths, lead: float) -> bool
     """Start a keeper and wait until it listens; False if another one holds the state directory.
 
     Args:
-        lead: By how much the hive's time is ahead of this host's steady clock, for the keeper to tell others.
+        lead: Seconds that the hive's time is ahead of this host's steady clock; the keeper tells it to later hubs.
 
     Raises:
-        ConfigError: It could not start.
+        ConfigError: The keeper could not start.
     """
     config = {
         "name": paths.name,
