@@ -181,7 +181,11 @@ class Passage(SandboxExchange):
         host = connection.endpoint.authority
         head = framing.request_head(self._direct.method.encode(), host, length, *lines, target=self._target())
         connection.send(
-            head + self._framed(body), self, more=not self._ended, on_pressure=None if self._ended else self._hold
+            head + self._framed(body),
+            self,
+            more=not self._ended,
+            on_pressure=None if self._ended else self._hold,
+            is_head=self._direct.method == "HEAD",
         )
         if self._paused:
             connection.pause()
