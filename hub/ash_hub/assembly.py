@@ -13,6 +13,7 @@ from ash_hub.face.legacy_sessions import SdkSessions
 from ash_hub.face.notices import Notices
 from ash_hub.face.server import Face
 from ash_hub.face.splicing import with_spliced_tools
+from ash_hub.face.steady_progress import with_comments
 from ash_hub.lifecycle.controller import Controller
 from ash_hub.lifecycle.parts import Parts
 from ash_hub.lifecycle.sandboxes import Sandboxes
@@ -140,7 +141,9 @@ class Assembly:
         gate = SessionGate(
             self._legacy,
             OpenRequestQuotas(
-                with_spliced_tools(self.manager.handle_request), self.relay.services.streams, settings.relay_limits
+                with_comments(with_spliced_tools(self.manager.handle_request)),
+                self.relay.services.streams,
+                settings.relay_limits,
             ),
             self._sdk_sessions.end,
             ids=session_ids,

@@ -8,6 +8,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from mcp.client import Client
 from mcp_types import Implementation
 
 from ash_hub.app import Hive, open_hive
+from ash_hub.face.handlers import HiveOperations
 from ash_hub.face.hive_tools import HIVE_TOOLS, INSTRUCTIONS
+from ash_hub.face.steady_progress import SteadyProgress
 from ash_hub.settings import HubSettings
+from ash_mcp._protocol import build_request
 from ash_mcp.errors import ConfigError
 from ash_mcp.wire import FAILURE_META_KEY
 
@@ -57,6 +61,75 @@ async def spawn(hive: Hive, query: str = "", **arguments: Any) -> dict[str, Any]
     result = await call(hive, "spawn", {"recipe": "echo", **arguments}, query)
     assert not result.is_error, result.content
     return result.structured_content
+
+
+class Waiting:
+    """The tools of a hive, which do not answer before their caller has seen `signs` signs of life."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.seen, self.enough, answer = 0, anyio.Event(), HiveOperations.answer
+
+        async def waiting(*given: Any) -> Any:
+            await self.enough.wait()
+            return await answer(*given)
+
+        patch.setattr(HiveOperations, "answer", waiting)
+        patch.setattr("ash_hub.face.server.SteadyProgress", partial(SteadyProgress, quiet_seconds=0.02))
+
+    def sees(self) -> None:
+        self.seen += 1
+        if self.seen == 3:
+            self.enough.set()
+
+
+LIST: dict[str, Any] = {"name": "list", "arguments": {}}
+BOTH = {"accept": "application/json, text/event-stream"}
+
+
+async def stateless_call(client: httpx.AsyncClient, url: str) -> Any:
+    request = build_request("tools/call", LIST, request_id=1)
+    return client.stream("POST", url, headers=dict(request.headers), content=request.body)
+
+
+async def handshake_call(client: httpx.AsyncClient, url: str) -> Any:
+    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}
+    message = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": hello}
+    opened = await client.post(url, headers=BOTH, json=message)
+    headers = {**BOTH, "mcp-session-id": opened.headers["mcp-session-id"], "mcp-protocol-version": "2025-11-25"}
+    await client.post(url, headers=headers, json={"jsonrpc": "2.0", "method": "notifications/initialized"})
+    message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": LIST}
+    return client.stream("POST", url, headers=headers, json=message)
+
+
+@pytest.mark.parametrize("call", [stateless_call, handshake_call])
+async def test_who_asked_for_no_progress_sees_comments_while_a_tool_of_the_hive_works(
+    hive: Hive, monkeypatch: pytest.MonkeyPatch, call: Any
+) -> None:
+    waiting, events = Waiting(monkeypatch), list[str]()
+    async with httpx.AsyncClient(timeout=20) as client:
+        async with await call(client, hive.url) as answer:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            async for line in answer.aiter_lines():
+                if line.startswith(": the call goes on"):
+                    waiting.sees()
+                elif line.startswith("data: "):
+                    events.append(line.removeprefix("data: "))
+    (result,) = [json.loads(event) for event in events]
+    assert result["id"] == 1 and result["result"]["content"]
+
+
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+async def test_who_asked_for_progress_hears_of_it_while_a_tool_of_the_hive_works(
+    hive: Hive, monkeypatch: pytest.MonkeyPatch, mode: Any
+) -> None:
+    waiting = Waiting(monkeypatch)
+
+    async def note(progress: float, total: float | None, message: str | None) -> None:
+        waiting.sees()
+
+    async with Client(hive.url, mode=mode) as client:
+        result = await client.call_tool("list", {}, progress_callback=note)
+    assert not result.is_error
 
 
 async def test_every_tool_of_the_hive_is_described_for_host_and_model(hive: Hive) -> None:

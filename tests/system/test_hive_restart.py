@@ -62,6 +62,16 @@ def result(answer: httpx.Response) -> dict[str, Any]:
     return json.loads([line for line in answer.text.splitlines() if line.startswith("data: {")][-1][6:])["result"]
 
 
+async def hears_of_changed_tools(hive: Hive, session: str) -> None:
+    headers = {"accept": "text/event-stream", "mcp-session-id": session}
+    with anyio.fail_after(10):
+        async with httpx.AsyncClient() as http, http.stream("GET", hive.url, headers=headers) as stream:
+            assert stream.status_code == 200
+            async for line in stream.aiter_lines():
+                if "notifications/tools/list_changed" in line:
+                    return
+
+
 async def test_a_session_outlives_its_hive(port: int, folder: Path) -> None:
     async with hive_on(port, folder) as hive:
         session = (await ask(hive, None, "initialize", **HELLO)).headers["mcp-session-id"]
@@ -82,6 +92,7 @@ async def test_a_session_outlives_its_hive(port: int, folder: Path) -> None:
                 group.start_soon(call)
         for answer in answers:
             assert answer.headers["ash-origin"] == "sandbox" and "hello" in str(result(answer))
+        await hears_of_changed_tools(hive, session)
         listed = await ask(hive, session, "tools/list")
         assert listed.headers["mcp-session-id"] == session
         tools = {tool["name"]: tool for tool in result(listed)["tools"]}

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from ash_hub.app import Hive, open_hive
 from ash_hub.bench.wire import modern_call
+from ash_hub.lifecycle import controller
 from ash_hub.serving.auth import key_file
 from ash_hub.settings import HubSettings
 from tests.redis_server import RedisServer, running_redis
@@ -72,6 +73,21 @@ async def through_gateway(server: RedisServer, uuid: str, authorization: str | N
         sent["authorization"] = authorization
     async with httpx.AsyncClient(timeout=20) as http:
         return await http.post(f"http://{found['host']}:{found['port']}/mcp", content=body, headers=sent)
+
+
+@pytest.fixture
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller, "RESYNC_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("looks_often")
+async def test_a_hash_that_the_seeds_control_plane_removed_comes_back(hive: Hive, server: RedisServer, key: str):
+    uuid = (await rest(hive, key, "POST", "/spawn", json={"image": IMAGE, "name": "trainer"}))["uuid"]
+    written = hash_of(server, uuid)
+    server.ask("DEL", f"sandbox:{uuid}")
+    with anyio.fail_after(20):
+        while hash_of(server, uuid) != written:
+            await anyio.sleep(0.05)
 
 
 async def test_the_gateway_of_the_seed_reaches_a_hive_with_auth_by_its_callers_key(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import mcp_types as types
@@ -26,7 +27,7 @@ from ash_hub.face.handlers import Answer, HiveOperations
 from ash_hub.face.hive_tools import HIVE_TOOLS, INSTRUCTIONS, UNLISTED_TOOLS, listed_hive_tools
 from ash_hub.face.notices import ClientKey, Notices
 from ash_hub.face.splicing import set_listed_tools
-from ash_hub.face.steady_progress import SteadyProgress
+from ash_hub.face.steady_progress import SteadyProgress, comment_on
 from ash_hub.face.tool_listing import Listings
 from ash_hub.lifecycle.sandbox import Sandbox
 from ash_hub.lifecycle.sandboxes import Sandboxes
@@ -137,10 +138,13 @@ class Face:
         return _complete({"tools": [], **following})
 
     async def _call_tool(self, ctx: Context, params: types.CallToolRequestParams) -> dict[str, Any]:
-        caller = self._caller(ctx.request)
+        request: Any = ctx.request
+        caller = self._caller(request)
         if params.name not in HIVE_TOOLS:  # a sandbox's, perhaps of one that another replica has just made
             await self._operations.catch_up()
-        progress = SteadyProgress(ctx.session.report_progress)
+        asks = ctx.meta is not None and "progress_token" in ctx.meta
+        comment = None if asks else partial(comment_on, request.scope)
+        progress = SteadyProgress(ctx.session.report_progress, comment)
         async with progress.repeated():
             return await self._answer(ctx, caller, params, progress)
 

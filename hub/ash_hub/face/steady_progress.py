@@ -1,18 +1,26 @@
-"""Progress of a call to a tool of the hive, told again while nothing new happens: some hosts give up on silence."""
+"""What the caller of a tool of the hive hears while nothing new happens: some hosts give up on silence.
+
+Who has asked for progress is told of it again. Who has not gets a comment in the answer's stream, for which there is
+ASGI middleware before the MCP SDK; the SDK's own comments come every 15 s.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import anyio
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["SteadyProgress"]
+__all__ = ["SteadyProgress", "comment_on", "with_comments"]
 
 QUIET_SECONDS: Final = 9.0
 _STEP: Final = 1e-6
 """Per second: progress must grow with each report, and leave room for the next step."""
+_KEY: Final = "ash.answer"
+_COMMENT: Final = b": the call goes on\n\n"
+_STREAM: Final = b"text/event-stream"
 
 Report = Callable[[float, float | None, str | None], Awaitable[None]]
 
@@ -22,10 +30,17 @@ class SteadyProgress:
 
     Args:
         report: Tells the caller; does nothing where it has not asked for progress.
+        comment: Does what is done again instead where it has not; None where it has.
     """
 
-    def __init__(self, report: Report, quiet_seconds: float = QUIET_SECONDS) -> None:
+    def __init__(
+        self,
+        report: Report,
+        comment: Callable[[], Awaitable[None]] | None = None,
+        quiet_seconds: float = QUIET_SECONDS,
+    ) -> None:
         self._report = report
+        self._comment = comment
         self._quiet_seconds = quiet_seconds
         self._done = 0.0
         self._message = "working"
@@ -47,4 +62,67 @@ class SteadyProgress:
         while True:
             await anyio.sleep(self._quiet_seconds)
             seconds = anyio.current_time() - began
-            await self._report(self._done + seconds * _STEP, 1.0, f"{self._message}, after {seconds:.0f} s")
+            if self._comment is None:
+                await self._report(self._done + seconds * _STEP, 1.0, f"{self._message}, after {seconds:.0f} s")
+            else:
+                await self._comment()
+
+
+def with_comments(app: ASGIApp) -> ASGIApp:
+    """Wrap an MCP endpoint so that its handlers may `comment_on` the requests that they answer."""
+
+    async def with_answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await app(scope, receive, send)
+            return
+        answer = _Answer(send)
+        try:
+            await app({**scope, _KEY: answer}, receive, answer.send)
+        finally:
+            answer.is_over = True
+
+    return with_answer
+
+
+async def comment_on(scope: MutableMapping[str, Any]) -> None:
+    """Write a comment into the answer to the request of `scope`, which becomes a stream if it has not begun.
+
+    Raises:
+        KeyError: The request did not come through `with_comments`.
+    """
+    answer: _Answer = scope[_KEY]
+    await answer.comment()
+
+
+class _Answer:
+    """An answer of the SDK's, each of whose messages ends with an event."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._is_stream: bool | None = None
+        """None until it has begun."""
+        self._begun_early = False
+        self._wraps = False
+        """Whether the SDK answers in JSON what was begun as a stream."""
+        self.is_over = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            is_stream = any(k.lower() == b"content-type" and v.startswith(_STREAM) for k, v in message["headers"])
+            if self._begun_early:
+                self._wraps = not is_stream
+                return
+            self._is_stream = is_stream
+        else:
+            self.is_over = not message.get("more_body", False)
+            if self._wraps:
+                message = {**message, "body": b"event: message\ndata: " + message.get("body", b"") + b"\n\n"}
+        await self._send(message)
+
+    async def comment(self) -> None:
+        if self._is_stream is None:
+            self._is_stream = self._begun_early = True
+            headers = [(b"content-type", _STREAM), (b"cache-control", b"no-cache, no-transform")]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        if self._is_stream and not self.is_over:
+            await self._send({"type": "http.response.body", "body": _COMMENT, "more_body": True})

@@ -167,6 +167,10 @@ class Controller:
             self.add(sandbox_id)
         if self._parts.siblings.possible:
             await self.names.free_places()
+            ready = [sandbox for sandbox in self.registry.living() if sandbox.state is State.READY]
+            # the seed's control plane removes hashes that it does not know
+            if aliases := {sandbox.id: sandbox.alias for sandbox in ready if sandbox.alias is not None}:
+                await self._parts.store.restore_aliases(aliases)
 
     async def start(self) -> None:
         """Take over the sandboxes that earlier hives and other replicas made, and read why earlier ones ended.

@@ -10,7 +10,6 @@ run the call, and the call is sent again in a new session.
 from __future__ import annotations
 
 import math
-import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
@@ -37,12 +36,6 @@ from ash_router.sessions.session_map import LegacySession, UpstreamSession
 from ash_router.upstream.connection import Connection
 
 __all__ = ["Exchange", "RelayedCall"]
-
-_COMMENT: Final = b": the call goes on\n\n"
-_PROGRESS: Final = b'"notifications/progress"'
-_PROGRESS_VALUE: Final = re.compile(rb'"progress": ?(\d{1,15}(?:\.\d{1,15})?)[,}]')
-_STEP: Final = 1e-6
-"""Per second: progress must grow with each report, and leave room for what the sandbox itself may report next."""
 
 # The caller's headers that go with a call, without those that the hive sets itself.
 _OF_CALL: Final = CALL_HEADERS.request - {b"mcp-name"}
@@ -76,11 +69,6 @@ class Exchange(SandboxExchange):
 
     _upstream: UpstreamSession | None = None
     _renewed = False
-    _started_at = 0.0
-    _heard_at = 0.0
-    """When the caller was last told that the call goes on, by the loop's clock."""
-    _progress = 0.0
-    """What the sandbox last reported."""
 
     def __init__(self, caller: Caller, call: RelayedCall, services: Services, *, paused: bool = False) -> None:
         self._call = call
@@ -90,12 +78,11 @@ class Exchange(SandboxExchange):
 
     def start(self) -> None:
         """Count the call in the ledger, and send it when its principal's turn comes."""
-        call, services = self._call, self._services
+        call = self._call
         if self._count(call.route.sandbox_id):
             if call.hold is not None:
                 call.hold.__enter__()
-            self._moved_at = self._started_at = self._heard_at = self._loop.time()
-            services.sweeper.watch(self)
+            self._watch()
         else:
             call.body = b""
         self._take_turn()
@@ -105,15 +92,7 @@ class Exchange(SandboxExchange):
     def received(self, head: ResponseHead | None, data: bytes, complete: bool) -> None:
         if head is not None and head.status == 404 and self._renew_session(complete):
             return
-        if head is not None and not self._reply.takes(head):
-            self.fail(RemoteProtocolError(f"the sandbox answered HTTP {head.status} without a message"))
-            return
         super().received(head, data, complete)
-        if self._call.progress_token is None:
-            self._heard_at = self._moved_at
-        elif _PROGRESS in data:
-            self._heard_at = self._moved_at
-            self._progress = max(self._progress, *(float(found) for found in _PROGRESS_VALUE.findall(data)), 0.0)
 
     # Reaching the sandbox.
 
@@ -216,25 +195,17 @@ class Exchange(SandboxExchange):
 
     def check_timeout(self, now: float) -> None:
         """Fail if the sandbox has sent nothing for `idle_stream_seconds`; tell a caller that waits that it goes on."""
-        limits = self._services.limits
-        idle = limits.idle_stream_seconds or math.inf
+        idle = self._services.limits.idle_stream_seconds or math.inf
         if self._moved_at + idle <= now:
             self.fail(AshTimeout(f"the sandbox sent nothing for {idle:g} s"))
-        elif self._heard_at + limits.quiet_seconds <= now and self._connection is not None and not self._paused:
-            self._tell_it_goes_on(now)
+        else:
+            self._tell_if_quiet(now)
 
-    def _tell_it_goes_on(self, now: float) -> None:
-        call = self._call
-        if b"text/event-stream" not in (call.head.fields.get(b"accept") or b""):
-            return
-        seconds = now - self._started_at
-        event = _COMMENT
-        if call.progress_token is not None:
-            event = responses.progress_event(call.progress_token, self._progress + seconds * _STEP, seconds)
-        out = self._reply.append_event(event)
-        if out:
-            self._heard_at = now
-            self._caller.write(out)
+    def _token(self) -> str | int | None:
+        return self._call.progress_token
+
+    def _may_tell(self) -> bool:
+        return b"text/event-stream" in (self._call.head.fields.get(b"accept") or b"")
 
     def _end(self) -> None:
         super()._end()

@@ -35,7 +35,9 @@ from ash_router.upstream.connection import Connection
 __all__ = ["Passage", "Sender"]
 
 _MAX_KEPT_BYTES: Final = 64 * 1024
-"""The longest request body that is kept, so that a call which fails in its answer can be answered under its id."""
+"""The longest request body that is kept, so that the id and the progress token of its call can be read."""
+_TOKEN: Final = b'"progressToken"'
+_MODERN: Final = MODERN_VERSION.encode()
 
 
 class Sender(Caller, Protocol):
@@ -69,6 +71,8 @@ class Passage(SandboxExchange):
     _body_complete = False
     _asked_for_turn = False
     """Whether it was given to `Turns`."""
+    _read_token = False
+    _progress_token: str | int | None = None
     _caller_paused = False
     """Whether reading the caller is paused."""
     _chunked = False
@@ -99,8 +103,7 @@ class Passage(SandboxExchange):
     def start(self) -> None:
         """Count the request; the first `flush` queues it for its turn."""
         if self._enter_stream() if self._direct.is_stream else self._enter_call(self._direct.route.sandbox_id):
-            self._moved_at = self._loop.time()
-            self._services.sweeper.watch(self)
+            self._watch()
         else:
             self._pending = b""  # refused: nothing is sent, and its turn answers
 
@@ -182,6 +185,7 @@ class Passage(SandboxExchange):
             self,
             more=not self._body_complete,
             on_pressure=None if self._body_complete else self._pause_caller,
+            is_head=self._direct.method == "HEAD",
         )
         if self._paused:
             connection.pause()
@@ -222,6 +226,25 @@ class Passage(SandboxExchange):
             else:
                 self._sender.resume_reading()
 
+    # Signs of life.
+
+    def _token(self) -> str | int | None:
+        if not self._read_token and self._body_complete:
+            self._read_token = True
+            message = bodies.read_message(self._kept) if self._kept and _TOKEN in self._kept else None
+            self._progress_token = None if message is None else message.progress_token
+        return self._progress_token
+
+    def _may_tell(self) -> bool:
+        return not self._direct.is_stream if self._reply.begun else self._may_begin()
+
+    def _may_begin(self) -> bool:
+        """Return whether the hive may begin the answer: of a session only the sandbox can, as it may not know it."""
+        fields = self._head.fields
+        is_call = fields.get(b"mcp-protocol-version") == _MODERN and fields.get(b"mcp-method") == b"tools/call"
+        can_fail_later = self._body_complete and bool(self._kept)
+        return is_call and can_fail_later and b"text/event-stream" in (fields.get(b"accept") or b"")
+
     # Failing and ending.
 
     def stopping(self) -> None:
@@ -243,7 +266,7 @@ class Passage(SandboxExchange):
         if message is None or not isinstance(request_id, str | int) or isinstance(request_id, bool):
             return None
         if message.method == "tools/call":
-            is_modern = self._head.fields.get(b"mcp-protocol-version") == MODERN_VERSION.encode()
+            is_modern = self._head.fields.get(b"mcp-protocol-version") == _MODERN
             return responses.failure(request_id, error, nonce=self._reply.nonce, is_modern=is_modern)
         said = {"code": -32000, "message": error.message, "data": failure_to_json(error)}
         return orjson.dumps({"jsonrpc": "2.0", "id": request_id, "error": said}, default=str)
@@ -254,8 +277,8 @@ class Passage(SandboxExchange):
         on_sandbox = self._body_complete or self._caller_paused
         bound = self._silence_seconds() if on_sandbox else limits.body_timeout_seconds
         if self._moved_at + bound > now:
-            return
-        if on_sandbox:
+            self._tell_if_quiet(now)
+        elif on_sandbox:
             self.fail(AshTimeout(f"the sandbox was silent for {bound:g} s"))
         else:
             self._sender.request_stalled()

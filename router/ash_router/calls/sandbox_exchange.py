@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from ash_router.bounds.limits import RelayLimits
 from ash_router.bounds.streams import OpenStreams
 from ash_router.bounds.turns import Turns
 from ash_router.calls.sandbox_response import Reply
+from ash_router.http import responses
 from ash_router.http.framing import ResponseHead
 from ash_router.http.responses import Caller
 from ash_router.ledger import Call, Ledger
@@ -35,6 +37,11 @@ __all__ = ["SandboxExchange", "Services"]
 
 log = logging.getLogger(__name__)
 
+_COMMENT: Final = b": the call goes on\n\n"
+_PROGRESS: Final = b'"notifications/progress"'
+_PROGRESS_VALUE: Final = re.compile(rb'"progress": ?(\d{1,15}(?:\.\d{1,15})?)[,}]')
+_STEP: Final = 1e-6
+"""Per second: progress must grow with each report, and leave room for what the sandbox itself may report next."""
 _TOKEN_LINE: Final = b"%b: %%b\r\n" % HEADER_TOKEN.encode()
 
 
@@ -67,6 +74,11 @@ class SandboxExchange(ABC):
     _task: asyncio.Task[None] | None = None
     _moved_at = 0.0
     """When the last byte came or went, by the loop's clock."""
+    _started_at = 0.0
+    _heard_at = 0.0
+    """When the caller was last told that its request goes on, by the loop's clock."""
+    _progress = 0.0
+    """What the sandbox last reported."""
     _begun = False
     """Whether `Turns` has started it."""
     _refusal: AshError | None = None
@@ -93,6 +105,14 @@ class SandboxExchange(ABC):
     @abstractmethod
     def check_timeout(self, now: float) -> None:
         """Fail if the caller or the sandbox was silent for too long."""
+
+    @abstractmethod
+    def _token(self) -> str | int | None:
+        """Return the token with which the caller asked for progress; None if it did not."""
+
+    @abstractmethod
+    def _may_tell(self) -> bool:
+        """Return whether the hive may say in the answer, or begin one to say, that the request goes on."""
 
     @abstractmethod
     def _whole_failure(self, error: AshError, status: int | None) -> bytes:
@@ -162,6 +182,9 @@ class SandboxExchange(ABC):
     # The sandbox.
 
     def received(self, head: ResponseHead | None, data: bytes, complete: bool) -> None:
+        if head is not None and not self._reply.takes(head):
+            self.fail(RemoteProtocolError(f"the sandbox answered HTTP {head.status} without a message"))
+            return
         if complete:
             self._connection = None
         self._moved_at = self._loop.time()
@@ -171,10 +194,37 @@ class SandboxExchange(ABC):
         if complete:
             self._end()
             self._caller.finished()
+        if self._reply.is_stream and self._token() is not None and _PROGRESS in data:
+            self._heard_at = self._moved_at
+            self._progress = max(self._progress, *(float(found) for found in _PROGRESS_VALUE.findall(data)), 0.0)
 
     def broken(self, error: AshError) -> None:
         self._connection = None
         self._run(partial(self._fail_explained, error))
+
+    # Signs of life.
+
+    def _watch(self) -> None:
+        """Have `check_timeout` called from now on."""
+        self._moved_at = self._started_at = self._heard_at = self._loop.time()
+        self._services.sweeper.watch(self)
+
+    def _tell_if_quiet(self, now: float) -> None:
+        """Tell a caller who has heard nothing for `quiet_seconds` that its request goes on."""
+        quiet_since = now - self._services.limits.quiet_seconds
+        if self._heard_at > quiet_since or self._connection is None or self._paused or not self._may_tell():
+            return
+        token, seconds = self._token(), now - self._started_at
+        if token is not None:
+            event = responses.progress_event(token, self._progress + seconds * _STEP, seconds)
+        elif self._moved_at > quiet_since:
+            return  # what its sandbox sends is sign enough
+        else:
+            event = _COMMENT
+        out = self._reply.append_event(event)
+        if out:
+            self._heard_at = now
+            self._caller.write(out)
 
     def _token_line(self) -> bytes:
         """Return the header line that proves to the sandbox that its own hive asks."""

@@ -50,13 +50,13 @@ class Reply:
     """Injected events that wait for the end of the event that is passing."""
     _chunked = False
     _fixed_length = False
-    _is_stream = False
     _begun_early = False
     """Whether the hive began the stream before the sandbox answered."""
     _wraps = False
     """Whether the sandbox's answer is one JSON message, which becomes an event of that stream."""
     _tail = b""
     begun = False
+    is_stream = False
     nonce = b""
 
     def __init__(
@@ -80,7 +80,7 @@ class Reply:
             return self._begin(head, len(data)) + data
         out = b""
         if head is not None:
-            self._is_stream = head.is_stream or self._begun_early
+            self.is_stream = head.is_stream or self._begun_early
             if head.is_stream and self._make_editor is not None:
                 self._editor = self._make_editor()
         if self._editor is not None:
@@ -88,7 +88,7 @@ class Reply:
             data = self._with_pending_events(data)
         if head is not None and not self._begun_early:
             out = self._begin(head, len(data) if complete else None)
-        if self._is_stream:
+        if self.is_stream:
             self._tail = framing.sse_tail(self._tail, data)
         if not self._chunked:
             return out + data
@@ -119,7 +119,7 @@ class Reply:
             return b""
         out = b""
         if not self.begun:
-            self.begun = self._begun_early = self._is_stream = self._chunked = True
+            self.begun = self._begun_early = self.is_stream = self._chunked = True
             self.nonce = responses.new_nonce()
             out = responses.passed_head(self._caller, _STREAM_LINES, _OF_SANDBOX % self.nonce, _CHUNKED, self._lines)
         elif not self._between_events():
@@ -128,7 +128,7 @@ class Reply:
         return out + framing.chunk(event)
 
     def _between_events(self) -> bool:
-        if not (self._is_stream and self._chunked) or (self._editor is not None and not self._editor.between_events):
+        if not (self.is_stream and self._chunked) or (self._editor is not None and not self._editor.between_events):
             return False
         return framing.between_events(self._tail)
 
@@ -147,7 +147,7 @@ class Reply:
         Args:
             message: The JSON-RPC answer to the caller's request; None just ends the stream.
         """
-        if not self._is_stream or self._fixed_length:
+        if not self.is_stream or self._fixed_length:
             return None
         event = b"" if message is None else framing.sse_event(self._tail, message)
         if not self._chunked:

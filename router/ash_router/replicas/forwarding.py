@@ -188,6 +188,9 @@ class Forwarding(Passage):
         message = bodies.read_message(self._kept) if self._kept else None
         return self._kept is None or (message is not None and message.method == "tools/call")
 
+    def _may_tell(self) -> bool:
+        return False  # the owner does
+
     def _credentials(self) -> bytes:
         voucher = self._forwarder.vouchers.write(self._forward.replica, self._forward.admitted)
         return framing.lines_of([(VOUCHER_HEADER, voucher)])

@@ -18,11 +18,14 @@ from ash_router.calls.sandbox_response import Reply
 from ash_router.http import framing, responses
 from ash_router.http.framing import Headers, ResponseHead
 from ash_router.http.heads import RequestHead
+from ash_router.http.responses import Caller
 
-__all__ = ["SEED_DOOR", "SeedPassage", "forwarded_lines", "rest_of"]
+__all__ = ["SEED_DOOR", "SeedPassage", "forwarded_lines", "rest_of", "text_refusal"]
 
 _FORWARDED: Final = frozenset({b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"})
 _MARK: Final = b"%b: 1\r\nconnection: close\r\n" % HEADER_SEED_ROUTER.encode()
+
+_END: Final = b"\r\n\r\n"
 
 SEED_DOOR: Final = Door(MCP_PATH.encode(), None, HeaderPolicy(_FORWARDED, frozenset(), is_denylist=True))
 """A server of the seed's: whatever is below `/mcp`, and nearly all headers."""
@@ -47,7 +50,8 @@ class SeedPassage(Passage):
         paused: bool = False,
     ) -> None:
         super().__init__(sender, direct, head, forwarded, services, paused=paused)
-        self._reply = _PlainReply(sender, headers=direct.door.headers)
+        reply = _HeadReply if direct.method == "HEAD" else _PlainReply
+        self._reply = reply(sender, headers=direct.door.headers)
         self._answer_seconds = answer_seconds
 
     def _enter_call(self, sandbox_id: SandboxId | None) -> bool:
@@ -57,6 +61,9 @@ class SeedPassage(Passage):
     def _credentials(self) -> bytes:
         return _MARK
 
+    def _may_tell(self) -> bool:
+        return False  # what a server of the seed's says passes as it is
+
     def _silence_seconds(self) -> float:
         return super()._silence_seconds() if self.begun else self._answer_seconds
 
@@ -64,11 +71,12 @@ class SeedPassage(Passage):
         self.fail(error, status)
 
     def _whole_failure(self, error: AshError, status: int | None) -> bytes:
+        words, status = "bad gateway", 504 if status == 504 or isinstance(error, AshTimeout) else 502
         if isinstance(error, CapacityExceeded):
-            return responses.text_refusal(self._sender, error.message, error, 429)
-        if status == 504 or isinstance(error, AshTimeout):
-            return responses.text_refusal(self._sender, "gateway timeout", error, 504)
-        return responses.text_refusal(self._sender, "bad gateway", error, 502)
+            words, status = error.message, 429
+        elif status == 504:
+            words = "gateway timeout"
+        return text_refusal(self._sender, words, error, status, self._direct.method)
 
 
 class _PlainReply(Reply):
@@ -80,6 +88,22 @@ class _PlainReply(Reply):
     def cut(self, message: bytes | None) -> bytes | None:
         del message
         return None
+
+
+class _HeadReply(_PlainReply):
+    """The answer to a `HEAD`: the length that it has is that of a body which does not come."""
+
+    def _begin(self, head: ResponseHead, whole_length: int | None) -> bytes:
+        del whole_length
+        self.begun = True
+        length = b"" if head.length is None else b"content-length: %d\r\n" % head.length
+        return responses.passed_head(self._caller, *self._said(head), length, self._lines)
+
+
+def text_refusal(caller: Caller, words: str, error: AshError, status: int, method: str) -> bytes:
+    """Return the whole answer that refuses a request as the seed did: to a `HEAD` without its body."""
+    answer = responses.text_refusal(caller, words, error, status)
+    return answer[: answer.index(_END) + len(_END)] if method == "HEAD" else answer
 
 
 def rest_of(target: bytes) -> bytes:

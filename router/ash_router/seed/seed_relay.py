@@ -7,23 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ash_mcp.errors import AshError, ConfigError, StreamBroken
+from ash_mcp.errors import AshError, StreamBroken
 from ash_mcp.types import DEFAULT_SCOPE, SandboxId, SessionName
 from ash_mcp.wire import http_status
 from ash_router.admission.base import Admitted, Refusal
 from ash_router.bounds.limits import RelayLimits
 from ash_router.caller.relay import Relay, RelayProtocol
 from ash_router.calls.direct import DirectRequest
-from ash_router.http import responses
 from ash_router.http.framing import unframed_problem
 from ash_router.http.heads import RequestHead
 from ash_router.ledger import Ledger
 from ash_router.routes import Route, Routes
-from ash_router.seed.seed_passage import SEED_DOOR, SeedPassage, forwarded_lines, rest_of
+from ash_router.seed.seed_passage import SEED_DOOR, SeedPassage, forwarded_lines, rest_of, text_refusal
 from ash_router.seed.uuid_admission import UuidAdmitted
 from ash_router.sessions.session_map import LegacySessions
 from ash_router.store.memory import MemoryStore
@@ -58,8 +57,6 @@ class SeedRelay(Relay):
     def direct_request(self, admitted: Admitted, method: str, head: RequestHead) -> DirectRequest | Refusal | None:
         if not isinstance(admitted, UuidAdmitted):
             return None
-        if not SEED_DOOR.takes(method):
-            return Refusal(ConfigError("method not allowed"), 405)
         uuid = admitted.principal.subject
         route = Route(
             sandbox_id=SandboxId(uuid),
@@ -89,7 +86,8 @@ class _SeedProtocol(RelayProtocol):
 
     def _refusal(self, error: AshError, status: int | None, headers: Sequence[tuple[str, str]]) -> bytes:
         del headers
-        return responses.text_refusal(self, error.message, error, status or http_status(error))
+        asked: Any = self.scope or {}
+        return text_refusal(self, error.message, error, status or http_status(error), asked.get("method", ""))
 
 
 async def _unexplained(route: Route) -> AshError:

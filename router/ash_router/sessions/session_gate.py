@@ -48,6 +48,7 @@ _NEGOTIATED_VERSION: Final = re.compile(rb'"protocolVersion"\s*:\s*"(\d{4}-\d\d-
 _MAX_SEEN_BYTES: Final = 64 * 1024
 """How much of the answer to `initialize` is searched for the version."""
 _SESSION_HEADER: Final = b"mcp-session-id"
+_LIST_CHANGED: Final = b'event: message\ndata: {"jsonrpc":"2.0","method":"notifications/tools/list_changed"}\n\n'
 
 ASGIMessage = MutableMapping[str, Any]
 ASGIScope = MutableMapping[str, Any]
@@ -115,6 +116,8 @@ class SessionGate:
         send = _translating(session.id.encode("latin-1"), send)
         if scope["method"] == "DELETE":
             send = _removing(self._sessions, sdk_id, send)
+        elif scope["method"] == "GET" and session.is_untold:
+            send = _telling(session, send)
         await self._app(_in_session(scope, sdk_id.encode("latin-1")), receive, send)
 
     async def take_up(self, admitted: Admitted, session_id: str) -> bool:
@@ -239,6 +242,18 @@ def _removing(sessions: LegacySessions, sdk_id: str, send: Send) -> Send:
         await send(message)
 
     return watch
+
+
+def _telling(session: LegacySession, send: Send) -> Send:
+    """Begin the stream of a session that was taken up with the news that its list of tools may have changed."""
+
+    async def tell(message: ASGIMessage) -> None:
+        await send(message)
+        if session.is_untold and message["type"] == "http.response.start" and message["status"] == 200:
+            session.is_untold = False
+            await send({"type": "http.response.body", "body": _LIST_CHANGED, "more_body": True})
+
+    return tell
 
 
 def _translating(session_id: bytes, send: Send) -> Send:

@@ -116,6 +116,8 @@ class LegacySession:
     """The client's `initialize` params, at most `MAX_PARAMS_BYTES`."""
     version: str
     """The protocol version negotiated with the client."""
+    is_untold: bool = False
+    """Whether its client, whose replica is gone, does not know yet that its list of tools may have changed."""
     log_level: str | None = None
     upstreams: dict[SandboxId, UpstreamSession] = field(default_factory=dict[SandboxId, UpstreamSession])
     calls: dict[str | int, UpstreamSession] = field(default_factory=dict[str | int, UpstreamSession])
@@ -230,9 +232,10 @@ class LegacySessions:
         kept: Mapping[str, Any] = params if len(orjson.dumps(params)) <= MAX_PARAMS_BYTES else {}
         self._make_room()
         owner = admitted.principal.subject
+        is_taken_up = session_id is not None
         if session_id is None:
             session_id = sdk_id if self._name is None else self._name(sdk_id, owner, params)
-        session = self._sessions[sdk_id] = LegacySession(session_id, sdk_id, admitted, kept, version)
+        session = self._sessions[sdk_id] = LegacySession(session_id, sdk_id, admitted, kept, version, is_taken_up)
         self._by_id[session_id] = session
         self._owned.setdefault(owner, {})[sdk_id] = session
         return session

@@ -174,6 +174,10 @@ class Store(Protocol):
         """Let the seed's gateway find a sandbox that has no route yet; no-op where it finds it already."""
         ...
 
+    async def restore_aliases(self, aliases: Mapping[SandboxId, str]) -> None:
+        """Let the seed's gateway find the sandboxes again that have a route and that it does not find any more."""
+        ...
+
     async def routes(self) -> list[Mapping[str, Any]]:
         """Return every stored route, in the order in which they were first put."""
         ...

@@ -86,6 +86,9 @@ class MemoryStore:
     async def note_starting(self, alias: str) -> None:
         del alias  # a gateway of the seed's reads Redis only
 
+    async def restore_aliases(self, aliases: Mapping[SandboxId, str]) -> None:
+        del aliases
+
     async def routes(self) -> list[Mapping[str, Any]]:
         return list(self._routes.values())
 

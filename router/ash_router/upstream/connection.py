@@ -57,6 +57,8 @@ class Connection(asyncio.Protocol):
     _same_head: ResponseHead | None = None
     _reading = False
     """Whether the parser has begun with an answer."""
+    _no_body = False
+    """Whether the answer ends with its head, whatever that says of a body."""
     _early = b""
     """A head that is known, whose body is still to come."""
 
@@ -91,19 +93,27 @@ class Connection(asyncio.Protocol):
         """All of the answer, as long as its head was not passed on."""
 
     def send(
-        self, data: bytes, sink: Sink, *, more: bool = False, on_pressure: Callable[[bool], None] | None = None
+        self,
+        data: bytes,
+        sink: Sink,
+        *,
+        more: bool = False,
+        on_pressure: Callable[[bool], None] | None = None,
+        is_head: bool = False,
     ) -> None:
         """Send one request; its response goes to `sink`.
 
         Args:
             more: The rest of the request follows by `send_more`.
             on_pressure: Learns when the sandbox reads too slowly (True) and when it has caught up.
+            is_head: It is a `HEAD`, after whose answer the connection is closed: the parser cannot go on behind it.
         """
         assert self._transport is not None and self._sink is None
         self._reading, self._early = False, b""
         self._sink = sink
         self._sending = more
         self._on_pressure = on_pressure
+        self._no_body = is_head
         self._transport.write(data)
 
     def send_more(self, data: bytes, *, more: bool) -> None:
@@ -170,10 +180,10 @@ class Connection(asyncio.Protocol):
         if not self._reading:
             if self._early:
                 data, self._early = self._early + data, b""
-            elif self._same is not None and self._same.is_head_of(data):
+            elif self._same is not None and not self._no_body and self._same.is_head_of(data):
                 self._early = data
                 return
-            body = None if self._same is None else self._same.body_of(data)
+            body = None if self._same is None or self._no_body else self._same.body_of(data)
             if body is not None:
                 self._sink = None
                 self._release(self, not self._sending)
@@ -239,10 +249,12 @@ class Connection(asyncio.Protocol):
             return
         self._head = ResponseHead(status, self._headers)
         self._head_is_new = True
-        self._reusable = self._parser.should_keep_alive()
+        self._reusable = self._parser.should_keep_alive() and not self._no_body
+        self._complete = self._no_body
 
     def on_body(self, body: bytes) -> None:
-        self._parts.append(body)
+        if not self._no_body:
+            self._parts.append(body)
 
     def on_message_complete(self) -> None:
         if not self._interim:
@@ -257,7 +269,7 @@ class Connection(asyncio.Protocol):
         if self._head_is_new and (problem := self._problem_of(head)) is not None:
             self._refuse(problem)
             return
-        if self._head_is_new and head.length and not head.is_stream and not self._parts:
+        if self._head_is_new and head.length and not head.is_stream and not self._parts and not complete:
             return
         is_new, self._head_is_new = self._head_is_new, False
         parts, self._parts = self._parts, []

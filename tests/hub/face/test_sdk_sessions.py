@@ -59,6 +59,26 @@ class Scene:
         accept = "application/json, text/event-stream"
         return await self.client.post("/mcp", headers={"x-who": who, "accept": accept}, json=message)
 
+    async def listen(self, session_id: str, accept: bytes = b"text/event-stream") -> tuple[int, bool]:
+        """Return the status of a GET stream, and whether it says that the list of tools changed before it is quiet."""
+        sent, left = list[Any](), anyio.Event()
+
+        async def receive() -> Any:
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [(b"x-who", b"ann"), (b"accept", accept), (b"mcp-session-id", session_id.encode())]
+        scope = {"type": "http", "method": "GET", "path": "/mcp", "query_string": b"", "headers": headers}
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._admitted, scope, receive, send)
+            await anyio.wait_all_tasks_blocked()
+            left.set()
+        said = b"".join(message.get("body", b"") for message in sent)
+        return sent[0]["status"], b"notifications/tools/list_changed" in said
+
     def in_step(self) -> int:
         """Return how many sessions there are, by the SDK and by the gate."""
         living = list(self.sdk._transports())  # pyright: ignore[reportPrivateUsage]
@@ -125,6 +145,17 @@ async def test_a_session_of_a_replica_that_is_gone_is_opened_once_by_the_id_that
         assert pinged.status_code == 200 and pinged.headers["mcp-session-id"] == lost
         await scene.client.delete("/mcp", headers={"x-who": "ann", "mcp-session-id": lost})
         assert len(scene.sessions) == 0
+
+
+async def test_the_first_stream_of_a_session_that_was_taken_up_begins_with_a_changed_list() -> None:
+    lost = SessionIds(KEY, "aaaaaaaa").write("0" * 32, "ann", HELLO)
+    async with open_scene() as scene:
+        assert await scene.gate.take_up(ANN, lost)
+        assert await scene.listen(lost, accept=b"application/json") == (406, False)
+        assert await scene.listen(lost) == (200, True)
+        assert await scene.listen(lost) == (200, False)
+        own = (await scene.open()).headers["mcp-session-id"]
+        assert await scene.listen(own) == (200, False)
 
 
 async def test_no_session_is_opened_for_an_id_that_is_none_of_ours_or_beyond_the_bound() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 
-from ash_hub.face.steady_progress import SteadyProgress
+from ash_hub.face.steady_progress import SteadyProgress, comment_on, with_comments
 
 pytestmark = pytest.mark.anyio
 
@@ -41,3 +43,59 @@ async def test_nothing_is_told_after_the_end() -> None:
         pass
     await anyio.sleep(0.1)
     assert told == []
+
+
+JSON: dict[str, Any] = {
+    "type": "http.response.start",
+    "status": 404,
+    "headers": [(b"content-type", b"application/json"), (b"content-length", b"2")],
+}
+STREAM: dict[str, Any] = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [(b"Content-Type", b"text/event-stream; charset=utf-8")],
+}
+COMMENT = {"type": "http.response.body", "body": b": the call goes on\n\n", "more_body": True}
+
+
+def body(data: bytes, *, more: bool = False) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+async def answered(*parts: dict[str, Any] | None) -> tuple[list[Any], dict[str, Any]]:
+    """Return what a caller gets of an answer in which None stands for a comment, and the scope of its request."""
+    sent, seen = list[Any](), list[Any]()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope)
+        for part in parts:
+            await (comment_on(scope) if part is None else send(part))
+
+    async def receive() -> Any:
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await with_comments(app)({"type": "http", "method": "POST"}, receive, send)
+    return sent, seen[0]
+
+
+async def test_an_answer_in_json_becomes_the_event_of_a_stream_that_a_comment_began() -> None:
+    (start, *rest), _ = await answered(None, None, JSON, body(b"{}"))
+    assert start["status"] == 200 and (b"content-type", b"text/event-stream") in start["headers"]
+    assert rest == [COMMENT, COMMENT, body(b"event: message\ndata: {}\n\n")]
+
+
+async def test_a_stream_goes_on_in_the_one_that_a_comment_began() -> None:
+    (_, *rest), _ = await answered(None, STREAM, body(b"data: 1\n\n", more=True), None, body(b"data: 2\n\n"))
+    assert rest == [COMMENT, body(b"data: 1\n\n", more=True), COMMENT, body(b"data: 2\n\n")]
+
+
+async def test_no_comment_comes_into_json_or_after_the_end() -> None:
+    for parts in ([JSON, None, body(b"{}")], [STREAM, body(b"data: 1\n\n"), None]):
+        sent, _ = await answered(*parts)
+        assert sent == [part for part in parts if part is not None]
+    sent, scope = await answered(STREAM)  # whose caller has left
+    await comment_on(scope)
+    assert sent == [STREAM]

@@ -203,11 +203,55 @@ async def test_what_the_caller_sends_reaches_the_server_as_it_is(door: Door):
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS", "PATCH"])
-async def test_every_method_passes_but_one_whose_answer_has_no_body(door: Door, method: str):
+async def test_every_method_passes(door: Door, method: str):
     async with door.serving(door.notes(response(b"yes"))):
         assert (await answered(door, asks(by=method, body=b"")))[0] == 200
         assert door.asked[0][0] == f"{method} /mcp HTTP/1.1"
-        assert (await answered(door, asks(by="HEAD", body=b"")))[0] == 405
+
+
+HEADS = {
+    "a length": b"HTTP/1.1 200 OK\r\nx-any: thing\r\ncontent-length: 5\r\n\r\n",
+    "none": b"HTTP/1.1 405 Method Not Allowed\r\nallow: POST\r\n\r\n",
+    "a stream": b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n",
+}
+CHUNKED = b"\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("answer", HEADS.values(), ids=HEADS.keys())
+@pytest.mark.parametrize("body", [b"", b"hello"], ids=["as it should be", "with a body all the same"])
+async def test_a_head_passes_without_a_body(door: Door, answer: bytes, body: bytes):
+    async with door.serving(door.notes(answer + body)), door.connect() as wire:
+        for number in range(2):  # the connection is good for more
+            await wire.send(asks(by="HEAD", body=b""))
+            with anyio.fail_after(10):
+                assert await wire.reader.readexactly(len(answer)) == answer
+            assert door.asked[number][0] == "HEAD /mcp HTTP/1.1"
+        await wire.send(asks("/healthz", uuid=None, by="GET", body=b""))
+        assert (await wire.answer())[2] == b"ok"
+
+
+async def test_a_head_whose_body_would_come_in_chunks_says_nothing_of_them(door: Door):
+    async with door.serving(says(HEADS["none"].replace(b"\r\n\r\n", CHUNKED))), door.connect() as wire:
+        await wire.send(asks(by="HEAD", body=b""))
+        with anyio.fail_after(10):
+            assert await wire.reader.readexactly(len(HEADS["none"])) == HEADS["none"]
+
+
+async def test_a_head_that_is_refused_or_fails_has_no_body_either(door: Door):
+    for uuid, status in ((None, 400), (UUID, 404)):
+        async with door.connect() as wire:
+            await wire.send(asks(uuid=uuid, by="HEAD", body=b""))
+            assert (await wire.head())[0] == status
+            assert await wire.ended()
+
+    async def breaks_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+
+    async with door.serving(breaks_off), door.connect() as wire:
+        await wire.send(asks(by="HEAD", body=b""))
+        assert (await wire.head())[0] == 502
+        await wire.send(asks("/healthz", uuid=None, by="GET", body=b""))
+        assert (await wire.answer())[2] == b"ok"
 
 
 ANSWERS = {

@@ -70,6 +70,23 @@ async def test_a_route_that_is_put_again_puts_back_its_hash(shared_redis: RedisS
             await store.drop_route(SandboxId("sbx-1"))
 
 
+async def test_one_that_was_removed_comes_back_while_its_sandbox_has_a_route(shared_redis: RedisServer):
+    async with opened(shared_redis) as store:
+        await store.put_route(record(1, alias=UUID))
+        written = hash_in(shared_redis)
+        shared_redis.ask("DEL", f"sandbox:{UUID}")
+        aliases = {SandboxId(f"sbx-{number}"): f"other-{number}" for number in range(2, 1500)}
+        await store.restore_aliases({**aliases, SandboxId("sbx-1"): UUID})
+        assert hash_in(shared_redis) == written
+        assert shared_redis.ask("KEYS", "sandbox:other-*") == []
+        shared_redis.ask("HSET", f"sandbox:{UUID}", "host", "10.9.9.9")
+        await store.restore_aliases({SandboxId("sbx-1"): UUID})
+        assert hash_in(shared_redis)["host"] == "10.9.9.9"  # another replica's
+        await store.drop_route(SandboxId("sbx-1"))
+        await store.restore_aliases({SandboxId("sbx-1"): UUID})
+        assert hash_in(shared_redis) == {}
+
+
 async def test_one_that_starts_says_so_and_not_after_it_is_ready(shared_redis: RedisServer):
     async with opened(shared_redis) as store:
         await store.note_starting(UUID)
@@ -111,6 +128,7 @@ async def test_who_may_not_write_the_hash_is_kept_from_nothing_else(shared_redis
         async with open_redis(url, prefix, seed_address=SeedAddress("10.1.2.3", 8420)) as store:
             await store.put_route(record(1, alias=UUID))
             await store.note_starting(UUID)
+            await store.restore_aliases({SandboxId("sbx-1"): UUID})
             assert [found["alias"] for found in await store.routes()] == [UUID]
             await store.drop_route(SandboxId("sbx-1"))
             assert (await store.routes(), hash_in(shared_redis)) == ([], {})

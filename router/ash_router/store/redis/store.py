@@ -51,6 +51,7 @@ STARTING_SECONDS: Final = 3600
 _MICROSECONDS: Final = 1_000_000
 _ALL_TAKEN: Final = 2
 """What `reserve_session.lua` begins with where no place is free."""
+_ALIASES_AT_ONCE: Final = 500
 _NUMBERS_AT_ONCE: Final = 500
 log = logging.getLogger("ash.store")
 
@@ -98,6 +99,12 @@ class RedisStore:
 
     async def note_starting(self, alias: str) -> None:
         await self._script("seed_starting", [], alias, *self._seed_address(), STARTING_SECONDS)
+
+    async def restore_aliases(self, aliases: Mapping[SandboxId, str]) -> None:
+        pairs = [text for pair in aliases.items() for text in pair]
+        for at in range(0, len(pairs), 2 * _ALIASES_AT_ONCE):
+            some = pairs[at : at + 2 * _ALIASES_AT_ONCE]
+            await self._script("seed_missing", self._keys("routes"), *self._seed_address(), *some)
 
     def _seed_address(self) -> tuple[str, int]:
         return self.seed_address or ("", 0)
