@@ -237,10 +237,16 @@ class Controller:
             await self._parts.store.touch(calls)
 
     async def release_keys(self) -> None:
-        """Free the idempotency keys of ended sandboxes, when the last replica stops."""
-        for sandbox in self.registry.all():
-            if sandbox.state.ended:
+        """Free the idempotency keys of ended sandboxes, `AT_ONCE` at a time, when the last replica stops."""
+
+        async def release(sandbox: Sandbox) -> None:
+            async with self._step_limiter:
                 await self._release_key(sandbox)
+
+        async with anyio.create_task_group() as group:
+            for sandbox in self.registry.all():
+                if sandbox.state.ended:
+                    group.start_soon(release, sandbox)
 
     # -- changes that callers and starts ask for
 

@@ -13,6 +13,8 @@ from typing import Final, Generic, TypeVar
 
 import anyio
 
+from ash_mcp.errors import AshError
+
 __all__ = ["KeyedQueue"]
 
 log = logging.getLogger("ash.hub")
@@ -86,7 +88,8 @@ class KeyedQueue(Generic[Key]):
     def _retry(self, key: Key, error: Exception) -> float:
         failed = self._failed[key] = self._failed.get(key, 0) + 1
         wait = min(FIRST_RETRY_SECONDS * 2 ** min(failed - 1, 10), LAST_RETRY_SECONDS)
-        log.warning("%s: %r; looking again in %.1f s", key, error, wait, exc_info=error if failed == 1 else None)
+        trace = error if failed == 1 and not isinstance(error, AshError) else None  # an AshError says all in its words
+        log.warning("%s: %r; looking again in %.1f s", key, error, wait, exc_info=trace)
         return wait
 
     def _look_in(self, key: Key, seconds: float) -> None:

@@ -500,6 +500,28 @@ async def test_stopping_ends_everything_and_refuses_spawns(world: World) -> None
     await nothing_is_left(world)
 
 
+async def test_the_last_replica_frees_the_keys_of_ended_sandboxes_at_once_however_far_the_store_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        await world.sandboxes.destroy([await world.spawn(idempotency_key=f"key{number}")])
+    store = world.store
+    asked, all_asked, release_key = 0, anyio.Event(), store.release_key
+
+    async def far_away(*of_key: Any) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 5:
+            all_asked.set()
+        await all_asked.wait()
+        await release_key(*of_key)
+
+    monkeypatch.setattr(store, "release_key", far_away)
+    with anyio.fail_after(10):
+        await world.sandboxes.stop(keep=False)
+    assert asked == 5
+
+
 async def test_a_new_hub_takes_kept_sandboxes_over_under_their_names(make_world: MakeWorld) -> None:
     old = await make_world()
     sandbox = await old.spawn(session="mine", ttl_seconds=500, idempotency_key="k", labels={"a": "b"})
