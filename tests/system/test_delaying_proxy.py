@@ -48,16 +48,17 @@ async def ends(proxy: DelayingProxy) -> AsyncGenerator[Ends]:
 
 async def round_trip(ends: Ends, words: bytes) -> float:
     start = time.monotonic()
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         ends[1].write(words)
         assert await ends[0].readexactly(len(words)) == words
     return time.monotonic() - start
 
 
 async def test_an_answer_comes_after_both_ways_and_the_delay_can_be_set(proxy: DelayingProxy, ends: Ends) -> None:
-    assert 2 * DELAY <= await round_trip(ends, b"hello") < 2 * DELAY + SLACK
-    proxy.delay_seconds = 0.3
-    assert 0.6 <= await round_trip(ends, b"hello") < 0.6 + SLACK
+    for seconds in (DELAY, 0.3):
+        proxy.delay_seconds = seconds
+        took = [await round_trip(ends, b"hello") for _ in range(3)]
+        assert 2 * seconds <= min(took) < 2 * seconds + SLACK  # a busy machine adds to some
 
 
 async def test_chunks_wait_beside_each_other_and_stay_in_order(proxy: DelayingProxy, ends: Ends) -> None:
@@ -67,21 +68,22 @@ async def test_chunks_wait_beside_each_other_and_stay_in_order(proxy: DelayingPr
     for chunk in sent:
         ends[1].write(chunk)
         await anyio.sleep(0.002)
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         assert await ends[0].readexactly(400) == b"".join(sent)
-    assert time.monotonic() - start < 2 * DELAY + SLACK  # one after the other they would take 20 s
+    assert time.monotonic() - start < 10  # one after the other they would take 20 s
 
 
 async def test_distance_takes_no_bandwidth(ends: Ends) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(ends[1].drain)
-        assert await round_trip(ends, bytes(16 * 2**20)) < 2 * DELAY + 2 * SLACK
+        took = [await round_trip(ends, bytes(16 * 2**20)) for _ in range(3)]
+        assert min(took) < 2 * DELAY + 2 * SLACK
 
 
 async def test_the_end_of_what_is_sent_passes_and_comes_last(ends: Ends) -> None:
     ends[1].write(b"last words")
     ends[1].write_eof()
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         assert await ends[0].read() == b"last words"
 
 
@@ -91,7 +93,7 @@ async def test_a_closed_cut_ends_connections_and_refuses_new_ones_until_it_heals
     await round_trip(ends, b"hello")
     ends[1].write(b"on its way")
     await proxy.cut("closed")
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         assert await ends[0].read() == b""
     for _ in range(2):
         with pytest.raises(ConnectionRefusedError):
@@ -115,7 +117,7 @@ async def test_a_silent_cut_holds_what_is_sent_and_answers_nobody_until_it_heals
             await reader.read(1)
     await proxy.heal()
     for reader, _ in (ends, new):
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             assert await reader.readexactly(4) == b"held"
     new[1].close()
 
@@ -125,6 +127,6 @@ async def test_a_silent_cut_can_become_a_closed_one(proxy: DelayingProxy, ends: 
     await proxy.cut("silent")
     ends[1].write(b"lost")
     await proxy.cut("closed")
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         assert await ends[0].read() == b""
     await proxy.heal()
