@@ -116,9 +116,13 @@ async def test_connection_is_used_again_after_a_stream(serve: Callable[[list[byt
 async def test_cancelling_a_call_hangs_up(serve: Callable[[list[bytes]], TinyServer]):
     server = serve([])
     async with Hive(server.url) as hive:
-        with anyio.move_on_after(0.2):
-            await hive.list()
-        assert await anyio.to_thread.run_sync(server.gone.wait, 5)
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as group:
+                group.start_soon(hive.list)
+                while not server.requests:
+                    await anyio.sleep(0.01)
+                group.cancel_scope.cancel()
+        assert await anyio.to_thread.run_sync(server.gone.wait, 60)
 
 
 async def test_stream_cut_by_a_dying_hive_is_broken_and_not_repeated_unless_that_is_safe(

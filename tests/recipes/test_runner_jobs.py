@@ -39,20 +39,26 @@ async def test_a_job_is_read_to_its_end(tools: RunnerTools) -> None:
 
 async def test_a_reader_is_answered_as_soon_as_there_is_something(tools: RunnerTools) -> None:
     job = (await call(tools, "job_start", command="sleep 0.1; echo a; sleep 60"))["job"]
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         page = await call(tools, "job_read", job=job, wait_seconds=30)
     assert written(page) == b"a\n" and page["state"] == "running" and page["next_offset"] == 2
 
 
 async def test_a_reader_who_waits_in_vain_is_answered_in_time(tools: RunnerTools) -> None:
     job = (await call(tools, "job_start", command="sleep 60"))["job"]
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         page = await call(tools, "job_read", job=job, wait_seconds=0.1)
     assert page["chunks"] == [] and page["state"] == "running" and "exit_code" not in page
 
 
 async def test_chunks_name_their_stream_and_their_place(tools: RunnerTools) -> None:
-    job = (await call(tools, "job_start", command="echo one; sleep 0.1; echo two >&2; sleep 0.1; echo three"))["job"]
+    command = "echo one; read next; echo two >&2; read next; echo three"
+    job = (await call(tools, "job_start", command=command, stdin=True))["job"]
+    for offset in (0, 4):  # each is there before the next is written
+        with anyio.fail_after(60):
+            while not (await call(tools, "job_read", job=job, offset=offset, wait_seconds=30))["chunks"]:
+                pass
+        await call(tools, "job_write", job=job, data_base64=base64.b64encode(b"\n").decode())
     await read_all(tools, job)
     page = await call(tools, "job_read", job=job, offset=2)
     assert [(chunk["stream"], chunk["offset"]) for chunk in page["chunks"]] == [

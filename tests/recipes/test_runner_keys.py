@@ -164,20 +164,23 @@ async def test_a_defect_fails_its_own_callers_and_no_other_command(context: Cont
 
 
 async def test_a_command_that_was_stopped_for_want_of_a_caller_is_told_as_that(context: Context) -> None:
-    keyed, stopped = KeyedRuns(context, abandoned_seconds=0.01), anyio.Event()
+    keyed, running, stopped = KeyedRuns(context, abandoned_seconds=0.01), anyio.Event(), anyio.Event()
     begun: list[int] = []
 
     async def work() -> dict[str, Any]:
         begun.append(1)
+        running.set()
         try:
             await anyio.sleep_forever()
         finally:
             stopped.set()
         return {}
 
-    with anyio.move_on_after(0.01):
-        await keyed.once("k", None, work)
-    with anyio.fail_after(5):
+    async with anyio.create_task_group() as group:
+        group.start_soon(keyed.once, "k", None, work)
+        await running.wait()
+        group.cancel_scope.cancel()
+    with anyio.fail_after(20):
         await stopped.wait()
         with pytest.raises(Problem, match="its caller had gone") as caught:
             await keyed.once("k", None, work)
@@ -191,7 +194,7 @@ async def test_a_job_that_is_kept_no_longer_is_not_started_again(context: Contex
         async def start(number: int) -> runner_jobs.Job:
             env = {"PATH": "/bin:/usr/bin"}
             job = jobs.start(["sh", "-c", "echo x >> runs"], cwd=context.workspace, env=env, key=f"k{number}")
-            with anyio.fail_after(5):
+            with anyio.fail_after(20):
                 await job.ended.wait()
             return job
 
@@ -214,7 +217,7 @@ async def test_the_job_that_ended_first_goes_first(context: Context, monkeypatch
         long = jobs.start("echo x > up; read x", cwd=context.workspace, env={"PATH": "/bin:/usr/bin"}, stdin=True)
         await wait_for(context.workspace / "up")
         short = jobs.start("true", cwd=context.workspace, env={"PATH": "/bin:/usr/bin"})
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await short.ended.wait()
             await long.process.close_stdin()
             await long.ended.wait()

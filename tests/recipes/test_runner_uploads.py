@@ -116,7 +116,7 @@ async def test_what_nobody_goes_on_with_is_removed(context: Context, monkeypatch
     monkeypatch.setattr(drafts, "IDLE_SECONDS", 0.05)
     tools = RunnerTools(context)
     await put(tools, "f", b"abc", key="k", offset=0)
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         while names(context.workspace):
             await anyio.sleep(0.01)
 

@@ -55,9 +55,10 @@ async def round_trip(ends: Ends, words: bytes) -> float:
 
 
 async def test_an_answer_comes_after_both_ways_and_the_delay_can_be_set(proxy: DelayingProxy, ends: Ends) -> None:
-    assert 2 * DELAY <= await round_trip(ends, b"hello") < 2 * DELAY + SLACK
-    proxy.delay_seconds = 0.3
-    assert 0.6 <= await round_trip(ends, b"hello") < 0.6 + SLACK
+    for seconds in (DELAY, 0.3):
+        proxy.delay_seconds = seconds
+        took = [await round_trip(ends, b"hello") for _ in range(3)]
+        assert 2 * seconds <= min(took) < 2 * seconds + SLACK  # a busy machine adds to some
 
 
 async def test_chunks_wait_beside_each_other_and_stay_in_order(proxy: DelayingProxy, ends: Ends) -> None:
@@ -69,13 +70,14 @@ async def test_chunks_wait_beside_each_other_and_stay_in_order(proxy: DelayingPr
         await anyio.sleep(0.002)
     with anyio.fail_after(30):
         assert await ends[0].readexactly(400) == b"".join(sent)
-    assert time.monotonic() - start < 2 * DELAY + SLACK  # one after the other they would take 20 s
+    assert time.monotonic() - start < 10  # one after the other they would take 20 s
 
 
 async def test_distance_takes_no_bandwidth(ends: Ends) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(ends[1].drain)
-        assert await round_trip(ends, bytes(16 * 2**20)) < 2 * DELAY + 2 * SLACK
+        took = [await round_trip(ends, bytes(16 * 2**20)) for _ in range(3)]
+        assert min(took) < 2 * DELAY + 2 * SLACK
 
 
 async def test_the_end_of_what_is_sent_passes_and_comes_last(ends: Ends) -> None:

@@ -117,7 +117,7 @@ async def test_kept_sandboxes_wait_for_the_next_hive(folder: Path) -> None:
         assert await again.files.read("note") == "still here"
 
 
-async def test_a_sandbox_that_dies_ends_its_calls_within_a_second_with_its_reason(folder: Path) -> None:
+async def test_a_sandbox_that_dies_ends_its_calls_soon_with_its_reason(folder: Path) -> None:
     failures: list[AshError] = []
     async with open_hive(settings(folder)) as hive, Client(hive.url) as client:
         box = await client.spawn("echo")
@@ -125,7 +125,7 @@ async def test_a_sandbox_that_dies_ends_its_calls_within_a_second_with_its_reaso
             group.start_soon(lambda: failing_call(box, failures, steps=1, seconds=60))
             await until_called(hive, box)
             await hive.backend.delete(box.id, grace_seconds=0)
-            with anyio.fail_after(2):
+            with anyio.fail_after(5):
                 while not failures:
                     await anyio.sleep(0.01)
         (info,) = await client.list(include_ended=True)

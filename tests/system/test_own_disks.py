@@ -152,13 +152,13 @@ async def test_keys_that_the_backend_keeps_are_known_and_revoked_on_every_replic
     async with disks.replica("a", backend, backend=kind) as a, disks.replica("b", backend, backend=kind) as b:
         assert not await admitted(a)
         await documents.replace(DocumentKind.KEYS, "keys", before, instead_of=None)
-        with anyio.fail_after(2.5):
+        with anyio.fail_after(5):
             while not (await admitted(a) and await admitted(b)):
                 await anyio.sleep(0.05)
         file.revoke(["old"])
         after = await anyio.Path(file.path).read_bytes()
         await documents.replace(DocumentKind.KEYS, "keys", after, instead_of=before)
-        with anyio.fail_after(2.5):
+        with anyio.fail_after(5):
             while await admitted(a) or await admitted(b):
                 await anyio.sleep(0.05)
 

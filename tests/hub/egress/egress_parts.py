@@ -30,7 +30,7 @@ from ash_hub.egress.policy import Policy
 from ash_hub.egress.proxy import SandboxProxy
 from ash_hub.egress.resolver import Resolve, dial
 
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 30.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 

@@ -28,8 +28,9 @@ PUBLIC = "93.184.216.34"
 
 
 async def test_a_head_that_is_too_long_or_too_slow_is_refused() -> None:
-    async with proxying("internet", limits=Limits(head_bytes=1024, head_seconds=0.1)) as it:
+    async with proxying("internet", limits=Limits(head_bytes=1024)) as it:
         long = await ask(it.path, get("http://example.com/", "X: " + "a" * 5000))
+    async with proxying("internet", limits=Limits(head_seconds=0.1)) as it:
         slow = await ask(it.path, b"GET http://exam")
     assert error_of(long)["reason"] == "head_too_long" and b" 431 " in long
     assert error_of(slow)["reason"] == "slow_request"
@@ -67,9 +68,15 @@ async def test_a_connection_that_reaches_a_limit_is_cut(limits: Limits, reason: 
     names = Names({"example.com": [[PUBLIC]]})
     async with proxying("internet", names=names, dialling=Wires(silent), limits=limits) as it:
         then = bytes(2000) if reason.endswith("bytes") else b"x"
-        answer = await ask(it.path, connect("example.com:443"), then=then)
+        async with asyncio.timeout(WAIT_SECONDS):
+            answer = b""
+            while not answer:
+                try:
+                    answer = await ask(it.path, connect("example.com:443"), then=then)
+                except asyncio.IncompleteReadError:
+                    assert reason.endswith("seconds")  # over before the tunnel was there: the machine is busy
     assert answer == b"HTTP/1.1 200 Connection established\r\n\r\n"
-    assert it.reasons() == [("allowed", "policy"), ("cut", reason)]
+    assert it.reasons()[-2:] == [("allowed", "policy"), ("cut", reason)]
 
 
 def test_a_flood_of_decisions_is_told_in_part_and_counted_in_whole() -> None:

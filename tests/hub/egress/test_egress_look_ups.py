@@ -127,7 +127,11 @@ async def test_a_look_up_keeps_its_place_until_it_ends_and_one_that_waits_in_vai
         assert second["reason"] == "too_many_look_ups" and second["kind"] == "egress_refused"
         assert names.asked == ["one.example"] and it.proxy.stats()["look_ups"] == 1
         names.answer.set()
-        assert error_of(await ask(it.path, get("http://three.example/")))["reason"] == "loopback"
+        async with asyncio.timeout(WAIT_SECONDS):
+            late = {"unresolved", "too_many_look_ups"}  # on a busy machine
+            while (reason := error_of(await ask(it.path, get("http://three.example/")))["reason"]) in late:
+                pass
+        assert reason == "loopback"
         assert it.proxy.stats()["look_ups"] == 0
 
 

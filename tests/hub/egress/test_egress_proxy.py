@@ -193,8 +193,10 @@ async def test_a_tunnel_to_a_domain_carries_only_tls_for_that_domain(first: byte
 async def test_a_client_that_says_nothing_in_a_tunnel_is_not_waited_for() -> None:
     names, limits = Names({"example.com": [[PUBLIC]]}), Limits(head_seconds=0.05)
     async with proxying(["example.com"], names=names, dialling=Wires(silent), limits=limits) as it:
-        assert (await ask(it.path, connect("example.com:443"))).endswith(ALERT)
-    assert it.reasons() == [("refused", "not_tls")]
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not (answer := await ask(it.path, connect("example.com:443"))).endswith(ALERT):
+                assert error_of(answer)["reason"] == "slow_request"  # on a busy machine even its head is late
+    assert it.reasons()[-1] == ("refused", "not_tls")
 
 
 @pytest.mark.parametrize(("second", "reasons"), [(b"example.com", []), (b"evil.org", [("refused", "server_name")])])

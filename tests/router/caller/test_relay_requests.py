@@ -19,20 +19,20 @@ from tests.router.sandbox_parts import Box
 
 pytestmark = pytest.mark.anyio
 
-LIMITS = RelayLimits(
-    max_body_bytes=2000,
-    max_head_bytes=4000,
-    max_headers=20,
-    head_timeout_seconds=0.2,
-    body_timeout_seconds=0.2,
-    linger_seconds=0.3,
-)
+SMALL = RelayLimits(max_body_bytes=2000, max_head_bytes=4000, max_headers=20)
+QUICK = RelayLimits(head_timeout_seconds=0.2, body_timeout_seconds=0.2, linger_seconds=0.3)
 ADD = tool_call("sb1_add", {"a": 1, "b": 2})
 
 
 @pytest.fixture
-async def tight(tmp_path: Path) -> AsyncGenerator[Rig]:
-    async with open_rig(tmp_path, limits=LIMITS) as rig:
+async def small(tmp_path: Path) -> AsyncGenerator[Rig]:
+    async with open_rig(tmp_path, limits=SMALL) as rig:
+        yield rig
+
+
+@pytest.fixture
+async def quick(tmp_path: Path) -> AsyncGenerator[Rig]:
+    async with open_rig(tmp_path, limits=QUICK) as rig:
         yield rig
 
 
@@ -101,14 +101,15 @@ async def test_a_body_that_is_not_chunked_as_announced_is_refused(rig: Rig, box:
         b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\nhost: hub\r\n\r\n",
     ],
 )
-async def test_a_head_over_its_limits_is_refused(tight: Rig, head: bytes):
-    answered, _, body = await refusal(tight, head)
+async def test_a_head_over_its_limits_is_refused(small: Rig, head: bytes):
+    answered, _, body = await refusal(small, head)
     assert answered == 431
     assert kind(body) == "capacity_exceeded"
 
 
-async def test_an_endless_header_line_is_refused_before_it_ends(tight: Rig):
-    async with tight.connect() as wire:
+async def test_an_endless_header_line_is_refused_before_it_ends(tmp_path: Path):
+    limits = RelayLimits(max_head_bytes=4000, linger_seconds=60)  # as long as it takes to read the refusal
+    async with open_rig(tmp_path, limits=limits) as rig, rig.connect() as wire:
         await wire.send(b"GET /plain HTTP/1.1\r\nx: ")
         while not wire.reader.at_eof() and not wire.received():
             await wire.send(b"a" * 500)
@@ -117,16 +118,16 @@ async def test_an_endless_header_line_is_refused_before_it_ends(tight: Rig):
     assert status == 431
 
 
-async def test_a_body_over_its_limit_is_refused_by_its_announcement(tight: Rig):
+async def test_a_body_over_its_limit_is_refused_by_its_announcement(small: Rig):
     head = modern("call", b"", framing="content-length: 2001\r\n", more="expect: 100-continue\r\n")
-    answered, _, body = await refusal(tight, head)
+    answered, _, body = await refusal(small, head)
     assert answered == 413
     assert kind(body) == "capacity_exceeded"
 
 
-async def test_a_chunked_body_over_its_limit_is_refused_while_it_comes(tight: Rig):
+async def test_a_chunked_body_over_its_limit_is_refused_while_it_comes(small: Rig):
     body = b"7d1\r\n" + b"a" * 2001 + b"\r\n"
-    answered, _, _ = await refusal(tight, modern("call", body, framing="transfer-encoding: chunked\r\n"))
+    answered, _, _ = await refusal(small, modern("call", body, framing="transfer-encoding: chunked\r\n"))
     assert answered == 413
 
 
@@ -139,25 +140,25 @@ async def test_a_chunked_body_over_its_limit_is_refused_while_it_comes(tight: Ri
         b"POST /plain HTTP/1.1\r\nhost: hub\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n",
     ],
 )
-async def test_a_request_that_does_not_arrive_in_time_is_refused(tight: Rig, sent: bytes):
-    answered, _, body = await refusal(tight, sent)
+async def test_a_request_that_does_not_arrive_in_time_is_refused(quick: Rig, sent: bytes):
+    answered, _, body = await refusal(quick, sent)
     assert answered == 408
     assert json.loads(body)["error"]["retryable"] is True
 
 
-async def test_a_body_that_does_not_arrive_after_a_late_verdict_is_refused(tight: Rig):
-    tight.admission.gate = asyncio.Event()
-    async with tight.connect() as wire:
+async def test_a_body_that_does_not_arrive_after_a_late_verdict_is_refused(quick: Rig):
+    quick.admission.gate = asyncio.Event()
+    async with quick.connect() as wire:
         await wire.send(modern("call", b"{", framing="content-length: 9\r\n"))
         with anyio.fail_after(10):
-            await tight.admission.waits.wait()
-        tight.admission.gate.set()
+            await quick.admission.waits.wait()
+        quick.admission.gate.set()
         assert (await wire.answer())[0] == 408
 
 
 @pytest.mark.parametrize("sent", [b"", b"\r\n\r\n"])
-async def test_a_connection_that_asks_nothing_is_closed(tight: Rig, sent: bytes):
-    async with tight.connect() as wire:
+async def test_a_connection_that_asks_nothing_is_closed(quick: Rig, sent: bytes):
+    async with quick.connect() as wire:
         await wire.send(sent)
         assert await wire.ended()
 

@@ -134,16 +134,19 @@ async def test_a_request_that_is_answered_early_ends_its_connections(rig: Rig):
 
 
 async def test_a_body_that_breaks_its_framing_is_refused_and_the_sandbox_left(rig: Rig):
-    ended = asyncio.Event()
+    begun, ended = asyncio.Event(), asyncio.Event()
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"begin")
+        begun.set()
         await reader.read()
         ended.set()
 
     async with open_script(rig.directory, script) as socket, rig.connect() as wire:
         await rig.bind("sb1", socket)
         await wire.send(direct(body=b"5\r\nbegin\r\n", framing="transfer-encoding: chunked\r\n"))
-        await asyncio.sleep(0.02)
+        with anyio.fail_after(30):
+            await begun.wait()
         await wire.send(b"zz\r\n")
         assert (await wire.answer())[0] == 400
         with anyio.fail_after(5):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -351,15 +351,21 @@ async def test_a_slow_server_is_a_gateway_timeout_and_a_slow_stream_is_not():
     async def slow_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(STREAM_HEAD + chunk(EVENT))
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await late.wait()
         writer.write(b"0\r\n\r\n")
 
     late = asyncio.Event()
     async with opened(RelayLimits(body_timeout_seconds=0.2), answer_seconds=0.2) as door:
-        async with door.serving(silent), door.serving(slow_stream, "slow"), door.connect() as wire:
-            await wire.send(asks(uuid="slow"))
-            assert (await wire.head())[0] == 200
+        async with door.serving(silent), door.serving(slow_stream, "slow"), AsyncExitStack() as wires:
+            with anyio.fail_after(60):
+                while True:
+                    wire = await wires.enter_async_context(door.connect())
+                    await wire.send(asks(uuid="slow"))
+                    status, _ = await wire.head()
+                    if status != 504:  # on a busy machine even the head may be late
+                        break
+            assert status == 200
             assert await answered(door, asks()) == (504, TEXT, b"gateway timeout\n")
             late.set()
             assert (await wire.chunk(), await wire.reader.readline()) == (EVENT, b"0\r\n")

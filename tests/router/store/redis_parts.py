@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
@@ -14,8 +14,10 @@ from ash_router.routes import Route
 from ash_router.store.redis import RedisStore, open_redis
 from tests.redis_server import RedisServer
 
-PATIENCE = 0.4
-"""Of the stores in tests: how long a step is tried while Redis is away."""
+PATIENCE = 60.0
+"""Of the stores in tests: how long a step is tried. A busy machine does not use it up."""
+HURRY = 0.4
+"""The same, where Redis is away and a step is to fail."""
 
 _NUMBERS = itertools.count()
 
@@ -27,14 +29,24 @@ def fresh_prefix() -> str:
 
 @asynccontextmanager
 async def open_quick(server: RedisServer, prefix: str, patience: float = PATIENCE) -> AsyncGenerator[RedisStore]:
-    """Open a store that gives up and looks again sooner than a hive's."""
+    """Open a store that looks again sooner than a hive's."""
     async with open_redis(
         server.url, prefix, patience_seconds=patience, look_seconds=0.05, grace_seconds=0.3
     ) as store:
         yield store
 
 
-async def until(holds: Callable[[], Any], seconds: float = 5.0) -> None:
+@contextmanager
+def hurried(*stores: RedisStore, seconds: float = HURRY) -> Generator[None]:
+    """Have the steps that begin meanwhile tried for so long only."""
+    for store in stores:
+        store._link._patience = store._feed._patience = seconds  # pyright: ignore[reportPrivateUsage]
+    yield
+    for store in stores:
+        store._link._patience = store._feed._patience = PATIENCE  # pyright: ignore[reportPrivateUsage]
+
+
+async def until(holds: Callable[[], Any], seconds: float = 30.0) -> None:
     """Return when something holds, which must be within a bound."""
     with anyio.fail_after(seconds):
         while not holds():

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +35,11 @@ ONE = SandboxId("sbx-1")
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ash_router.store.redis.open_redis", partial(open_redis, patience_seconds=PATIENCE))
 
 
 async def refused(url: str, prefix: str = "ash") -> str:
@@ -115,7 +121,7 @@ async def test_databases_and_prefixes_keep_hives_apart(shared_redis: RedisServer
         async with one.subscribe("news") as news:
             await two.publish("news", "not for the first")
             await one.publish("news", "for the first")
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 assert await anext(news) == "for the first"
     keys: list[str] = [key for number in (0, 1, 2) for key in _keys(shared_redis, number)]
     assert keys and all(key.startswith((f"{prefix}:", "else:", "suite-", "test-")) for key in keys)
@@ -141,7 +147,7 @@ async def test_tls_password_and_database_stand_in_the_url(tmp_path: Path):
             await store.put_route(record(1))
             async with store.subscribe("news") as news:
                 await store.publish("news", "hello")
-                with anyio.fail_after(5):
+                with anyio.fail_after(30):
                     assert await anext(news) == "hello"
         assert list(server.ask("INFO", "keyspace")) == ["db3"]
         assert "certificate verify failed" in await refused(f"rediss://:p%40ss%2Fword@{place}")
@@ -179,8 +185,8 @@ def sentinel(tmp_path: Path) -> Iterator[tuple[str, RedisServer, RedisServer]]:
 @pytest.mark.heavy
 async def test_sentinels_say_where_redis_is_also_after_a_failover(sentinel: tuple[str, RedisServer, RedisServer]):
     url, primary, replica = sentinel
-    await until(lambda: replica.ask("INFO", "replication")["master_link_status"] == "up", 10)
-    await until(lambda: _knows_both(url), 10)
+    await until(lambda: replica.ask("INFO", "replication")["master_link_status"] == "up")
+    await until(lambda: _knows_both(url))
     restored = anyio.Event()
 
     async def restore() -> None:
@@ -192,7 +198,7 @@ async def test_sentinels_say_where_redis_is_also_after_a_failover(sentinel: tupl
         async with store.subscribe("news") as news:
             assert primary.ask("WAIT", 1, 5000) == 1
             primary.kill()
-            with anyio.fail_after(15):
+            with anyio.fail_after(60):
                 await restored.wait()
                 assert await anext(news) == ""
             await until(lambda: store.unready() is None)

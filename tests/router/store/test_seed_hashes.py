@@ -17,7 +17,7 @@ from ash_router.store.base import SeedAddress
 from ash_router.store.redis import RedisStore, open_redis
 from ash_router.store.redis.seed_hashes import SeedHashes, open_seed_hashes
 from tests.redis_server import RedisServer, running_redis
-from tests.router.store.redis_parts import fresh_prefix, record
+from tests.router.store.redis_parts import HURRY, PATIENCE, fresh_prefix, record
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
@@ -27,7 +27,9 @@ UUID = "trainer-0b6a1c9e-3d52-4c27-9a53-5a5f5ad1e0b1"
 @asynccontextmanager
 async def opened(server: RedisServer, host: str | None = "10.1.2.3") -> AsyncGenerator[RedisStore]:
     server.ask("DEL", f"sandbox:{UUID}")
-    async with open_redis(server.url, fresh_prefix(), seed_address=SeedAddress(host, 8420)) as store:
+    async with open_redis(
+        server.url, fresh_prefix(), seed_address=SeedAddress(host, 8420), patience_seconds=PATIENCE
+    ) as store:
         yield store
 
 
@@ -61,7 +63,9 @@ async def test_a_route_that_is_put_again_puts_back_its_hash(shared_redis: RedisS
     """As every replica does after a flush, and where the one that had written it is gone."""
     async with opened(shared_redis, host="10.9.9.9") as gone:
         await gone.put_route(record(1, alias=UUID))
-        async with open_redis(shared_redis.url, "other", seed_address=SeedAddress("10.1.2.3", 8421)) as store:
+        async with open_redis(
+            shared_redis.url, "other", seed_address=SeedAddress("10.1.2.3", 8421), patience_seconds=PATIENCE
+        ) as store:
             await store.put_route(record(1, alias=UUID))
             assert hash_in(shared_redis)["host"] == "10.1.2.3"
             shared_redis.ask("DEL", f"sandbox:{UUID}")
@@ -125,7 +129,9 @@ async def test_who_may_not_write_the_hash_is_kept_from_nothing_else(shared_redis
     shared_redis.ask("ACL", "SETUSER", "narrow", "reset", "on", ">secret", *rights)
     try:
         url = shared_redis.url.replace("redis://", "redis://narrow:secret@")
-        async with open_redis(url, prefix, seed_address=SeedAddress("10.1.2.3", 8420)) as store:
+        async with open_redis(
+            url, prefix, seed_address=SeedAddress("10.1.2.3", 8420), patience_seconds=PATIENCE
+        ) as store:
             await store.put_route(record(1, alias=UUID))
             await store.note_starting(UUID)
             await store.restore_aliases({SandboxId("sbx-1"): UUID})
@@ -139,7 +145,7 @@ async def test_who_may_not_write_the_hash_is_kept_from_nothing_else(shared_redis
 @pytest.fixture
 async def hashes(shared_redis: RedisServer) -> AsyncGenerator[SeedHashes]:
     shared_redis.ask("DEL", f"sandbox:{UUID}")
-    async with open_seed_hashes(shared_redis.url, patience_seconds=5) as hashes:
+    async with open_seed_hashes(shared_redis.url, patience_seconds=PATIENCE) as hashes:
         yield hashes
     shared_redis.ask("DEL", f"sandbox:{UUID}")
 
@@ -187,8 +193,9 @@ async def test_a_hash_that_names_no_server_is_no_route(
 
 async def test_without_redis_nothing_is_said_of_a_route(tmp_path: Path):
     with running_redis(tmp_path) as server:
-        async with open_seed_hashes(server.url, patience_seconds=0.3) as hashes:
+        async with open_seed_hashes(server.url, patience_seconds=PATIENCE) as hashes:
             server.stop()
+            hashes._link._patience = HURRY  # pyright: ignore[reportPrivateUsage]
             with pytest.raises(ConnectFailed):
                 await hashes.find(UUID)
             assert await hashes.unready() == "redis not ready"

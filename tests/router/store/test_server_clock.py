@@ -56,7 +56,7 @@ async def test_stores_tell_the_servers_time_and_not_their_machines(
         monkeypatch.setattr(time, "time", lambda: true() + DAYS)
         async with open_quick(shared_redis, prefix) as other:
             await stores_tell_the_same_time(one, other)
-            assert abs(other.now() - true()) < 1.0
+            assert abs(other.now() - true()) < 60.0
 
 
 @pytest.mark.anyio
@@ -67,4 +67,4 @@ async def test_the_servers_time_is_looked_at_again(shared_redis: RedisServer, mo
         for module in (clock, redis_store):
             monkeypatch.setattr(module, "steady", lambda: before() + DAYS)
         assert store.now() - time.time() > DAYS / 2
-        await until(lambda: abs(store.now() - time.time()) < 1.0)
+        await until(lambda: abs(store.now() - time.time()) < 60.0)
