@@ -23,7 +23,8 @@ settings.load_profile("ash")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the folders whose files take longest, so that several workers end at the same time."""
-    slow = [Path(__file__).parent / name for name in ("system", "recipes", "examples")]
+    names = ("system", "recipes", "examples", "conformance", "hub/backends", "hub/spawning", "router/replicas")
+    slow = [Path(__file__).parent / name for name in (*names, "router/store", "scripts")]
     items.sort(key=lambda item: not any(folder in item.path.parents for folder in slow))
 
 

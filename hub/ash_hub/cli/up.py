@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Annotated
 
 import typer
@@ -49,9 +50,12 @@ def up(
         return
     if redis_url is not None and "@" in redis_url:
         raise typer.BadParameter("others could read the password in --redis-url; set ASH_HUB_REDIS_URL to it instead")
+    gc.disable()  # what is imported stays: looking for garbage in it is a seventh of the start
     from ash_hub.cli.environment import read_settings
     from ash_hub.cli.serving import run_hive
 
+    gc.freeze()
+    gc.enable()
     options = {
         "host": host,
         "port": port,
