@@ -59,7 +59,9 @@ class Scene:
         accept = "application/json, text/event-stream"
         return await self.client.post("/mcp", headers={"x-who": who, "accept": accept}, json=message)
 
-    async def listen(self, session_id: str, accept: bytes = b"text/event-stream") -> tuple[int, bool]:
+    async def listen(
+        self, session_id: str, accept: bytes = b"text/event-stream", *more: tuple[bytes, bytes]
+    ) -> tuple[int, bool]:
         """Return the status of a GET stream, and whether it says that the list of tools changed before it is quiet."""
         sent, left = list[Any](), anyio.Event()
 
@@ -70,7 +72,7 @@ class Scene:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        headers = [(b"x-who", b"ann"), (b"accept", accept), (b"mcp-session-id", session_id.encode())]
+        headers = [(b"x-who", b"ann"), (b"accept", accept), (b"mcp-session-id", session_id.encode()), *more]
         scope = {"type": "http", "method": "GET", "path": "/mcp", "query_string": b"", "headers": headers}
         async with anyio.create_task_group() as group:
             group.start_soon(self._admitted, scope, receive, send)
@@ -156,6 +158,12 @@ async def test_the_first_stream_of_a_session_that_was_taken_up_begins_with_a_cha
         assert await scene.listen(lost) == (200, False)
         own = (await scene.open()).headers["mcp-session-id"]
         assert await scene.listen(own) == (200, False)
+
+
+async def test_a_stream_that_nobody_can_continue_begins_anew() -> None:
+    async with open_scene() as scene:
+        session = (await scene.open()).headers["mcp-session-id"]
+        assert await scene.listen(session, b"text/event-stream", (b"last-event-id", b"7.1")) == (200, False)
 
 
 async def test_no_session_is_opened_for_an_id_that_is_none_of_ours_or_beyond_the_bound() -> None:
