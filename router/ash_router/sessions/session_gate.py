@@ -323,8 +323,8 @@ def _header(headers: Any, name: bytes) -> bytes | None:
 def _in_session(scope: ASGIScope, sdk_id: bytes | None) -> ASGIScope:
     """Return the ASGI scope with the session header set to the SDK's id, or removed for None.
 
-    Without `Last-Event-ID`: the relay has continued every stream that can be, and the SDK, which keeps no events, would
-    answer 500 where a client is to get a new stream.
+    Without `Last-Event-ID`: the relay has continued every stream that can be, and the SDK, which keeps no events,
+    would answer 500 where a client is to get a new stream.
     """
     others = [header for header in scope["headers"] if header[0] not in (_SESSION_HEADER, _LAST_EVENT_HEADER)]
     if sdk_id is None and len(others) == len(scope["headers"]):
