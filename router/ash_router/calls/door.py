@@ -45,12 +45,12 @@ class Door:
     target: bytes
     """The path that the server is asked for; a request's `DirectRequest.rest` is appended."""
     methods: frozenset[str] | None
-    """None: all but HEAD, whose answer has a length and no body."""
+    """None: all."""
     headers: HeaderPolicy
 
     def takes(self, method: str) -> bool:
         """Return whether requests with this method pass."""
-        return method != "HEAD" if self.methods is None else method in self.methods
+        return self.methods is None or method in self.methods
 
 
 CALL_HEADERS: Final = HeaderPolicy(framing.TO_CALL, framing.FROM_CALL)
