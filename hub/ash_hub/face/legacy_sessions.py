@@ -16,14 +16,21 @@ from mcp.server.lowlevel.server import Server
 from mcp.server.streamable_http import GET_STREAM_KEY, StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
+from starlette.types import Receive, Scope, Send
 
 __all__ = ["SdkSessions"]
 
 
 class _Manager(StreamableHTTPSessionManager):
-    """Calls `on_ended` for each session that ends, for whatever reason."""
+    """Calls `on_ended` for each session that ends, for whatever reason, and begins streams that it cannot continue."""
 
     on_ended: Callable[[str], None]
+
+    async def handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "GET":
+            # The relay has continued every stream that can be. Without stored events the SDK would answer 500.
+            scope = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"last-event-id"]}
+        await super().handle_request(scope, receive, send)
 
     async def _discard_session(self, session_id: str, transport: StreamableHTTPServerTransport) -> None:
         self.on_ended(session_id)

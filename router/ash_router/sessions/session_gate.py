@@ -48,7 +48,6 @@ _NEGOTIATED_VERSION: Final = re.compile(rb'"protocolVersion"\s*:\s*"(\d{4}-\d\d-
 _MAX_SEEN_BYTES: Final = 64 * 1024
 """How much of the answer to `initialize` is searched for the version."""
 _SESSION_HEADER: Final = b"mcp-session-id"
-_LAST_EVENT_HEADER: Final = b"last-event-id"
 _LIST_CHANGED: Final = b'event: message\ndata: {"jsonrpc":"2.0","method":"notifications/tools/list_changed"}\n\n'
 
 ASGIMessage = MutableMapping[str, Any]
@@ -321,12 +320,8 @@ def _header(headers: Any, name: bytes) -> bytes | None:
 
 
 def _in_session(scope: ASGIScope, sdk_id: bytes | None) -> ASGIScope:
-    """Return the ASGI scope with the session header set to the SDK's id, or removed for None.
-
-    Without `Last-Event-ID`: the relay has continued every stream that can be, and the SDK, which keeps no events,
-    would answer 500 where a client is to get a new stream.
-    """
-    others = [header for header in scope["headers"] if header[0] not in (_SESSION_HEADER, _LAST_EVENT_HEADER)]
+    """Return the ASGI scope with the session header set to the SDK's id, or removed for None."""
+    others = [header for header in scope["headers"] if header[0] != _SESSION_HEADER]
     if sdk_id is None and len(others) == len(scope["headers"]):
         return scope
     return {**scope, "headers": others if sdk_id is None else [*others, (_SESSION_HEADER, sdk_id)]}
