@@ -9,8 +9,6 @@ import logging
 import os
 import socket
 import ssl
-import tempfile
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +38,6 @@ OTHER_USER = 65534
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture
-def folder() -> Generator[Path]:
-    with tempfile.TemporaryDirectory(prefix="ash-", dir="/tmp") as name:
-        yield Path(name)
 
 
 def settings(folder: Path, **given: Any) -> HubSettings:

@@ -15,7 +15,7 @@ from tests.delaying_proxy import DelayingProxy, delaying
 pytestmark = pytest.mark.anyio
 
 DELAY: Final = 0.1
-SLACK: Final = 5.0
+SLACK: Final = 1.0
 """Of a busy machine."""
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,12 +30,6 @@ NO_KEYS = "no API keys yet: ash key new"
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture
-def folder() -> Generator[Path]:
-    with tempfile.TemporaryDirectory(prefix="ash-", dir="/tmp") as name:
-        yield Path(name)
 
 
 @asynccontextmanager

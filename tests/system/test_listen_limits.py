@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Generator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -23,12 +21,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture
-def folder() -> Generator[Path]:
-    with tempfile.TemporaryDirectory(prefix="ash-", dir="/tmp") as name:
-        yield Path(name)
 
 
 @pytest.mark.parametrize("other_era", [LEGACY, MODERN])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import tempfile
-from collections.abc import Generator
 from pathlib import Path
 
 import anyio
@@ -28,12 +26,6 @@ BACK = "http://127.0.0.1:1/back"
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture
-def folder() -> Generator[Path]:
-    with tempfile.TemporaryDirectory(prefix="ash-", dir="/tmp") as name:
-        yield Path(name)
 
 
 class Memory:

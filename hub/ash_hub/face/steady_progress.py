@@ -1,7 +1,7 @@
-"""What the caller of a tool of the hive hears while nothing new happens: some hosts give up on silence.
+"""Keep-alive of long calls to the hive's own tools: repeated progress, or SSE comments. Some hosts give up on silence.
 
-Who has asked for progress is told of it again. Who has not gets a comment in the answer's stream, for which there is
-ASGI middleware before the MCP SDK; the SDK's own comments come every 15 s.
+A caller that gave a progress token gets the last progress again. Any other gets a comment in its answer's stream,
+which ASGI middleware before the MCP SDK writes; the SDK's own comments come only every 15 s.
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ from typing import Any, Final
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ash_router.http.responses import QUIET_COMMENT
+
 __all__ = ["SteadyProgress", "comment_on", "with_comments"]
 
 QUIET_SECONDS: Final = 9.0
 _STEP: Final = 1e-6
 """Per second: progress must grow with each report, and leave room for the next step."""
 _KEY: Final = "ash.answer"
-_COMMENT: Final = b": the call goes on\n\n"
 _STREAM: Final = b"text/event-stream"
 
 Report = Callable[[float, float | None, str | None], Awaitable[None]]
 
 
 class SteadyProgress:
-    """Reports what it is called with, and the same again, a little further, every `quiet_seconds`.
+    """Reports progress when called, and every `quiet_seconds` repeats it, a little further, or comments.
 
     Args:
-        report: Tells the caller; does nothing where it has not asked for progress.
-        comment: Does what is done again instead where it has not; None where it has.
+        report: Sends progress to the caller; does nothing if it gave no progress token.
+        comment: Writes a comment instead of repeated progress; None if the caller gave a progress token.
     """
 
     def __init__(
@@ -125,4 +126,4 @@ class _Answer:
             headers = [(b"content-type", _STREAM), (b"cache-control", b"no-cache, no-transform")]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         if self._is_stream and not self.is_over:
-            await self._send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+            await self._send({"type": "http.response.body", "body": QUIET_COMMENT, "more_body": True})

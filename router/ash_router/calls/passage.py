@@ -185,7 +185,7 @@ class Passage(SandboxExchange):
             self,
             more=not self._body_complete,
             on_pressure=None if self._body_complete else self._pause_caller,
-            is_head=self._direct.method == "HEAD",
+            is_head=direct.method == "HEAD",
         )
         if self._paused:
             connection.pause()

@@ -37,7 +37,6 @@ __all__ = ["SandboxExchange", "Services"]
 
 log = logging.getLogger(__name__)
 
-_COMMENT: Final = b": the call goes on\n\n"
 _PROGRESS: Final = b'"notifications/progress"'
 _PROGRESS_VALUE: Final = re.compile(rb'"progress": ?(\d{1,15}(?:\.\d{1,15})?)[,}]')
 _STEP: Final = 1e-6
@@ -220,7 +219,7 @@ class SandboxExchange(ABC):
         elif self._moved_at > quiet_since:
             return  # what its sandbox sends is sign enough
         else:
-            event = _COMMENT
+            event = responses.QUIET_COMMENT
         out = self._reply.append_event(event)
         if out:
             self._heard_at = now

@@ -28,6 +28,7 @@ __all__ = [
     "FROM_HUB",
     "FROM_SANDBOX",
     "NONCE",
+    "QUIET_COMMENT",
     "Caller",
     "accepted",
     "failure",
@@ -46,6 +47,9 @@ __all__ = [
 NONCE: Final = HEADER_NONCE.encode()
 FROM_HUB: Final = (HEADER_ORIGIN.encode(), ORIGIN_HUB.encode())
 FROM_SANDBOX: Final = (HEADER_ORIGIN.encode(), ORIGIN_SANDBOX.encode())
+
+QUIET_COMMENT: Final = b": the call goes on\n\n"
+"""The SSE comment that keeps a long call's stream alive."""
 
 PARSE_ERROR: Final = -32700
 """As JSON-RPC has it."""
