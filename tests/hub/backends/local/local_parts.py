@@ -27,7 +27,7 @@ from ash_hub.testing.escapes import Prison
 from ash_mcp.types import SandboxId, SandboxSpec
 
 SPEC = SandboxSpec(id=SandboxId("sbx-unused"), recipe="stand-in", server={"python": "none:none"})
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 10.0
 MIB = 1024 * 1024
 SMALL: dict[str, Any] = {
     "memory_bytes": 128 * MIB,
@@ -105,9 +105,8 @@ def directories() -> Generator[Path]:
         shutil.rmtree(path)
 
 
-def settings_in(root: Path, *, start_timeout_seconds: float = 60.0, **more: Any) -> LocalSettings:
-    folders = {"state_dir": root / "state", "run_dir": root / "run", "log_dir": root / "log"}
-    return LocalSettings(**folders, start_timeout_seconds=start_timeout_seconds, **more)
+def settings_in(root: Path, **more: Any) -> LocalSettings:
+    return LocalSettings(state_dir=root / "state", run_dir=root / "run", log_dir=root / "log", **more)
 
 
 @asynccontextmanager

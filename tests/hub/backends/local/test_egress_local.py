@@ -139,7 +139,7 @@ async def test_the_proxy_ends_with_a_keeper_that_is_killed(root: Path) -> None:
         (proxy,) = proxies(keeper)
         os.kill(proxy, signal.SIGSTOP)  # so that it is not by its own doing
         os.kill(keeper, signal.SIGKILL)
-        with anyio.fail_after(WAIT_SECONDS):
+        with anyio.fail_after(2):
             await ended(keeper, proxy)
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -79,7 +78,7 @@ async def test_a_killed_hub_takes_everything_with_it_when_there_is_no_grace(root
     async with another_hub(root, count=2) as hub:
         assert len(hub.processes) >= 6
         hub.process.kill()
-        with anyio.fail_after(WAIT_SECONDS):
+        with anyio.fail_after(2):
             await ended(hub.keeper, *hub.processes)
     assert leftovers(settings_in(root)) == []
     assert hive_groups(settings_in(root)) == []
@@ -103,12 +102,10 @@ async def test_a_new_hub_adopts_within_the_grace(root: Path) -> None:
 
 async def test_the_keeper_ends_when_the_grace_is_over(root: Path) -> None:
     async with another_hub(root, grace_seconds=0.3) as hub:
-        killed_at = time.monotonic()
         hub.process.kill()
         await hub.process.wait()
-        # unless this process got to look only when it was over
-        assert descendants(hub.keeper) == hub.processes or time.monotonic() - killed_at > 0.3
-        with anyio.fail_after(WAIT_SECONDS):
+        assert descendants(hub.keeper) == hub.processes
+        with anyio.fail_after(5):
             await ended(hub.keeper, *hub.processes)
     assert leftovers(settings_in(root)) == []
 
@@ -119,7 +116,7 @@ async def test_a_hub_that_leaves_keeps_its_sandboxes_for_the_next(root: Path) ->
         async with local_backend(root) as backend:
             assert keeper_pid(backend) == hub.keeper
             assert [instance.id for instance in await backend.list()] == hub.ids
-    with anyio.fail_after(WAIT_SECONDS):
+    with anyio.fail_after(5):
         await ended(hub.keeper)
 
 
@@ -127,7 +124,7 @@ async def test_a_keeper_without_a_hub_ends_with_its_last_sandbox(root: Path) -> 
     async with another_hub(root, leaves=True) as hub:
         await hub.process.wait()
         os.kill(hub.processes[-1], signal.SIGKILL)
-        with anyio.fail_after(WAIT_SECONDS):
+        with anyio.fail_after(5):
             await ended(hub.keeper)
     assert not hive_paths(settings_in(root)).directory.exists()
 
@@ -139,7 +136,7 @@ async def test_a_killed_keeper_takes_its_sandboxes_with_it_and_the_hub_says_so(r
         keeper = keeper_pid(backend)
         processes = descendants(keeper)
         os.kill(keeper, signal.SIGKILL)
-        with anyio.fail_after(WAIT_SECONDS):
+        with anyio.fail_after(1):
             await ended(keeper, *processes)
             told = [(await anext(events)).instance for _ in made]
         assert {it.id for it in told if it} == {it.id for it in made}
@@ -172,7 +169,7 @@ async def test_a_stopped_hub_loses_no_end(root: Path) -> None:
         await hub.process.wait()
         async with local_backend(root) as backend:
             ended: list[Instance] = []
-            with anyio.fail_after(WAIT_SECONDS):
+            with anyio.fail_after(5):
                 while not ended:  # the new hub may be there before the keeper has seen the end
                     await anyio.sleep(0.01)
                     ended = [instance for instance in await backend.list() if instance.phase is Phase.ENDED]
@@ -195,7 +192,7 @@ async def test_the_main_process_tells_how_it_ended(root: Path) -> None:
             created = await backend.create(replace(SPEC, id=new_sandbox_id()))
             events = backend.watch()
             os.kill(main_process(backend), number)
-            with anyio.fail_after(WAIT_SECONDS):
+            with anyio.fail_after(1):
                 event = await anext(events)
             assert event.instance is not None and event.instance.exit_message == told
             await backend.delete(created.id)
@@ -207,7 +204,7 @@ async def test_a_keeper_that_is_told_to_end_leaves_nothing(root: Path) -> None:
         keeper = keeper_pid(backend)
         processes = descendants(keeper)
         os.kill(keeper, signal.SIGTERM)
-        with anyio.fail_after(WAIT_SECONDS):
+        with anyio.fail_after(2):
             await ended(keeper, *processes)
         assert leftovers(settings_in(root)) == []
         assert hive_groups(settings_in(root)) == []

@@ -53,27 +53,17 @@ def in_flight(most: int) -> Generator[None]:
         sender.stdin.close()
 
 
-@contextmanager
-def hurried(backend: LocalBackend) -> Generator[None]:
-    """Have a start fail within a second."""
-    before = backend._settings  # pyright: ignore[reportPrivateUsage]
-    backend._settings = before.model_copy(update={"start_timeout_seconds": 1.0})  # pyright: ignore[reportPrivateUsage]
-    yield
-    backend._settings = before  # pyright: ignore[reportPrivateUsage]
-
-
 async def is_served(backend: LocalBackend) -> bool:
     return error_of(await asked(await spawned(backend), "http://127.0.0.1/"))["reason"] == "loopback"
 
 
 async def test_without_a_proxy_that_answers_a_spawn_fails_and_a_later_one_works(root: Path) -> None:
-    async with local_backend(root) as backend:
+    async with local_backend(root, start_timeout_seconds=1.0) as backend:
         assert await is_served(backend)
         (proxy,) = proxies(keeper_pid(backend))
         os.kill(proxy, signal.SIGSTOP)
         try:
-            no_way_out = "no way out within 1 s: the egress proxy does not answer"
-            with hurried(backend), pytest.raises(StartFailed, match=no_way_out) as failed:
+            with pytest.raises(StartFailed, match="no way out within 1 s: the egress proxy does not answer") as failed:
                 await spawned(backend)
             assert failed.value.retryable and not failed.value.trainable and failed.value.data["step"] == "egress"
             without = await backend.create(replace(SPEC, id=new_sandbox_id()))
@@ -113,9 +103,9 @@ async def test_while_no_descriptor_can_be_handed_over_a_spawn_fails_and_a_later_
     root: Path, few_files: int
 ) -> None:
     require_ordinary()
-    async with local_backend(root) as backend:
+    async with local_backend(root, start_timeout_seconds=1.0) as backend:
         with in_flight(few_files):
-            with hurried(backend), pytest.raises(StartFailed, match="Too many references") as failed:
+            with pytest.raises(StartFailed, match="Too many references") as failed:
                 await spawned(backend)
             assert failed.value.retryable and not failed.value.trainable
         assert await is_served(backend)
