@@ -34,6 +34,7 @@ __all__ = [
     "BadArguments",
     "CallResult",
     "CapacityExceeded",
+    "Cause",
     "Chunk",
     "ClientSettings",
     "CommandFailed",

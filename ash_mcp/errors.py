@@ -177,14 +177,17 @@ class SandboxError(AshError):
 
 
 class StartFailed(SandboxError):
-    """A spawn failed; `data["step"]` names the step and `data["log"]` has the last lines of the sandbox's log."""
+    """A spawn failed; `data["step"]` names the step and `data["log"]` has the last lines of the sandbox's log.
+
+    Where its main process or its pod ended, `data["cause"]` is the `Cause`.
+    """
 
     kind = "start_failed"
     retryable = True
 
 
 class SandboxGone(SandboxError):
-    """The sandbox has ended; `data["reason"]` is an `EndReason`."""
+    """The sandbox has ended; `data["reason"]` is an `EndReason`, and `data["cause"]` a `Cause`."""
 
     kind = "sandbox_gone"
 

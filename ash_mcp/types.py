@@ -16,6 +16,7 @@ __all__ = [
     "DEFAULT_SCOPE",
     "EVERY_SCOPE",
     "NO_LIMITS",
+    "Cause",
     "EndReason",
     "Endpoint",
     "Principal",
@@ -105,6 +106,21 @@ class EndReason(StrEnum):
     """Its main process exited or was killed."""
     LOST = "lost"
     """The backend no longer has it and cannot say why."""
+
+
+class Cause(StrEnum):
+    """Who caused the end of a sandbox, as it was seen from outside: nothing in a sandbox can claim another cause."""
+
+    AGENT = "agent"
+    """Its owner destroyed it, or its main process ended without anything outside having ended it."""
+    LIMIT = "limit"
+    """It reached a limit of its own: memory, disk, time to live, idle time."""
+    HIVE = "hive"
+    """Ash, its recipes or its settings: an image that cannot be had, a start that takes too long."""
+    HOST = "host"
+    """What it ran on: its keeper or node is gone, or needed the room."""
+    OPERATOR = "operator"
+    """A person: the hive was stopped, its pod deleted, its node drained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,6 +281,7 @@ class SandboxInfo:
     last_call_at: float | None = None
     ended_at: float | None = None
     reason: EndReason | None = None
+    cause: Cause | None = None
     """Why it ended; None while it lives."""
     message: str | None = None
     """A sentence to go with the reason, for a person or a model."""

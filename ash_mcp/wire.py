@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from ash_mcp import errors
 from ash_mcp.errors import AshError
-from ash_mcp.types import EndReason, SandboxId, SandboxInfo, Scope, SessionName, State
+from ash_mcp.types import Cause, EndReason, SandboxId, SandboxInfo, Scope, SessionName, State
 
 __all__ = [
     "CLAIM_PATH",
@@ -193,6 +193,7 @@ def info_to_json(info: SandboxInfo, *, now: float) -> dict[str, Any]:
         "last_call_at": _stamp(info.last_call_at),
         "ended_at": _stamp(info.ended_at),
         "reason": info.reason.value if info.reason is not None else None,
+        "cause": info.cause.value if info.cause is not None else None,
         "message": info.message,
         "labels": dict(info.labels),
         "network": info.network if isinstance(info.network, str) else list(info.network),
@@ -216,7 +217,7 @@ def info_from_json(shape: Mapping[str, Any]) -> SandboxInfo:
         RemoteProtocolError: A field is missing or has another type.
     """
     try:
-        reason = shape.get("reason")
+        reason, cause = shape.get("reason"), shape.get("cause")
         return SandboxInfo(
             id=SandboxId(str(shape["sandbox_id"])),
             session=SessionName(str(shape["session"])),
@@ -230,6 +231,7 @@ def info_from_json(shape: Mapping[str, Any]) -> SandboxInfo:
             last_call_at=_unstamp(shape.get("last_call_at")),
             ended_at=_unstamp(shape.get("ended_at")),
             reason=EndReason(reason) if reason is not None else None,
+            cause=Cause(cause) if cause is not None else None,
             message=shape.get("message"),
             labels=dict(shape.get("labels") or {}),
             network=_read_network(shape.get("network", "none")),

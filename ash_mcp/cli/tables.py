@@ -84,4 +84,5 @@ def _idle(info: SandboxInfo, now: float) -> str:
 def _reason(info: SandboxInfo) -> str:
     if info.reason is None:
         return ""
-    return info.reason.value + (f": {clean(info.message)}" if info.message else "")
+    cause = f" ({info.cause.value})" if info.cause is not None else ""
+    return info.reason.value + cause + (f": {clean(info.message)}" if info.message else "")

@@ -16,7 +16,7 @@ import ash_mcp
 from ash_mcp import errors
 
 EXPORTED = """
-AshError AshTimeout BadArguments CallResult CapacityExceeded Chunk ClientSettings CommandFailed CommandNotStarted
+AshError AshTimeout BadArguments CallResult CapacityExceeded Cause Chunk ClientSettings CommandFailed CommandNotStarted
 ConfigError Conflict ConnectFailed Destroyed EndReason ExecResult FileEntry FileError FileExists FileNotFound
 FileNotPermitted Files Hive HiveFault IsADirectory Job JobInfo JobNotFound JobOutput JobResult LocalProtocolError
 NoSpace NotADirectory NotFound OutputStream PermissionDenied Progress ProtocolError RecipeNotFound RemoteProtocolError

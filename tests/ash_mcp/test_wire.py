@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ash_mcp import errors, wire
 from ash_mcp.errors import AshError
 from ash_mcp.types import (
+    Cause,
     Endpoint,
     EndReason,
     SandboxId,
@@ -44,6 +45,7 @@ infos = st.builds(
     last_call_at=st.none() | moments,
     ended_at=st.none() | moments,
     reason=st.none() | st.sampled_from(EndReason),
+    cause=st.none() | st.sampled_from(Cause),
     message=st.none() | texts,
     labels=st.dictionaries(texts, texts, max_size=3),
     warnings=st.lists(texts, max_size=3).map(tuple),

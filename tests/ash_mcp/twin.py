@@ -23,7 +23,7 @@ from mcp.shared.inbound import InboundLadderRejection, classify_inbound_request,
 
 from ash_mcp import errors
 from ash_mcp.errors import AshError
-from ash_mcp.types import EndReason, SandboxInfo, Scope, SessionName, State, new_sandbox_id
+from ash_mcp.types import Cause, EndReason, SandboxInfo, Scope, SessionName, State, new_sandbox_id
 from ash_mcp.wire import (
     HEADER_NONCE,
     HEADER_ORIGIN,
@@ -180,7 +180,9 @@ class TwinHive:
 
     def end(self, box: TwinBox, reason: EndReason) -> None:
         box.runner.close()
-        box.info = dataclasses.replace(box.info, state=State.GONE, reason=reason, ended_at=time.time())
+        box.info = dataclasses.replace(
+            box.info, state=State.GONE, reason=reason, cause=Cause.AGENT, ended_at=time.time()
+        )
 
     def _list(self, asked: Json) -> Json:
         wanted: Json = asked.get("labels") or {}

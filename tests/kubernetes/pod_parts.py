@@ -156,7 +156,7 @@ async def started(backend: Backend, spec: SandboxSpec) -> Instance:
             event = await anext(events)
             if event.instance is not None and event.instance.id == spec.id:
                 made = event.instance
-    assert made.phase is Phase.RUNNING, made.exit_message
+    assert made.phase is Phase.RUNNING, made.exit
     return made
 
 

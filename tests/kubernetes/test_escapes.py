@@ -11,6 +11,7 @@ import pytest
 from ash_hub.backends.base import Phase
 from ash_hub.testing.conformance import Jail, jail
 from ash_hub.testing.escapes import ATTEMPTS, Attempt, Verdict
+from ash_mcp.types import Cause
 from tests.kubernetes.conftest import RUNTIMES, Cluster, opened, require_class
 from tests.kubernetes.known_gaps import GVISOR_GAPS, RUNC_GAPS
 from tests.kubernetes.pod_parts import fresh, run_inside, started, under_test
@@ -89,5 +90,6 @@ async def test_a_pod_that_fills_its_workspace_is_evicted_and_says_so(cluster: Cl
             for spec in specs:
                 while (seen := await it.backend.get(spec.id)) is not None and seen.phase is not Phase.ENDED:
                     await anyio.sleep(0.5)
-                assert seen is not None and str(seen.exit_message).startswith("evicted by its node: ")
-                assert "workspace" in str(seen.exit_message)
+                assert seen is not None and seen.exit is not None and seen.exit.cause is Cause.LIMIT
+                assert seen.exit.message.startswith("evicted by its node: ")
+                assert "workspace" in seen.exit.message

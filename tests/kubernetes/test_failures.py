@@ -20,7 +20,7 @@ from ash_hub.backends.kubernetes.backend import KubernetesBackend
 from ash_mcp import Hive, Sandbox, StartFailed
 from ash_mcp.errors import CapacityExceeded, ConfigError, SandboxGone
 from ash_mcp.results import Progress
-from ash_mcp.types import SandboxId
+from ash_mcp.types import Cause, SandboxId
 from tests.kubernetes.conftest import NAMESPACES, Cluster
 from tests.kubernetes.pod_parts import environment_of, fresh, serving, settings_of
 
@@ -279,7 +279,8 @@ async def test_a_sandbox_that_a_pod_of_higher_priority_pushes_out_says_so(cluste
             }
             await cluster.api.create(path_of(cluster), pushing)
             seen = await ended(backend, made.id)
-            assert seen.exit_message and seen.exit_message.startswith("preempted by a pod of higher priority")
+            assert seen.exit and seen.exit.message.startswith("preempted by a pod of higher priority")
+            assert seen.exit.cause is Cause.HOST
             await backend.delete(made.id)
 
 

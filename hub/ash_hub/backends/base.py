@@ -16,13 +16,14 @@ from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
 from ash_hub.backends.documents import Documents
-from ash_mcp.types import Endpoint, SandboxId, SandboxSpec
+from ash_mcp.types import Cause, Endpoint, SandboxId, SandboxSpec
 
 __all__ = [
     "Backend",
     "BackendEvent",
     "BackendFactory",
     "DocumentsFactory",
+    "Exit",
     "HostClock",
     "Instance",
     "Phase",
@@ -45,6 +46,20 @@ def _no_record() -> Mapping[str, Any]:
     return {}
 
 
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How an instance ended, as its backend saw it from outside."""
+
+    message: str
+    """One sentence for a person, such as `exited with code 1` or `killed: out of memory`."""
+    cause: Cause
+
+    @property
+    def cause_of_start(self) -> Cause:
+        """Who caused it if it was the end of a start: no agent has been in what did not start."""
+        return Cause.HIVE if self.cause is Cause.AGENT else self.cause
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
     """One sandbox as its backend sees it."""
@@ -53,8 +68,8 @@ class Instance:
     phase: Phase
     endpoint: Endpoint | None = None
     """Set from `RUNNING` on."""
-    exit_message: str | None = None
-    """Set in `ENDED`: one sentence for a person, such as `exited with code 1` or `killed: out of memory`."""
+    exit: Exit | None = None
+    """Set in `ENDED`."""
     waits_for: str | None = None
     """In `STARTING`, why it does not run yet, where the platform says it: `no node takes it: …`."""
     warnings: tuple[str, ...] = ()

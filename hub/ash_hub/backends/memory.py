@@ -9,11 +9,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from ash_hub.backends._broadcast import Broadcast
-from ash_hub.backends.base import BackendEvent, Instance, Phase
+from ash_hub.backends.base import BackendEvent, Exit, Instance, Phase
 from ash_hub.backends.documents import MemoryDocuments
 from ash_hub.backends.network import require_network
 from ash_mcp.errors import AshError, Conflict, StartFailed, Unsupported
-from ash_mcp.types import Endpoint, SandboxId, SandboxSpec
+from ash_mcp.types import Cause, Endpoint, SandboxId, SandboxSpec
 from ash_router.store.clock import even_clock
 
 __all__ = ["MemoryBackend"]
@@ -109,7 +109,7 @@ class MemoryBackend:
         self._logs.pop(sandbox_id, None)
         self.networks.pop(sandbox_id, None)
         if instance is not None and instance.phase is not Phase.ENDED:
-            self._publish(replace(instance, phase=Phase.ENDED, exit_message="deleted"))
+            self._publish(replace(instance, phase=Phase.ENDED, exit=Exit("deleted", Cause.HIVE)))
 
     async def logs(self, sandbox_id: SandboxId, *, tail_bytes: int = 65_536) -> bytes:
         log = self._logs.get(sandbox_id, bytearray())
@@ -131,9 +131,9 @@ class MemoryBackend:
         self._replicas.append(other)
         return other
 
-    def die(self, sandbox_id: SandboxId, message: str = "exited with code 1") -> None:
+    def die(self, sandbox_id: SandboxId, message: str = "exited with code 1", cause: Cause = Cause.AGENT) -> None:
         """End a sandbox as if its main process had died."""
-        self._record(replace(self._instances[sandbox_id], phase=Phase.ENDED, exit_message=message))
+        self._record(replace(self._instances[sandbox_id], phase=Phase.ENDED, exit=Exit(message, cause)))
 
     def write_log(self, sandbox_id: SandboxId, data: bytes) -> None:
         """Add to what its main process is said to have written."""

@@ -50,6 +50,7 @@ class SandboxShape(_Answer):
     last_call_at: str | None
     ended_at: str | None
     reason: Annotated[str | None, Field(description="why it ended")]
+    cause: Annotated[str | None, Field(description="who caused its end: agent, limit, hive, host or operator")]
     message: str | None
     labels: dict[str, str]
     network: Annotated[str | list[str], Field(description="what it may reach: none, internet, or domains")]

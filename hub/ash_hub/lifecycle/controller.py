@@ -141,7 +141,7 @@ class Controller:
         self._parts.watch.tell(instance)
         known = self.registry.by_id(instance.id)
         if known is not None and instance.phase is Phase.ENDED:  # perhaps the instance's last event
-            known.exit_message = known.exit_message or instance.exit_message
+            known.exit = known.exit or instance.exit
             with suppress(UnreadableRecord):
                 known.record = Record.from_json(instance.record)
 
@@ -181,6 +181,17 @@ class Controller:
         for ended in await self._endings.load(self._parts.clock()):
             self.registry.add(ended)
         await self.settle(await self._all())
+        if self._parts.siblings.possible:
+            with suppress(ConnectFailed):
+                await self._hold_lacking()
+
+    async def _hold_lacking(self) -> None:
+        """Hold what a store that was emptied a moment ago lacks: this replica is about to give names."""
+        places = await self._parts.store.places()
+        lacking = [it for it in self.registry.living() if it.id not in places and not _is_ending(it)]
+        for sandbox in lacking:
+            sandbox.held_in = None
+        await self.settle({sandbox.id for sandbox in lacking})
 
     async def _all(self) -> set[SandboxId]:
         shown = {sandbox.id for sandbox in self.registry.all()}
@@ -295,7 +306,7 @@ class Controller:
         """
         if sandbox.state.ended:
             return
-        ending = self._ending(reason, message)
+        ending = self._ending(sandbox, reason, message)
         if await self._backend.get(sandbox.id) is None:  # not made yet, or gone already
             if sandbox.start is not None:
                 sandbox.wish = sandbox.wish or ending
@@ -308,11 +319,12 @@ class Controller:
     def wish(self, sandbox: Sandbox, reason: EndReason, message: str | None = None) -> None:
         """Note in memory that a sandbox is to end; a turn records it when the backend answers. Never fails."""
         if sandbox.wish is None:
-            sandbox.wish = self._ending(reason, message)
+            sandbox.wish = self._ending(sandbox, reason, message)
         self.add(sandbox.id)
 
-    def _ending(self, reason: EndReason, message: str | None) -> Ending:
-        return Ending(reason=reason, at=self._parts.clock(), by=self._parts.siblings.id, message=message)
+    def _ending(self, sandbox: Sandbox, reason: EndReason, message: str | None) -> Ending:
+        cause, now = sandbox.cause_of(reason), self._parts.clock()
+        return Ending(reason=reason, cause=cause, at=now, by=self._parts.siblings.id, message=message)
 
     # -- a turn
 
@@ -334,11 +346,13 @@ class Controller:
         return 0.1  # another replica changes it all the time
 
     async def _look(self, sandbox_id: SandboxId) -> View:
-        before = self.registry.by_id(sandbox_id)
-        # before the backend is asked: a start that ends meanwhile has made the instance that was not there yet
-        is_starting = before is not None and before.start is not None
-        instance = await self._backend.get(sandbox_id)
-        sandbox = self.registry.by_id(sandbox_id)
+        while True:
+            sandbox = self.registry.by_id(sandbox_id)
+            # before the backend is asked: a start that ends meanwhile has made the instance that was not there yet
+            is_starting = sandbox is not None and sandbox.start is not None
+            instance = await self._backend.get(sandbox_id)
+            if self.registry.by_id(sandbox_id) is sandbox:
+                break  # else it was entered meanwhile, and its instance may be younger than the answer
         record = _record_of(instance) if instance is not None else None
         if sandbox is None and record is not None:
             is_held = await self._where(record.maker) is Where.ELSEWHERE  # its maker has told the store of it
@@ -359,7 +373,7 @@ class Controller:
         self._parts.watch.tell(instance)  # its event may be missing
         if record is not None:
             sandbox.record, sandbox.seen_revision = record, instance.revision
-        sandbox.exit_message = instance.exit_message or sandbox.exit_message
+        sandbox.exit = instance.exit or sandbox.exit
         if instance.endpoint is not None:
             sandbox.endpoint = instance.endpoint
         is_wanted = sandbox.record.ending is None and not sandbox.state.ended
@@ -369,10 +383,8 @@ class Controller:
     async def _learn_end(self, sandbox: Sandbox) -> None:
         """Read why a sandbox is gone from what the replica that ended it kept, whose event was missed here."""
         kept = await self._endings.find(sandbox.id, self._parts.clock())
-        if kept is not None and kept.reason is not None:
-            at = kept.ended_at or self._parts.clock()
-            ending = Ending(reason=kept.reason, at=at, by=kept.record.maker, message=kept.message)
-            sandbox.record = replace(kept.record, ending=kept.record.ending or ending)
+        if kept is not None:
+            sandbox.record = replace(kept.record, ending=kept.record.ending or _end_shown(kept))
 
     async def _view(self, sandbox: Sandbox, instance: Instance | None, record: Record | None, has_route: bool) -> View:
         parts, known = self._parts, sandbox.record
@@ -381,7 +393,7 @@ class Controller:
             state=sandbox.state,
             record=record,
             phase=instance.phase if instance is not None else None,
-            exit_message=sandbox.exit_message,
+            exit_message=sandbox.exit.message if sandbox.exit is not None else None,
             wish=sandbox.wish or _end_shown(sandbox),
             is_starting_here=sandbox.start is not None,
             is_cancelled=sandbox.start is not None and sandbox.start.cancel_called,
@@ -428,7 +440,7 @@ class Controller:
     async def _cancel_start(self, sandbox_id: SandboxId, decision: Decision) -> None:
         sandbox = self._sandbox(sandbox_id)
         assert decision.reason is not None
-        sandbox.wish = sandbox.wish or self._ending(decision.reason, decision.message)
+        sandbox.wish = sandbox.wish or self._ending(sandbox, decision.reason, decision.message)
         if sandbox.start is not None:
             sandbox.start.cancel()
 
@@ -476,7 +488,7 @@ class Controller:
     async def _record_end(self, sandbox_id: SandboxId, decision: Decision) -> None:
         assert decision.reason is not None
         sandbox = self._sandbox(sandbox_id)
-        ending = self._ending(decision.reason, decision.message)
+        ending = self._ending(sandbox, decision.reason, decision.message)
         with suppress(Conflict):
             ended = replace(sandbox.record, ending=ending)
             await self._backend.annotate(sandbox_id, ended.to_json(), revision=sandbox.seen_revision)
@@ -487,7 +499,7 @@ class Controller:
         """Write the audit line of an end, on the replica that decided it."""
         is_own_start = ending.reason is EndReason.START_FAILED and sandbox.record.maker == self._parts.siblings.id
         if ending.reason is not EndReason.DESTROYED and not is_own_start:  # a destroy or a spawn has its caller's line
-            self._parts.audit.ended(sandbox, ending.reason, ending.message)
+            self._parts.audit.ended(sandbox, ending.reason, ending.cause, ending.message)
 
     async def _withdraw(self, sandbox_id: SandboxId, decision: Decision) -> None:
         assert decision.reason is not None
@@ -529,7 +541,7 @@ class Controller:
         await self._endings.keep(sandbox, self._parts.clock())
         ending = sandbox.record.ending
         if ending is None and sandbox.wish is None:  # no replica decided it, so none has audited it
-            self._note_end(sandbox, self._ending(decision.reason, decision.message))
+            self._note_end(sandbox, self._ending(sandbox, decision.reason, decision.message))
         if ending is None or ending.by == self._parts.siblings.id:
             why = decision.reason.value + (f" ({decision.message})" if decision.message else "")
             log.info("ended", extra={"sandbox": sandbox.id, "session": sandbox.session, "why": why})
@@ -561,7 +573,9 @@ def _end_shown(sandbox: Sandbox) -> Ending | None:
     """Return the end of a buried sandbox as a wish: an instance of it that is there again is to end as well."""
     if sandbox.ended_at is None or sandbox.reason is None:
         return None
-    return Ending(reason=sandbox.reason, at=sandbox.ended_at, by=sandbox.record.maker, message=sandbox.message)
+    cause = sandbox.cause or sandbox.cause_of(sandbox.reason)
+    by, message = sandbox.record.maker, sandbox.message
+    return Ending(reason=sandbox.reason, cause=cause, at=sandbox.ended_at, by=by, message=message)
 
 
 def _is_ending(sandbox: Sandbox) -> bool:

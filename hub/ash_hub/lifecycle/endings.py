@@ -13,7 +13,7 @@ from ash_hub.lifecycle.record import Record, UnreadableRecord
 from ash_hub.lifecycle.sandbox import Sandbox
 from ash_hub.system.files import replace_text
 from ash_mcp.errors import AshError
-from ash_mcp.types import EndReason, SandboxId
+from ash_mcp.types import Cause, EndReason, SandboxId
 from ash_router.store.base import Shelf, Store
 
 __all__ = ["Endings", "FileEndings"]
@@ -134,6 +134,7 @@ def _written(sandbox: Sandbox, now: float) -> dict[str, Any]:
     return {
         "ended_at": sandbox.ended_at or now,
         "reason": sandbox.reason,
+        "cause": sandbox.cause,
         "message": sandbox.message,
         "record": sandbox.record.to_json(),
     }
@@ -156,7 +157,7 @@ def _read(sandbox_id: SandboxId, text: str, now: float) -> Sandbox | None:
         body = json.loads(text)
         sandbox = Sandbox(id=sandbox_id, record=Record.from_json(body["record"]))
         ended_at = min(float(body["ended_at"]), now)  # the clock may have been set back since
-        sandbox.bury(EndReason(body["reason"]), body["message"], ended_at)
+        sandbox.bury(EndReason(body["reason"]), body["message"], ended_at, Cause(body["cause"]))
     except (KeyError, TypeError, ValueError, UnreadableRecord):
         return None
     return sandbox

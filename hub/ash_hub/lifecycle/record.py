@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, cast
 
-from ash_mcp.types import EndReason, Scope, SessionName
+from ash_mcp.types import Cause, EndReason, Scope, SessionName
 
 __all__ = ["RECORD_VERSION", "Ending", "Record", "UnreadableRecord"]
 
@@ -26,6 +26,7 @@ class Ending:
     """The decision to end a sandbox. The first one that is recorded holds."""
 
     reason: EndReason
+    cause: Cause
     at: float
     """When it was decided, in seconds since the epoch."""
     by: str
@@ -119,6 +120,7 @@ def _read_ending(found: Any) -> Ending:
     message = fields["message"]
     return Ending(
         reason=EndReason(fields["reason"]),
+        cause=Cause(fields["cause"]),
         at=float(fields["at"]),
         by=str(fields["by"]),
         message=str(message) if message is not None else None,

@@ -8,10 +8,11 @@ from typing import Final
 
 import anyio
 
+from ash_hub.backends.base import Exit
 from ash_hub.lifecycle.record import Ending, Record
 from ash_hub.spawning.toolsets import Toolset
 from ash_mcp.errors import SandboxGone
-from ash_mcp.types import Endpoint, EndReason, SandboxId, SandboxInfo, Scope, SessionName, State
+from ash_mcp.types import Cause, Endpoint, EndReason, SandboxId, SandboxInfo, Scope, SessionName, State
 
 __all__ = ["Sandbox"]
 
@@ -24,6 +25,16 @@ _WHY: Final[Mapping[EndReason, str]] = {
     EndReason.PROCESS_DIED: "its main process died",
     EndReason.LOST: "the host it ran on no longer has it",
 }
+_CAUSES: Final[Mapping[EndReason, Cause]] = {
+    EndReason.DESTROYED: Cause.AGENT,
+    EndReason.TTL_EXPIRED: Cause.LIMIT,
+    EndReason.IDLE_EXPIRED: Cause.LIMIT,
+    EndReason.HIVE_STOPPED: Cause.OPERATOR,
+    EndReason.START_FAILED: Cause.HIVE,
+    EndReason.PROCESS_DIED: Cause.AGENT,
+    EndReason.LOST: Cause.HOST,
+}
+"""Where the backend does not say more."""
 _FAILURES: Final = (EndReason.START_FAILED, EndReason.PROCESS_DIED, EndReason.LOST)
 
 
@@ -38,6 +49,7 @@ class Sandbox:
     """Of the record in the last look, on which every decision rests."""
     state: State = State.PENDING
     reason: EndReason | None = None
+    cause: Cause | None = None
     message: str | None = None
     ended_at: float | None = None
     is_withdrawn: bool = False
@@ -46,7 +58,7 @@ class Sandbox:
     """Whether it ended before as many others as are remembered."""
     wish: Ending | None = None
     """An end that this replica wants and has not recorded yet."""
-    exit_message: str | None = None
+    exit: Exit | None = None
     """What the backend said of the end of its main process."""
     toolset: Toolset | None = None
     endpoint: Endpoint | None = None
@@ -90,12 +102,24 @@ class Sandbox:
     def warnings(self) -> tuple[str, ...]:
         return self.record.warnings
 
+    def cause_of(self, reason: EndReason) -> Cause:
+        """Return who causes an end with this reason, as far as it is known now."""
+        if self.record.ending is not None:
+            return self.record.ending.cause
+        if reason is EndReason.PROCESS_DIED and self.exit is not None:
+            return self.exit.cause
+        if reason is EndReason.START_FAILED and self.exit is not None:
+            return self.exit.cause_of_start
+        return _CAUSES[reason]
+
     def withdraw(self, reason: EndReason, message: str | None) -> None:
         """Show it as ending."""
         self.state, self.reason, self.message = State.STOPPING, reason, message
+        self.cause = self.cause_of(reason)
 
-    def bury(self, reason: EndReason, message: str | None, now: float) -> None:
-        """Show it as ended; the reason that was shown first stays."""
+    def bury(self, reason: EndReason, message: str | None, now: float, cause: Cause | None = None) -> None:
+        """Show it as ended; the reason that was shown first stays. None: the cause follows from the reason."""
+        self.cause = self.cause or cause or self.cause_of(reason)
         self.reason, self.message = self.reason or reason, self.message or message
         self.state = State.FAILED if self.reason in _FAILURES else State.GONE
         self.ended_at = now
@@ -117,6 +141,7 @@ class Sandbox:
             last_call_at=last_call_at,
             ended_at=self.ended_at,
             reason=self.reason,
+            cause=self.cause,
             message=self.message,
             labels=self.labels,
             network=self.record.network,
@@ -136,4 +161,5 @@ class Sandbox:
             session=self.session,
             sandbox_id=self.id,
             reason=reason.value,
+            cause=(self.cause or self.cause_of(reason)).value,
         )

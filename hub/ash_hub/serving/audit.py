@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 
 from ash_hub.serving.redaction import redacted
 from ash_mcp.errors import AshError
-from ash_mcp.types import EndReason, SandboxId, SessionName
+from ash_mcp.types import Cause, EndReason, SandboxId, SessionName
 from ash_router.admission.base import Admission, Admitted, Head, Refusal
 
 __all__ = ["AUDIT_LOGGER", "Audit", "AuditedAdmission", "missing_line"]
@@ -71,9 +71,10 @@ class Audit:
     def destroyed(self, caller: Admitted, sandbox: Subject) -> None:
         self._write("destroy", "done", **_who(caller), **_of(sandbox))
 
-    def ended(self, sandbox: Subject, reason: EndReason, why: str | None = None) -> None:
+    def ended(self, sandbox: Subject, reason: EndReason, cause: Cause, why: str | None = None) -> None:
         """A sandbox ended without its owner's asking."""
-        self._write("destroy", reason.value, who=HIVE, owner=sandbox.owner, **_of(sandbox), why=why)
+        what = _of(sandbox)
+        self._write("destroy", reason.value, who=HIVE, owner=sandbox.owner, **what, cause=cause.value, why=why)
 
     def refused(self, caller: Admitted, what: str, error: AshError) -> None:
         """The hive said no to an admitted caller."""

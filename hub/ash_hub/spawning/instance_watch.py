@@ -9,9 +9,9 @@ from typing import Final
 
 import anyio
 
-from ash_hub.backends.base import Instance, Phase
+from ash_hub.backends.base import Exit, Instance, Phase
 from ash_mcp.errors import AshError, StartFailed
-from ash_mcp.types import SandboxId
+from ash_mcp.types import Cause, SandboxId
 
 __all__ = ["InstanceWatch", "WatchedStart"]
 
@@ -26,14 +26,14 @@ class WatchedStart:
     scope: anyio.CancelScope
     instance: Instance | None = None
     news: anyio.Event = field(default_factory=anyio.Event)
-    exit_message: str | None = None
+    exit: Exit | None = None
     """Set when it ended."""
 
     def tell(self, instance: Instance) -> None:
         """Take note of the instance as it is now."""
         self.instance = instance
         if instance.phase is Phase.ENDED:
-            self.exit_message = instance.exit_message or "its process ended"
+            self.exit = instance.exit or Exit("its process ended", Cause.HOST)
             self.scope.cancel()
         self.news.set()
 
@@ -91,5 +91,5 @@ class InstanceWatch:
                     raise
             finally:
                 del self._starts[sandbox_id]
-        if scope.cancelled_caught and start.exit_message is not None:
-            raise StartFailed(start.exit_message)
+        if scope.cancelled_caught and start.exit is not None:
+            raise StartFailed(start.exit.message, cause=start.exit.cause_of_start.value)

@@ -118,7 +118,7 @@ async def a_created_sandbox_runs_and_is_listed(make: Make) -> None:
         spec = replace(_fresh(it), labels={"team": "a"}, record={"owner": "local", "n": [1]})
         created = await _started(it, spec)
         assert created.id == spec.id
-        assert created.phase is Phase.RUNNING and created.endpoint is not None and created.exit_message is None
+        assert created.phase is Phase.RUNNING and created.endpoint is not None and created.exit is None
         assert dict(created.labels) == {"team": "a"} and dict(created.record) == {"owner": "local", "n": [1]}
         assert await it.backend.get(spec.id) == created
         assert await it.backend.list() == [created]
@@ -289,7 +289,7 @@ async def a_death_is_reported_soon(make: Make) -> None:
         await it.die(created.id)
         with anyio.fail_after(it.death_seconds):
             ended = await _next(events)
-        assert ended.id == created.id and ended.phase is Phase.ENDED and ended.exit_message
+        assert ended.id == created.id and ended.phase is Phase.ENDED and ended.exit
         assert await it.backend.get(created.id) == ended
         await it.backend.delete(created.id)
         assert await it.backend.get(created.id) is None
@@ -318,7 +318,7 @@ async def a_failed_start_leaves_nothing(make: Make) -> None:
         except StartFailed as failure:
             assert failure.data["step"]
         else:  # the platform made it, and found out later
-            assert ended.phase is Phase.ENDED and ended.exit_message, "the start did not fail"
+            assert ended.phase is Phase.ENDED and ended.exit, "the start did not fail"
             await it.backend.delete(spec.id)
         assert await it.backend.get(spec.id) is None
         assert set(await it.leftovers()) == before

@@ -30,6 +30,7 @@ SANDBOX: dict[str, Any] = {
     "last_call_at": None,
     "ended_at": None,
     "reason": None,
+    "cause": None,
     "message": None,
     "labels": {},
     "warnings": [],

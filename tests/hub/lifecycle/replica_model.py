@@ -9,7 +9,7 @@ import inspect
 import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -170,6 +170,7 @@ class Replica:
     routes: Routes
     ledger: Ledger
     life: list[anyio.CancelScope] = field(default_factory=list[anyio.CancelScope])
+    started: anyio.Event = field(default_factory=anyio.Event)
     is_dead: bool = False
     """Cancelled, nothing of this replica goes on."""
 
@@ -183,6 +184,7 @@ class Replica:
             yield
 
     async def spawn(self, **ask: Any) -> Sandbox:
+        await self.started.wait()  # nobody reaches a replica before
         asked = SpawnAsk.model_validate({"recipe": "test", **ask})
         return await self.sandboxes.spawn(LOCAL, DEFAULT_SCOPE, asked, _no_progress)
 
@@ -237,8 +239,12 @@ class Cluster:
             with replica.alive():
                 group.start_soon(replica.routes.run)
                 group.start_soon(replica.controller.run)
-                with suppress(AshError):
-                    await replica.controller.start()
+                while not replica.started.is_set():
+                    try:
+                        await replica.controller.start()
+                        replica.started.set()
+                    except AshError:
+                        await anyio.sleep(0.5)
                 await anyio.sleep_forever()
             group.cancel_scope.cancel()
 

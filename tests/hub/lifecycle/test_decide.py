@@ -22,7 +22,7 @@ from ash_hub.lifecycle.decide import (
     idle_since,
 )
 from ash_hub.lifecycle.record import Ending, Record
-from ash_mcp.types import DEFAULT_SCOPE, EndReason, SessionName, State
+from ash_mcp.types import DEFAULT_SCOPE, Cause, EndReason, SessionName, State
 
 NOW = 1000.0
 STARTING = Record(
@@ -38,7 +38,7 @@ STARTING = Record(
 )
 READY = replace(STARTING, ready_at=NOW - 1)
 IDLE = replace(READY, idle_seconds=30.0)
-WISH = Ending(reason=EndReason.DESTROYED, at=NOW - 1, by="a", message="asked for")
+WISH = Ending(reason=EndReason.DESTROYED, cause=Cause.AGENT, at=NOW - 1, by="a", message="asked for")
 ENDING = replace(READY, ending=WISH)
 DONE = Decision(Step.NONE)
 

@@ -13,7 +13,7 @@ from ash_hub.lifecycle.endings import Endings, FileEndings
 from ash_hub.lifecycle.record import Ending, Record
 from ash_hub.lifecycle.sandbox import Sandbox
 from ash_mcp.errors import ConnectFailed, SandboxGone
-from ash_mcp.types import DEFAULT_SCOPE, EndReason, SandboxId, SessionName, State
+from ash_mcp.types import DEFAULT_SCOPE, Cause, EndReason, SandboxId, SessionName, State
 from ash_router.store.base import Shelf
 from ash_router.store.memory import MemoryStore
 from tests.hub.world import LOCAL, MakeWorld
@@ -173,18 +173,18 @@ async def test_the_next_hive_learns_what_ended_while_there_was_none(make_world: 
     died, ending, unfinished = [await old.spawn() for _ in range(3)]
     await old.sandboxes.stop(keep=True)
     old.life.cancel()
-    over = Ending(reason=EndReason.TTL_EXPIRED, at=1000.0, by="alone")
+    over = Ending(reason=EndReason.TTL_EXPIRED, cause=Cause.LIMIT, at=1000.0, by="alone")
     await old.backend.annotate(ending.id, replace(ending.record, ending=over).to_json(), revision=1)
     await old.backend.annotate(unfinished.id, replace(unfinished.record, ready_at=None).to_json(), revision=1)
-    old.backend.die(died.id, "killed: out of memory")
+    old.backend.die(died.id, "killed: out of memory", Cause.LIMIT)
     for _ in range(2):
         new = await make_world()
         await new.controller.start()
-        found = {it.id: (it.state, it.reason) for it in new.sandboxes.registry.all()}
+        found = {it.id: (it.state, it.reason, it.cause) for it in new.sandboxes.registry.all()}
         assert found == {
-            died.id: (State.FAILED, EndReason.PROCESS_DIED),
-            ending.id: (State.GONE, EndReason.TTL_EXPIRED),
-            unfinished.id: (State.FAILED, EndReason.START_FAILED),
+            died.id: (State.FAILED, EndReason.PROCESS_DIED, Cause.LIMIT),
+            ending.id: (State.GONE, EndReason.TTL_EXPIRED, Cause.LIMIT),
+            unfinished.id: (State.FAILED, EndReason.START_FAILED, Cause.HIVE),
         }
         with pytest.raises(SandboxGone, match="out of memory"):
             new.sandboxes.ready(LOCAL, DEFAULT_SCOPE, died.session)

@@ -24,6 +24,7 @@ from ash_mcp.errors import (
 from ash_mcp.types import (
     DEFAULT_SCOPE,
     EVERY_SCOPE,
+    Cause,
     EndReason,
     Principal,
     PrincipalLimits,
@@ -117,19 +118,24 @@ async def test_a_caller_who_leaves_leaves_nothing_behind(world: World) -> None:
     await nothing_is_left(world)
 
 
-async def test_a_process_that_dies_during_the_start_fails_it_with_its_reason(world: World) -> None:
+@pytest.mark.parametrize(("cause", "told"), [(Cause.AGENT, Cause.HIVE), (Cause.LIMIT, Cause.LIMIT)])
+async def test_a_process_that_dies_during_the_start_fails_it_with_its_reason(
+    world: World, cause: Cause, told: Cause
+) -> None:
     world.runner.hold = anyio.Event()
 
     async def kill() -> None:
         await world.runner.asked.wait()
         (instance,) = await world.backend.list()
-        world.backend.die(instance.id, "killed by signal 9")
+        world.backend.die(instance.id, "killed by signal 9", cause)
 
     with anyio.fail_after(5):
         async with anyio.create_task_group() as group:
             group.start_soon(kill)
-            with pytest.raises(StartFailed, match="killed by signal 9"):
+            with pytest.raises(StartFailed, match="killed by signal 9") as failed:
                 await world.spawn()
+            assert failed.value.data["cause"] == told
+    assert [it.cause for it in world.sandboxes.registry.all()] == [told]
     await anyio.wait_all_tasks_blocked()  # what is dead is removed after its caller was told
     await nothing_is_left(world)
 
@@ -431,6 +437,7 @@ async def test_a_death_is_known_at_once_and_ends_calls_in_flight(world: World) -
     assert (sandbox.state, sandbox.reason) == (State.FAILED, EndReason.PROCESS_DIED)
     assert [failure.kind for failure in failures] == ["sandbox_gone"]
     assert "exited with code 3" in failures[0].message
+    assert (sandbox.cause, failures[0].data["cause"]) == (Cause.AGENT, "agent")
     await nothing_is_left(world)
 
 

@@ -170,6 +170,7 @@ class Story:
                 if self.troubles["flush"]:  # the store has why, and who missed the news asks it
                     reasons -= {EndReason.LOST}
                 assert len(reasons) <= 1 and reasons <= causes, f"{reasons} where it was {causes}"
+                assert len({view.cause for view in views if view.reason in reasons}) <= 1, "two causes of one end"
                 self._check_idle(sandbox_id, views)
         assert not self.refused
         assert not self.over & existing, "what must have ended lives"

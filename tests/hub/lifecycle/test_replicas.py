@@ -18,7 +18,7 @@ from ash_hub.lifecycle.sandbox import Sandbox
 from ash_hub.serving.audit import AUDIT_LOGGER
 from ash_hub.spawning.spawn_request import SpawnAsk
 from ash_mcp.errors import CapacityExceeded, ConnectFailed, SandboxGone, SessionTaken, StartFailed
-from ash_mcp.types import DEFAULT_SCOPE, EndReason, SandboxId, SessionName, State
+from ash_mcp.types import DEFAULT_SCOPE, Cause, EndReason, SandboxId, SessionName, State
 from ash_router.store.memory import MemoryStore
 from tests.hub.world import LOCAL, StandIn, World, assemble, no_progress, serving, watched
 
@@ -218,10 +218,11 @@ async def test_a_death_is_written_down_once_and_known_to_both(hive: Hive, caplog
     made = await hive.a.spawn()
     seen = await hive.both(made)
     with caplog.at_level(logging.INFO, AUDIT_LOGGER):
-        hive.backend.die(made.id, "killed: out of memory")
+        hive.backend.die(made.id, "killed: out of memory", Cause.LIMIT)
         await settled(made)
         await settled(seen)
     assert made.reason is seen.reason is EndReason.PROCESS_DIED
+    assert made.cause is seen.cause is Cause.LIMIT
     with anyio.fail_after(5):
         while await hive.backend.list():
             await anyio.sleep(0.005)
@@ -275,7 +276,7 @@ async def test_the_same_key_means_the_same_sandbox_on_both(hive: Hive) -> None:
 async def test_an_end_that_a_killed_replica_began_is_finished(hive: Hive) -> None:
     made = await hive.a.spawn()
     seen = await hive.both(made)
-    ending = Ending(reason=EndReason.DESTROYED, at=hive.a.clock[0], by="a")
+    ending = Ending(reason=EndReason.DESTROYED, cause=Cause.AGENT, at=hive.a.clock[0], by="a")
     hive.a.life.cancel()
     await hive.backend.annotate(made.id, replace(made.record, ending=ending).to_json(), revision=1)
     with anyio.fail_after(5):
@@ -351,6 +352,20 @@ async def test_one_with_another_disk_that_starts_later_knows_why_a_sandbox_ended
         later.sandboxes.ready(LOCAL, DEFAULT_SCOPE, "mine")
     assert gone.value.data["reason"] == "destroyed"
     assert not (tmp_path / "ended").exists()
+
+
+async def test_one_that_starts_on_a_store_just_emptied_gives_no_name_that_another_has_yet_to_put_back(
+    hive: Hive, tmp_path: Path
+) -> None:
+    made = await hive.a.spawn()
+    await hive.store.release_session(made.owner, made.scope, made.session, made.id)
+    await hive.store.drop_route(made.id)
+    later = assemble(tmp_path, hive.backend, hive.runner, {}, store=hive.store, siblings=Member(hive.family, "c"))
+    async with watched(later):
+        await later.controller.start()
+        other = await later.spawn()
+    assert other.session != made.session
+    assert (await hive.store.places()).keys() == {made.id, other.id}
 
 
 async def spawn_into(outcomes: list[str], world: World) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final, Self, TypeVar
 import anyio
 
 from ash_hub.backends._broadcast import Broadcast
-from ash_hub.backends.base import BackendEvent, Instance, Phase
+from ash_hub.backends.base import BackendEvent, Exit, Instance, Phase
 from ash_hub.backends.kubernetes.api import ApiRefusal, Json, open_api
 from ash_hub.backends.kubernetes.documents import KubernetesDocuments
 from ash_hub.backends.kubernetes.informer import Informer
@@ -31,7 +31,7 @@ from ash_hub.backends.kubernetes.pods import (
 from ash_hub.backends.kubernetes.probe import UNSEEN_NETWORK
 from ash_hub.backends.kubernetes.settings import KubernetesSettings
 from ash_mcp.errors import AshError, CapacityExceeded, ConfigError, Conflict, ConnectFailed, StartFailed, Unsupported
-from ash_mcp.types import SandboxId, SandboxSpec
+from ash_mcp.types import Cause, SandboxId, SandboxSpec
 
 __all__ = ["KubernetesBackend"]
 
@@ -323,8 +323,8 @@ class KubernetesBackend:
         instance = self._instance(pod)
         is_replacement = before is not None and (before.is_replacement or before.uid != uid)
         if is_replacement:
-            why = "its pod was replaced by another of the same name"
-            instance = replace(instance, phase=Phase.ENDED, endpoint=None, waits_for=None, exit_message=why)
+            replaced = Exit("its pod was replaced by another of the same name", Cause.OPERATOR)
+            instance = replace(instance, phase=Phase.ENDED, endpoint=None, waits_for=None, exit=replaced)
         self._pods[sandbox_id] = _Seen(instance, version, uid, is_replacement)
         if before is None or before.instance != instance:
             self._events.publish(instance)
@@ -351,8 +351,8 @@ class KubernetesBackend:
         self._words.pop(sandbox_id, None)
         self._evictions.pop(sandbox_id, None)
         if seen.instance.phase is not Phase.ENDED:
-            ended = replace(seen.instance, phase=Phase.ENDED, endpoint=None, waits_for=None, exit_message=why)
-            self._events.publish(ended)
+            gone = Exit(why, Cause.OPERATOR)
+            self._events.publish(replace(seen.instance, phase=Phase.ENDED, endpoint=None, waits_for=None, exit=gone))
 
     def _bury(self, sandbox_id: SandboxId, uid: str) -> None:
         self._buried[sandbox_id] = uid

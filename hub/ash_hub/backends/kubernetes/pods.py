@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final, cast
 
 from ash_hub.backends.amounts import LEAST_MEMORY
-from ash_hub.backends.base import Instance, Phase
+from ash_hub.backends.base import Exit, Instance, Phase
 from ash_hub.backends.kubernetes.api import Json
 from ash_hub.backends.kubernetes.merge import merged
 from ash_hub.backends.kubernetes.settings import KubernetesSettings
@@ -16,7 +16,7 @@ from ash_hub.backends.network import require_network
 from ash_hub.backends.runner import RUNNER_ARGUMENTS, runner_config, runner_environment
 from ash_mcp.errors import ConfigError
 from ash_mcp.quantities import cpu_quantity, memory_quantity
-from ash_mcp.types import Endpoint, SandboxId, SandboxSpec
+from ash_mcp.types import Cause, Endpoint, SandboxId, SandboxSpec
 
 __all__ = [
     "CONTAINER",
@@ -55,12 +55,15 @@ _FATAL: Final[Mapping[str, str]] = {
 }
 """Why a container waits that will not come to run by waiting."""
 
-_DISRUPTIONS: Final[Mapping[str, str]] = {
-    "PreemptionByScheduler": "preempted by a pod of higher priority",
-    "EvictionByEvictionAPI": "evicted, as when its node is drained",
-    "DeletionByTaintManager": "deleted because its node does not answer or has a taint that it does not tolerate",
-    "DeletionByPodGC": "deleted because its node is gone",
-    "TerminationByKubelet": "ended by its node",
+_DISRUPTIONS: Final[Mapping[str, tuple[str, Cause]]] = {
+    "PreemptionByScheduler": ("preempted by a pod of higher priority", Cause.HOST),
+    "EvictionByEvictionAPI": ("evicted, as when its node is drained", Cause.OPERATOR),
+    "DeletionByTaintManager": (
+        "deleted because its node does not answer or has a taint that it does not tolerate",
+        Cause.HOST,
+    ),
+    "DeletionByPodGC": ("deleted because its node is gone", Cause.HOST),
+    "TerminationByKubelet": ("ended by its node", Cause.HOST),
 }
 
 
@@ -241,14 +244,14 @@ def instance_of(pod: Json, waits_for: str | None = None, eviction: str | None = 
     metadata: Json = pod["metadata"]
     annotations: Json = metadata.get("annotations") or {}
     status: Json = pod.get("status") or {}
-    phase, exit_message = _phase(metadata, status, eviction)
+    phase, how = _phase(metadata, status, eviction)
     address = status.get("podIP")
     is_running = phase is Phase.RUNNING
     return Instance(
         id=SandboxId(str(metadata["name"])),
         phase=phase,
         endpoint=Endpoint(host=str(address), port=PORT) if is_running else None,
-        exit_message=exit_message,
+        exit=how,
         waits_for=_waits_for(status) or waits_for if phase is Phase.STARTING else None,
         labels={str(key): str(value) for key, value in _object(annotations.get(_LABELS)).items()},
         record=_object(annotations.get(_RECORD)),
@@ -256,21 +259,22 @@ def instance_of(pod: Json, waits_for: str | None = None, eviction: str | None = 
     )
 
 
-def _phase(metadata: Json, status: Json, eviction: str | None) -> tuple[Phase, str | None]:
-    """Return the phase, and in `ENDED` why."""
+def _phase(metadata: Json, status: Json, eviction: str | None) -> tuple[Phase, Exit | None]:
+    """Return the phase, and in `ENDED` how it ended."""
     state = _container_state(status)
     terminated: Json | None = state.get("terminated")
     disruption = _disruption(status, eviction)
     if terminated is not None:
-        return Phase.ENDED, disruption or _exit_message(terminated)
+        return Phase.ENDED, disruption or _exit(terminated)
     if status.get("phase") in ("Failed", "Succeeded"):
-        return Phase.ENDED, disruption or str(status.get("message") or status.get("reason") or "its pod ended")
+        why = str(status.get("message") or status.get("reason") or "its pod ended")
+        return Phase.ENDED, disruption or Exit(why, Cause.HOST)
     if metadata.get("deletionTimestamp") is not None:
-        return Phase.ENDED, disruption or "its pod is being deleted"
+        return Phase.ENDED, disruption or Exit("its pod is being deleted", Cause.OPERATOR)
     waiting: Json = state.get("waiting") or {}
     if (why := _FATAL.get(str(waiting.get("reason")))) is not None:
         said = str(waiting.get("message") or waiting["reason"])
-        return Phase.ENDED, f"{why}: {said}"
+        return Phase.ENDED, Exit(f"{why}: {said}", Cause.HIVE)
     if "running" in state and status.get("podIP"):
         return Phase.RUNNING, None
     return Phase.STARTING, None
@@ -283,28 +287,31 @@ def _container_state(status: Json) -> Json:
     return {}
 
 
-def _exit_message(terminated: Json) -> str:
+def _exit(terminated: Json) -> Exit:
     if terminated.get("reason") == "OOMKilled":
-        return "killed: out of memory"
+        return Exit("killed: out of memory", Cause.LIMIT)
     code = int(terminated.get("exitCode", 0))
     number = int(terminated.get("signal") or 0) or (code - 128 if 128 < code < 128 + signal.NSIG else 0)
     if number in signal.valid_signals():
-        return f"killed by {signal.Signals(number).name}"
+        return Exit(f"killed by {signal.Signals(number).name}", Cause.AGENT)
     said = str(terminated.get("message") or "").strip()
-    return f"exited with code {code}" + (f": {said[:500]}" if said else "")
+    return Exit(f"exited with code {code}" + (f": {said[:500]}" if said else ""), Cause.AGENT)
 
 
-def _disruption(status: Json, eviction: str | None) -> str | None:
+def _disruption(status: Json, eviction: str | None) -> Exit | None:
     """Return who ended a pod from outside, as its conditions say."""
     if status.get("reason") == "Evicted":
         eviction = status.get("message") or eviction or "the node ran out of something"
     if eviction is not None:
-        return f"evicted by its node: {eviction.strip()}"
+        # the kubelet's words for a pod that is over a limit of its own; of others it says that the node runs low
+        cause = Cause.LIMIT if "exceed" in eviction else Cause.HOST
+        return Exit(f"evicted by its node: {eviction.strip()}", cause)
     condition = _condition(status, "DisruptionTarget")
     if condition is None or condition.get("status") != "True":
         return None
-    why = _DISRUPTIONS.get(str(condition.get("reason")), str(condition.get("reason")))
-    return f"{why}: {condition['message']}" if condition.get("message") else why
+    reason = str(condition.get("reason"))
+    why, cause = _DISRUPTIONS.get(reason, (reason, Cause.HOST))
+    return Exit(f"{why}: {condition['message']}" if condition.get("message") else why, cause)
 
 
 def _waits_for(status: Json) -> str | None:

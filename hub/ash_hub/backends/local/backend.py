@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 
 from ash_hub.backends._broadcast import Broadcast
-from ash_hub.backends.base import BackendEvent, Instance, Phase
+from ash_hub.backends.base import BackendEvent, Exit, Instance, Phase
 from ash_hub.backends.local import host
 from ash_hub.backends.local.document_files import FileDocuments
 from ash_hub.backends.local.limits import Enforcement, limits_of
@@ -38,13 +38,14 @@ from ash_hub.backends.local.settings import LocalSettings
 from ash_hub.backends.local.starter import start_keeper
 from ash_hub.backends.network import audit_decision, require_network
 from ash_mcp.errors import AshError, CapacityExceeded, ConfigError, Conflict, ConnectFailed, StartFailed, Unsupported
-from ash_mcp.types import Endpoint, SandboxId, SandboxSpec
+from ash_mcp.types import Cause, Endpoint, SandboxId, SandboxSpec
 from ash_router.store.clock import lead, steady
 
 __all__ = ["KEEPER_DIED", "LocalBackend"]
 
 _AWAY = (KeeperConnectionLost, KeeperSilent)
-KEEPER_DIED = "the keeper died, and its sandboxes with it"
+KEEPER_DIED = Exit("the keeper died, and its sandboxes with it", Cause.HOST)
+_DELETED = Exit("deleted", Cause.HIVE)
 _CONNECT_SECONDS = 20.0
 _RETRY_SECONDS = 0.02
 _REJOIN_SECONDS = 0.5
@@ -179,7 +180,7 @@ class LocalBackend:
         except KeeperRefusal as refusal:
             raise _translated(refusal) from refusal
         except KeeperConnectionLost as gone:
-            raise StartFailed(f"the sandbox could not start: {KEEPER_DIED}", step="keeper") from gone
+            raise StartFailed(f"the sandbox could not start: {KEEPER_DIED.message}", step="keeper") from gone
         except KeeperSilent as silent:
             self._unfinished_deletes.add(spec.id)  # the keeper may still start it when it goes on
             raise StartFailed(f"the sandbox could not start: {silent}", step="keeper") from silent
@@ -194,7 +195,7 @@ class LocalBackend:
         instance = self._record(self._instance(view))
         if end is None and link.closed.is_set():
             await self._rejoin()
-            return self._instances.get(spec.id) or _ended(instance, "deleted")
+            return self._instances.get(spec.id) or _ended(instance, _DELETED)
         return instance if end is None else self._record(end)
 
     async def get(self, sandbox_id: SandboxId) -> Instance | None:
@@ -218,8 +219,8 @@ class LocalBackend:
         except (KeeperSilent, KeeperRefusal) as error:
             raise ConnectFailed(f"the sandboxes of this host cannot be listed now: {error}") from error
 
-    def _reconcile(self, views: Sequence[Mapping[str, Any]], why: str = "deleted") -> None:
-        """Make `_instances` equal to the keeper's list; whatever it lacks has ended, for the reason `why`."""
+    def _reconcile(self, views: Sequence[Mapping[str, Any]], how: Exit = _DELETED) -> None:
+        """Make `_instances` equal to the keeper's list; whatever it lacks has ended, as `how` says."""
         instances = [self._instance(view) for view in views]
         for instance in instances:
             if instance.id not in self._ended_early:
@@ -227,14 +228,14 @@ class LocalBackend:
         for missing in self._instances.keys() - {instance.id for instance in instances}:
             if self._instances[missing].phase is Phase.ENDED:
                 continue  # it ended with an earlier keeper
-            if why == KEEPER_DIED:
-                self._record(_ended(self._instances[missing], why))
+            if how == KEEPER_DIED:
+                self._record(_ended(self._instances[missing], how))
             else:
                 self._record_removal(self._instances[missing])
 
     async def annotate(self, sandbox_id: SandboxId, record: Mapping[str, Any], *, revision: int) -> None:
         known = self._instances.get(sandbox_id)
-        if known is not None and known.exit_message == KEEPER_DIED and known.revision == revision:
+        if known is not None and known.exit == KEEPER_DIED and known.revision == revision:
             # the record that others share has ended with the keeper; what this hub knows is all that there is
             self._record(replace(known, record=dict(record), revision=revision + 1))
             return
@@ -397,7 +398,7 @@ class LocalBackend:
         )
         is_same = self._keeper == link.hello["pid"]
         self._keeper, self._link, self._lead = link.hello["pid"], link, link.hello["lead"]
-        self._reconcile(link.hello["sandboxes"], "deleted" if is_same else KEEPER_DIED)
+        self._reconcile(link.hello["sandboxes"], _DELETED if is_same else KEEPER_DIED)
         self._join_problem = None
         self._tasks.start_soon(self._follow, link)
         link.on_answering = self._on_keeper_answering
@@ -497,14 +498,14 @@ class LocalBackend:
     def _record_removal(self, instance: Instance) -> None:
         del self._instances[instance.id]
         if instance.phase is not Phase.ENDED:
-            self._events.publish(_ended(instance, "deleted"))
+            self._events.publish(_ended(instance, _DELETED))
 
     def _instance(self, view: Mapping[str, Any]) -> Instance:
         return Instance(
             id=SandboxId(view["id"]),
             phase=Phase(view["phase"]),
             endpoint=Endpoint(unix=str(self._paths.directory / view["socket"])),
-            exit_message=view["exit_message"],
+            exit=_exit(view),
             warnings=tuple(view["warnings"]),
             labels=view["labels"],
             record=view["record"],
@@ -512,8 +513,15 @@ class LocalBackend:
         )
 
 
-def _ended(instance: Instance, why: str) -> Instance:
-    return replace(instance, phase=Phase.ENDED, exit_message=why)
+def _exit(view: Mapping[str, Any]) -> Exit | None:
+    message = view["exit_message"]
+    if message is None:
+        return None
+    return Exit(message, Cause.LIMIT if view["was_out_of_memory"] else Cause.AGENT)
+
+
+def _ended(instance: Instance, how: Exit) -> Instance:
+    return replace(instance, phase=Phase.ENDED, exit=how)
 
 
 def _require_supported(spec: SandboxSpec) -> None:

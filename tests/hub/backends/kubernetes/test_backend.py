@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from ash_hub.backends.base import BackendEvent, Phase
+from ash_hub.backends.base import BackendEvent, Exit, Phase
 from ash_hub.backends.kubernetes.api import ApiRefusal, Json
 from ash_hub.backends.kubernetes.backend import KubernetesBackend
 from ash_mcp.errors import CapacityExceeded, Conflict, ConnectFailed, StartFailed
-from ash_mcp.types import SandboxId, SandboxSpec, new_sandbox_id
+from ash_mcp.types import Cause, SandboxId, SandboxSpec, new_sandbox_id
 from tests.hub.backends.kubernetes.pod_server import PodServer, following
 
 pytestmark = pytest.mark.anyio
@@ -155,7 +155,7 @@ async def test_a_pod_that_takes_the_name_of_another_is_not_its_sandbox(monkeypat
         await until(lambda: backend._pods[spec.id].uid == server.pods[spec.id]["metadata"]["uid"])  # pyright: ignore[reportPrivateUsage]
         seen = await backend.get(spec.id)
         assert seen is not None and seen.phase is Phase.ENDED
-        assert seen.exit_message == "its pod was replaced by another of the same name"
+        assert seen.exit == Exit("its pod was replaced by another of the same name", Cause.OPERATOR)
         server.change(spec.id, RUNNING)
         await settled(server)
         assert await backend.get(spec.id) == seen
@@ -275,7 +275,7 @@ async def test_while_the_api_is_away_what_is_known_stays_and_nothing_is_deleted(
         await until(lambda: backend.unready() is None)
         await until(lambda: len(told) == 2)
         ended, again = (event.instance for event in told)
-        assert ended is not None and (ended.id, ended.exit_message) == (spec.id, "its pod is gone")
+        assert ended is not None and (ended.id, ended.exit) == (spec.id, Exit("its pod is gone", Cause.OPERATOR))
         # what could not be done meanwhile is to be tried at once
         assert again is not None and (again.id, again.phase) == (kept.id, Phase.RUNNING)
         listening.cancel()

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ash_hub.backends.base import Phase
+from ash_hub.backends.base import Exit, Phase
 from ash_hub.backends.kubernetes.pods import instance_of, pod_of, record_patch
 from ash_hub.backends.kubernetes.settings import KubernetesSettings
 from ash_mcp.errors import ConfigError
-from ash_mcp.types import Endpoint, ResourceAmounts, Resources, SandboxId, SandboxSpec
+from ash_mcp.types import Cause, Endpoint, ResourceAmounts, Resources, SandboxId, SandboxSpec
 
 SPEC = SandboxSpec(
     id=SandboxId("sbx-a"),
@@ -191,48 +191,60 @@ def test_what_the_events_say_is_what_a_pod_waits_for_unless_its_status_says_more
 
 
 @pytest.mark.parametrize(
-    ("status", "message"),
+    ("status", "message", "cause"),
     [
-        (state(terminated={"exitCode": 1}), "exited with code 1"),
-        (state(terminated={"exitCode": 2, "message": "no module"}), "exited with code 2: no module"),
-        (state(terminated={"exitCode": 137}), "killed by SIGKILL"),
-        (state(terminated={"exitCode": 137, "reason": "OOMKilled"}), "killed: out of memory"),
-        (state(terminated={"exitCode": 255}), "exited with code 255"),
-        (state(waiting={"reason": "ErrImagePull", "message": "not found"}), "its image cannot be pulled: not found"),
-        (state(waiting={"reason": "CreateContainerError"}), "its container cannot be made: CreateContainerError"),
+        (state(terminated={"exitCode": 1}), "exited with code 1", Cause.AGENT),
+        (state(terminated={"exitCode": 2, "message": "no module"}), "exited with code 2: no module", Cause.AGENT),
+        (state(terminated={"exitCode": 137}), "killed by SIGKILL", Cause.AGENT),
+        (state(terminated={"exitCode": 137, "reason": "OOMKilled"}), "killed: out of memory", Cause.LIMIT),
+        (state(terminated={"exitCode": 255}), "exited with code 255", Cause.AGENT),
+        (
+            state(waiting={"reason": "ErrImagePull", "message": "not found"}),
+            "its image cannot be pulled: not found",
+            Cause.HIVE,
+        ),
+        (
+            state(waiting={"reason": "CreateContainerError"}),
+            "its container cannot be made: CreateContainerError",
+            Cause.HIVE,
+        ),
         (
             {"phase": "Failed", "reason": "Evicted", "message": "low on memory"},
             "evicted by its node: low on memory",
+            Cause.HOST,
         ),
         (
             {"phase": "Failed", **state(terminated={"exitCode": 137}), **disrupted("PreemptionByScheduler")},
             "preempted by a pod of higher priority",
+            Cause.HOST,
         ),
         (
             {"phase": "Failed", **disrupted("EvictionByEvictionAPI", "drain")},
             "evicted, as when its node is drained: drain",
+            Cause.OPERATOR,
         ),
-        ({"phase": "Failed", "message": "node shutdown"}, "node shutdown"),
+        ({"phase": "Failed", "message": "node shutdown"}, "node shutdown", Cause.HOST),
+        ({"phase": "Failed", **disrupted("NewInKubernetes")}, "NewInKubernetes", Cause.HOST),
     ],
 )
-def test_an_ended_pod_says_why(status: Any, message: str) -> None:
+def test_an_ended_pod_says_why_and_who_caused_it(status: Any, message: str, cause: Cause) -> None:
     instance = instance_of(seen(status))
-    assert (instance.phase, instance.exit_message, instance.endpoint) == (Phase.ENDED, message, None)
+    assert (instance.phase, instance.exit, instance.endpoint) == (Phase.ENDED, Exit(message, cause), None)
 
 
 def test_an_eviction_that_only_an_event_told_of_is_why_a_pod_ended() -> None:
     completed = {"phase": "Succeeded", **state(terminated={"exitCode": 0, "reason": "Completed"})}
-    assert instance_of(seen(completed)).exit_message == "exited with code 0"
+    assert instance_of(seen(completed)).exit == Exit("exited with code 0", Cause.AGENT)
     evicted = instance_of(seen(completed), eviction="Usage of EmptyDir exceeds the limit. ")
-    assert evicted.exit_message == "evicted by its node: Usage of EmptyDir exceeds the limit."
+    assert evicted.exit == Exit("evicted by its node: Usage of EmptyDir exceeds the limit.", Cause.LIMIT)
     running = instance_of(seen({"phase": "Running", "podIP": "10.0.0.7", **state(running={})}), eviction="soon")
-    assert (running.phase, running.exit_message) == (Phase.RUNNING, None)
+    assert (running.phase, running.exit) == (Phase.RUNNING, None)
 
 
 def test_a_pod_that_is_being_deleted_has_ended_while_its_container_still_runs() -> None:
     running = {"phase": "Running", "podIP": "10.0.0.7", **state(running={})}
     instance = instance_of(seen(running, deletionTimestamp="2026-01-01T00:00:00Z"))
-    assert (instance.phase, instance.exit_message) == (Phase.ENDED, "its pod is being deleted")
+    assert (instance.phase, instance.exit) == (Phase.ENDED, Exit("its pod is being deleted", Cause.OPERATOR))
 
 
 @pytest.mark.parametrize("annotations", [None, {"ash/record": "{", "ash/labels": "[]", "ash/revision": "x"}])

@@ -16,12 +16,12 @@ import anyio
 import pytest
 from anyio.abc import Process
 
-from ash_hub.backends.base import Instance, Phase
+from ash_hub.backends.base import Exit, Instance, Phase
 from ash_hub.backends.local import LocalBackend
 from ash_hub.backends.local.backend import KEEPER_DIED
 from ash_hub.backends.local.paths import hive_paths
 from ash_mcp.errors import ConfigError
-from ash_mcp.types import SandboxId, new_sandbox_id
+from ash_mcp.types import Cause, SandboxId, new_sandbox_id
 from tests.hub.backends.local.local_parts import (
     SPEC,
     WAIT_SECONDS,
@@ -140,7 +140,7 @@ async def test_a_killed_keeper_takes_its_sandboxes_with_it_and_the_hub_says_so(r
             await ended(keeper, *processes)
             told = [(await anext(events)).instance for _ in made]
         assert {it.id for it in told if it} == {it.id for it in made}
-        assert all(it and it.phase is Phase.ENDED and it.exit_message == KEEPER_DIED for it in told)
+        assert all(it and it.phase is Phase.ENDED and it.exit == KEEPER_DIED for it in told)
 
 
 async def test_a_new_keeper_is_started_when_it_is_needed_and_clears_up_after_the_old_one(root: Path) -> None:
@@ -173,7 +173,7 @@ async def test_a_stopped_hub_loses_no_end(root: Path) -> None:
                 while not ended:  # the new hub may be there before the keeper has seen the end
                     await anyio.sleep(0.01)
                     ended = [instance for instance in await backend.list() if instance.phase is Phase.ENDED]
-            assert [instance.exit_message for instance in ended] == ["killed by SIGKILL"]
+            assert [instance.exit for instance in ended] == [Exit("killed by SIGKILL", Cause.AGENT)]
             assert len(await backend.list()) == 2
 
 
@@ -194,7 +194,7 @@ async def test_the_main_process_tells_how_it_ended(root: Path) -> None:
             os.kill(main_process(backend), number)
             with anyio.fail_after(1):
                 event = await anext(events)
-            assert event.instance is not None and event.instance.exit_message == told
+            assert event.instance is not None and event.instance.exit == Exit(told, Cause.AGENT)
             await backend.delete(created.id)
 
 
@@ -217,7 +217,7 @@ async def test_why_sandboxes_of_a_dead_keeper_ended_can_be_written_down(root: Pa
         os.kill(keeper_pid(backend), signal.SIGKILL)
         with anyio.fail_after(WAIT_SECONDS):
             dead = (await anext(events)).instance
-        assert dead is not None and (dead.phase, dead.exit_message) == (Phase.ENDED, KEEPER_DIED)
+        assert dead is not None and (dead.phase, dead.exit) == (Phase.ENDED, KEEPER_DIED)
         await backend.annotate(created.id, {"ending": "process_died"}, revision=created.revision)
         found = await backend.get(created.id)
         assert found is not None and found.record == {"ending": "process_died"}

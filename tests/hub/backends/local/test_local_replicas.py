@@ -132,7 +132,7 @@ async def test_after_the_keeper_died_a_list_has_what_is_in_the_next_one(root: Pa
         os.kill(keeper_pid(idle), signal.SIGKILL)
         for events in watches:
             end = await told(events)
-            assert (end.id, end.phase, end.exit_message) == (lost.id, Phase.ENDED, KEEPER_DIED)
+            assert (end.id, end.phase, end.exit) == (lost.id, Phase.ENDED, KEEPER_DIED)
         created = await other.create(fresh())
         assert await idle.get(created.id) == created
         assert created in await idle.list()
@@ -148,7 +148,7 @@ async def test_a_hub_that_lost_its_connection_alone_joins_again_and_ends_nothing
         await other.annotate(kept.id, {"by": "another"}, revision=0)
         heard = [await told(events), await told(events)]
         assert {(it.id, it.phase) for it in heard} == {(kept.id, Phase.RUNNING), (gone.id, Phase.ENDED)}
-        assert KEEPER_DIED not in {it.exit_message for it in heard}
+        assert KEEPER_DIED not in {it.exit for it in heard}
         assert keeper_pid(backend) == keeper
         assert await backend.list() == [replace(kept, record={"by": "another"}, revision=1)]
         assert (await bash(kept, "echo unharmed")).out == "unharmed\n"

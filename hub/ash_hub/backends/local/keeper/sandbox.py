@@ -55,6 +55,7 @@ class Sandbox:
         self.log = Tail(log_bytes)
         self.phase = "starting"
         self.exit_message: str | None = None
+        self.was_out_of_memory = False
         self._path = os.path.join("s", self.id)
         self._outlet = os.path.join("e", self.id)
         self._egress = egress
@@ -72,6 +73,7 @@ class Sandbox:
             "phase": self.phase,
             "socket": self._path,
             "exit_message": self.exit_message,
+            "was_out_of_memory": self.was_out_of_memory,
             "warnings": self._warnings,
             "labels": self._labels,
             "record": self.record,
@@ -169,7 +171,7 @@ class Sandbox:
         self._read_log()
         self.exit_message = _sentence(status)
         if self._group is not None and status.signal == signal.SIGKILL and self._group.oom_kills():
-            self.exit_message = "killed: out of memory"
+            self.exit_message, self.was_out_of_memory = "killed: out of memory", True
         ran, self.phase = self.phase == "running", "ended"
         if ran:
             self._on_end(self)
