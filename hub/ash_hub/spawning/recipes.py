@@ -78,6 +78,10 @@ class Recipe(_Data):
     server: Server
     image: str | None = None
     """For clusters; the local backend has no images."""
+    runtime_class: Annotated[str, Field(min_length=1, max_length=63)] | None = None
+    """For clusters, as `image`."""
+    node_selector: Mapping[str, str] = {}
+    """For clusters: labels of the nodes it may run on."""
     env: Mapping[str, str] = {}
     ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = ()
     resources: ResourceLimits = ResourceLimits()

@@ -173,17 +173,14 @@ def check_limits(limits: SpawnLimits, ask: SpawnAsk, *, by_key: bool = False) ->
 
 def _check_asked(limits: SpawnLimits, ask: SpawnAsk) -> None:
     inline = None if isinstance(ask.recipe, str) else ask.recipe
-    for image in (ask.image, inline.image if inline is not None else None):
-        _check_pattern("image", image, limits.images, "IMAGES")
-    _check_pattern("runtime class", ask.runtime_class, limits.runtime_classes, "RUNTIME_CLASSES")
-    _check_nodes(ask.node_selector, limits.node_selectors)
-    for resources in (ask.resources, inline.resources if inline is not None else None):
-        if resources is not None:
-            _check_amounts(resources.requests, limits)
-            _check_amounts(resources.limits, limits)
-    for network in (ask.network, inline.network if inline is not None else None):
-        if network is not None and narrowed(network, limits.network) != network:
-            raise _Refused(f"network {network_text(network)}", network_text(limits.network), "NETWORK")
+    for asked in (ask, inline) if inline is not None else (ask,):
+        _check_pattern("image", asked.image, limits.images, "IMAGES")
+        _check_pattern("runtime class", asked.runtime_class, limits.runtime_classes, "RUNTIME_CLASSES")
+        _check_nodes(asked.node_selector, limits.node_selectors)
+        _check_amounts(asked.resources.requests, limits)
+        _check_amounts(asked.resources.limits, limits)
+        if asked.network is not None and narrowed(asked.network, limits.network) != asked.network:
+            raise _Refused(f"network {network_text(asked.network)}", network_text(limits.network), "NETWORK")
 
 
 def narrowed(network: Network, most: Network) -> Network:

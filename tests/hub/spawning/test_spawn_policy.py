@@ -78,6 +78,8 @@ def test_a_spawn_may_ask_for_what_is_allowed_and_no_more(
     ("limits", "inline"),
     [
         ({"images": []}, {"image": "any"}),
+        ({"runtime_classes": ["gvisor"]}, {"runtime_class": "runc"}),
+        ({"node_selectors": {"pool": ["a"]}}, {"node_selector": {"pool": "b"}}),
         ({"memory": "1Gi"}, {"resources": {"limits": {"memory": "2Gi"}}}),
         ({"network": "none"}, {"network": "internet"}),
     ],
