@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from importlib.metadata import entry_points
 
 import anyio
 from pydantic import ValidationError
@@ -18,7 +17,7 @@ from ash_hub.spawning.recipes import explain_invalid
 from ash_mcp.errors import ConfigError
 from ash_router.admission.api_keys import KeyDocument
 
-__all__ = ["followed_keys", "load_backend", "open_documents", "shared_by_replicas"]
+__all__ = ["explained", "followed_keys", "load_backend", "open_documents", "shared_by_replicas"]
 
 
 @asynccontextmanager
@@ -32,9 +31,9 @@ async def open_documents(settings: HubSettings) -> AsyncGenerator[Documents]:
     kind = settings.backend["kind"]
     if kind not in known:
         raise ConfigError(f"the {kind} backend keeps this hive's documents, and they cannot be changed from here")
-    opens: DocumentsFactory = _loaded(known[kind])
     async with AsyncExitStack() as stack:
-        with _explained(kind):
+        with explained(kind):
+            opens: DocumentsFactory = known[kind].load()
             documents = await stack.enter_async_context(opens(settings.backend, _places(settings, ())))
         yield documents
 
@@ -52,24 +51,19 @@ def load_backend(settings: HubSettings, ports: tuple[int, ...]) -> Backend:
     kind = settings.backend["kind"]
     if kind not in known:
         raise ConfigError(f"there is no backend {kind!r}; there are: {', '.join(sorted(known))}")
-    factory: BackendFactory = _loaded(known[kind])
-    with _explained(kind):
+    with explained(kind):
+        factory: BackendFactory = known[kind].load()
         return factory(settings.backend, _places(settings, ports))
 
 
-def _loaded(point: EntryPoint) -> Any:
-    try:
-        return point.load()
-    except ImportError as exc:
-        more = f"pip install 'ash-mcp[{point.name}]'"
-        raise ConfigError(f"the {point.name} backend needs packages that are not there ({exc}): {more}") from exc
-
-
 @contextmanager
-def _explained(kind: str) -> Generator[None]:
-    """Raise what is wrong with the settings of a backend as `ConfigError`."""
+def explained(kind: str) -> Generator[None]:
+    """Raise as `ConfigError` what is wrong with the settings of a backend, and that its packages are not there."""
     try:
         yield
+    except ImportError as exc:
+        more = f"pip install 'ash-mcp[{kind}]'"
+        raise ConfigError(f"the {kind} backend needs packages that are not there ({exc}): {more}") from exc
     except ValidationError as exc:
         raise ConfigError(f"settings of the {kind} backend (ASH_HUB_BACKEND__…): {explain_invalid(exc)}") from exc
 

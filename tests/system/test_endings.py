@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
-from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -37,13 +34,6 @@ META = {
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="ash-", dir="/tmp"))  # a socket's path must be short
-    yield made
-    shutil.rmtree(made)
 
 
 def settings(folder: Path, **given: Any) -> HubSettings:

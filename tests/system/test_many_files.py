@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,14 +25,6 @@ MEMORY_BYTES: Final = 300 * 1024 * 1024
 def box(hive_url: str) -> Iterator[Sandbox]:
     with Hive(hive_url) as hive, hive.spawn("echo") as box:
         yield box
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A directory that is gone after the test: pytest would keep that of three runs."""
-    made = Path(tempfile.mkdtemp(prefix="ash-"))
-    yield made
-    shutil.rmtree(made)
 
 
 MEASURE = """

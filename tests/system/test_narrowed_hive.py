@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-import tempfile
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -33,13 +31,6 @@ TUNNEL = "exec 3<>/dev/tcp/127.0.0.1/3128; printf 'CONNECT {0} HTTP/1.1\\r\\nHos
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture
-def folder() -> Generator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="ash-", dir="/tmp"))  # a socket's path must be short
-    yield path
-    shutil.rmtree(path)
 
 
 @asynccontextmanager

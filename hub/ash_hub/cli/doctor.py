@@ -65,21 +65,16 @@ def doctor(
 
 
 def _cluster(settings: HubSettings, *, as_json: bool) -> list[Check]:
-    from pydantic import ValidationError
-
     from ash_hub.backends.kubernetes import check
-    from ash_hub.spawning.recipes import explain_invalid
+    from ash_hub.chosen_backend import explained
 
     found: list[Check] = []
 
     async def look() -> None:
-        found.extend(await check(settings.backend))
+        with explained("kubernetes"):
+            found.extend(await check(settings.backend))
 
-    try:
-        run_async(look, as_json=as_json)
-    except ValidationError as error:
-        said = explain_invalid(error)
-        raise typer.BadParameter(f"settings of the kubernetes backend (ASH_HUB_BACKEND__…): {said}") from error
+    run_async(look, as_json=as_json)
     return found
 
 

@@ -16,37 +16,20 @@ from typing import Any
 from ash_hub.backends.base import Backend, Places
 from ash_hub.backends.checks import Check
 from ash_hub.backends.kubernetes.settings import KubernetesSettings
-from ash_mcp.errors import ConfigError
 
 __all__ = ["KubernetesSettings", "build", "check"]
 
 
 def build(options: Mapping[str, Any], places: Places) -> Backend:
-    """Make the backend from a hive's settings.
+    """Make the backend from a hive's settings."""
+    from ash_hub.backends.kubernetes.backend import KubernetesBackend  # its library is an extra of the package
 
-    Raises:
-        ConfigError: Its library is not installed.
-    """
     del places  # sandboxes and documents are the cluster's
-    settings = KubernetesSettings.model_validate(options)
-    try:
-        from ash_hub.backends.kubernetes.backend import KubernetesBackend
-    except ModuleNotFoundError as error:
-        raise _explained(error) from error
-    return KubernetesBackend(settings)
+    return KubernetesBackend(KubernetesSettings.model_validate(options))
 
 
 async def check(options: Mapping[str, Any]) -> list[Check]:
-    """Look at the cluster of a hive's settings, for `ash doctor`; raises as `build` does."""
-    settings = KubernetesSettings.model_validate(options)
-    try:
-        from ash_hub.backends.kubernetes.probe import probe
-    except ModuleNotFoundError as error:
-        raise _explained(error) from error
-    return await probe(settings)
+    """Look at the cluster of a hive's settings, for `ash doctor`."""
+    from ash_hub.backends.kubernetes.probe import probe
 
-
-def _explained(error: ModuleNotFoundError) -> Exception:
-    if error.name not in ("kubernetes_asyncio", "aiohttp"):
-        return error
-    return ConfigError("the kubernetes backend needs a library: pip install 'ash-mcp[kubernetes]'")
+    return await probe(KubernetesSettings.model_validate(options))
