@@ -13,6 +13,13 @@ import pytest
 ROOT: Final = Path(__file__).parents[2]
 PASSING: Final = "import pytest\n\n@pytest.mark.wanted\ndef test_it():\n    pass\n"
 SKIPPED: Final = "import pytest\n\n@pytest.mark.wanted\ndef test_it():\n    pytest.skip('no such part here')\n"
+LATE: Final = """import pathlib, pytest
+
+@pytest.mark.wanted
+def test_it():
+    came = pathlib.Path('came')
+    assert len(came.read_text() if came.exists() else '') >= {0}, came.write_text('x')
+"""
 UNMARKED: Final = "def test_it():\n    pass\n"
 
 
@@ -43,6 +50,15 @@ def test_a_suite_with_a_test_that_passes_has_passed(tmp_path: Path) -> None:
 def test_a_suite_in_which_nothing_ran_has_failed(tmp_path: Path, test: str, outcome: str) -> None:
     done = run_suite(tmp_path, test)
     assert done.returncode == 1 and f"FAILED: {outcome}" in done.stdout, done.stdout
+
+
+def test_a_test_that_passes_when_it_runs_again_by_itself_is_named_and_one_that_fails_again_has_failed(
+    tmp_path: Path,
+) -> None:
+    done = run_suite(tmp_path, LATE.format(1))
+    assert done.returncode == 0 and "passed only when run again: test_one.py::test_it" in done.stdout, done.stdout
+    done = run_suite(tmp_path, LATE.format(2))
+    assert done.returncode == 1 and "FAILED: exit 1" in done.stdout, done.stdout
 
 
 def test_a_suite_that_takes_too_long_has_failed_and_is_ended(tmp_path: Path) -> None:
