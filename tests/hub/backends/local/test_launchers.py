@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -38,6 +39,23 @@ PLAN = Plan(
     ),
     system_call_filter=FACTS.seccomp,
 )
+
+STARTS = 40
+START_SECONDS = 0.02
+"""About what a start takes until its command runs."""
+ROOT = Path(__file__).parents[4]
+DYING = """
+import os, signal, time
+from dataclasses import replace
+from tests.hub.backends.local.test_launchers import CHOICES, PLAN, launcher_of
+
+for number in range({starts}):
+    if (keeper := os.fork()) == 0:
+        launcher_of(CHOICES[{kind!r}]).launch(replace(PLAN, command=("sleep", "1000"), descriptors=dict(kept={kept})))
+        time.sleep(number * {seconds} / {starts})
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(keeper, 0)
+"""
 
 
 @pytest.fixture
@@ -101,6 +119,36 @@ async def test_a_kill_ends_what_the_command_left_behind(kind: str) -> None:
         assert await handle.ended() == ExitStatus(signal=signal.SIGKILL)
         await anyio.wait_readable(handle.log)
         assert os.read(handle.log, 100) == b""  # nobody is left who could write to it
+
+
+async def until_closed(reading: int) -> None:
+    """Return when no process has the other end of a pipe any more."""
+    with anyio.fail_after(WAIT_SECONDS):
+        await anyio.wait_readable(reading)
+    assert os.read(reading, 65_536) == b""
+
+
+async def test_a_kill_at_any_moment_of_its_start_leaves_nothing(kind: str) -> None:
+    for number in range(STARTS):
+        reading, kept = os.pipe()
+        plan = replace(PLAN, command=("sleep", "1000"), descriptors={"kept": kept})
+        handle = launcher_of(CHOICES[kind]).launch(plan)
+        os.close(kept)
+        await anyio.sleep(number * START_SECONDS / STARTS)
+        handle.signal(signal.SIGKILL)
+        await handle.ended()
+        handle.close()
+        await until_closed(reading)
+        os.close(reading)
+
+
+async def test_a_keeper_that_is_killed_at_any_moment_of_a_start_leaves_nothing(kind: str) -> None:
+    reading, kept = os.pipe()
+    program = DYING.format(kind=kind, kept=kept, starts=STARTS, seconds=START_SECONDS)
+    await anyio.run_process([sys.executable, "-c", program], pass_fds=(kept,), cwd=ROOT)
+    os.close(kept)
+    await until_closed(reading)
+    os.close(reading)
 
 
 async def test_a_command_that_is_none_is_a_failure_of_its_execution(kind: str) -> None:

@@ -84,7 +84,7 @@ def test_the_command_line_has_nothing_of_the_host_or_the_recipe() -> None:
 
 def test_every_namespace_is_new_and_no_privilege_stays() -> None:
     options = set(words(plan()))
-    assert options >= {"--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"}
+    assert options >= {"--unshare-all", "--unshare-user", "--disable-userns", "--new-session"}
     assert "--share-net" not in options and "--as-pid-1" in options
     assert pairs(words(plan()), "--cap-drop", 1) == [("ALL",)]
     assert pairs(words(plan()), "--seccomp", 1) == [("@fd:seccomp@",)] and plan().system_call_filter == b"filter"

@@ -175,9 +175,6 @@ def _named(place: Place) -> tuple[str, ...]:
 _ROOTS_DEVICES = "the devices belong to root, so an ordinary user's sandbox could not open them anyway"
 _ROOTS_FILES = "the files belong to root, so an ordinary user's sandbox could not write them anyway"
 
-TIED_TO_KEEPER = _dropped("--die-with-parent")
-"""Nothing inside tries it: that no sandbox outlives its keeper shows when the keeper is killed."""
-
 CLAIMS: Mapping[str, Any] = {
     "own_files": True,
     "own_devices": True,

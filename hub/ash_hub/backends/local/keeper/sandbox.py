@@ -27,6 +27,8 @@ _BACKLOG = 512
 _CHUNK = 65_536
 _BREATH_SECONDS = 0.005
 """Pause after a full chunk of output: a sandbox that floods its log must not keep the keeper busy."""
+_END_SECONDS = 2.0
+"""How long what is to end at once has until its launcher is killed, too."""
 _KILL_SECONDS = 5.0
 _REMOVAL_SECONDS = 2.0
 
@@ -203,10 +205,11 @@ class Sandbox:
             self._signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._gone.wait(), grace_seconds)
-        if not self._gone.is_set():
-            self._signal(signal.SIGKILL)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._gone.wait(), _KILL_SECONDS)
+        for seconds in (_END_SECONDS, _KILL_SECONDS):
+            if not self._gone.is_set():
+                self._signal(signal.SIGKILL)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._gone.wait(), seconds)
 
     def _signal(self, number: int) -> None:
         if self._handle is not None:  # else it has ended and is cleaned up

@@ -38,7 +38,7 @@ class BubblewrapLauncher:
 
     def launch(self, plan: Plan) -> ProcessHandle:
         names = mount_names(plan)
-        init = (plan.python, "-I", "-S", _INIT_PATH, "@fd:up@", str(plan.processes), "ns")
+        init = (plan.python, "-I", "-S", _INIT_PATH, "@fd:up@", "@fd:life@", str(plan.processes), "ns")
         shared = os.memfd_create("shared", os.MFD_CLOEXEC)
         try:
             handle = start(
@@ -65,7 +65,8 @@ def options_for(plan: Plan, names: Mapping[str, str], known: frozenset[str]) -> 
     """Yield bubblewrap's options for a plan. Pure."""
     identity = plan.identity
     yield from ("--unshare-all", "--unshare-user", "--uid", str(identity.uid), "--gid", str(identity.gid))
-    yield from ("--hostname", identity.host_name, "--die-with-parent", "--new-session", "--as-pid-1")
+    # Not --die-with-parent: a bubblewrap that is killed before it has let its child go on leaves that child for ever.
+    yield from ("--hostname", identity.host_name, "--new-session", "--as-pid-1")
     yield from ("--cap-drop", "ALL", "--json-status-fd", "@fd:status@")
     if "--disable-userns" in known:
         yield "--disable-userns"
@@ -137,7 +138,7 @@ def _preparation(plan: Plan, names: Mapping[str, str], shared: int) -> Callable[
 
 def _first_process(status: int) -> int | None:
     """Return a descriptor of the sandbox's first process, if bubblewrap named it."""
-    with contextlib.suppress(BlockingIOError, ValueError, KeyError, ProcessLookupError):
-        first = os.read(status, _STATUS_BYTES).decode().splitlines() or ["{}"]
+    with contextlib.suppress(ValueError, KeyError, ProcessLookupError):
+        first = os.pread(status, _STATUS_BYTES, 0).decode().splitlines() or ["{}"]
         return os.pidfd_open(json.loads(first[0])["child-pid"])
     return None

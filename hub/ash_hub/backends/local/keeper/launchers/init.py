@@ -1,80 +1,74 @@
 """The first process of a sandbox: starts the runner, reaps what it leaves, and ends when the runner ends.
 
-    init.py UP PROCESSES REAP COMMAND...
+    init.py UP LIFE PROCESSES REAP COMMAND...
 
-UP is a descriptor that is told `init` and closed once COMMAND runs (or told why it could not). PROCESSES is a limit
-on processes of this user namespace, or 0. REAP is `ns` for the first process of a process namespace, where the
-kernel ends all others with it, or `tree` without one: there END_TREE does what SIGKILL does in a namespace, and the
-keeper's death is told by it.
+UP is a descriptor that is told `init` and closed once COMMAND runs (or told why it could not). LIFE is a pipe to which
+only the keeper can write: when the keeper closes it or dies, everything here ends. PROCESSES is a limit on processes
+of this user namespace, or 0. REAP is `ns` for the first process of a process namespace, where the kernel ends all
+others with it, or `tree` without one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import resource
+import select
 import signal
 import sys
-from types import FrameType
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
-END_TREE = signal.SIGUSR2
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+_AWAITED = {*_PASSED_ON, signal.SIGCHLD, signal.SIGIO}
 
 
 def main(arguments: list[str]) -> None:
-    up, processes, reap, *command = arguments
-    report = int(up)
-    os.set_inheritable(report, False)
+    up, life, processes, reap, *command = arguments
+    report, lifeline = int(up), int(life)
+    for descriptor in (report, lifeline):
+        os.set_inheritable(descriptor, False)
+    # All signals are waited for: a handler's would be lost between its check and the wait.
+    usual = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)  # from here on its end is told by SIGIO
     os.write(report, b"init\n")
     _harden(tree=reap == "tree")
     if int(processes):
         resource.setrlimit(resource.RLIMIT_NPROC, (int(processes), int(processes)))
-    child = 0
-    is_killed = False
-
-    def end(number: int, _: FrameType | None) -> None:
-        nonlocal is_killed
-        del number
-        is_killed = True
-        if child:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-
-    if reap == "tree":
-        signal.signal(END_TREE, end)
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, usual)
         _run(report, command)
-    if is_killed:
-        os.kill(child, signal.SIGKILL)
-
-    def forward(number: int, _: FrameType | None) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, number)
-
-    for number in _ENDING:
-        signal.signal(number, forward)
     # Last, since whoever waits for `up` to close may send a signal at once.
     listener = os.environ.pop("ASH_LISTEN_FD", None)
     if listener is not None:
         os.close(int(listener))
     os.close(report)
-    status = _reaped(child)
+    status = _until_ended(child, lifeline)
     if reap == "tree":
         _end_tree()
-    if is_killed:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if status is None:
+        os._exit(128 + signal.SIGKILL)
     os._exit(os.waitstatus_to_exitcode(status) % 256 if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
 
 
-def _harden(*, tree: bool) -> None:
-    """Keep this process out of reach of what runs inside.
+def _until_ended(child: int, lifeline: int) -> int | None:
+    """Pass signals on until the child has ended, and return its status; None when all is to end."""
+    while not _is_closed(lifeline):
+        number = signal.sigwait(_AWAITED)
+        if number == signal.SIGCHLD:
+            if (status := _reaped(child)) is not None:
+                return status
+        elif number != signal.SIGIO:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, number)
+    return None
 
-    Its memory and environment are not readable then, and nobody can make it outlive the keeper.
-    """
+
+def _harden(*, tree: bool) -> None:
+    """Keep this process out of reach of what runs inside: its memory, environment and descriptors are not readable."""
     try:
         import ctypes
 
@@ -84,8 +78,13 @@ def _harden(*, tree: bool) -> None:
         return
     prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     if tree:
-        prctl(_PR_SET_PDEATHSIG, END_TREE, 0, 0, 0)
         prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _is_closed(pipe: int) -> bool:
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return bool(poll.poll(0))
 
 
 def _run(report: int, command: list[str]) -> None:
@@ -97,11 +96,14 @@ def _run(report: int, command: list[str]) -> None:
         os._exit(127)
 
 
-def _reaped(child: int) -> int:
-    while True:
-        pid, status = os.wait()
-        if pid == child:
-            return status
+def _reaped(child: int) -> int | None:
+    """Reap what has ended, and return the status of the child if it is among that."""
+    found = None
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+            if ended[0] == child:
+                found = ended[1]
+    return found
 
 
 def _end_tree() -> None:

@@ -64,11 +64,14 @@ class Handle(Protocol):
         ...
 
     def signal(self, number: int) -> None:
-        """Send a signal to the first process, which passes it on; SIGKILL ends all. No-op if it has ended."""
+        """Send a signal to the first process, which passes it on. No-op if it has ended.
+
+        SIGKILL ends all, as does any signal to what is not up yet; sent again, it ends a launcher that hangs.
+        """
         ...
 
     def close(self) -> None:
-        """Close every descriptor of it; idempotent. Ends nothing."""
+        """Close every descriptor of it, which ends what is left; idempotent."""
         ...
 
 

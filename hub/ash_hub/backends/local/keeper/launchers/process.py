@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 import re
 import resource
@@ -41,14 +40,15 @@ class ProcessHandle:
     """A started process and our ends of its pipes."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], pidfd: int, log: int, up: int, status: _Status | None, kill: int
+        self, process: subprocess.Popen[bytes], pidfd: int, log: int, up: int, life: int, status: _Status | None
     ) -> None:
         self._process = process
         self._launcher = pidfd
         self._first: int | None = None
         self._up: int | None = up
+        self._life: int | None = life
         self._status = status
-        self._kill = kill
+        self._is_up = False
         self._is_closed = False
         self.log = log
         self.warnings: Sequence[str] = ()
@@ -68,6 +68,7 @@ class ProcessHandle:
             os.close(descriptor)
         if self._status is not None and not self._is_closed:
             self._first = self._status.first_process(self._status.descriptor)
+        self._is_up = True
         first, _, rest = said.partition(b"\n")
         if first == b"init" and rest:
             raise LaunchError("exec", rest.decode(errors="replace").strip())
@@ -76,23 +77,35 @@ class ProcessHandle:
     async def ended(self) -> ExitStatus:
         await _readable(self._launcher)
         code = self._process.wait()
+        self._end()  # where somebody killed the launcher
         if self._first is not None:
             await _readable(self._first)
         return _status_of(code)
 
     def signal(self, number: int) -> None:
-        targets, numbers = [self.pidfd], [number]
-        if number == signal.SIGKILL:
-            targets = list(dict.fromkeys((self.pidfd, self._launcher)))
-            numbers = [self._kill, signal.SIGCONT]  # one that is stopped would never see a signal that it handles
-        for descriptor, sent in itertools.product(targets, numbers):
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(descriptor, sent)
+        if number == signal.SIGKILL or not self._is_up:
+            self._end()
+        else:
+            _send(self.pidfd, number)
+
+    def _end(self) -> None:
+        """End all by the pipe `life`, or else by a signal.
+
+        The launcher is only killed the second time: what it has started might not know of the pipe yet.
+        """
+        life, self._life = self._life, None
+        if life is not None:
+            os.close(life)
+        else:
+            _send(self._launcher, signal.SIGKILL)
+        if self._first is not None:
+            _send(self._first, signal.SIGKILL)
+        _send(self._launcher, signal.SIGCONT)  # one that is stopped would never see that the pipe is closed
 
     def close(self) -> None:
-        # Not before it has ended: the launcher writes to `status` then, and a closed pipe would kill it.
         if self._is_closed:
             return
+        self._end()
         self._is_closed = True
         status = None if self._status is None else self._status.descriptor
         for descriptor in (self.log, self._up, status, self._launcher, self._first):
@@ -110,12 +123,11 @@ def start(
     arguments: Sequence[str] = (),
     prepare: Callable[[], None] | None = None,
     first_process: _FirstProcess | None = None,
-    kill: int = signal.SIGKILL,
 ) -> ProcessHandle:
     """Start `command` with the descriptors, limits and control group of a plan.
 
     `@fd:NAME@` stands for the plan's descriptors and also for `up`, which is told `init` and closed when the main
-    process runs, each of `files`, and what is described below.
+    process runs, `life`, which is closed to end all (`init.py`), each of `files`, and what is described below.
 
     Args:
         files: What is handed over as files in memory.
@@ -123,7 +135,6 @@ def start(
         prepare: Called in the child before it becomes the command.
         first_process: Finds the sandbox's first process by what the command writes to `status`. None: it is the
             command itself, which has no `status`.
-        kill: The signal by which the first process, or the launcher, ends all.
 
     Raises:
         LaunchError: The process could not be started.
@@ -131,11 +142,15 @@ def start(
     with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
         log, log_end = _pipe(ours, theirs)
         up, up_end = _pipe(ours, theirs)
-        numbers = {**plan.descriptors, "up": up_end}
+        life_end, life = os.pipe2(os.O_CLOEXEC)
+        theirs.callback(os.close, life_end)
+        ours.callback(os.close, life)
+        numbers = {**plan.descriptors, "up": up_end, "life": life_end}
         status: _Status | None = None
         if first_process is not None:
-            descriptor, numbers["status"] = _pipe(ours, theirs)
-            status = _Status(descriptor, first_process)
+            # a file, as the launcher would be killed for writing to a pipe that a dead keeper read
+            numbers["status"] = _memory_file("status", b"", ours)
+            status = _Status(numbers["status"], first_process)
         for name, content in (files or {}).items():
             numbers[name] = _memory_file(name, content, theirs)
         if arguments:
@@ -163,7 +178,7 @@ def start(
             process.wait()
             raise LaunchError("launch", f"could not follow {command[0]}: {error.strerror}") from error
         ours.pop_all()
-    return ProcessHandle(process, pidfd, log, up, status, kill)
+    return ProcessHandle(process, pidfd, log, up, life, status)
 
 
 def _preparation(plan: Plan, prepare: Callable[[], None] | None) -> Callable[[], None]:
@@ -206,6 +221,11 @@ def _status_of(code: int) -> ExitStatus:
         with contextlib.suppress(ValueError):
             return ExitStatus(signal=signal.Signals(number))
     return ExitStatus(code=code)
+
+
+def _send(pidfd: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, number)
 
 
 async def _readable(descriptor: int) -> None:

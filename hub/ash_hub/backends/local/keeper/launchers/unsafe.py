@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .init import END_TREE
 from .plan import Plan
 from .process import INIT, ProcessHandle, start
 
@@ -16,7 +15,5 @@ class UnsafeLauncher:
     """
 
     def launch(self, plan: Plan) -> ProcessHandle:
-        init = (plan.python, "-I", "-S", str(INIT), "@fd:up@", "0", "tree")
-        return start(
-            (*init, *plan.command), plan, environment=plan.environment, directory=plan.directory, kill=END_TREE
-        )
+        init = (plan.python, "-I", "-S", str(INIT), "@fd:up@", "@fd:life@", "0", "tree")
+        return start((*init, *plan.command), plan, environment=plan.environment, directory=plan.directory)
