@@ -85,7 +85,7 @@ def test_a_sandbox_lives_from_spawn_to_destroy(shell: Shell) -> None:
     assert [one["session"] for one in ended["destroyed"]] == ["mine"]
     assert shell.json("list", "--label", "k=v", "--json") == {"sandboxes": []}
     [gone] = shell.json("list", "--label", "k=v", "--all", "--json")["sandboxes"]
-    assert (gone["status"], gone["reason"]) == ("gone", "destroyed")
+    assert (gone["status"], gone["reason"], gone["cause"]) == ("gone", "destroyed", "agent")
 
     shell.ash("exec", "mine", "--", "true", code=1)
     assert "has ended (destroyed)" in shell.err
@@ -100,6 +100,7 @@ def test_people_get_words_and_tables(shell: Shell) -> None:
     assert "Its network: none" in said and shell.ash("network", "words", "none") == "words has network: none\n"
     assert "Ended words" in shell.ash("destroy", "words")
     assert "had ended before: destroyed" in shell.ash("destroy", "words")
+    assert "destroyed (agent)" in " ".join(shell.ash("list", "--all").split())
     shell.ash("destroy", "nobody", code=1)
     assert "no sandbox nobody" in shell.err and "ash list" in shell.err
 
