@@ -41,9 +41,6 @@ KEEPER_SECONDS = 5.0
 GRACE_SECONDS = 1.0
 MOST = 3
 """Sandboxes that are kept from one round to the next."""
-ROUNDS = 30
-MOST_RUNS = 8
-"""Kills in the long run."""
 
 Victim = Literal["hub", "keeper"]
 
@@ -260,12 +257,15 @@ def play(examples: int, steps: int) -> None:
     run_state_machine_as_test(Kills, settings=bounds)  # pyright: ignore[reportUnknownMemberType]
 
 
-@pytest.mark.heavy
-@pytest.mark.timeout(900)
-def test_thirty_kills_lose_nothing_and_leave_nothing() -> None:
+@pytest.mark.parametrize(
+    ("kills", "most_runs"),
+    [pytest.param(10, 4, marks=pytest.mark.heavy), pytest.param(60, 16, marks=pytest.mark.extended)],
+)
+@pytest.mark.timeout(1200)
+def test_kills_lose_nothing_and_leave_nothing(kills: int, most_runs: int) -> None:
     before, runs = Kills.rounds, 0
-    while Kills.rounds - before < ROUNDS:
-        assert runs < MOST_RUNS, f"only {Kills.rounds - before} kills in {runs} runs"
+    while Kills.rounds - before < kills:
+        assert runs < most_runs, f"only {Kills.rounds - before} kills in {runs} runs"
         play(examples=6, steps=10)  # the first of a run is always next to nothing
         runs += 1
 
