@@ -256,7 +256,6 @@ class _Refused(Exception):
     """Something that a spawn may not ask for: what, what is allowed, and which setting says so."""
 
     def __init__(self, asked: str, allowed: str, setting: str) -> None:
-        super().__init__(asked)
         self._asked, self._allowed, self._setting = asked, allowed, setting
 
     def denied(self, *, by_key: bool) -> PermissionDenied:

@@ -113,19 +113,19 @@ def ask_kernel(client: Address, server: Address) -> int | None:
 
 def read_proc(client: Address, server: Address) -> int | None:
     """Do as `peer_user`, by reading both tables: a client may reach an IPv4 address through an IPv6 socket."""
-    seen = 0
+    has_table = False
     for table in ("tcp", "tcp6"):
         try:
             lines = (_TABLES / table).read_text(encoding="ascii").splitlines()[1:]
         except FileNotFoundError:
             continue
-        seen += 1
+        has_table = True
         wanted = [f"{_hex(_plain(host), table)}:{port:04X}" for host, port in (client[:2], server[:2])]
         for line in lines:
             fields = line.split()
             if fields[1:3] == wanted:
                 return int(fields[7]) if int(fields[9]) else None
-    if not seen:
+    if not has_table:
         raise FileNotFoundError(_ENOENT, "neither sock_diag nor /proc/net/tcp can be used here")
     return None
 

@@ -137,7 +137,7 @@ class ResponseHead:
         self.length = content_length(headers)
         """Bytes of the body by Content-Length; None without that header."""
         self._kept: frozenset[bytes] | None = None
-        self._lines = b""
+        self._lines: bytes
 
     def lines(self, kept: frozenset[bytes]) -> bytes:
         """Return the status line, and the lines of the headers that `kept` names; the last result is cached."""

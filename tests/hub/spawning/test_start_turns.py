@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 
 import anyio
@@ -241,3 +242,33 @@ def test_no_more_than_allowed_run_and_all_get_their_turn(asked: list[tuple[str, 
         assert done >= sum(not leaves for _, leaves in asked) + 3 * at_once
 
     anyio.run(run)
+
+
+@pytest.mark.anyio
+async def test_of_equals_the_owner_whose_turn_ended_last_comes_last() -> None:
+    async with anyio.create_task_group() as group:
+        starts = Starts(group, StartTurns(at_once=3, waiting=9))
+        await starts.ask("a", "a", "b", "a", "b")
+        await starts.end(0)
+        assert starts.order == ["a", "a", "b", "b"]
+        group.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_a_turn_given_to_a_task_that_is_cancelled_at_that_moment_is_given_on() -> None:
+    turns, order = StartTurns(at_once=1, waiting=9), list[str]()
+
+    async def wait() -> None:
+        async with turns.turn("b"):
+            order.append("b")
+
+    async with turns.turn("a"):
+        waiter = asyncio.create_task(wait())
+        await settled()
+    waiter.cancel()  # before it has run again; a scope of anyio's would let it go on to its next wait
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    with anyio.fail_after(5):
+        async with turns.turn("c"):
+            order.append("c")
+    assert order == ["c"]

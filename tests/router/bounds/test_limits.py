@@ -32,6 +32,7 @@ def test_the_defaults_are_those_that_the_documents_name() -> None:
         high_water_bytes=64 * KIB,
     )
     assert DEFAULT_LIMITS.idle_upstream_seconds < 5, "uvicorn in the sandbox would be the one who closes"
+    assert DEFAULT_LIMITS.quiet_seconds < 10, "a long call shows a sign of life every 10 s at the least"
 
 
 @pytest.mark.parametrize(

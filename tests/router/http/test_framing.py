@@ -319,3 +319,40 @@ def test_the_last_four_bytes_of_a_stream_are_remembered(tail: bytes, data: bytes
 )
 def test_a_status_has_its_phrase_if_it_has_one(status: int, line: bytes):
     assert framing.status_line(status) == line
+
+
+def test_what_is_passed_on_is_all_but_framing_what_is_of_one_connection_and_our_own() -> None:
+    headers = (
+        (b"accept", b"*/*"),
+        (b"connection", b"close, X-Once"),
+        (b"x-once", b"1"),
+        (b"transfer-encoding", b"chunked"),
+        (b"ash-origin", b"hub"),
+        (b"cookie", b"a=b"),
+        (b"x-more", b"2"),
+    )
+    assert framing.passed_lines(headers) == b"accept: */*\r\ncookie: a=b\r\nx-more: 2\r\n"
+    assert framing.passed_lines(headers, but=frozenset([b"cookie"])) == b"accept: */*\r\nx-more: 2\r\n"
+
+
+@pytest.mark.parametrize(
+    ("tail", "is_between"),
+    [(b"", True), (b"a\n\n", True), (b"a\r\r", True), (b"\r\n\r\n", True), (b"a: b\n", False), (b"a: b", False)],
+)
+def test_a_stream_stands_between_two_events_at_its_begin_and_after_an_empty_line(
+    tail: bytes, is_between: bool
+) -> None:
+    assert framing.between_events(tail) is is_between
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_json", "is_stream"),
+    [
+        (b"Application/JSON; charset=utf-8", True, False),
+        (b"text/event-stream", False, True),
+        (b"text/plain", False, False),
+    ],
+)
+def test_a_response_is_json_or_a_stream_by_its_content_type(kind: bytes, is_json: bool, is_stream: bool) -> None:
+    head = ResponseHead(200, ((b"content-type", kind),))
+    assert (head.is_json, head.is_stream) == (is_json, is_stream)
