@@ -65,14 +65,20 @@ def doctor(
 
 
 def _cluster(settings: HubSettings, *, as_json: bool) -> list[Check]:
-    from ash_hub.backends.kubernetes import check
+    from ash_hub.backends.kubernetes import KubernetesSettings, check
     from ash_hub.chosen_backend import explained
+    from ash_mcp.errors import ConfigError
 
+    try:
+        with explained("kubernetes"):
+            chosen = KubernetesSettings.model_validate(settings.backend)
+    except ConfigError as error:
+        raise typer.BadParameter(error.message) from error
     found: list[Check] = []
 
     async def look() -> None:
         with explained("kubernetes"):
-            found.extend(await check(settings.backend))
+            found.extend(await check(chosen))
 
     run_async(look, as_json=as_json)
     return found

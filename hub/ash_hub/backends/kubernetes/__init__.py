@@ -28,8 +28,8 @@ def build(options: Mapping[str, Any], places: Places) -> Backend:
     return KubernetesBackend(KubernetesSettings.model_validate(options))
 
 
-async def check(options: Mapping[str, Any]) -> list[Check]:
+async def check(settings: KubernetesSettings) -> list[Check]:
     """Look at the cluster of a hive's settings, for `ash doctor`."""
     from ash_hub.backends.kubernetes.probe import probe
 
-    return await probe(KubernetesSettings.model_validate(options))
+    return await probe(settings)
