@@ -38,10 +38,16 @@ for port in ports:
     threading.Thread(target=greet, args=(socket.create_server(("0.0.0.0", port)),), daemon=True).start()
 """
 _PROGRAM: Final = f"""
-import os, signal, socket
+import os, signal, socket, threading
 from ash_recipes.runner.own_memory import close_memory
 close_memory()
-signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+def end(*_): os._exit(0)
+signal.signal(signal.SIGTERM, end)
+# Python runs a handler in its main thread alone, which may be about to wait for a connection
+told, tell = os.pipe()
+os.set_blocking(tell, False)
+signal.set_wakeup_fd(tell)
+threading.Thread(target=lambda: end(os.read(told, 1)), daemon=True).start()
 os.environ["ASH_LISTEN_FD"] = str(socket.create_server(("0.0.0.0", 8421)).detach())
 {STAND_IN}"""
 
