@@ -4,7 +4,10 @@
 whole_bound=5100 # seconds, of the 5400 that a run may take
 results=() passed=0 failed=0 skipped=0
 here=$(dirname "${BASH_SOURCE[0]}")
-rm -f .pytest_cache/v/cache/lastfailed .cache/passed-again # of an earlier run; .ci/again reads the one, writes the other
+rm -f .pytest_cache/v/cache/lastfailed # of an earlier run; .ci/again reads it
+ASH_CI_PASSED_AGAIN=$(mktemp) # .ci/again writes to it, also as another user in another clone
+export ASH_CI_PASSED_AGAIN
+chmod 666 "$ASH_CI_PASSED_AGAIN"
 
 record() { # NAME OUTCOME SECONDS
   results+=("$(printf '%-24s %-18s %5d s' "$@")")
@@ -51,7 +54,8 @@ marked() { # NAME BOUND MARKERS [PREPARATION]: the tests of a marker, after a sc
 summary() { # prints the account; 1 when a suite failed
   printf '\n=== summary, after %d s\n' $SECONDS
   printf '%s\n' "${results[@]}"
-  [ ! -s .cache/passed-again ] || sed 's/^/passed only when run again: /' .cache/passed-again
+  sed 's/^/passed only when run again: /' "$ASH_CI_PASSED_AGAIN"
+  rm -f "$ASH_CI_PASSED_AGAIN"
   printf '\nsuites: %d passed, %d failed, %d skipped\n' $passed $failed $skipped
   [ $failed = 0 ]
 }

@@ -281,8 +281,9 @@ class SandboxInfo:
     last_call_at: float | None = None
     ended_at: float | None = None
     reason: EndReason | None = None
-    cause: Cause | None = None
     """Why it ended; None while it lives."""
+    cause: Cause | None = None
+    """Who caused its end; None while it lives."""
     message: str | None = None
     """A sentence to go with the reason, for a person or a model."""
     labels: Mapping[str, str] = field(default_factory=_empty)

@@ -182,7 +182,7 @@ class Controller:
             self.registry.add(ended)
         await self.settle(await self._all())
         if self._parts.siblings.possible:
-            with suppress(ConnectFailed):
+            with suppress(ConnectFailed):  # a store that is away gives no names either
                 await self._hold_lacking()
 
     async def _hold_lacking(self) -> None:
@@ -571,11 +571,10 @@ def _endings_of(parts: Parts) -> Endings:
 
 def _end_shown(sandbox: Sandbox) -> Ending | None:
     """Return the end of a buried sandbox as a wish: an instance of it that is there again is to end as well."""
-    if sandbox.ended_at is None or sandbox.reason is None:
+    if sandbox.ended_at is None or sandbox.reason is None or sandbox.cause is None:
         return None
-    cause = sandbox.cause or sandbox.cause_of(sandbox.reason)
     by, message = sandbox.record.maker, sandbox.message
-    return Ending(reason=sandbox.reason, cause=cause, at=sandbox.ended_at, by=by, message=message)
+    return Ending(reason=sandbox.reason, cause=sandbox.cause, at=sandbox.ended_at, by=by, message=message)
 
 
 def _is_ending(sandbox: Sandbox) -> bool:
