@@ -43,7 +43,7 @@ async def flood(port: int, token: str) -> None:
     ]
     latencies: list[float] = []
     spawned, called = Counter[str](), Counter[str]()
-    over = asyncio.Event()
+    over, began = asyncio.Event(), time.monotonic()
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), over.set)
     async with holding(port, [streams] * STREAMS):
         tasks = [asyncio.create_task(repeat(port, call, latencies, called)) for call in calls]
@@ -57,9 +57,9 @@ async def flood(port: int, token: str) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    sys.stdout.write(
-        json.dumps({"latencies": latencies, "called": called, "spawned": spawned, "broken": len(broken)}) + "\n"
-    )
+    seconds = time.monotonic() - began
+    found = {"latencies": latencies, "called": called, "spawned": spawned, "broken": len(broken), "seconds": seconds}
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

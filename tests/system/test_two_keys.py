@@ -21,11 +21,12 @@ import pytest
 from ash_hub.bench.callers import percentile, run_callers
 from ash_hub.bench.wire import modern_call
 from ash_hub.serving.auth import key_file
+from ash_hub.spawning.refusal_pace import A_SECOND, AT_ONCE
 from ash_mcp import Hive
 from ash_mcp.types import PrincipalLimits
 from tests.hive_process import hive_in
 from tests.hub.backends.local.local_parts import needs_isolation
-from tests.system.flood import SANDBOXES
+from tests.system.flood import SANDBOXES, SPAWNS
 
 pytestmark = [pytest.mark.anyio, pytest.mark.heavy, pytest.mark.timeout(180), needs_isolation]
 
@@ -106,5 +107,7 @@ async def test_a_key_that_floods_keeps_another_neither_from_spawning_nor_from_ca
     record_property("flooding_call_p50_ms", round(flooders * 1000, 3))
     assert flood["called"] == {"done": len(flood["latencies"])} and flood["broken"] == 0
     assert set(flood["spawned"]) <= {"done", "capacity_exceeded"} and flood["spawned"]["capacity_exceeded"] > 0
+    # one at each answer of each of its spawns would be hundreds a second
+    assert flood["spawned"]["capacity_exceeded"] <= AT_ONCE + A_SECOND * flood["seconds"] + SPAWNS
     # in one of the flood's own queues a call would take as long as the flood's; compared are times of one machine
     assert p50["beside"] < flooders / 3

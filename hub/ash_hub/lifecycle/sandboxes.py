@@ -17,6 +17,7 @@ from ash_hub.lifecycle.record import Record
 from ash_hub.lifecycle.sandbox import Sandbox
 from ash_hub.spawning.pool import Started
 from ash_hub.spawning.recipes import Network, Recipe
+from ash_hub.spawning.refusal_pace import RefusalPace
 from ash_hub.spawning.spawn_policy import Allowed, SpawnPolicy
 from ash_hub.spawning.spawn_request import SpawnAsk
 from ash_hub.spawning.specs import fingerprint, network_of, spec_for
@@ -59,6 +60,7 @@ class Sandboxes:
         self._clock = parts.clock
         self._is_stopping = False
         self._policy = SpawnPolicy(parts.settings, parts.catalog)
+        self._refusals = RefusalPace()
         self.registry = controller.registry
         self._names = controller.names
 
@@ -121,7 +123,8 @@ class Sandboxes:
 
         Raises:
             RecipeNotFound, ConfigError, PermissionDenied, SessionTaken, Unsupported: Nothing was made.
-            CapacityExceeded: The owner, or the hive, has as many sandboxes as it may, or too many spawns wait.
+            CapacityExceeded: The owner, or the hive, has as many sandboxes as it may, or too many spawns wait. Who
+                asks again and again hears it later (`RefusalPace`).
             StartFailed: With the step and the log; nothing is left of it.
             ConnectFailed: The backend, or the store, cannot be reached; retryable.
             SandboxGone: The sandbox of this idempotency key has ended.
@@ -138,6 +141,9 @@ class Sandboxes:
                     return await self._same(holder)
             sandbox = await self._enter(principal, scope, ask, allowed.recipe, sandbox_id, alias)
             return await self._make_ready(sandbox, allowed, ask, progress)
+        except CapacityExceeded:
+            await anyio.sleep(self._refusals.delay(principal.subject))
+            raise
         finally:
             self._parts.siblings.settle(sandbox_id)
 

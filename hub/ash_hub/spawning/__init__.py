@@ -4,6 +4,7 @@ spawn_request     what a caller may ask for
 spawn_policy      what this hive allows of it
 recipes           what a sandbox is made from
 specs             what a backend makes
+refusal_pace      how fast refusals are answered to an owner who does not stop asking
 start_turns       whose start is next, in rotation among owners
 starting          create, wait until it answers, pin its tools
 instance_watch    news of instances, shared by all that wait
