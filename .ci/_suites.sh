@@ -41,14 +41,15 @@ suite() { # NAME BOUND COMMAND...: the bound in seconds; processes that outlive 
 # A suite whose marker was lost collects nothing, and pytest ends with 5. One whose tests are all skipped would end
 # with 0, which `tests/reporting.py` makes a failure.
 marked() { # NAME BOUND MARKERS [PREPARATION]: the tests of a marker, after a script that installs what they need
+  # `workers` files of them at once
   local name=$1 bound=$2 markers=$3 prepare=${4:-true}
   # shellcheck disable=SC2016 # the inner shell expands
   suite "$name" "$bound" bash -c '
     "$1" || exit
-    "${PYTEST:-.venv/bin/pytest}" -ra --durations=12 -m "$2" && exit
+    "${PYTEST:-.venv/bin/pytest}" -ra --durations=12 -n "$4" --dist loadfile -m "$2" && exit
     status=$?
     [ $status = 1 ] && exec "$3/again"
-    exit $status' "$name" "$prepare" "$markers" "$here"
+    exit $status' "$name" "$prepare" "$markers" "$here" "${workers:-0}"
 }
 
 summary() { # prints the account; 1 when a suite failed

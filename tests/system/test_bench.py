@@ -46,6 +46,7 @@ def slower(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.heavy
+@pytest.mark.alone
 @pytest.mark.timeout(330)
 def test_a_short_run_shows_both_sides_of_every_ratio() -> None:
     before = set(Path("/tmp").glob("ash-bench-*"))
@@ -66,6 +67,7 @@ def test_a_short_run_shows_both_sides_of_every_ratio() -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 @needs_isolation
 def test_a_sandbox_that_does_its_worst_leaves_its_neighbour_answering() -> None:

@@ -16,7 +16,7 @@ from ash_hub.bench.relaying import Served, served
 from ash_hub.bench.wire import connected, modern_call
 from ash_mcp.types import Endpoint
 
-pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy, pytest.mark.alone]
 
 FLOOD = 250
 """Calls of one owner in flight; the bound is 256."""

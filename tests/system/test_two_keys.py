@@ -28,7 +28,7 @@ from tests.hive_process import hive_in
 from tests.hub.backends.local.local_parts import needs_isolation
 from tests.system.flood import SANDBOXES, SPAWNS
 
-pytestmark = [pytest.mark.anyio, pytest.mark.heavy, pytest.mark.timeout(180), needs_isolation]
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy, pytest.mark.alone, pytest.mark.timeout(180), needs_isolation]
 
 MOST_SANDBOXES = SANDBOXES + 1
 SECONDS = 3.0

@@ -242,6 +242,7 @@ async def test_whoever_has_no_credential_is_told_how_to_get_one(two: Two) -> Non
     assert described["authorization_servers"] == [two.hive.settings.auth.oidc.issuer]  # type: ignore[union-attr]
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("tool", ["extend", "call"])
 async def test_time_does_not_tell_anothers_sandbox_from_none(two: Two, tool: str) -> None:

@@ -34,7 +34,6 @@ from tests.hub.backends.local.local_parts import (
 )
 from tests.hub.backends.local.weakening import BACKED_UP, CLAIMS, INHERENT, REMOVALS, Place, Removal, Weakened
 
-# heavy: some must get more than their share, which they cannot while other tests run beside them
 pytestmark = [pytest.mark.anyio, pytest.mark.heavy, needs_isolation]
 
 NOTHING_THERE = "nothing on this machine listens where it asks"
@@ -136,7 +135,14 @@ def on_the_host(attempt: Attempt, bait: Bait) -> Outcome:
     return verdict(attempt, done.returncode, done.stdout, done.stderr)
 
 
-@pytest.mark.parametrize("attempt", ATTEMPTS, ids=lambda attempt: attempt.name)
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        # alone, as a flood must get more than its share
+        pytest.param(each, id=each.name, marks=pytest.mark.alone if each.name.startswith("flood: ") else ())
+        for each in ATTEMPTS
+    ],
+)
 async def test_without_its_protections_an_attempt_succeeds(
     attempt: Attempt, backend: LocalBackend, root: Path, bait: Bait
 ) -> None:
