@@ -174,6 +174,8 @@ class Endpoint:
     proves: bool = True
     """Whether a runner of ours listens there, which can prove that it is the sandbox. False: a server that cannot, so
     that whoever has the address is believed."""
+    server_path: str | None = None
+    """Where an image that is a server by itself serves MCP; it has no runner and proves nothing. None: a runner."""
 
     def __post_init__(self) -> None:
         if (self.unix is None) == (self.host is None or self.port is None):
@@ -186,7 +188,17 @@ class Endpoint:
     @property
     def must_prove(self) -> bool:
         """Whether a new connection must begin with a proof. A Unix socket that the backend made needs none."""
-        return self.proves and self.sandbox is not None and self.unix is None
+        return self.proves and self.has_runner and self.sandbox is not None and self.unix is None
+
+    @property
+    def has_runner(self) -> bool:
+        """Whether a runner of ours listens there: with a proof, call tokens, `/_ash/` and both eras of MCP."""
+        return self.server_path is None
+
+    @property
+    def mcp_path(self) -> str:
+        """The path of its MCP endpoint."""
+        return self.server_path or "/mcp"
 
     @property
     def authority(self) -> str:
@@ -217,20 +229,26 @@ def _empty() -> Mapping[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSpec:
-    """The order to a backend for one sandbox. It holds nothing of the caller's environment, and one secret: `key`.
+    """The order to a backend for one sandbox.
 
-    The caller's environment and secrets arrive after start, through the runner's `/_ash/claim`.
+    The caller's environment and secrets arrive after start, through the runner's `/_ash/claim`; only an image that is
+    a server by itself has them from its start, by `variables`.
     """
 
     id: SandboxId
     recipe: str
     server: Mapping[str, Any]
     """How the runner starts the recipe's server: one of `{"python": "module:object"}`,
-    `{"http": {"command": [...], "port": n, "path": "/mcp"}}`, `{"stdio": {"command": [...]}}`."""
+    `{"http": {"command": [...], "port": n, "path": "/mcp"}}`, `{"stdio": {"command": [...]}}`. Or, for an
+    image that is a server by itself, without a runner:
+    `{"image": {"port": n, "path": "/mcp", "command"?: [...], "args"?: [...]}}`."""
     image: str | None = None
     ports: tuple[int, ...] = ()
     env: Mapping[str, str] = field(default_factory=_empty)
     """The recipe's own environment."""
+    variables: Mapping[str, str] = field(default_factory=_empty, repr=False)
+    """The caller's environment and secrets, for an image that is a server by itself alone. They go before `env`, and
+    are kept where only the sandbox and its hive read them."""
     resources: Resources = Resources()
     node_selector: Mapping[str, str] = field(default_factory=_empty)
     runtime_class: str | None = None

@@ -75,7 +75,8 @@ class Assembly:
         are_many = settings.redis_url is not None
         grace = TTL_SECONDS if are_many else 0.0  # nobody else has to announce itself where this is the whole hive
         self.replicas = Replicas(store, new_replica_id(), inside, grace_seconds=grace)
-        siblings: Siblings = Replicated(self.replicas) if settings.redis_url is not None else Alone()
+        replicated = Replicated(self.replicas, sees_backend=lambda: backend.unready() is None)
+        siblings: Siblings = replicated if settings.redis_url is not None else Alone()
         vouchers = Vouchers(key, self.replicas.id)
         self.inside_admission = AuditedAdmission(VoucherAdmission(vouchers), audit)
         self.shelf = ToolsetShelf(backend, store, clock)
@@ -136,6 +137,7 @@ class Assembly:
             ),
             look_up=self.routes.catch_up if settings.redis_url is not None else None,
             explain_missing_route=self._explain_missing_route,
+            stale=backend.unready,
             take_up=lambda admitted, session_id: gate.take_up(admitted, session_id),
         )
         gate = SessionGate(

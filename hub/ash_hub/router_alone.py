@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from ash_hub.backends.kept_keys import kept_hive_key
 from ash_hub.chosen_backend import followed_keys, open_documents
+from ash_hub.lifecycle.siblings import SEES_BACKEND
 from ash_hub.serving.audit import Audit, AuditedAdmission
 from ash_hub.serving.auth import Auth, open_auth, require_auth, require_tls_files
 from ash_hub.serving.http_server import server_of, url_of
@@ -120,6 +121,7 @@ class _Parts:
             limits=settings.relay_limits,
             forwarder=Forwarder(self._replicas, Vouchers(key, self._replicas.id), settings.relay_limits),
             look_up=self._routes.catch_up,
+            stale=self._stale,
         )
         if settings.seed_ids_are_capabilities:
             auth.gate.holder = self._routes.holder
@@ -127,6 +129,13 @@ class _Parts:
         metrics = Metrics(self._ledger, self._routes)
         note = "; ".join(said for said in notes if said) or None
         self.app = build_app(_nothing_else, metrics, store.unready, lambda: None, auth.routes, note)
+
+    def _stale(self) -> str | None:
+        """Say that this router may not have heard of sandboxes that have ended, or None."""
+        if self._replicas.is_cut_off:
+            return "the store does not answer"
+        sees = any(said.get(SEES_BACKEND) is True for said in self._replicas.others().values())
+        return None if sees else "no hub hears of its sandboxes"
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:

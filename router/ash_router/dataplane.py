@@ -49,6 +49,7 @@ class DataPlane:
             where the caller may not know.
         problem_of: Says why an answer of a sandbox is not taken, or None.
         take_up: Opens a session of a replica that is gone anew, by its id, and says whether it is there now.
+        stale: As with `ConnectionPool`.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class DataPlane:
         explain_missing_route: Callable[[Admitted, str], AshError | None] = lambda _, __: None,
         problem_of: Callable[[ResponseHead], str | None] = response_problem,
         take_up: Callable[[Admitted, str], Awaitable[bool]] | None = None,
+        stale: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.limits = limits
         self._look_up = look_up
@@ -82,6 +84,7 @@ class DataPlane:
             max_headers=limits.max_headers,
             silent_seconds=SILENT_SECONDS,
             keys=tokens.sandbox_keys,
+            stale=stale,
             problem_of=problem_of,
         )
         self._handshakes = Handshakes(self._upstreams, tokens, limits, self.spawn)
@@ -113,6 +116,7 @@ class DataPlane:
         """Drop what is kept of a sandbox that has ended: idle connections and sessions on it."""
         self._upstreams.forget(lambda endpoint: endpoint.sandbox == sandbox_id)
         self._sessions.forget_sandbox(sandbox_id)
+        self._handshakes.forget(sandbox_id)
 
     async def aclose(self) -> None:
         """Abort what is in flight and close every connection to a sandbox."""

@@ -368,6 +368,8 @@ def _to_record(route: Route) -> dict[str, object]:
 
 def _endpoint_record(endpoint: Endpoint) -> dict[str, object]:
     shape: dict[str, object] = {"unix": endpoint.unix, "host": endpoint.host, "port": endpoint.port}
+    if endpoint.server_path is not None:
+        shape["server_path"] = endpoint.server_path
     return shape if endpoint.proves else {**shape, "proves": False}
 
 

@@ -30,12 +30,14 @@ from ash_hub.lifecycle.sandboxes import Sandboxes
 from ash_hub.serving.audit import Audit
 from ash_hub.settings import HubSettings
 from ash_hub.spawning.runner_client import RunnerClient
+from ash_hub.spawning.server_client import ServerClient
 from ash_hub.spawning.starting import Progress
 from ash_hub.spawning.toolsets import Listing
-from ash_mcp.errors import AshError, ConfigError, PermissionDenied, RequestRefused, SandboxNotFound
+from ash_mcp.errors import AshError, ConfigError, PermissionDenied, RequestRefused, SandboxNotFound, Unsupported
 from ash_mcp.wire import info_to_json, network_text
 from ash_router.admission.base import Admitted
 from ash_router.upstream.call_tokens import CallTokens
+from ash_router.upstream.pool import whose_address
 
 __all__ = ["Answer", "HiveOperations"]
 
@@ -214,8 +216,14 @@ class HiveOperations:
         sandbox = self._sandboxes.ready(caller.principal, caller.scope, session)
         if self._sandboxes.registry.find(caller.principal, caller.scope, named) is not sandbox:
             raise ConfigError(f"{uri!r} is of sandbox {named}, not of {session}")
+        client = self._client(sandbox)
+        if not isinstance(client, RunnerClient):
+            raise Unsupported(
+                f"sandbox {sandbox.session} is an image that serves MCP by itself, without a runner that could read "
+                "its files: call a tool of its own, or read a resource that it lists"
+            )
         # sandbox://sb1/notes.txt is relative to the workspace, sandbox://sb1//etc/hosts is absolute
-        raw = await self._client(sandbox).read_file(unquote(path), MAX_RESOURCE_BYTES, _READ_SECONDS)
+        raw = await client.read_file(unquote(path), MAX_RESOURCE_BYTES, _READ_SECONDS)
         try:
             return [{"uri": uri, "mimeType": "text/plain", "text": raw.decode()}]
         except UnicodeDecodeError:
@@ -243,6 +251,10 @@ class HiveOperations:
             raise sandbox.gone(self._clock())
         return sandbox.toolset.listing(sandbox.session, self._settings.name_limit)
 
-    def _client(self, sandbox: Sandbox) -> RunnerClient:
+    def _client(self, sandbox: Sandbox) -> RunnerClient | ServerClient:
         assert sandbox.endpoint is not None, "a ready sandbox has an endpoint"
-        return RunnerClient(sandbox.endpoint, self._tokens, sandbox.id)
+        if sandbox.endpoint.has_runner:
+            return RunnerClient(sandbox.endpoint, self._tokens, sandbox.id)
+        if (why := self._backend.unready()) is not None:
+            raise whose_address(why)
+        return ServerClient(sandbox.endpoint, self._tokens.sandbox_keys, sandbox.id)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from ash_mcp.errors import AshError
 from ash_mcp.types import SandboxId
 from ash_router.replicas.membership import Replicas
 
-__all__ = ["Alone", "Replicated", "Siblings"]
+__all__ = ["SEES_BACKEND", "Alone", "Replicated", "Siblings"]
 
 MAKING: Final = "making"
 """What a replica says of the sandboxes that it is making, by the name of that among its details."""
+SEES_BACKEND: Final = "sees_backend"
+"""The same of whether the news of its backend is fresh."""
 
 
 class Siblings(Protocol):
@@ -88,8 +90,9 @@ class Replicated:
 
     possible = True
 
-    def __init__(self, replicas: Replicas) -> None:
+    def __init__(self, replicas: Replicas, *, sees_backend: Callable[[], bool] = lambda: True) -> None:
         self._replicas = replicas
+        self._sees_backend = sees_backend
         self._making: set[SandboxId] = set()
         self._dead: set[str] = set()
         """Replicas that did not live when they were asked for: an id does not come again."""
@@ -97,7 +100,7 @@ class Replicated:
         replicas.details = self._details
 
     def _details(self) -> Mapping[str, Any]:
-        return {MAKING: sorted(self._making)}
+        return {MAKING: sorted(self._making), SEES_BACKEND: self._sees_backend()}
 
     async def is_other_alive(self, replica: str) -> bool:
         if replica == self.id:

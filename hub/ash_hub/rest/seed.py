@@ -61,7 +61,9 @@ class SeedRest:
         self._audit = audit
         self._catch_up = catch_up
         self._store = store
-        self._namespace = str(backend.describe().get("namespace") or _NAMESPACE)
+        described = backend.describe()
+        self._namespace = str(described.get("namespace") or _NAMESPACE)
+        self._runs_images = described.get("image_servers") is True
 
     def routes(self) -> Sequence[Route]:
         described = description()
@@ -82,7 +84,8 @@ class SeedRest:
         key = read_key(request.headers.get("idempotency-key"))
         body = read_body(await _body_of(request))
         name = body.name or new_name()
-        ask, uuid = ask_of(body, name, self._settings.seed.images, key), new_uuid(name)
+        images = self._settings.seed.images
+        ask, uuid = ask_of(body, name, images, key, runs_images=self._runs_images), new_uuid(name)
         start = self._starts_for(caller, ask, uuid)
         with anyio.move_on_after(self._settings.seed.ready_seconds):
             await _done_or_left(start, request, may_return=key is not None)

@@ -10,18 +10,25 @@ import string
 import uuid
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from pydantic import ValidationError
 
 from ash_hub.rest.shapes import Quantities, SpawnBody
 from ash_hub.spawning.recipes import CPU, MEMORY, explain_invalid
-from ash_hub.spawning.spawn_request import SpawnAsk
+from ash_hub.spawning.spawn_request import ImageAsk, SpawnAsk
 from ash_mcp.errors import ConfigError
 from ash_mcp.quantities import cpu_quantity, memory_quantity
 
 __all__ = ["ask_of", "new_name", "new_uuid", "read_body", "read_key"]
 
+_PORT: Final = 3000
+"""Where the servers of the seed's images listen if a spawn names no port."""
+_OF_IMAGES: Final[Mapping[str, Any]] = {
+    "name": "image",
+    "description": "An image that is an MCP server by itself.",
+    "network": "internet",  # the seed's sandboxes had one
+}
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -56,34 +63,45 @@ def read_key(header: str | None) -> str | None:
     return header
 
 
-def ask_of(body: SpawnBody, name: str, images: Mapping[str, str], key: str | None) -> SpawnAsk:
+def ask_of(
+    body: SpawnBody, name: str, images: Mapping[str, str], key: str | None, *, runs_images: bool = False
+) -> SpawnAsk:
     """Return the spawn that a body asks for.
 
     Args:
         name: Its label.
         images: Patterns of images -> recipes.
         key: Its idempotency key.
+        runs_images: Whether an image that no recipe stands for is taken as a server by itself.
 
     Raises:
         ConfigError: No recipe stands for its image, or a quantity cannot be read.
     """
+    recipe = next((recipe for pattern, recipe in images.items() if fnmatchcase(body.image, pattern)), None)
+    if recipe is None and not runs_images:
+        raise ConfigError(
+            f"no recipe of this hive stands for image {body.image!r}; it knows: {', '.join(images) or 'none'}. "
+            "Its operator can add one with ASH_HUB_SEED__IMAGES"
+        )
     asked = body.resources
     resources = {
         "requests": _amounts(asked.requests if asked is not None else None, "request"),
         "limits": _amounts(asked.limits if asked is not None else None, "limit"),
     }
-    return SpawnAsk.model_validate(
-        {
-            "recipe": _recipe_for(body.image, images),
-            "env": body.env or {},
-            "ports": [port.container_port for port in body.ports or ()],
-            "resources": resources,
-            "node_selector": body.node_selector or {},
-            "runtime_class": body.runtime_class or None,
-            "labels": {"name": name},
-            "idempotency_key": key,
-        }
-    )
+    ports = [port.container_port for port in body.ports or ()]
+    asked_for = {
+        "env": body.env or {},
+        "ports": ports,
+        "resources": resources,
+        "node_selector": body.node_selector or {},
+        "runtime_class": body.runtime_class or None,
+        "labels": {"name": name},
+        "idempotency_key": key,
+    }
+    if recipe is not None:
+        return SpawnAsk.model_validate({**asked_for, "recipe": recipe})
+    server = {"image": {"port": ports[0] if ports else _PORT}}
+    return ImageAsk.model_validate({**asked_for, "image": body.image, "recipe": {**_OF_IMAGES, "server": server}})
 
 
 def new_name() -> str:
@@ -94,16 +112,6 @@ def new_name() -> str:
 def new_uuid(name: str) -> str:
     """Return a name that nobody can guess, with 122 bits from the system's random source."""
     return f"{name}-{uuid.uuid4()}"
-
-
-def _recipe_for(image: str, images: Mapping[str, str]) -> str:
-    for pattern, recipe in images.items():
-        if fnmatchcase(image, pattern):
-            return recipe
-    raise ConfigError(
-        f"no recipe of this hive stands for image {image!r}; it knows: {', '.join(images) or 'none'}. "
-        "Its operator can add one with ASH_HUB_SEED__IMAGES"
-    )
 
 
 def _amounts(asked: Quantities | None, what: str) -> dict[str, str | None]:

@@ -9,7 +9,9 @@ start_turns       whose start is next, in rotation among owners
 starting          create, wait until it answers, pin its tools
 instance_watch    news of instances, shared by all that wait
 pool              sandboxes started ahead
-runner_client     the hub's requests to a runner
+sandbox_requests  the hub's requests to a sandbox, within bounds
+runner_client     those to a runner
+server_client     those to an image that is a server by itself
 schema_references what tools take, without references
 toolsets          a sandbox's tools, cleaned and pinned
 toolset_shelf     pinned tools: kept by the backend, cached in the store

@@ -50,18 +50,30 @@ class StdioServer(_Data):
     command: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
+class ImageServer(_Data):
+    """The image serves MCP by itself, by streamable HTTP and without a runner."""
+
+    port: Annotated[int, Field(ge=1, le=65535)]
+    path: Annotated[str, Field(pattern=r"^/[\x21-\x7e]*$", max_length=256)] = "/mcp"
+    command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """In place of the image's own entrypoint."""
+    args: tuple[str, ...] | None = None
+    """In place of the image's own arguments."""
+
+
 class Server(_Data):
-    """How the recipe's MCP server starts: exactly one of the three."""
+    """How the recipe's MCP server starts: exactly one of the four."""
 
     python: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
     """`module:object`, a FastMCP server or a function that returns one."""
     http: HttpServer | None = None
     stdio: StdioServer | None = None
+    image: ImageServer | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Server:
-        if sum(way is not None for way in (self.python, self.http, self.stdio)) != 1:
-            raise ValueError("say exactly one of python, http and stdio")
+        if sum(way is not None for way in (self.python, self.http, self.stdio, self.image)) != 1:
+            raise ValueError("say exactly one of python, http, stdio and image")
         return self
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ash_hub.backends.network import is_narrower
 from ash_hub.settings import HubSettings, SpawnLimits
 from ash_hub.spawning.recipes import Amounts, Catalog, Network, Recipe
-from ash_hub.spawning.spawn_request import SpawnAsk
+from ash_hub.spawning.spawn_request import ImageAsk, SpawnAsk
 from ash_hub.spawning.specs import addresses_named
 from ash_mcp.errors import ConfigError, PermissionDenied
 from ash_mcp.quantities import cpu_quantity, memory_quantity
@@ -66,6 +66,9 @@ class SpawnPolicy:
         return replace(self._allowed(ask, of_key), waiting=waiting)
 
     def _allowed(self, ask: SpawnAsk, of_key: SpawnLimits) -> Allowed:
+        if isinstance(ask, ImageAsk):
+            assert isinstance(ask.recipe, Recipe)
+            return self._narrowed(ask.recipe, of_key, is_asked=False)
         if isinstance(ask.recipe, str):
             return self._narrowed(self._catalog.get(ask.recipe), of_key, is_asked=ask.network is not None)
         if not self._settings.allow_inline_recipes:
@@ -172,7 +175,7 @@ def check_limits(limits: SpawnLimits, ask: SpawnAsk, *, by_key: bool = False) ->
 
 
 def _check_asked(limits: SpawnLimits, ask: SpawnAsk) -> None:
-    inline = None if isinstance(ask.recipe, str) else ask.recipe
+    inline = None if isinstance(ask.recipe, str) or isinstance(ask, ImageAsk) else ask.recipe
     for asked in (ask, inline) if inline is not None else (ask,):
         _check_pattern("image", asked.image, limits.images, "IMAGES")
         _check_pattern("runtime class", asked.runtime_class, limits.runtime_classes, "RUNTIME_CLASSES")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ash_hub.spawning.recipes import Network, Recipe, ResourceLimits
 
-__all__ = ["SpawnAsk", "Variables"]
+__all__ = ["ImageAsk", "SpawnAsk", "Variables"]
 
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 Variables = Annotated[dict[Annotated[str, Field(pattern=_VARIABLE)], str], Field(max_length=256)]
@@ -50,3 +50,9 @@ class SpawnAsk(BaseModel):
         str | None,
         Field(min_length=1, max_length=128, description="the same key returns the same sandbox, so a retry is safe"),
     ] = None
+
+
+class ImageAsk(SpawnAsk):
+    """The spawn of an image that is an MCP server by itself. A caller names the image; its recipe, inline, is the
+    hive's own.
+    """

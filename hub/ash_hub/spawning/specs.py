@@ -37,7 +37,8 @@ def spec_for(
 ) -> SandboxSpec:
     """Return the spec; what the caller asks for goes before what the recipe says.
 
-    The caller's `env` and `secrets` are not in it: they arrive through the runner's claim.
+    The caller's `env` and `secrets` are in it only for an image that is a server by itself: others have a runner, to
+    which they are handed over.
 
     Args:
         network_note: `Allowed.network_note`.
@@ -50,6 +51,7 @@ def spec_for(
         image=ask.image or recipe.image,
         ports=ask.ports or recipe.ports,
         env=dict(recipe.env),
+        variables={**ask.env, **ask.secrets} if recipe.server.image is not None else {},
         resources=Resources(
             requests=_merge(ask.resources.requests, recipe.resources.requests),
             limits=_merge(ask.resources.limits, recipe.resources.limits),

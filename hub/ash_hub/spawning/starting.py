@@ -18,6 +18,8 @@ from ash_hub.spawning.instance_watch import InstanceWatch
 from ash_hub.spawning.pool import Started
 from ash_hub.spawning.recipes import Recipe
 from ash_hub.spawning.runner_client import RunnerClient
+from ash_hub.spawning.sandbox_requests import SandboxRequests
+from ash_hub.spawning.server_client import ServerClient
 from ash_hub.spawning.start_turns import StartTurns
 from ash_hub.spawning.toolsets import pin
 from ash_mcp.errors import AshError, ConfigError, RequestRefused, StartFailed
@@ -57,9 +59,11 @@ class Starter:
         self._turns = StartTurns(at_once=at_once, waiting=waiting)
         self._pinning = anyio.CapacityLimiter(1)  # more threads would only take turns with the loop's
 
-    def client(self, instance: Instance) -> RunnerClient:
+    def client(self, instance: Instance) -> SandboxRequests:
         assert instance.endpoint is not None, "only a running instance has an endpoint"
-        return RunnerClient(instance.endpoint, self._tokens, instance.id)
+        if instance.endpoint.has_runner:
+            return RunnerClient(instance.endpoint, self._tokens, instance.id)
+        return ServerClient(instance.endpoint, self._tokens.sandbox_keys, instance.id)
 
     async def start(
         self,
@@ -95,11 +99,13 @@ class Starter:
             return Started(instance, toolset)
 
     async def claim(self, started: Started, env: Mapping[str, str], secrets: Mapping[str, str]) -> None:
-        """Make a started sandbox somebody's."""
-        sandbox_id = started.instance.id
+        """Make a started sandbox somebody's. One without a runner has been given its environment at its creation."""
+        sandbox_id, client = started.instance.id, self.client(started.instance)
+        if not isinstance(client, RunnerClient):
+            return
         async with self._explained("claim", sandbox_id), self._watch.start_of(sandbox_id) as news:
             news.tell(started.instance)
-            await self.client(started.instance).claim(env, secrets, timeout_seconds=60.0)
+            await client.claim(env, secrets, timeout_seconds=60.0)
 
     @asynccontextmanager
     async def _explained(self, step: str, sandbox_id: SandboxId) -> AsyncGenerator[_At]:

@@ -7,4 +7,5 @@ sandbox_exchange    the base of the two below: one sandbox, one caller, one answ
 exchange            one relayed call
 passage             one request to a sandbox's own endpoint
 sandbox_response    the sandbox's answer on its way to the caller
+stateless_results   what such an answer lacks where the sandbox's server is of the other era
 """

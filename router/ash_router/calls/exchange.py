@@ -4,7 +4,8 @@
        └───────────┴───────────┴────────────┴──▶ done, by `fail` or `caller_left`
 
 The call is sent once. The one exception: if the sandbox answers 404 because it does not know the session, it has not
-run the call, and the call is sent again in a new session.
+run the call, and the call is sent again in a new session. A sandbox without a runner is spoken to in the handshake era
+also for a stateless caller, in a session that the call borrows.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from ash_mcp.errors import (
     CapacityExceeded,
     ConnectFailed,
     RemoteProtocolError,
+    Unsupported,
 )
 from ash_mcp.types import Principal
-from ash_router.calls.door import CALL_HEADERS
+from ash_mcp.wire import RUNNER_TOOL_PREFIX
+from ash_router.calls.door import CALL_HEADERS, HeaderPolicy
 from ash_router.calls.sandbox_exchange import SandboxExchange, Services
 from ash_router.calls.sandbox_response import EventEditor, Reply
+from ash_router.calls.stateless_results import StatelessResults
 from ash_router.http import framing, responses
 from ash_router.http.bodies import RequestId
 from ash_router.http.framing import Headers, ResponseHead
@@ -40,6 +44,7 @@ __all__ = ["Exchange", "RelayedCall"]
 # The caller's headers that go with a call, without those that the hive sets itself.
 _OF_CALL: Final = CALL_HEADERS.request - {b"mcp-name"}
 _OF_SESSION_CALL: Final = _OF_CALL - {b"mcp-method", b"mcp-protocol-version"}
+_TO_BORROWER: Final = HeaderPolicy(CALL_HEADERS.request, CALL_HEADERS.response - {b"mcp-protocol-version"})
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -69,17 +74,25 @@ class Exchange(SandboxExchange):
 
     _upstream: UpstreamSession | None = None
     _renewed = False
+    _is_sent = False
+    _answer_status = 0
+    _is_answered = False
 
     def __init__(self, caller: Caller, call: RelayedCall, services: Services, *, paused: bool = False) -> None:
         self._call = call
-        editor = self._editor if call.session is not None else None
-        reply = Reply(caller, framing.lines_of(self._session_header()), editor=editor)
+        self._borrows = call.session is None and not call.route.endpoint.has_runner
+        editor = StatelessResults if self._borrows else self._editor if call.session is not None else None
+        headers = _TO_BORROWER if self._borrows else CALL_HEADERS
+        reply = Reply(caller, framing.lines_of(self._session_header()), headers=headers, editor=editor)
         super().__init__(caller, call.principal, call.route, reply, services, paused=paused)
 
     def start(self) -> None:
         """Count the call in the ledger, and send it when its principal's turn comes."""
         call = self._call
-        if self._count(call.route.sandbox_id):
+        if call.tool.startswith(RUNNER_TOOL_PREFIX) and not call.route.endpoint.has_runner:
+            call.body = b""
+            self._refuse(_no_runner(call))
+        elif self._count(call.route.sandbox_id):
             if call.hold is not None:
                 call.hold.__enter__()
             self._watch()
@@ -92,6 +105,8 @@ class Exchange(SandboxExchange):
     def received(self, head: ResponseHead | None, data: bytes, complete: bool) -> None:
         if head is not None and head.status == 404 and self._renew_session(complete):
             return
+        self._answer_status = head.status if head is not None else self._answer_status
+        self._is_answered = complete
         super().received(head, data, complete)
 
     # Reaching the sandbox.
@@ -100,7 +115,9 @@ class Exchange(SandboxExchange):
         session, route = self._call.session, self._call.route
         if session is not None:
             self._upstream = session.upstreams.get(route.sandbox_id)
-        if session is None or self._upstream is not None:
+        elif self._borrows:
+            self._upstream = self._services.handshakes.borrow_idle(self._principal.subject, route)
+        if (session is None and not self._borrows) or self._upstream is not None:
             connection = self._services.upstreams.idle(route.endpoint)
             if connection is not None:
                 self._send(connection)
@@ -113,6 +130,8 @@ class Exchange(SandboxExchange):
         try:
             if call.session is not None and self._upstream is None:
                 self._upstream = await services.handshakes.session_on(call.session, call.route)
+            elif self._borrows and self._upstream is None:
+                self._upstream = await services.handshakes.borrow(self._principal.subject, call.route)
             connection = services.upstreams.idle(endpoint) or await services.upstreams.connect(endpoint)
         except CapacityExceeded as error:
             self.fail(error)
@@ -132,13 +151,15 @@ class Exchange(SandboxExchange):
             lines = call.head.lines(_OF_CALL)
             ours += b"mcp-name: %b\r\n" % framing.encode_name(call.tool)
         else:
-            assert call.session is not None
             lines = call.head.lines(_OF_SESSION_CALL)
             ours += self._upstream.lines()
-            call.session.calls[call.request_id] = self._upstream
-            self._upstream.open_streams[self] = self.inject_event
-        self._connection = connection
-        head = framing.request_head(b"POST", call.route.endpoint.authority, len(call.body), lines, ours)
+            if call.session is not None:
+                call.session.calls[call.request_id] = self._upstream
+                self._upstream.open_streams[self] = self.inject_event
+        self._connection, self._is_sent = connection, True
+        endpoint = call.route.endpoint
+        target = endpoint.mcp_path.encode()
+        head = framing.request_head(b"POST", endpoint.authority, len(call.body), lines, ours, target=target)
         connection.send(head + call.body, self)
         if self._paused:
             connection.pause()
@@ -150,7 +171,7 @@ class Exchange(SandboxExchange):
             complete: Whether its answer was there at once, so that the connection is in the pool again.
         """
         session, lost = self._call.session, self._upstream
-        if session is None or lost is None or lost.id is None or self._renewed:
+        if lost is None or lost.id is None or self._renewed:
             return False
         self._renewed = True
         self._moved_at = self._loop.time()
@@ -158,7 +179,10 @@ class Exchange(SandboxExchange):
         if connection is not None and not complete:
             connection.close()
         sandbox_id = self._call.route.sandbox_id
-        if session.upstreams.get(sandbox_id) is lost:
+        if session is None:
+            self._upstream = None
+            self._services.handshakes.drop_lent(self._principal.subject, sandbox_id)
+        elif session.upstreams.get(sandbox_id) is lost:
             session.forget(sandbox_id)
         lost.open_streams.pop(self, None)
         self._reach()
@@ -172,8 +196,10 @@ class Exchange(SandboxExchange):
         if out:
             self._caller.write(out)
 
-    def _editor(self) -> EventEditor:
+    def _editor(self, is_stream: bool) -> EventEditor | None:
         call = self._call
+        if not is_stream:
+            return None
         assert call.session is not None and self._upstream is not None
         return SessionEvents(call.session, self._upstream)
 
@@ -212,7 +238,18 @@ class Exchange(SandboxExchange):
         call = self._call
         if self._upstream is not None:
             self._upstream.open_streams.pop(self, None)
+            if self._borrows:
+                usable = not self._is_sent or (self._is_answered and self._answer_status < 300)
+                self._services.handshakes.give_back(self._principal.subject, self._upstream, usable=usable)
+                self._upstream = None
         if call.session is not None and call.session.calls.get(call.request_id) is self._upstream:
             call.session.calls.pop(call.request_id, None)
         if call.hold is not None and self._entry is not None:  # without an entry, `hold` was not entered
             call.hold.__exit__(None, None, None)
+
+
+def _no_runner(call: RelayedCall) -> Unsupported:
+    return Unsupported(
+        f"{call.tool} needs a runner, and sandbox {call.route.session} is an image that serves MCP by itself: "
+        "commands, jobs and files are there only as tools of its own. Call those, or spawn a recipe of another kind"
+    )

@@ -178,7 +178,7 @@ class Passage(SandboxExchange):
         lines = (self._caller_lines(), self._credentials(), self._forwarded_lines)
         host = connection.endpoint.authority
         direct = self._direct
-        target = direct.door.target + direct.rest
+        target = (direct.door.target if self._endpoint.has_runner else self._endpoint.mcp_path.encode()) + direct.rest
         head = framing.request_head(direct.method.encode(), host, length, *lines, target=target)
         connection.send(
             head + self._framed(body),
@@ -303,5 +303,5 @@ def _reply_to(sender: Sender, direct: DirectRequest) -> Reply:
         sender,
         framing.lines_of([(b"mcp-session-id", resumed.session.id.encode())]),
         headers=headers,
-        editor=lambda: SessionEvents(resumed.session, resumed.upstream),
+        editor=lambda is_stream: SessionEvents(resumed.session, resumed.upstream) if is_stream else None,
     )

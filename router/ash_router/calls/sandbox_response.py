@@ -42,7 +42,7 @@ class Reply:
     Args:
         lines: Header lines that the hive adds.
         headers: Which headers of the sandbox's answer reach the caller.
-        editor: Makes the editor of the answer if it is an event stream; None passes it on unchanged.
+        editor: Makes the editor of the answer, told whether it comes as events; None passes it on unchanged.
     """
 
     _editor: EventEditor | None = None
@@ -65,7 +65,7 @@ class Reply:
         lines: bytes = b"",
         *,
         headers: HeaderPolicy = CALL_HEADERS,
-        editor: Callable[[], EventEditor] | None = None,
+        editor: Callable[[bool], EventEditor | None] | None = None,
     ) -> None:
         self._caller = caller
         self._lines = lines
@@ -81,8 +81,8 @@ class Reply:
         out = b""
         if head is not None:
             self.is_stream = head.is_stream or self._begun_early
-            if head.is_stream and self._make_editor is not None:
-                self._editor = self._make_editor()
+            if self._make_editor is not None:
+                self._editor = self._make_editor(self.is_stream)
         if self._editor is not None:
             data = self._editor.feed(data, last=complete)
             data = self._with_pending_events(data)

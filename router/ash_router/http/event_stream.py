@@ -16,10 +16,12 @@ _END: Final = re.compile(rb"(?:\n|\r\n?+)(?:\n|\r\n?+)")
 
 # The start of a JSON-RPC answer, as servers write it: its rest needs no edit. The match is short, so trying it after
 # each read costs the same however much is held.
-_ANSWER: Final = re.compile(
+_START: Final = (
     rb"(?:(?:event: ?message|id:[^\r\n]{0,1024})\r?\n){0,2}data: ?"
     rb'\{"jsonrpc": ?"2\.0", ?"id": ?(?:\d{1,20}|"[^"\\]{0,256}"), ?"result":'
 )
+_ANSWER: Final = re.compile(_START)
+_ANSWER_TO_KEY: Final = re.compile(_START + rb' ?\{(?=")')
 
 
 class EventSplitter:
@@ -27,10 +29,12 @@ class EventSplitter:
 
     Args:
         edit: Takes one event with its end, or the beginning of an answer up to its result, and returns it changed.
+        to_key: Whether that beginning goes on to the first key of the result.
     """
 
-    def __init__(self, edit: Callable[[bytes], bytes]) -> None:
+    def __init__(self, edit: Callable[[bytes], bytes], *, to_key: bool = False) -> None:
         self._edit = edit
+        self._answer = _ANSWER_TO_KEY if to_key else _ANSWER
         self._held = bytearray()
         self._passing = False
         self._tail = b""
@@ -63,7 +67,7 @@ class EventSplitter:
 
     def _let_go(self, out: list[bytes], last: bool) -> None:
         """Pass on the beginning of an event whose rest needs no edit."""
-        held, start = self._held, _ANSWER.match(self._held)
+        held, start = self._held, self._answer.match(self._held)
         if start is not None:
             out += (self._edit(start[0]), bytes(held[start.end() :]))
         elif last or len(held) > MAX_HELD_BYTES:

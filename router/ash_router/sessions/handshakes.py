@@ -1,4 +1,9 @@
-"""Handshake-era sessions on sandboxes: opens them, sets their log level, sends notifications, and ends them."""
+"""Handshake-era sessions on sandboxes: opens them, sets their log level, sends notifications, and ends them.
+
+A sandbox without a runner is always spoken to in the handshake era, which every server knows. Stateless calls to it
+borrow a session: one call at a time has it, since nothing keeps the request ids of two callers apart, and the next
+call of the same caller gets the same one, since servers keep things in sessions.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +30,7 @@ from ash_router.upstream.call_tokens import CallTokens
 from ash_router.upstream.connection import Connection
 from ash_router.upstream.pool import ConnectionPool
 
-__all__ = ["Handshakes"]
+__all__ = ["Handshakes", "session_id_of", "version_of"]
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +42,14 @@ _MAX_GOODBYES: Final = 32
 """How many upstream sessions are ended at the same time."""
 _GOODBYE_SECONDS: Final = 2.0
 _LISTEN_SECONDS: Final = 5.0
+_MAX_LENT: Final = 8
+"""How many sessions of one caller on one sandbox are kept for its next stateless calls."""
+_OWN_PARAMS: Final[dict[str, Any]] = {
+    "protocolVersion": HANDSHAKE_VERSIONS[-1],
+    "capabilities": {},
+    "clientInfo": {"name": "ash", "version": "0"},
+}
+"""Of a session that stateless calls borrow: nobody could be asked in it."""
 
 
 class Handshakes:
@@ -58,6 +71,8 @@ class Handshakes:
         self._ids = itertools.count(1)
         self._listening: Counter[str] = Counter()
         """The number of open standalone streams, by principal."""
+        self._lent: dict[SandboxId, dict[str, list[UpstreamSession]]] = {}
+        """Sessions that wait for their next stateless call, by sandbox and principal; the latest is last."""
 
     async def session_on(self, session: LegacySession, route: Route) -> UpstreamSession:
         """Return the session's own session on a sandbox, opening it if there is none.
@@ -78,6 +93,32 @@ class Handshakes:
         finally:
             if not lock.locked():
                 self._opening.pop((session.id, sandbox_id), None)
+
+    def borrow_idle(self, owner: str, route: Route) -> UpstreamSession | None:
+        """Take a session that an earlier stateless call of the same principal has left, or None."""
+        kept = self._lent.get(route.sandbox_id, {}).get(owner)
+        return kept.pop() if kept else None
+
+    async def borrow(self, owner: str, route: Route) -> UpstreamSession:
+        """Take a session for one stateless call. Raises as `session_on` does, but for `CapacityExceeded`."""
+        return self.borrow_idle(owner, route) or await self._begin(route, _OWN_PARAMS)
+
+    def give_back(self, owner: str, upstream: UpstreamSession, *, usable: bool) -> None:
+        """Leave a borrowed session to the next call; end it where its call may still run, or where there are many."""
+        kept = self._lent.get(upstream.route.sandbox_id, {}).get(owner, [])
+        if not usable or len(kept) >= _MAX_LENT:
+            self._spawn(self.end(upstream))
+            return
+        kept.append(upstream)
+        self._lent.setdefault(upstream.route.sandbox_id, {})[owner] = kept
+
+    def drop_lent(self, owner: str, sandbox_id: SandboxId) -> None:
+        """Forget the sessions of a principal on a sandbox that has forgotten one of them."""
+        self._lent.get(sandbox_id, {}).pop(owner, None)
+
+    def forget(self, sandbox_id: SandboxId) -> None:
+        """Forget the borrowed sessions on a sandbox that has ended."""
+        self._lent.pop(sandbox_id, None)
 
     async def notify(self, upstream: UpstreamSession, message: bytes) -> None:
         """Send a client's notification or answer to a sandbox; a failure is logged only.
@@ -125,16 +166,20 @@ class Handshakes:
         limit = self._limits.backchannels_of(principal)
         if session.can_be_asked and self._listening[principal.subject] >= limit.most:
             raise limit.reached("backchannels")
-        hello = self._request("initialize", session.initialize_params())
-        answer = await self._post(route, hello, {b"mcp-protocol-version": session.version.encode()})
-        if answer[0] != 200:
-            raise RemoteProtocolError(f"the sandbox refused to open a session: it answered {answer[0]}")
-        upstream = UpstreamSession(route, _session_id(answer[1]), _negotiated(answer[2]))
-        await self._post(route, _NOTHING_MORE, upstream.headers())
+        upstream = await self._begin(route, session.initialize_params())
         if session.log_level is not None:
             await self.set_level(upstream, session.log_level)
         if session.can_be_asked and upstream.id is not None:
             await self._listen(session, upstream)
+        return upstream
+
+    async def _begin(self, route: Route, params: dict[str, Any]) -> UpstreamSession:
+        hello = self._request("initialize", params)
+        answer = await self._post(route, hello, {b"mcp-protocol-version": params["protocolVersion"].encode()})
+        if answer[0] != 200:
+            raise RemoteProtocolError(f"the sandbox refused to open a session: it answered {answer[0]}")
+        upstream = UpstreamSession(route, session_id_of(answer[1]), version_of(answer[2]))
+        await self._post(route, _NOTHING_MORE, upstream.headers())
         return upstream
 
     async def _listen(self, session: LegacySession, upstream: UpstreamSession) -> None:
@@ -173,22 +218,33 @@ class Handshakes:
         return answer.status, answer.headers, bytes(answer.body)
 
     def _head(self, route: Route, headers: dict[bytes, bytes], length: int, *, method: bytes = b"POST") -> bytes:
-        token = self._tokens.mint(route.sandbox_id)
-        lines = framing.lines_of([_ACCEPT, _JSON, (HEADER_TOKEN.encode(), token), *headers.items()])
-        return framing.request_head(method, route.endpoint.authority, length, lines)
+        endpoint = route.endpoint
+        token = [(HEADER_TOKEN.encode(), self._tokens.mint(route.sandbox_id))] if endpoint.has_runner else []
+        lines = framing.lines_of([_ACCEPT, _JSON, *token, *headers.items()])
+        return framing.request_head(method, endpoint.authority, length, lines, target=endpoint.mcp_path.encode())
 
 
 _NOTHING_MORE: Final = orjson.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"})
 
 
-def _session_id(headers: framing.Headers) -> bytes | None:
+def session_id_of(headers: framing.Headers) -> bytes | None:
+    """Return the session that an answer to `initialize` opened; None on a server that keeps none.
+
+    Raises:
+        RemoteProtocolError: It cannot be one.
+    """
     value = framing.one(headers, b"mcp-session-id")
     if value is not None and _SESSION_ID.fullmatch(value) is None:
         raise RemoteProtocolError("the sandbox gave its session an id that cannot be one")
     return value
 
 
-def _negotiated(body: bytes) -> bytes:
+def version_of(body: bytes) -> bytes:
+    """Return the protocol version that an answer to `initialize` names.
+
+    Raises:
+        RemoteProtocolError: It names none of the handshake era.
+    """
     for text in (body, *_DATA_LINE.findall(body)):
         try:
             message: Any = orjson.loads(text)

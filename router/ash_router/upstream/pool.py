@@ -16,7 +16,7 @@ from ash_router.http.framing import Headers, ResponseHead, response_problem
 from ash_router.upstream.connection import Connection
 from ash_router.upstream.proof import Challenge, SandboxKeys
 
-__all__ = ["Answer", "ConnectionPool", "open_connection"]
+__all__ = ["Answer", "ConnectionPool", "open_connection", "whose_address"]
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ class ConnectionPool:
         idle_seconds: How long one is kept; shorter than any server's own patience, so that we close first.
         silent_seconds: How long a host on TCP may give no sign of life where its network stack owes one.
         keys: Keys with which sandboxes on TCP prove themselves; None where no endpoint needs a proof.
+        stale: Says why the news of sandboxes is not fresh now, or None. Meanwhile those without a runner are not
+            dialled: an address may have come to belong to somebody else, whom they could not be told from.
         problem_of: As with `Connection`.
     """
 
@@ -48,8 +50,10 @@ class ConnectionPool:
         max_headers: int,
         silent_seconds: int,
         keys: SandboxKeys | None = None,
+        stale: Callable[[], str | None] = lambda: None,
         problem_of: Callable[[ResponseHead], str | None] = response_problem,
     ) -> None:
+        self._stale = stale
         self._problem_of = problem_of
         self._silent_seconds = silent_seconds
         self._keys = keys
@@ -84,8 +88,11 @@ class ConnectionPool:
         """Open a new connection.
 
         Raises:
-            ConnectFailed: Nobody listens there, the proof failed, or it took too long. Nothing of the caller was sent.
+            ConnectFailed: Nobody listens there, the proof failed, it took too long, or nobody knows whose the address
+                is now. Nothing of the caller was sent.
         """
+        if not endpoint.has_runner and (why := self._stale()) is not None:
+            raise whose_address(why)
         connection = await open_connection(
             endpoint, lambda: self._new(endpoint), self._keys, timeout_seconds=self._connect_timeout
         )
@@ -143,6 +150,7 @@ class ConnectionPool:
         if connection not in self._open:
             return
         kept = self._idle.get(connection.endpoint)
+        reusable = reusable and connection.endpoint.has_runner
         if reusable and (0 if kept is None else len(kept)) < self._max_idle:
             connection.idle_since = asyncio.get_running_loop().time()
             if kept is None:
@@ -166,6 +174,14 @@ class ConnectionPool:
             connection.break_if_silent(self._silent_seconds)
         if not self._open:
             self._sweeper.unwatch(self)
+
+
+def whose_address(why: str) -> ConnectFailed:
+    """Return why a sandbox without a runner is not dialled while the news of sandboxes is not fresh."""
+    return ConnectFailed(
+        "the sandbox has no runner that could prove to be the sandbox, and the hive cannot see now whether its "
+        f"address is still its own ({why}); nothing was sent, try again"
+    )
 
 
 async def open_connection(

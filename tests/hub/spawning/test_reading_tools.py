@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ash_hub.spawning import starting
-from ash_hub.spawning.runner_client import MAX_LIST_BYTES, MAX_LIST_VALUES
+from ash_hub.spawning.sandbox_requests import MAX_LIST_BYTES, MAX_LIST_VALUES
 from ash_hub.spawning.toolsets import Toolset, pin
 from ash_mcp.errors import StartFailed
 from tests.hub.world import World

@@ -55,7 +55,7 @@ def test_an_unknown_recipe_lists_those_that_there_are() -> None:
         ("name = ", "not readable as TOML"),
         ('name = "mine"\ndescription = "x"', "server: Field required"),
         (GOOD.replace('"mine"', '"Mine"'), "name: .*pattern"),
-        (GOOD + 'stdio = { command = ["x"] }', "exactly one of python, http and stdio"),
+        (GOOD + 'stdio = { command = ["x"] }', "exactly one of python, http, stdio and image"),
         (GOOD.replace("server:mcp", "server"), "server.python"),
         ('netwerk = "none"' + GOOD, "netwerk: Extra inputs"),
         ('network = "some"' + GOOD, "network"),

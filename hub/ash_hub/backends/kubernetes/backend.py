@@ -30,6 +30,7 @@ from ash_hub.backends.kubernetes.pods import (
 )
 from ash_hub.backends.kubernetes.probe import UNSEEN_NETWORK
 from ash_hub.backends.kubernetes.settings import KubernetesSettings
+from ash_hub.backends.kubernetes.variables import VariableSecrets
 from ash_mcp.errors import AshError, CapacityExceeded, ConfigError, Conflict, ConnectFailed, StartFailed, Unsupported
 from ash_mcp.types import Cause, SandboxId, SandboxSpec
 
@@ -96,6 +97,7 @@ class KubernetesBackend:
             await self._look_around()
             pods = {"labelSelector": selector(settings.hive)}
             self._news = Informer(api, self._path, pods, self._listed, self._changed, self._tell_again)
+            self._variables = VariableSecrets(api, hive=settings.hive, namespace=namespace, uid_of=self._uid_of)
             warnings = {"fieldSelector": "involvedObject.kind=Pod,type=Warning"}
             events = f"/api/v1/namespaces/{namespace}/events"
             words = Informer(api, events, warnings, lambda _, __: None, self._heard)
@@ -108,6 +110,7 @@ class KubernetesBackend:
                     await self._news.synced.wait()
             except TimeoutError as error:
                 raise ConfigError(f"the pods of {namespace} cannot be followed: {self._news.problem}") from error
+            self._tasks.start_soon(self._variables.run)
             self._opened = stack.pop_all()
         return self
 
@@ -152,18 +155,22 @@ class KubernetesBackend:
         pod = pod_of(spec, self._settings)
         if spec.id in self._pods:
             raise Conflict(f"sandbox {spec.id} exists")
-        try:
-            made = await self._make(pod)
-        except ApiRefusal as refusal:
-            raise await self._explained(spec, refusal) from refusal
-        except ConnectFailed as error:
-            self._abandon(spec.id)
-            raise StartFailed(f"the sandbox could not start: {error.message}", step="pod", retryable=True) from error
-        except asyncio.CancelledError:
-            self._abandon(spec.id)
-            with anyio.move_on_after(_CLEAN_UP_SECONDS, shield=True):
-                await self._remove(spec.id)
-            raise
+        async with self._variables.kept_for(spec) as secret_uid:
+            try:
+                made = await self._make(pod)
+            except ApiRefusal as refusal:
+                raise await self._explained(spec, refusal) from refusal
+            except ConnectFailed as error:
+                self._abandon(spec.id)
+                said = f"the sandbox could not start: {error.message}"
+                raise StartFailed(said, step="pod", retryable=True) from error
+            except asyncio.CancelledError:
+                self._abandon(spec.id)
+                with anyio.move_on_after(_CLEAN_UP_SECONDS, shield=True):
+                    await self._remove(spec.id)
+                raise
+        if secret_uid is not None:
+            self._tasks.start_soon(self._variables.give, spec.id, secret_uid, str(made["metadata"]["uid"]))
         self._take(made)
         if (seen := self._pods.get(spec.id)) is None:  # the news was faster than the answer
             raise StartFailed("its pod was deleted as soon as it was made", step="pod")
@@ -283,6 +290,7 @@ class KubernetesBackend:
             "cluster": self._api.address,
             "namespace": self.namespace,
             "runtime_classes": self._classes,
+            "image_servers": True,
             "warnings": [] if self._settings.canary is not None else [UNSEEN_NETWORK],
         }
 
@@ -337,6 +345,10 @@ class KubernetesBackend:
     def _instance(self, pod: Json) -> Instance:
         name = str(pod["metadata"]["name"])
         return instance_of(pod, self._words.get(name), self._evictions.get(name))
+
+    def _uid_of(self, sandbox_id: SandboxId) -> str | None:
+        seen = self._pods.get(sandbox_id)
+        return seen.uid if seen is not None and not seen.is_replacement else None
 
     def _is_ours(self, pod: Json) -> bool:
         return is_pod_of(pod, self._settings.hive)

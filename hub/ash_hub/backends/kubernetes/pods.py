@@ -10,10 +10,17 @@ from typing import Any, Final, cast
 from ash_hub.backends.amounts import LEAST_MEMORY
 from ash_hub.backends.base import Exit, Instance, Phase
 from ash_hub.backends.kubernetes.api import Json
+from ash_hub.backends.kubernetes.image_server import (
+    SERVER,
+    endpoint_of,
+    server_annotation,
+    server_container,
+    server_of,
+)
 from ash_hub.backends.kubernetes.merge import merged
 from ash_hub.backends.kubernetes.settings import KubernetesSettings
 from ash_hub.backends.network import require_network
-from ash_hub.backends.runner import RUNNER_ARGUMENTS, runner_config, runner_environment
+from ash_hub.backends.runner import RUNNER_ARGUMENTS, RUNNER_MODULE, runner_config, runner_environment
 from ash_mcp.errors import ConfigError
 from ash_mcp.quantities import cpu_quantity, memory_quantity
 from ash_mcp.types import Cause, Endpoint, SandboxId, SandboxSpec
@@ -27,6 +34,7 @@ __all__ = [
     "network_label",
     "pod_of",
     "record_patch",
+    "sandbox_labels",
     "selector",
 ]
 
@@ -55,6 +63,9 @@ _FATAL: Final[Mapping[str, str]] = {
 }
 """Why a container waits that will not come to run by waiting."""
 
+_NOT_RUN: Final = ("StartError", "ContainerCannotRun")
+"""How a container has ended whose program could not even be started."""
+
 _DISRUPTIONS: Final[Mapping[str, tuple[str, Cause]]] = {
     "PreemptionByScheduler": ("preempted by a pod of higher priority", Cause.HOST),
     "EvictionByEvictionAPI": ("evicted, as when its node is drained", Cause.OPERATOR),
@@ -68,8 +79,13 @@ _DISRUPTIONS: Final[Mapping[str, tuple[str, Cause]]] = {
 
 
 def selector(hive: str) -> str:
-    """Return the label selector of all pods of one hive."""
+    """Return the label selector of all that one hive makes for its sandboxes."""
     return f"{HIVE_LABEL}={hive},{_SANDBOX}"
+
+
+def sandbox_labels(hive: str, sandbox_id: SandboxId) -> dict[str, str]:
+    """Return the labels of all that a hive makes for one sandbox."""
+    return {"app.kubernetes.io/managed-by": "ash", HIVE_LABEL: hive, _SANDBOX: sandbox_id}
 
 
 def is_pod_of(pod: Json, hive: str) -> bool:
@@ -100,7 +116,13 @@ def pod_of(spec: SandboxSpec, settings: KubernetesSettings) -> Json:
     Raises:
         ConfigError: The spec, or the template over it, asks for what no pod can be; nothing is made.
     """
-    image = spec.image or settings.image
+    server = server_of(spec)
+    image = spec.image or (settings.image if server is None else None)
+    if image is None and server is not None:
+        raise ConfigError(
+            f"recipe {spec.recipe} is an image that serves MCP by itself, but names none: give it its `image`, or "
+            "name one in the spawn"
+        )
     if image is None:
         raise ConfigError(
             f"recipe {spec.recipe} names no image: give it one, or set ASH_HUB_BACKEND__IMAGE for all that name none"
@@ -114,16 +136,12 @@ def pod_of(spec: SandboxSpec, settings: KubernetesSettings) -> Json:
         "kind": "Pod",
         "metadata": {
             "name": spec.id,
-            "labels": {
-                "app.kubernetes.io/managed-by": "ash",
-                HIVE_LABEL: settings.hive,
-                _SANDBOX: spec.id,
-                _NETWORK: network_label(spec.network),
-            },
+            "labels": sandbox_labels(settings.hive, spec.id) | {_NETWORK: network_label(spec.network)},
             "annotations": {
                 _RECORD: _json(spec.record),
                 _REVISION: "0",
                 _LABELS: _json(spec.labels),
+                **({} if server is None else {SERVER: server_annotation(server)}),
             },
         },
         "spec": _pod_spec(spec, settings, image),
@@ -132,8 +150,12 @@ def pod_of(spec: SandboxSpec, settings: KubernetesSettings) -> Json:
 
 
 def _pod_spec(spec: SandboxSpec, settings: KubernetesSettings, image: str) -> Json:
+    server = server_of(spec)
     sizes = {"workspace": settings.workspace, "home": settings.home, "tmp": settings.tmp}
     places = {"workspace": _WORKSPACE, "home": _HOME, "tmp": "/tmp"}
+    own_port = PORT if server is None else server["port"]
+    if server is not None:  # its own program may be in a folder of that name
+        del sizes["workspace"], places["workspace"]
     runtime_class = spec.runtime_class or settings.runtime_class
     node_selector = {**settings.node_selector, **spec.node_selector}
     secrets = [{"name": name} for name in settings.image_pull_secrets]
@@ -167,10 +189,8 @@ def _pod_spec(spec: SandboxSpec, settings: KubernetesSettings, image: str) -> Js
                 "name": CONTAINER,
                 "image": image,
                 "imagePullPolicy": settings.image_pull_policy,
-                "command": [settings.python, *RUNNER_ARGUMENTS],
-                "workingDir": _WORKSPACE,
-                "env": _environment(spec, settings),
-                "ports": [{"containerPort": port} for port in dict.fromkeys((PORT, *spec.ports))],
+                **(_runner(spec, settings) if server is None else server_container(spec, server, home=_HOME)),
+                "ports": [{"containerPort": port} for port in dict.fromkeys((own_port, *spec.ports))],
                 "resources": _resources(spec, settings),
                 "securityContext": {
                     "allowPrivilegeEscalation": False,
@@ -182,6 +202,12 @@ def _pod_spec(spec: SandboxSpec, settings: KubernetesSettings, image: str) -> Js
         ],
         "volumes": [{"name": name, "emptyDir": {"sizeLimit": size}} for name, size in sizes.items()],
     } | {name: value for name, value in optional.items() if value is not None}
+
+
+def _runner(spec: SandboxSpec, settings: KubernetesSettings) -> Json:
+    """Return what a container of ours runs."""
+    command = [settings.python, *RUNNER_ARGUMENTS]
+    return {"command": command, "workingDir": _WORKSPACE, "env": _environment(spec, settings)}
 
 
 def _environment(spec: SandboxSpec, settings: KubernetesSettings) -> list[Json]:
@@ -244,13 +270,13 @@ def instance_of(pod: Json, waits_for: str | None = None, eviction: str | None = 
     metadata: Json = pod["metadata"]
     annotations: Json = metadata.get("annotations") or {}
     status: Json = pod.get("status") or {}
-    phase, how = _phase(metadata, status, eviction)
-    address = status.get("podIP")
-    is_running = phase is Phase.RUNNING
+    phase, how = _phase(pod, status, eviction)
+    address, is_running = str(status.get("podIP")), phase is Phase.RUNNING
+    where = endpoint_of(address, annotations.get(SERVER)) or Endpoint(host=address, port=PORT)
     return Instance(
         id=SandboxId(str(metadata["name"])),
         phase=phase,
-        endpoint=Endpoint(host=str(address), port=PORT) if is_running else None,
+        endpoint=where if is_running else None,
         exit=how,
         waits_for=_waits_for(status) or waits_for if phase is Phase.STARTING else None,
         labels={str(key): str(value) for key, value in _object(annotations.get(_LABELS)).items()},
@@ -259,13 +285,14 @@ def instance_of(pod: Json, waits_for: str | None = None, eviction: str | None = 
     )
 
 
-def _phase(metadata: Json, status: Json, eviction: str | None) -> tuple[Phase, Exit | None]:
+def _phase(pod: Json, status: Json, eviction: str | None) -> tuple[Phase, Exit | None]:
     """Return the phase, and in `ENDED` how it ended."""
+    metadata: Json = pod["metadata"]
     state = _container_state(status)
     terminated: Json | None = state.get("terminated")
     disruption = _disruption(status, eviction)
     if terminated is not None:
-        return Phase.ENDED, disruption or _exit(terminated)
+        return Phase.ENDED, disruption or _exit(pod, terminated)
     if status.get("phase") in ("Failed", "Succeeded"):
         why = str(status.get("message") or status.get("reason") or "its pod ended")
         return Phase.ENDED, disruption or Exit(why, Cause.HOST)
@@ -274,7 +301,7 @@ def _phase(metadata: Json, status: Json, eviction: str | None) -> tuple[Phase, E
     waiting: Json = state.get("waiting") or {}
     if (why := _FATAL.get(str(waiting.get("reason")))) is not None:
         said = str(waiting.get("message") or waiting["reason"])
-        return Phase.ENDED, Exit(f"{why}: {said}", Cause.HIVE)
+        return Phase.ENDED, Exit(f"{why}: {said}{_lack_of_runner(pod, said)}", Cause.HIVE)
     if "running" in state and status.get("podIP"):
         return Phase.RUNNING, None
     return Phase.STARTING, None
@@ -287,7 +314,23 @@ def _container_state(status: Json) -> Json:
     return {}
 
 
-def _exit(terminated: Json) -> Exit:
+def _lack_of_runner(pod: Json, said: str) -> str:
+    """Return what to do where a runtime says that there is no such program as the runner's."""
+    made: Json = pod.get("spec") or {}
+    containers: list[Json] = made.get("containers") or []
+    command: Any = next((each.get("command") for each in containers if each.get("name") == CONTAINER), None)
+    if not command or RUNNER_MODULE not in command or command[0] not in said:
+        return ""
+    return (
+        ". The image does not hold the runner: build it on recipes/Dockerfile, or, where it is an MCP server by "
+        "itself, give it a recipe that says so ([server.image])"
+    )
+
+
+def _exit(pod: Json, terminated: Json) -> Exit:
+    if terminated.get("reason") in _NOT_RUN:
+        said = str(terminated.get("message") or "").strip()
+        return Exit(f"its container cannot be run: {said[:1000]}{_lack_of_runner(pod, said)}", Cause.HIVE)
     if terminated.get("reason") == "OOMKilled":
         return Exit("killed: out of memory", Cause.LIMIT)
     code = int(terminated.get("exitCode", 0))

@@ -51,6 +51,13 @@ RIGHTS: Final = (
         required=False,
     ),
     Right("configmaps", _DOCUMENT_VERBS, Place.SANDBOXES, "the tools of sandboxes cannot be kept"),
+    Right(
+        "secrets",
+        ("list", "create", "patch", "delete"),
+        Place.SANDBOXES,
+        "a spawn cannot give env and secrets to an image that is a server by itself",
+        required=False,
+    ),
     Right("secrets", _DOCUMENT_VERBS, Place.HIVE, "API keys cannot be kept"),
     Right(
         "runtimeclasses",

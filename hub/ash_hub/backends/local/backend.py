@@ -525,6 +525,11 @@ def _ended(instance: Instance, how: Exit) -> Instance:
 
 
 def _require_supported(spec: SandboxSpec) -> None:
+    if "image" in spec.server:
+        raise Unsupported(
+            f"recipe {spec.recipe} is an image that serves MCP by itself, and the local backend has no images: choose "
+            "a recipe of another kind, or use a backend that runs containers (docs/kubernetes.md)"
+        )
     if spec.image is not None:
         raise ConfigError(
             f"the local backend has no images, so it cannot start {spec.image!r}: leave `image` out and choose a "

@@ -12,7 +12,8 @@ import anyio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ash_hub.backends.base import Instance
-from ash_hub.spawning.runner_client import MAX_LIST_BYTES, RunnerClient
+from ash_hub.spawning.runner_client import RunnerClient
+from ash_hub.spawning.sandbox_requests import MAX_LIST_BYTES
 from ash_hub.spawning.toolsets import pin
 from ash_hub.testing.escapes.attempt import Attempt, Outcome, Verdict, program, verdict
 from ash_hub.testing.escapes.bait import Bait

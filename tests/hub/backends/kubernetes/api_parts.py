@@ -24,9 +24,9 @@ class StandInApi:
         await self._turn()
         if labelSelector:
             assert accept == METADATA_LIST
-            wanted = dict(pair.split("=") for pair in labelSelector.split(","))
+            pairs = [pair.partition("=") for pair in labelSelector.split(",")]
             within = [found for at, found in self.objects.items() if at.startswith(f"{path}/")]
-            items = [_metadata(found) for found in within if wanted.items() <= found["metadata"]["labels"].items()]
+            items = [_metadata(found) for found in within if _has(found["metadata"]["labels"], pairs)]
             return {"items": items or None}
         found = copy.deepcopy(self.objects.get(path))
         return _metadata(found) if found is not None and accept == METADATA else found
@@ -60,16 +60,23 @@ class StandInApi:
         self.objects[path] = changed
         return _metadata(changed) if accept == METADATA else changed
 
-    async def delete(self, path: str, *, uid: str, resource_version: str) -> None:
+    async def delete(self, path: str, *, uid: str | None = None, resource_version: str | None = None) -> bool:
         await self._turn()
         metadata = self.objects.get(path, {"metadata": {}})["metadata"]
-        if (metadata.get("uid"), metadata.get("resourceVersion")) == (uid, resource_version):
-            del self.objects[path]
+        wanted = ((uid, metadata.get("uid")), (resource_version, metadata.get("resourceVersion")))
+        if path not in self.objects or any(asked not in (None, found) for asked, found in wanted):
+            return False
+        del self.objects[path]
+        return True
 
     async def _turn(self) -> None:
         await anyio.lowlevel.checkpoint()
         if self.refusals:
             raise self.refusals.pop(0)
+
+
+def _has(labels: Json, pairs: list[tuple[str, str, str]]) -> bool:
+    return all(name in labels and (not equals or labels[name] == value) for name, equals, value in pairs)
 
 
 def _metadata(found: Json) -> Json:

@@ -16,9 +16,12 @@ from ash_hub.backends.kubernetes.api import ApiRefusal, Json
 from ash_hub.backends.kubernetes.backend import KubernetesBackend
 from ash_hub.backends.kubernetes.settings import KubernetesSettings
 from ash_mcp.errors import ConnectFailed
+from tests.hub.backends.kubernetes.api_parts import StandInApi
 
 NAMESPACE = "n"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+SECRETS = f"/api/v1/namespaces/{NAMESPACE}/secrets"
+CONFIG_MAPS = f"/api/v1/namespaces/{NAMESPACE}/configmaps"
 EVENTS = f"/api/v1/namespaces/{NAMESPACE}/events"
 
 
@@ -45,6 +48,8 @@ class PodServer:
         self.deaf: asyncio.Event | None = None
         """While it is not set, watches tell nothing."""
         self.asked: list[str] = []
+        self.others = StandInApi()
+        """Objects that are no pods. Those that a pod owns go with it."""
         self._history: list[tuple[int, str, Json]] = []
         self._news = asyncio.Event()
         self._too_old = 0
@@ -60,6 +65,7 @@ class PodServer:
         """Have somebody delete a pod; it is gone at once."""
         pod = self.pods.pop(name, None)
         if pod is not None:
+            self._collect(str(pod["metadata"]["uid"]))
             self._tell("DELETED", pod)
 
     def change(self, name: str, status: Json) -> None:
@@ -88,6 +94,8 @@ class PodServer:
     async def get(self, path: str, **query: str) -> Json | None:
         await self._turn()
         self.asked.append(f"get {path}")
+        if _is_other(path):
+            return await self.others.get(path, **query)
         if path == PODS:
             found: Json = {"items": list(self.pods.values()), "metadata": {"resourceVersion": str(self.version)}}
         elif path.startswith(PODS):
@@ -109,6 +117,8 @@ class PodServer:
     async def create(self, path: str, body: Json) -> Json:
         await self._turn()
         self.asked.append(f"create {body['metadata']['name']}")
+        if _is_other(path):
+            return await self.others.create(path, body)
         if self.refusals:
             raise self.refusals.pop(0)
         if body["metadata"]["name"] in self.pods:
@@ -120,8 +130,10 @@ class PodServer:
         await self._answer()
         return made
 
-    async def patch(self, path: str, operations: list[Json]) -> Json:
+    async def patch(self, path: str, operations: list[Json], **more: str) -> Json:
         await self._turn()
+        if _is_other(path):
+            return await self.others.patch(path, operations, **more)
         name = path.removeprefix(f"{PODS}/")
         if name not in self.pods:
             raise ApiRefusal(404, {"reason": "NotFound"})
@@ -138,6 +150,8 @@ class PodServer:
 
     async def delete(self, path: str, *, uid: str | None = None, grace_seconds: int | None = None) -> bool:
         await self._turn()
+        if _is_other(path):
+            return await self.others.delete(path, uid=uid)
         name = path.removeprefix(f"{PODS}/")
         self.asked.append(f"delete {name}")
         if name not in self.pods or uid not in (None, self.pods[name]["metadata"]["uid"]):
@@ -174,6 +188,11 @@ class PodServer:
             if since == self.version:
                 await news.wait()
 
+    def _collect(self, pod_uid: str) -> None:
+        for at, found in list(self.others.objects.items()):
+            if pod_uid in [owner["uid"] for owner in found["metadata"].get("ownerReferences", ())]:
+                del self.others.objects[at]
+
     def _add(self, body: Json) -> Json:
         made = copy.deepcopy(body)
         self.pods[made["metadata"]["name"]] = made
@@ -204,6 +223,10 @@ class PodServer:
     def _away(self) -> None:
         if self.is_away:
             raise ConnectFailed("the Kubernetes API does not answer: gone")
+
+
+def _is_other(path: str) -> bool:
+    return path.startswith((SECRETS, CONFIG_MAPS))
 
 
 @asynccontextmanager
