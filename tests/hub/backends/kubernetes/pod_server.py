@@ -41,6 +41,8 @@ class PodServer:
         self.is_away = False
         self.refusals: list[Exception] = []
         """What the next creations raise."""
+        self.pod_refusals: list[Exception] = []
+        """The same of pods alone."""
         self.lost_answers = 0
         """So many of the next creations are done, and nobody hears of it."""
         self.held: asyncio.Event | None = None
@@ -117,10 +119,12 @@ class PodServer:
     async def create(self, path: str, body: Json) -> Json:
         await self._turn()
         self.asked.append(f"create {body['metadata']['name']}")
-        if _is_other(path):
-            return await self.others.create(path, body)
         if self.refusals:
             raise self.refusals.pop(0)
+        if _is_other(path):
+            return await self.others.create(path, body)
+        if self.pod_refusals:
+            raise self.pod_refusals.pop(0)
         if body["metadata"]["name"] in self.pods:
             raise ApiRefusal(409, {"reason": "AlreadyExists", "message": "it exists"})
         made = copy.deepcopy(self._add(body))
@@ -163,6 +167,10 @@ class PodServer:
         self.take(name)
         await self._answer()
         return True
+
+    async def text(self, path: str, **query: str) -> bytes:
+        await self._turn()
+        return b""
 
     @asynccontextmanager
     async def watch(self, path: str, **query: str) -> AsyncGenerator[AsyncGenerator[Json]]:

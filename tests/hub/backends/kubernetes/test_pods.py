@@ -86,6 +86,74 @@ def test_everything_of_a_spec_reaches_the_pod() -> None:
     }
 
 
+OWN = replace(
+    SPEC, recipe="own", server={"image": {"port": 3000, "path": "/serve"}}, image="team/own:2", key="", env={"A": "1"}
+)
+
+
+def test_an_image_that_is_a_server_by_itself_runs_as_it_is_and_is_as_restricted() -> None:
+    pod = pod_of(replace(OWN, ports=(9000,)), SETTINGS)
+    main = container(pod)
+    assert main["image"] == "team/own:2" and not {"command", "args", "workingDir", "envFrom"} & main.keys()
+    assert [port["containerPort"] for port in main["ports"]] == [3000, 9000]
+    assert {each["name"]: each["value"] for each in main["env"]} == {"HOME": "/home/ash", "TMPDIR": "/tmp", "A": "1"}
+    assert {mount["mountPath"] for mount in main["volumeMounts"]} == {"/home/ash", "/tmp"}
+    ours = pod_of(SPEC, SETTINGS)
+    assert main["securityContext"] == container(ours)["securityContext"]
+    for name in ("securityContext", "automountServiceAccountToken", "enableServiceLinks", "restartPolicy"):
+        assert pod["spec"][name] == ours["spec"][name]
+
+
+def test_a_recipe_may_say_what_such_an_image_runs() -> None:
+    server = {"image": {"port": 3000, "path": "/mcp", "command": ("serve",), "args": ("--all",)}}
+    main = container(pod_of(replace(OWN, server=server), SETTINGS))
+    assert (main["command"], main["args"]) == (("serve",), ("--all",))
+
+
+def test_a_callers_variables_are_in_its_secret_and_count_before_the_recipes() -> None:
+    pod = pod_of(replace(OWN, variables={"A": "2", "HOME": "/x", "TOKEN": "s3cret"}), SETTINGS)
+    main = container(pod)
+    assert main["envFrom"] == [{"secretRef": {"name": "sbx-a"}}]
+    assert [each["name"] for each in main["env"]] == ["TMPDIR"], "env would hide what envFrom brings"
+    assert "s3cret" not in json.dumps(pod)
+
+
+def test_such_a_server_is_where_its_pod_says() -> None:
+    def endpoint(change: dict[str, str]) -> Endpoint | None:
+        pod = pod_of(OWN, SETTINGS)
+        pod["metadata"]["annotations"] |= change
+        running = {"name": "sandbox", "state": {"running": {}}}
+        return instance_of({**pod, "status": {"podIP": "10.0.0.7", "containerStatuses": [running]}}).endpoint
+
+    assert endpoint({}) == Endpoint(host="10.0.0.7", port=3000, server_path="/serve")
+    for broken in ("", "[]", '{"port": "x"}'):  # then it would have to prove that it is a runner
+        assert endpoint({"ash/server": broken}) == Endpoint(host="10.0.0.7", port=8421)
+
+
+def test_such_a_recipe_must_name_its_image() -> None:
+    with pytest.raises(ConfigError, match="recipe own is an image that serves MCP by itself, but names none"):
+        pod_of(replace(OWN, image=None), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"terminated": {"reason": "StartError", "exitCode": 128, "message": "exec: /opt/ash/bin/python: not found"}},
+        {"waiting": {"reason": "CreateContainerError", "message": "no such file: /opt/ash/bin/python"}},
+    ],
+)
+def test_an_image_without_the_runner_is_told_what_to_do(state: dict[str, Any]) -> None:
+    def ends(spec: SandboxSpec) -> Exit | None:
+        status = {"containerStatuses": [{"name": "sandbox", "state": state}]}
+        return instance_of({**pod_of(spec, SETTINGS), "status": status}).exit
+
+    exit = ends(SPEC)
+    assert exit is not None and exit.cause is Cause.HIVE
+    assert "The image does not hold the runner: build it on recipes/Dockerfile, or" in exit.message
+    other = ends(OWN)
+    assert other is not None and "runner" not in other.message
+
+
 def test_a_sandbox_without_a_network_is_told_what_must_refuse_it() -> None:
     def told(network: str, canary: str | None) -> str | None:
         pod = pod_of(replace(SPEC, network=network), SETTINGS.model_copy(update={"canary": canary}))
