@@ -163,6 +163,7 @@ def test_the_hub_may_do_exactly_what_it_does() -> None:
         | granted("", "pods/log", "get")
         | granted("", "events", "list watch")
         | granted("", "configmaps", "get list create patch delete")
+        | granted("", "secrets", "list create patch delete")
     )
     keys = one(objects, "Role", "ash-keys")
     assert "namespace" not in keys["metadata"]  # the release's

@@ -89,6 +89,7 @@ IN_SANDBOXES: Final = {
     "pods/log": "get",
     "events": "list watch",
     "configmaps": "get list create patch delete",
+    "secrets": "list create patch delete",
 }
 
 

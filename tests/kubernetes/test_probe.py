@@ -22,7 +22,7 @@ from ash_hub.backends.kubernetes.probe import probe
 from ash_hub.backends.kubernetes.rights import RIGHTS, Place, Right
 from ash_hub.backends.kubernetes.settings import KubernetesSettings
 from tests.kubernetes.conftest import NAMESPACES, Cluster
-from tests.kubernetes.pod_parts import fresh, settings_of
+from tests.kubernetes.pod_parts import IMAGE, fresh, settings_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.kubernetes]
 
@@ -91,6 +91,9 @@ async def test_an_account_with_the_rights_of_the_list_runs_a_hive(cluster: Clust
             await backend.annotate(made.id, {"a": 1}, revision=0)
             await backend.logs(made.id)
             await backend.delete(made.id, grace_seconds=0)
+            own = fresh(image=IMAGE, server={"image": {"port": 3000, "path": "/mcp"}}, variables={"A": "1"})
+            await backend.create(own)
+            await backend.delete(own.id, grace_seconds=0)
             assert await backend.list() == [] and backend.unready() is None
             for kind in DocumentKind:
                 await backend.documents.replace(kind, "keys", b"1", instead_of=None)
@@ -107,7 +110,7 @@ async def test_a_right_that_is_missing_is_named(cluster: Cluster, tmp_path: Path
         found = await look(settings_of(cluster, kubeconfig=kubeconfig))
     refused = {name.removeprefix("right to "): check for name, check in found.items() if name.startswith("right to ")}
     refused = {name: check for name, check in refused.items() if not check.ok}
-    assert refused.keys() == {"pods", "configmaps", "secrets", "runtimeclasses"}
+    assert refused.keys() == {"pods", "configmaps", "secrets", "secrets of spawns", "runtimeclasses"}
     assert f"not allowed to patch in {cluster.namespace}" in refused["pods"].detail
 
 

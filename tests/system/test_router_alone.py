@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import httpx
@@ -14,11 +14,21 @@ from mcp.client import Client
 from pydantic import SecretStr
 
 from ash_hub.app import Hive, open_hive
+from ash_hub.backends.memory import MemoryBackend
 from ash_hub.bench.wire import modern_call
 from ash_hub.router_alone import Router, open_router
 from ash_hub.settings import HubSettings
+from ash_mcp.types import Endpoint, SandboxSpec
+from ash_router.upstream.call_tokens import load_hive_key
+from tests.image_server import running_image
 from tests.redis_server import RedisServer, running_redis
 
+HELLO: Final = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
+}
 pytestmark = [pytest.mark.anyio, pytest.mark.redis, pytest.mark.heavy]
 
 
@@ -108,3 +118,45 @@ async def test_without_redis_the_known_are_called_and_of_the_others_nothing_is_c
     error = answer.json()["error"]
     assert (answer.status_code, error["kind"], error["retryable"]) == (503, "connect_failed", True)
     await to_thread.run_sync(server.start)
+
+
+OWN = """
+name = "own"
+description = "A server by itself."
+image = "own:1"
+[server.image]
+port = 3000
+path = "/serve"
+"""
+
+
+async def test_a_server_without_a_runner_is_not_dialled_while_no_hub_hears_of_its_sandboxes(
+    folder: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def serve(_: SandboxSpec) -> Endpoint:
+        return Endpoint(host="127.0.0.1", port=image.port, server_path="/serve")
+
+    (folder / "own").mkdir()
+    (folder / "own" / "recipe.toml").write_text(OWN)
+    backend, asked = MemoryBackend(serve), settings(folder, server, "r")
+    load_hive_key(asked.state_dir / "hive.key")
+    own = asked.model_copy(update={"recipe_dirs": (folder / "own",)})
+    async with running_image() as image, open_hive(own, backend) as hive:
+        async with open_router(settings(folder, server, "q")) as router, Client(hive.url) as client:
+            await client.call_tool("spawn", {"recipe": "own", "session": "box"})
+
+            async def called() -> httpx.Response:
+                async with httpx.AsyncClient(timeout=20) as http:
+                    headers = {"x-session-id": "box", "accept": "application/json, text/event-stream"}
+                    return await http.post(router.url, json=HELLO, headers=headers)
+
+            with anyio.fail_after(10):
+                while (answer := await called()).status_code != 200:  # it has yet to hear of the hub
+                    assert "no hub hears of its sandboxes" in answer.text
+            monkeypatch.setattr(backend, "unready", lambda: "the cluster is away")
+            with anyio.fail_after(10):
+                while (answer := await called()).status_code == 200:
+                    await anyio.sleep(0.05)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["kind"], error["retryable"]) == (502, "connect_failed", True)
+            assert "cannot see now whether its address is still its own (no hub hears" in error["message"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ash_hub.spawning.recipes import Catalog
+from ash_hub.spawning.recipes import Catalog, ImageServer
 from ash_mcp.errors import ConfigError, RecipeNotFound
 
 GOOD = """
@@ -49,6 +49,20 @@ def test_an_unknown_recipe_lists_those_that_there_are() -> None:
         Catalog.load().get("nope")
 
 
+IMAGE = """
+name = "mine"
+description = "A server by itself."
+image = "registry.test/own:1"
+[server.image]
+port = 3000
+"""
+
+
+def test_a_recipe_may_be_an_image_that_serves_by_itself(tmp_path: Path) -> None:
+    [recipe] = [each for each in Catalog.load([write(tmp_path, IMAGE)]) if each.name == "mine"]
+    assert recipe.server.image == ImageServer(port=3000, path="/mcp")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -60,6 +74,13 @@ def test_an_unknown_recipe_lists_those_that_there_are() -> None:
         ('netwerk = "none"' + GOOD, "netwerk: Extra inputs"),
         ('network = "some"' + GOOD, "network"),
         ('folder = "/etc"\nimage = 7' + GOOD, "image"),
+        (IMAGE.replace("3000", "0"), r"server\.image\.port: .*greater than or equal to 1"),
+        (IMAGE.replace("port = 3000", ""), r"server\.image\.port: Field required"),
+        (IMAGE + 'path = "mcp"', r"server\.image\.path: .*pattern"),
+        (IMAGE + 'path = "/m cp"', r"server\.image\.path: .*pattern"),
+        (IMAGE + "command = []", r"server\.image\.command: .*at least 1 item"),
+        (IMAGE + 'args = "x"', r"server\.image\.args"),
+        (IMAGE + "ports = [1]", r"server\.image\.ports: Extra inputs"),
     ],
 )
 def test_a_wrong_recipe_names_the_file_and_the_field(tmp_path: Path, text: str, says: str) -> None:

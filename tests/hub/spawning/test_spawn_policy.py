@@ -17,7 +17,7 @@ from ash_hub.egress.refusal import Refusal
 from ash_hub.settings import HubSettings, SpawnLimits
 from ash_hub.spawning.recipes import Catalog, Network, Recipe
 from ash_hub.spawning.spawn_policy import SpawnPolicy, check_limits, narrowed
-from ash_hub.spawning.spawn_request import SpawnAsk
+from ash_hub.spawning.spawn_request import ImageAsk, SpawnAsk
 from ash_mcp.errors import ConfigError, PermissionDenied
 from ash_mcp.types import Principal, PrincipalLimits, SandboxId
 from ash_router.admission.base import LOCAL
@@ -346,3 +346,15 @@ def test_a_key_bounds_what_its_owner_widens_where_the_hive_does_not(tmp_path: Pa
         policy.check_network_change("none", "internet", "unknown", OWNER)
     with pytest.raises(ConfigError, match="too wide"):
         policy.check_network_change("internet", ("*.com",), "unknown", LOCAL)
+
+
+def test_an_image_over_rest_is_judged_by_its_name_and_gets_the_network_that_is_allowed(tmp_path: Path) -> None:
+    own = recipe(network="internet", server={"image": {"port": 3000}})
+    policy = policy_of(tmp_path, spawn=SpawnLimits(images=("team/*",), network="none"))
+    found = policy.judge(ImageAsk(recipe=own, image="team/x"), LOCAL)
+    assert found.recipe.network == "none" and found.recipe.server == own.server
+    assert found.network_note.startswith("network: none, because this hive allows none")
+    with pytest.raises(PermissionDenied, match=r"image other .*allowed: team/\*"):
+        policy.judge(ImageAsk(recipe=own, image="other"), LOCAL)
+    with pytest.raises(PermissionDenied, match="with your key"):
+        policy.judge(ImageAsk(recipe=own, image="team/x"), Principal("ann", spawn_policy='{"images":[]}'))

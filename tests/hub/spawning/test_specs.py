@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ash_hub.spawning.recipes import Recipe
 from ash_hub.spawning.spawn_request import SpawnAsk
-from ash_hub.spawning.specs import spec_for
+from ash_hub.spawning.specs import fingerprint, spec_for
 from ash_mcp.types import SandboxId, SandboxSpec
 from ash_router.upstream.call_tokens import CallTokens
 
@@ -35,3 +35,13 @@ def test_where_it_runs_is_the_recipes_word_unless_the_spawn_says_otherwise() -> 
     assert (spec.image, spec.runtime_class, spec.node_selector) == ("big", "gvisor", {"pool": "a", "disk": "ssd"})
     spec = spec_of(recipe=recipe, image="small", runtime_class="runc", node_selector={"pool": "b"})
     assert (spec.image, spec.runtime_class, spec.node_selector) == ("small", "runc", {"pool": "b", "disk": "ssd"})
+
+
+def test_a_callers_variables_are_in_the_spec_of_an_image_without_a_runner_alone_and_are_not_shown() -> None:
+    given = {"env": {"A": "1", "B": "1"}, "secrets": {"B": "s3cret"}}
+    assert spec_of(**given).variables == {}
+    spec = spec_of(recipe={"server": {"image": {"port": 3000}}}, **given)
+    assert spec.variables == {"A": "1", "B": "s3cret"} and "s3cret" not in repr(spec)
+    assert spec.server == {"image": {"port": 3000, "path": "/mcp"}}
+    other = spec_of(recipe={"server": {"image": {"port": 3000}}})
+    assert fingerprint(spec) != fingerprint(other), "no warm one could be given them"

@@ -118,6 +118,18 @@ async def test_a_route_keeps_that_its_server_cannot_prove_itself() -> None:
     assert not route_to(Path("x")).endpoint.must_prove
 
 
+async def test_a_route_keeps_that_its_server_has_no_runner_and_where_it_serves() -> None:
+    store = MemoryStore()
+    here, there = Routes(store), Routes(store)
+    endpoint = Endpoint(host="::1", port=1, server_path="/serve")
+    bound = replace(route_to(Path("x")), endpoint=endpoint)
+    await there.bind(bound)
+    await here.catch_up()
+    found = here.get(bound.sandbox_id)
+    assert found == bound and found.endpoint.server_path == "/serve"
+    assert not found.endpoint.must_prove and not found.endpoint.has_runner
+
+
 # Somebody else at a sandbox's address.
 
 

@@ -140,7 +140,7 @@ async def _may(api: Api, right: Right, verb: str, namespace: str | None) -> bool
 
 
 def _right(right: Right, lacking: Sequence[str], namespace: str | None) -> Check:
-    title = f"right to {right.resource}"
+    title = f"right to {right.title or right.resource}"
     where = f"in {namespace}" if namespace is not None else "in the whole cluster"
     if not lacking:
         return Check(title, True, f"{', '.join(right.verbs)} {where}", required=right.required)

@@ -31,6 +31,8 @@ class Right:
     """Of the API; empty is the core group."""
     required: bool = True
     """Whether no sandbox can be made without it."""
+    title: str = ""
+    """What it is called; empty: as the resource."""
 
 
 _DOCUMENT_VERBS: Final = ("get", "list", "create", "patch", "delete")
@@ -57,6 +59,7 @@ RIGHTS: Final = (
         Place.SANDBOXES,
         "a spawn cannot give env and secrets to an image that is a server by itself",
         required=False,
+        title="secrets of spawns",
     ),
     Right("secrets", _DOCUMENT_VERBS, Place.HIVE, "API keys cannot be kept"),
     Right(

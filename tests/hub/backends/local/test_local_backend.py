@@ -50,6 +50,11 @@ def limited(**amounts: str) -> Resources:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
+        (
+            {"image": "own:1", "server": {"image": {"port": 3000, "path": "/mcp"}}},
+            Unsupported,
+            "is an image that serves MCP by itself, and the local backend has no images: choose a recipe of another",
+        ),
         ({"image": "python:3.12"}, ConfigError, "has no images, so .*'python:3.12'"),
         ({"network": "everything"}, ConfigError, "'everything' is no network policy"),
         ({"network": ("code.test", "127.0.0.1")}, ConfigError, "'127.0.0.1': .* name the one port"),
