@@ -29,6 +29,8 @@ class Image:
     not_yet: int = 0
     """How many of the next requests find it still starting."""
     path: str = "/serve"
+    met: int = 0
+    all_met: asyncio.Event = field(default_factory=asyncio.Event)
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -45,7 +47,9 @@ class Image:
 
     def _refusal(self, scope: Scope) -> int | None:
         head = {key.decode(): value.decode("latin-1") for key, value in scope["headers"]}
-        self.heads.append({":path": scope["path"], ":client": str(scope["client"]), **head})
+        self.heads.append(
+            {":method": scope["method"], ":path": scope["path"], ":client": str(scope["client"]), **head}
+        )
         if scope["path"] != self.path:
             return 404
         scope["path"] = "/serve"
@@ -65,6 +69,14 @@ async def running_image() -> AsyncGenerator[Image]:
     async def add(a: int, b: int, ctx: Context) -> int:
         image.sessions.append(ctx.session_id)
         return a + b
+
+    @server.tool
+    async def meet(others: int, ctx: Context) -> None:
+        image.sessions.append(ctx.session_id)
+        image.met += 1
+        if image.met == others:
+            image.all_met.set()
+        await image.all_met.wait()
 
     @server.tool
     async def wait(ctx: Context) -> None:

@@ -27,6 +27,7 @@ _PORT: Final = 3000
 _OF_IMAGES: Final[Mapping[str, Any]] = {
     "name": "image",
     "description": "An image that is an MCP server by itself.",
+    "start_timeout_seconds": 300,  # images are pulled
     "network": "internet",  # the seed's sandboxes had one
 }
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")

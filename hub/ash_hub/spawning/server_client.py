@@ -16,6 +16,7 @@ import anyio
 from ash_hub.spawning.sandbox_requests import MAX_ANSWER_BYTES, SandboxRequests, error_text, last_event
 from ash_mcp.errors import AshError, AshTimeout, RemoteProtocolError, StreamBroken
 from ash_mcp.types import Endpoint, SandboxId
+from ash_router.bounds.limits import DEFAULT_LIMITS
 from ash_router.sessions.handshakes import session_id_of, version_of
 from ash_router.sessions.session_map import HANDSHAKE_VERSIONS
 from ash_router.upstream.pool import Answer
@@ -27,7 +28,6 @@ _NOT_YET: Final = (502, 503, 504)
 """What a server's own front end answers while it starts."""
 _PAUSE_SECONDS: Final = 0.25
 _GOODBYE_SECONDS: Final = 2.0
-_HANDSHAKE_SECONDS: Final = 30.0
 
 
 class ServerClient(SandboxRequests):
@@ -73,7 +73,8 @@ class ServerClient(SandboxRequests):
             "capabilities": {},
             "clientInfo": {"name": "ash-hub", "version": "0"},
         }
-        answer = await self._post("initialize", hello, min(seconds, _HANDSHAKE_SECONDS))
+        bound = min(seconds, DEFAULT_LIMITS.handshake_timeout_seconds)
+        answer = await self._post("initialize", hello, bound, max_bytes=DEFAULT_LIMITS.max_handshake_bytes)
         if answer.status in _NOT_YET:
             raise _NotYet(f"its MCP server at {path} answered {answer.status}")
         try:

@@ -38,7 +38,7 @@ def test_where_it_runs_is_the_recipes_word_unless_the_spawn_says_otherwise() -> 
 
 
 def test_a_callers_variables_are_in_the_spec_of_an_image_without_a_runner_alone_and_are_not_shown() -> None:
-    given = {"env": {"A": "1", "B": "1"}, "secrets": {"B": "s3cret"}}
+    given: dict[str, Any] = {"env": {"A": "1", "B": "1"}, "secrets": {"B": "s3cret"}}
     assert spec_of(**given).variables == {}
     spec = spec_of(recipe={"server": {"image": {"port": 3000}}}, **given)
     assert spec.variables == {"A": "1", "B": "s3cret"} and "s3cret" not in repr(spec)

@@ -126,7 +126,7 @@ async def test_a_route_keeps_that_its_server_has_no_runner_and_where_it_serves()
     await there.bind(bound)
     await here.catch_up()
     found = here.get(bound.sandbox_id)
-    assert found == bound and found.endpoint.server_path == "/serve"
+    assert found is not None and found == bound and found.endpoint.server_path == "/serve"
     assert not found.endpoint.must_prove and not found.endpoint.has_runner
 
 

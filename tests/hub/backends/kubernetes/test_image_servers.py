@@ -88,7 +88,9 @@ async def url(folder: Path, image: Image, cluster: Cluster, monkeypatch: pytest.
 
 async def test_its_tools_are_listed_and_called_in_both_eras(url: str, image: Image) -> None:
     async with Hive(url) as hive, hive.spawn("own", session="box") as box:
-        assert [tool.name for tool in await box.tools()] == ["add", "wait"], "names of the runner's are nobody else's"
+        assert [tool.name for tool in await box.tools()] == ["add", "meet", "wait"], (
+            "names of the runner's are nobody else's"
+        )
         assert (await box.call("add", a=1, b=2)).structured == {"result": 3}
         assert (await box.call("add", a=2, b=2)).structured == {"result": 4}
         assert len(set(image.sessions)) == 1, "a caller's calls, one after another, are of one session"

@@ -122,7 +122,7 @@ def test_such_a_server_is_where_its_pod_says() -> None:
     def endpoint(change: dict[str, str]) -> Endpoint | None:
         pod = pod_of(OWN, SETTINGS)
         pod["metadata"]["annotations"] |= change
-        running = {"name": "sandbox", "state": {"running": {}}}
+        running: dict[str, Any] = {"name": "sandbox", "state": {"running": {}}}
         return instance_of({**pod, "status": {"podIP": "10.0.0.7", "containerStatuses": [running]}}).endpoint
 
     assert endpoint({}) == Endpoint(host="10.0.0.7", port=3000, server_path="/serve")

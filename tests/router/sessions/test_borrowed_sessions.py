@@ -1,0 +1,75 @@
+"""Stateless calls to a server without a runner borrow sessions: one call at a time, and of one caller alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from ash_mcp.types import Endpoint
+from ash_router.sessions.handshakes import _MAX_LENT  # pyright: ignore[reportPrivateUsage]
+from tests.image_server import Image, running_image
+from tests.router.relay_parts import Rig, modern, open_rig, route_to, tool_call
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def bound(rig: Rig, image: Image) -> str:
+    """Bind the route to the server and return the sandbox's id."""
+    endpoint = Endpoint(host="127.0.0.1", port=image.port, server_path="/serve")
+    route = replace(route_to(Path("x"), "own"), endpoint=endpoint)
+    await rig.routes.bind(route)
+    return route.sandbox_id
+
+
+async def call(rig: Rig, name: str, arguments: dict[str, Any], *, by: str = "me") -> bytes:
+    async with rig.connect() as wire:
+        await wire.send(modern(name, tool_call(name, arguments), more=f"x-principal: {by}\r\n"))
+        status, headers, body = await wire.answer()
+        assert (status, headers["ash-origin"]) == (200, "sandbox"), body
+        assert "mcp-session-id" not in headers and b'"resultType":"complete"' in body
+        return body
+
+
+async def test_no_caller_gets_anothers_session(tmp_path: Path) -> None:
+    async with running_image() as image, open_rig(tmp_path) as rig:
+        sandbox_id = await bound(rig, image)
+        rig.admission.bound["guest"] = sandbox_id  # type: ignore[assignment]
+        for by in ("me", "guest", "me", "guest"):
+            assert b'{"result":3}' in await call(rig, "own_add", {"a": 1, "b": 2}, by=by)
+        first, second, third, fourth = image.sessions
+        assert (first, second) == (third, fourth) and first != second
+
+
+async def test_calls_at_once_with_one_request_id_have_a_session_each_and_few_are_kept(tmp_path: Path) -> None:
+    many = _MAX_LENT + 3
+    async with running_image() as image, open_rig(tmp_path) as rig:
+        await bound(rig, image)
+        async with anyio.create_task_group() as group:
+            for _ in range(many):
+                group.start_soon(call, rig, "own_meet", {"others": many})
+        assert len(set(image.sessions)) == many
+        with anyio.fail_after(10):
+            while sum(head[":method"] == "DELETE" for head in image.heads) < 3:
+                await anyio.sleep(0.01)
+        opened = sum(head[":method"] == "POST" and "mcp-session-id" not in head for head in image.heads)
+        await call(rig, "own_add", {"a": 1, "b": 2})
+        assert image.sessions[-1] in image.sessions[:-1]
+        assert sum(head[":method"] == "POST" and "mcp-session-id" not in head for head in image.heads) == opened
+
+
+async def test_a_sandbox_that_has_ended_leaves_no_session_behind(tmp_path: Path) -> None:
+    async with running_image() as image, open_rig(tmp_path) as rig:
+        sandbox_id = await bound(rig, image)
+        await call(rig, "own_add", {"a": 1, "b": 2})
+        rig.relay.forget(sandbox_id)  # type: ignore[arg-type]
+        await call(rig, "own_add", {"a": 1, "b": 2})
+        assert len(set(image.sessions)) == 2
