@@ -37,7 +37,6 @@ from ash_mcp.errors import AshError, ConfigError, PermissionDenied, RequestRefus
 from ash_mcp.wire import info_to_json, network_text
 from ash_router.admission.base import Admitted
 from ash_router.upstream.call_tokens import CallTokens
-from ash_router.upstream.pool import whose_address
 
 __all__ = ["Answer", "HiveOperations"]
 
@@ -255,6 +254,4 @@ class HiveOperations:
         assert sandbox.endpoint is not None, "a ready sandbox has an endpoint"
         if sandbox.endpoint.has_runner:
             return RunnerClient(sandbox.endpoint, self._tokens, sandbox.id)
-        if (why := self._backend.unready()) is not None:
-            raise whose_address(why)
-        return ServerClient(sandbox.endpoint, self._tokens.sandbox_keys, sandbox.id)
+        return ServerClient(sandbox.endpoint, self._tokens.sandbox_keys, sandbox.id, self._backend.unready)

@@ -51,7 +51,10 @@ class ResourcesBody(_Body):
 
 
 class SpawnBody(_Body):
-    image: Annotated[str, Field(min_length=1, description="one that the hive maps to a recipe")]
+    image: Annotated[
+        str,
+        Field(min_length=1, description="one that the hive maps to a recipe, or on a cluster an MCP server by itself"),
+    ]
     name: Annotated[str | None, Field(pattern=NAME, description="the beginning of the uuid; chosen if absent")] = None
     ports: Annotated[tuple[Port, ...], Field(max_length=64)] | None = None
     env: Annotated[Variables, Field(json_schema_extra={"additionalProperties": False})] | None = None

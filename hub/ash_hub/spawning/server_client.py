@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from ash_mcp.types import Endpoint, SandboxId
 from ash_router.bounds.limits import DEFAULT_LIMITS
 from ash_router.sessions.handshakes import session_id_of, version_of
 from ash_router.sessions.session_map import HANDSHAKE_VERSIONS
-from ash_router.upstream.pool import Answer
+from ash_router.upstream.pool import Answer, whose_address
 from ash_router.upstream.proof import SandboxKeys
 
 __all__ = ["ServerClient"]
@@ -31,13 +31,20 @@ _GOODBYE_SECONDS: Final = 2.0
 
 
 class ServerClient(SandboxRequests):
-    """Speaks to one such server. Cheap to make; each request has a session of its own."""
+    """Speaks to one such server. Cheap to make; each request has a session of its own.
+
+    Args:
+        stale: As with `ConnectionPool`: meanwhile nothing is sent.
+    """
 
     _session: Mapping[str, str] | None = None
     """The headers of the session that is open."""
 
-    def __init__(self, endpoint: Endpoint, keys: SandboxKeys, sandbox_id: SandboxId) -> None:
+    def __init__(
+        self, endpoint: Endpoint, keys: SandboxKeys, sandbox_id: SandboxId, stale: Callable[[], str | None]
+    ) -> None:
         super().__init__(endpoint, keys, sandbox_id)
+        self._stale = stale
         self._ids = itertools.count(1)
 
     async def wait_ready(self, timeout_seconds: float) -> None:
@@ -59,6 +66,8 @@ class ServerClient(SandboxRequests):
 
     async def _says_hello(self, seconds: float) -> bool:
         """Open a session and end it; False where the server is not ready for one yet."""
+        if self._stale() is not None:
+            return False
         try:
             async with self._in_session(seconds):
                 return True
@@ -112,6 +121,8 @@ class ServerClient(SandboxRequests):
         self, method: str, params: Mapping[str, Any] | None, seconds: float, *, max_bytes: int = MAX_ANSWER_BYTES
     ) -> Answer:
         """Send a request, or where `params` is None a notification."""
+        if (why := self._stale()) is not None:
+            raise whose_address(why)
         message: dict[str, Any] = {"jsonrpc": "2.0", "method": method}
         if params is not None:
             message |= {"id": next(self._ids), "params": dict(params)}

@@ -63,7 +63,7 @@ class Starter:
         assert instance.endpoint is not None, "only a running instance has an endpoint"
         if instance.endpoint.has_runner:
             return RunnerClient(instance.endpoint, self._tokens, instance.id)
-        return ServerClient(instance.endpoint, self._tokens.sandbox_keys, instance.id)
+        return ServerClient(instance.endpoint, self._tokens.sandbox_keys, instance.id, self._backend.unready)
 
     async def start(
         self,

@@ -335,7 +335,7 @@ def response_problem(head: ResponseHead) -> str | None:
     if 300 <= head.status <= 399:
         return f"the sandbox answered with a redirect ({head.status}), which is never followed"
     if head.status in (401, 407):
-        return f"the sandbox refused the hive's own credential with status {head.status}"
+        return f"the sandbox wants a credential that the hive does not have: it answered {head.status}"
     for key, value in head.headers:
         if key == b"content-encoding" and value.strip().lower() != b"identity":
             return "the sandbox compressed its answer, which nobody asked for"
