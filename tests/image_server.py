@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from fastmcp import Context, FastMCP
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -62,7 +63,8 @@ class Image:
 
 
 @asynccontextmanager
-async def running_image() -> AsyncGenerator[Image]:
+async def running_image(**more: Any) -> AsyncGenerator[Image]:
+    """Serve; `more` is for FastMCP's app, such as `json_response`."""
     image, server = Image(), FastMCP("own")
 
     @server.tool
@@ -95,7 +97,7 @@ async def running_image() -> AsyncGenerator[Image]:
     def notes() -> str:
         return "a note"
 
-    app = image.app(server.http_app(path="/serve", host_origin_protection=False))
+    app = image.app(server.http_app(path="/serve", host_origin_protection=False, **more))
     uvicorn = Server(config(app, host="127.0.0.1", port=0))
     async with uvicorn.running():
         image.port = uvicorn.servers[0].sockets[0].getsockname()[1]

@@ -108,6 +108,7 @@ def policies() -> Policies:
 def test_only_hubs_and_routers_reach_a_sandbox(network: str, policies: Policies) -> None:
     box = sandbox(network)
     assert policies.lets_in(box, SANDBOXES, HUB, NAMESPACE, 8421)
+    assert policies.lets_in(box, SANDBOXES, HUB, NAMESPACE, 3000)  # of an image that is a server by itself
     for labels, namespace in (
         (sandbox(network), SANDBOXES),
         (STRANGER, NAMESPACE),

@@ -18,6 +18,8 @@ from ash_hub.backends.checks import Check
 from ash_hub.backends.documents import DocumentKind
 from ash_hub.backends.kubernetes.api import Json
 from ash_hub.backends.kubernetes.backend import KubernetesBackend
+from ash_hub.backends.kubernetes.image_server import variables_secret
+from ash_hub.backends.kubernetes.pods import sandbox_labels
 from ash_hub.backends.kubernetes.probe import probe
 from ash_hub.backends.kubernetes.rights import RIGHTS, Place, Right
 from ash_hub.backends.kubernetes.settings import KubernetesSettings
@@ -83,7 +85,13 @@ async def test_an_account_with_the_rights_of_the_list_runs_a_hive(cluster: Clust
         assert found["account"].detail.startswith(f"system:serviceaccount:{cluster.namespace}:ash-test-")
         assert [name for name, check in found.items() if check.required and not check.ok] == []
         assert all(check.ok for name, check in found.items() if name.startswith("right to "))
+        lost = fresh(variables={"A": "1"})  # whose pod never came
+        kept = f"/api/v1/namespaces/{cluster.namespace}/secrets"
+        await cluster.api.create(kept, variables_secret(lost, sandbox_labels(settings.hive, lost.id), 0.0))
         async with KubernetesBackend(settings) as backend:
+            with anyio.fail_after(10):
+                while await cluster.api.get(f"{kept}/{lost.id}") is not None:
+                    await anyio.sleep(0.1)
             spec = fresh()
             made = await backend.create(spec)
             seen = await backend.get(spec.id)

@@ -76,7 +76,10 @@ async def test_what_never_becomes_ready_is_waited_for_no_longer_than_asked() -> 
     [
         (response(b"{}"), "no MCP server answers at /serve of port"),
         (response(b'{"result": {"protocolVersion": "2026-07-28"}}'), "no MCP server answers at /serve"),
-        (response(b'{"error": {"message": "go away"}}', status="401 No"), "wants a credential that the hive does not have: it answered 401"),
+        (
+            response(b'{"error": {"message": "go away"}}', status="401 No"),
+            "wants a credential that the hive does not have: it answered 401",
+        ),
         (response(HELLO + b" " * 2**20), "is larger than"),
         (b"SSH-2.0-x\r\n", "not HTTP"),
     ],

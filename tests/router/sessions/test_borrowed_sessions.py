@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import anyio
 import pytest
 
 from ash_mcp.types import Endpoint
+from ash_router.bounds.limits import RelayLimits
 from ash_router.sessions.handshakes import _MAX_LENT  # pyright: ignore[reportPrivateUsage]
 from tests.image_server import Image, running_image
-from tests.router.relay_parts import Rig, modern, open_rig, route_to, tool_call
+from tests.router.relay_parts import Rig, Wire, modern, open_rig, route_to, tool_call
 
 pytestmark = pytest.mark.anyio
 
@@ -73,3 +75,27 @@ async def test_a_sandbox_that_has_ended_leaves_no_session_behind(tmp_path: Path)
         rig.relay.forget(sandbox_id)  # type: ignore[arg-type]
         await call(rig, "own_add", {"a": 1, "b": 2})
         assert len(set(image.sessions)) == 2
+
+
+@pytest.mark.parametrize("json_response", [False, True], ids=["stream", "json"])
+@pytest.mark.parametrize("stateless_http", [False, True], ids=["sessions", "no sessions"])
+async def test_a_caller_that_waits_hears_that_its_call_goes_on_and_gets_a_result_of_its_era(
+    tmp_path: Path, json_response: bool, stateless_http: bool
+) -> None:
+    limits = RelayLimits(quiet_seconds=0.1)
+    ways = {"json_response": json_response, "stateless_http": stateless_http}
+    async with running_image(**ways) as image, open_rig(tmp_path, limits=limits) as rig:
+        await bound(rig, image)
+        async with rig.connect() as wire:
+            await wire.send(modern("own_meet", tool_call("own_meet", {"others": 2})))
+            assert (await wire.head())[0] == 200
+            begun = await wire.chunk()
+            assert begun.startswith(b":"), "a comment of the hive's own, before the server has answered"
+            await call(rig, "own_meet", {"others": 2})
+            rest = b"".join([chunk async for chunk in chunks(wire)])
+        assert rest.count(b'"result":{"resultType":"complete",') == 1 and rest.endswith((b"\n\n", b"\r\n\r\n"))
+
+
+async def chunks(wire: Wire) -> AsyncGenerator[bytes]:
+    while data := await wire.chunk():
+        yield data
