@@ -46,7 +46,7 @@ RECIPE = f"""
 name = "own"
 description = "A server by itself."
 image = {json.dumps(IMAGE)}
-env = {{ A = "recipe", B = "recipe" }}
+env = {{ A = "recipe $(HOME) $$ $x", B = "recipe" }}
 [server.image]
 port = 3000
 command = {json.dumps(COMMAND)}
@@ -85,7 +85,7 @@ async def test_one_is_spawned_called_and_destroyed(cluster: Cluster, home: Path)
         async with hive.spawn("own", env={"B": "spawn"}, secrets={"C": "s3cret"}) as box:
             assert [tool.name for tool in await box.tools()] == ["variable", "write"]
             said = [(await box.call("variable", arguments={"name": name})).text for name in ("A", "B", "C")]
-            assert said == ["recipe", "spawn", "s3cret"]
+            assert said == ["recipe $(HOME) $$ $x", "spawn", "s3cret"]
             assert (await box.call("write", path="/tmp/a")).structured == {"result": 4}
             assert (await box.call("write", path="/home/ash/a")).structured == {"result": 4}
             assert (await box.call("write", path="/opt/a")).is_error, "its root is read-only like any other"

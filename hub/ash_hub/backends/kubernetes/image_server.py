@@ -14,6 +14,7 @@ __all__ = [
     "EXPIRES",
     "SERVER",
     "endpoint_of",
+    "literal",
     "owner_patch",
     "server_annotation",
     "server_container",
@@ -39,11 +40,16 @@ def server_annotation(server: Json) -> str:
 def server_container(spec: SandboxSpec, server: Json, *, home: str) -> Json:
     """Return what its container runs. The caller's variables are in a Secret that has the sandbox's id for a name."""
     given = {"HOME": home, "TMPDIR": "/tmp"} | dict(spec.env)
-    named = {name: server[name] for name in ("command", "args") if server.get(name) is not None}
+    named = {name: [literal(word) for word in server[name]] for name in ("command", "args") if server.get(name)}
     handed = {"envFrom": [{"secretRef": {"name": spec.id}}]} if spec.variables else {}
     # `env` counts before `envFrom`, and a caller's word before the recipe's
-    env = [{"name": name, "value": value} for name, value in given.items() if name not in spec.variables]
+    env = [{"name": name, "value": literal(value)} for name, value in given.items() if name not in spec.variables]
     return {**named, **handed, "env": env}
+
+
+def literal(text: str) -> str:
+    """Return what a container gets as `text`: Kubernetes would put variables in for `$(NAME)`."""
+    return text.replace("$", "$$")
 
 
 def endpoint_of(address: str, annotation: object) -> Endpoint | None:

@@ -13,6 +13,7 @@ from ash_hub.backends.kubernetes.api import Json
 from ash_hub.backends.kubernetes.image_server import (
     SERVER,
     endpoint_of,
+    literal,
     server_annotation,
     server_container,
     server_of,
@@ -218,7 +219,7 @@ def _environment(spec: SandboxSpec, settings: KubernetesSettings) -> list[Json]:
         "ASH_SANDBOX_KEY": spec.key,
         "TMPDIR": "/tmp",
     }
-    return [{"name": name, "value": value} for name, value in variables.items()]
+    return [{"name": name, "value": literal(value)} for name, value in variables.items()]
 
 
 def _resources(spec: SandboxSpec, settings: KubernetesSettings) -> Json:

@@ -105,9 +105,15 @@ def test_an_image_that_is_a_server_by_itself_runs_as_it_is_and_is_as_restricted(
 
 
 def test_a_recipe_may_say_what_such_an_image_runs() -> None:
-    server = {"image": {"port": 3000, "path": "/mcp", "command": ("serve",), "args": ("--all",)}}
+    server = {"image": {"port": 3000, "path": "/mcp", "command": ("serve",), "args": ("--all", "$(A)")}}
     main = container(pod_of(replace(OWN, server=server), SETTINGS))
-    assert (main["command"], main["args"]) == (("serve",), ("--all",))
+    assert (main["command"], main["args"]) == (["serve"], ["--all", "$$(A)"])
+
+
+def test_kubernetes_puts_no_variables_into_what_a_recipe_says() -> None:
+    for spec in (SPEC, OWN):
+        main = container(pod_of(replace(spec, env={"A": "$(HOME) $$ $x"}), SETTINGS))
+        assert any("$$(HOME) $$$$ $$x" in each["value"] for each in main["env"])
 
 
 def test_a_callers_variables_are_in_its_secret_and_count_before_the_recipes() -> None:
