@@ -34,6 +34,7 @@ _HUB_COMMANDS: Final = {
     "router": "Route calls for hives that share a Redis.",
     "doctor": "Say what isolation this machine gives and what it lacks.",
     "key": "Make, list and revoke API keys of the hive here.",
+    "egress": "Run an egress proxy by itself, as in a pod.",
     "bench": "Measure spawns and calls in this hive.",
 }
 """The help line of our own; that of another package's command names its module."""

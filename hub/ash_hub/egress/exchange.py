@@ -13,6 +13,7 @@ from .addresses import Surroundings
 from .audit import Decision, Record
 from .capacity import Capacity
 from .http import CHUNKED, Request, chunk_size, read_answer, read_request
+from .lease import Lease
 from .limits import LimitReached, Limits, Meter
 from .names import Address
 from .policy import Grant, Policy, check_address
@@ -53,6 +54,8 @@ class Exchange:
     look_ups: LookUps
     total: Meter
     report: Callable[[Record], None]
+    lease: Lease | None = None
+    """How long the policy may be acted on; None: as long as it is the one."""
     crowded: bool = False
     """Whether the sandbox has as many connections as it may."""
     decision: Decision = field(default_factory=Decision)
@@ -78,7 +81,7 @@ class Exchange:
 
     async def run(self) -> None:
         """Carry it out; what goes wrong is reported and told to the client."""
-        clock = Clock(self.limits, Meter(self.limits.connection_bytes, "connection_bytes", self.total))
+        clock = Clock(self.limits, Meter(self.limits.connection_bytes, "connection_bytes", self.total), self.lease)
         try:
             async with clock.scope:
                 await self._carry_out(clock)
@@ -115,13 +118,32 @@ class Exchange:
         if self.crowded:
             message = f"more than {self.limits.connections} connections at once"
             raise Refusal("too_many_connections", message, status=429)
+        await self._policy_known()
         grant = self._grant = self.policy.grant(request.target)
         self._server = await self._connect(grant)
         if request.tunnel:
             await self._tunnel_through(self._server, grant, clock)
         else:
+            await self._lease_held()
             self._allowed()
             await self._forward(request, self._server, clock)
+
+    async def _policy_known(self) -> None:
+        """Return once the policy may be acted on.
+
+        Raises:
+            Refusal: Whoever says what it is does not answer.
+        """
+        try:
+            async with asyncio.timeout(self.limits.connect_seconds):
+                await self._lease_held()
+        except TimeoutError:
+            message = "the hive does not answer, so that nobody knows what this sandbox may reach"
+            raise Refusal("hive_away", message, status=503) from None
+
+    async def _lease_held(self) -> None:
+        if self.lease is not None:
+            await self.lease.held()
 
     async def _request(self) -> Request | None:
         try:
@@ -154,6 +176,7 @@ class Exchange:
             self.decision.address = address
             try:
                 async with asyncio.timeout(self.limits.connect_seconds / min(len(passed), _MOST_ADDRESSES)):
+                    await self._lease_held()
                     connection = await self.outside.dial(address, grant.target.port)
             except (OSError, TimeoutError):
                 continue
@@ -192,7 +215,7 @@ class Exchange:
             raise Refusal("not_tls", "no ClientHello came in time") from None
         except asyncio.IncompleteReadError:
             raise Refusal("not_tls", "the tunnel ended before a whole ClientHello had come") from None
-        clock.moved(len(data))
+        await clock.moved(len(data))
         check_hello(hello, name, encrypted=self.limits.encrypted_hello)
         await server.send(data)
         return hello
@@ -204,7 +227,7 @@ class Exchange:
             data = await server.reader.read(_ANSWER_READ)
             if not data:
                 return False
-            clock.moved(len(data))
+            await clock.moved(len(data))
             answer += data
             await self.client.send(data)
         return again
@@ -238,7 +261,7 @@ class Exchange:
                 head = None
             if head is None:
                 raise Refusal("bad_answer", "the server broke off before its answer", status=502)
-            clock.moved(len(head))
+            await clock.moved(len(head))
             found = read_answer(head)
             self._begun = True
             await self.client.send(found.head)
@@ -289,7 +312,7 @@ async def _copy_chunks(source: End, sink: End, clock: Clock) -> None:
             raise Refusal("bad_request", "a chunk does not end where it should", status=400)
         await sink.send(b"\r\n")
     while (line := await read_line(source)) != b"\r\n":
-        clock.moved(len(line))
+        await clock.moved(len(line))
     await sink.send(b"0\r\n\r\n")
 
 

@@ -65,14 +65,22 @@ async def _serve(control: socket.socket, resolver: SystemResolver) -> None:
         await served.run()
 
 
-def outside(resolver: SystemResolver, own_ports: Callable[[], frozenset[int]]) -> Outside:
-    """Return what all sandboxes of this process share; `own_ports` says where the hive itself listens."""
-    return Outside(resolver, dial, HostWatch(own_ports), Capacity(_MOST_LOOK_UPS), Capacity(_most_connections()))
+def outside(
+    resolver: SystemResolver, own_ports: Callable[[], frozenset[int]], connections: int = _MOST_CONNECTIONS
+) -> Outside:
+    """Return what all sandboxes of this process share.
+
+    Args:
+        own_ports: Where the hive itself listens on this host.
+        connections: How many there may be at once.
+    """
+    capacity = Capacity(min(connections, _most_connections()))
+    return Outside(resolver, dial, HostWatch(own_ports), Capacity(_MOST_LOOK_UPS), capacity)
 
 
 def _most_connections() -> int:
     """Return how many there may be: half of the descriptors, two each. The rest is for what no sandbox can take up."""
-    return min(_MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
 
 
 class Control:
@@ -140,7 +148,7 @@ class Control:
         listener = socket.socket(fileno=descriptors[0])
         policy = Policy.parse(message["policy"])
         audit = Audit(self.send, event="egress", sandbox=message["id"], policy=policy.text)
-        proxy = SandboxProxy(listener, policy, Limits.of(message["limits"]), self.outside, audit)
+        proxy = SandboxProxy(policy, Limits.of(message["limits"]), self.outside, audit)
         task = self._tasks.create_task(_until_cancelled(proxy, listener))
         self._proxies[message["id"]] = proxy, task
         self.send({"serves": message["id"], "n": message["n"]})
@@ -161,4 +169,4 @@ class Control:
 
 async def _until_cancelled(proxy: SandboxProxy, listener: socket.socket) -> None:
     with listener:
-        await proxy.serve()
+        await proxy.serve(listener)

@@ -1,4 +1,4 @@
-"""The proxy of one sandbox: accepts on its socket, counts, and gives each connection its exchange."""
+"""The proxy of one sandbox: counts its connections, and gives each its exchange."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 from .audit import Audit
 from .capacity import Share
 from .exchange import Exchange, Outside
+from .lease import Lease
 from .limits import Limits, Meter
 from .policy import Policy
 from .resolver import LookUps
-from .wire import open_end
+from .wire import End, open_end
 
 __all__ = ["SandboxProxy"]
 
@@ -22,17 +23,22 @@ _PAUSE_SECONDS = 0.1
 
 
 class SandboxProxy:
-    """Serves whoever connects to `listener`, under one policy. The listener stays its owner's to close."""
+    """Serves whoever connects as one sandbox, under one policy.
+
+    Args:
+        lease: How long the policy may be acted on; None: as long as it is the one.
+    """
 
     def __init__(
-        self, listener: socket.socket, policy: Policy, limits: Limits, outside: Outside, audit: Audit
+        self, policy: Policy, limits: Limits, outside: Outside, audit: Audit, lease: Lease | None = None
     ) -> None:
-        self._listener = listener
         self._policy = policy
         self._limits = limits
         self._world = outside
         self._audit = audit
-        self._look_ups = LookUps(outside.resolve, Share(outside.look_ups, limits.look_ups), limits.connect_seconds)
+        self._lease = lease
+        share = Share(outside.look_ups, limits.look_ups)
+        self._look_ups = LookUps(outside.resolve, share, limits.connect_seconds, lease)
         self._total = Meter(limits.sandbox_bytes, "sandbox_bytes")
         self._room = Share(outside.connections, limits.connections + _OVERFLOW)
         self._exchanges: dict[asyncio.Task[None], Exchange] = {}
@@ -56,14 +62,14 @@ class SandboxProxy:
             if not before.is_within(policy) and not exchange.is_still_granted():
                 task.cancel()
 
-    async def serve(self) -> None:
-        """Accept until cancelled; then every connection is ended."""
+    async def serve(self, listener: socket.socket) -> None:
+        """Accept until cancelled; then every connection is ended. The listener stays its owner's to close."""
         loop = asyncio.get_running_loop()
-        self._listener.setblocking(False)
+        listener.setblocking(False)
         async with asyncio.TaskGroup() as exchanges:
             while True:
                 try:
-                    connection, _ = await loop.sock_accept(self._listener)
+                    connection, _ = await loop.sock_accept(listener)
                 except OSError:
                     # Out of descriptors, most likely: those that are open have to end first.
                     await asyncio.sleep(_PAUSE_SECONDS)
@@ -73,15 +79,29 @@ class SandboxProxy:
                 except asyncio.CancelledError:
                     connection.close()
                     raise
-                self._accepted += 1
-                self._open += 1
+                self._enter()
                 exchanges.create_task(self._exchange(connection))
 
-    async def _exchange(self, connection: socket.socket) -> None:
+    async def take(self, client: End) -> None:
+        """Serve a connection that somebody else has accepted, once there is room for it."""
+        try:
+            await self._room.enter()
+        except asyncio.CancelledError:
+            client.abort()
+            raise
+        self._enter()
+        await self._exchange(client)
+
+    def _enter(self) -> None:
+        self._accepted += 1
+        self._open += 1
+
+    async def _exchange(self, connection: socket.socket | End) -> None:
         task = asyncio.current_task()
         assert task is not None
         try:
-            client = await open_end(connection, self._limits.head_bytes)
+            is_open = isinstance(connection, End)
+            client = connection if is_open else await open_end(connection, self._limits.head_bytes)
             exchange = Exchange(
                 client=client,
                 policy=self._policy,
@@ -90,6 +110,7 @@ class SandboxProxy:
                 look_ups=self._look_ups,
                 total=self._total,
                 report=self._audit,
+                lease=self._lease,
                 crowded=self._open > self._limits.connections,
             )
             self._exchanges[task] = exchange

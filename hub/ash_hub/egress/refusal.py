@@ -12,6 +12,7 @@ STATUS_PHRASES = {
     429: "Too Many Requests",
     431: "Request Header Fields Too Large",
     502: "Bad Gateway",
+    503: "Service Unavailable",
     504: "Gateway Timeout",
 }
 """The statuses that the proxy itself answers with."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from .addresses import Network, Surroundings, local_networks4, local_networks6
 from .capacity import Share
+from .lease import Lease
 from .names import Address
 from .refusal import Refusal
 
@@ -53,12 +54,14 @@ class LookUps:
     Args:
         share: How many there may be at once.
         seconds: How long one waits for its turn, and again for its answer.
+        lease: None is asked for while this does not hold.
     """
 
-    def __init__(self, resolve: Resolve, share: Share, seconds: float) -> None:
+    def __init__(self, resolve: Resolve, share: Share, seconds: float, lease: Lease | None = None) -> None:
         self._resolve = resolve
         self._share = share
         self._seconds = seconds
+        self._lease = lease
 
     @property
     def count(self) -> int:
@@ -77,6 +80,12 @@ class LookUps:
         except TimeoutError:
             message = "other names that this sandbox has asked for are still being looked up"
             raise Refusal("too_many_look_ups", message, status=429) from None
+        try:
+            if self._lease is not None:
+                await self._lease.held()
+        except asyncio.CancelledError:
+            self._share.leave()
+            raise
         look_up = asyncio.ensure_future(self._resolve(name, as_host_does=as_host_does))
         look_up.add_done_callback(lambda _: self._share.leave())
         try:

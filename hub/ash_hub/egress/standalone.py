@@ -1,4 +1,4 @@
-"""The proxy by itself, as in a pod: a configuration says which sandboxes it serves, and where it listens for each.
+"""The proxy by itself: a configuration says which sandboxes it serves, and where it listens for each.
 
 The configuration is one JSON object:
 
@@ -36,7 +36,7 @@ from .privileges import give_up_privileges, polling_loop
 from .proxy import SandboxProxy
 from .resolver import SystemResolver
 
-__all__ = ["run"]
+__all__ = ["listener", "run", "write"]
 
 _BACKLOG = 512
 
@@ -51,7 +51,7 @@ def run(path: Path) -> None:
     own_ports, sandboxes = _read(path)
     with ExitStack() as stack:
         # Before privileges are given up, which it may take to listen there.
-        listeners = [stack.enter_context(_listener(sandbox.listen)) for sandbox in sandboxes]
+        listeners = [stack.enter_context(listener(sandbox.listen)) for sandbox in sandboxes]
         resolver = SystemResolver()
         give_up_privileges(tied=False)
         os.set_blocking(1, False)
@@ -86,7 +86,8 @@ def _sandbox(
     return _Sandbox(id, listen, Policy.parse(policy), Limits(**limits or {}))
 
 
-def _listener(place: str) -> socket.socket:
+def listener(place: str) -> socket.socket:
+    """Listen at `host:port`, or at the path of a Unix socket, which is made anew."""
     if place.startswith("/"):
         if os.path.exists(place) and stat.S_ISSOCK(os.stat(place).st_mode):
             os.unlink(place)
@@ -107,19 +108,19 @@ async def _serve(
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     shared = outside(resolver, lambda: own_ports)
     async with asyncio.TaskGroup() as tasks:
-        serving = [tasks.create_task(_proxy(*one, shared).serve()) for one in served]
-        _write({"ready": True, "user": os.geteuid()})
+        serving = [tasks.create_task(_proxy(sandbox, shared).serve(listener)) for listener, sandbox in served]
+        write({"ready": True, "user": os.geteuid()})
         await ended.wait()
         for task in serving:
             task.cancel()
 
 
-def _proxy(listener: socket.socket, sandbox: _Sandbox, shared: Outside) -> SandboxProxy:
-    audit = Audit(_write, event="egress", sandbox=sandbox.id, policy=sandbox.policy.text)
-    return SandboxProxy(listener, sandbox.policy, sandbox.limits, shared, audit)
+def _proxy(sandbox: _Sandbox, shared: Outside) -> SandboxProxy:
+    audit = Audit(write, event="egress", sandbox=sandbox.id, policy=sandbox.policy.text)
+    return SandboxProxy(sandbox.policy, sandbox.limits, shared, audit)
 
 
-def _write(record: Record) -> bool:
+def write(record: Record) -> bool:
     """Write a line, and say whether there was room for it: no request waits for whoever reads the log."""
     try:
         os.write(1, json.dumps(record).encode() + b"\n")

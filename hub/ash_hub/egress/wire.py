@@ -7,6 +7,7 @@ import contextlib
 import socket
 from dataclasses import dataclass
 
+from .lease import Lease
 from .limits import Limits, Meter
 from .refusal import Refusal
 
@@ -86,24 +87,31 @@ async def read_line(end: End) -> bytes:
 
 
 class Clock:
-    """Ends an exchange when nothing has moved for too long, or when it has lasted too long."""
+    """Ends an exchange when nothing has moved for too long, or when it has lasted too long.
 
-    def __init__(self, limits: Limits, meter: Meter) -> None:
+    Args:
+        lease: What has come waits while this does not hold.
+    """
+
+    def __init__(self, limits: Limits, meter: Meter, lease: Lease | None = None) -> None:
         loop = asyncio.get_running_loop()
         self._now = loop.time
         self._idle = limits.idle_seconds
         self._last = loop.time() + limits.total_seconds
         self._meter = meter
+        self._lease = lease
         self.scope = asyncio.timeout_at(self._next())
 
     def _next(self) -> float:
         return min(self._now() + self._idle, self._last)
 
-    def moved(self, count: int) -> None:
-        """Count bytes that have come."""
+    async def moved(self, count: int) -> None:
+        """Count bytes that have come, and return once they may go on."""
         self._meter.add(count)
         if not self.scope.expired():
             self.scope.reschedule(self._next())
+        if self._lease is not None:
+            await self._lease.held()
 
     def spent(self) -> str:
         """Name which of the two times is over."""
@@ -125,7 +133,7 @@ async def copy(source: End, sink: End, clock: Clock, count: int | None = None) -
             with contextlib.suppress(OSError):
                 sink.writer.write_eof()
             return
-        clock.moved(len(data))
+        await clock.moved(len(data))
         if left is not None:
             left -= len(data)
         await sink.send(data)

@@ -24,6 +24,7 @@ from ash_hub.egress.addresses import Surroundings
 from ash_hub.egress.audit import Audit, Record
 from ash_hub.egress.capacity import Capacity
 from ash_hub.egress.exchange import Outside
+from ash_hub.egress.lease import Lease
 from ash_hub.egress.limits import Limits
 from ash_hub.egress.names import Address
 from ash_hub.egress.policy import Policy
@@ -107,6 +108,7 @@ async def proxying(
     dialling: Any = dial,
     limits: Limits | None = None,
     surroundings: Surroundings | None = None,
+    lease: Lease | None = None,
 ) -> AsyncGenerator[Proxy]:
     """Run one sandbox's proxy on a Unix socket; nothing leaves this machine."""
     records: list[Record] = []
@@ -122,8 +124,8 @@ async def proxying(
         known = surroundings or Surroundings()
         outside = Outside(names or Names(), dialling, lambda: known, Capacity(256), Capacity(1024))
         audit = Audit(keep, sandbox="sbx-test")
-        proxy = SandboxProxy(listener, Policy.parse(policy), limits or Limits(), outside, audit)
-        serving = asyncio.create_task(proxy.serve())
+        proxy = SandboxProxy(Policy.parse(policy), limits or Limits(), outside, audit, lease)
+        serving = asyncio.create_task(proxy.serve(listener))
         try:
             yield Proxy(path, proxy, records)
         finally:
