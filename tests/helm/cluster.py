@@ -42,6 +42,7 @@ def on_one_node(namespace: str) -> dict[str, Any]:
     return {
         "image": {"repository": "localhost/ash/hub", "tag": "dev"},
         "hub": {"resources": _SMALL},
+        "egress": {"resources": _SMALL},
         "redis": {"image": "localhost/ash/redis:dev", "persistence": {"enabled": False}, "resources": _SMALL},
         "sandboxes": {
             "namespace": f"{namespace}-sandboxes",

@@ -19,6 +19,7 @@ HUB: Final = {
 }
 ROUTER: Final = {**HUB, "app.kubernetes.io/component": "router"}
 REDIS: Final = {**HUB, "app.kubernetes.io/component": "redis"}
+EGRESS: Final = {**HUB, "app.kubernetes.io/component": "egress"}
 STRANGER: Final = {"app": "stranger"}
 DNS: Final = {"k8s-app": "kube-dns"}
 
@@ -55,20 +56,27 @@ class Policies:
             for rule in rules
         )
 
-    def lets_out_to_pod(self, origin: Labels, to: Labels, to_namespace: str, port: int) -> bool:
-        rules = self._rules("Egress", origin, SANDBOXES)
+    def lets_out_to_pod(
+        self, origin: Labels, to: Labels, to_namespace: str, port: int, *, namespace: str = SANDBOXES
+    ) -> bool:
+        rules = self._rules("Egress", origin, namespace)
         return rules is None or any(
-            self._port(rule, port) and any(self._peer(it, SANDBOXES, to, to_namespace) for it in rule["to"])
+            self._port(rule, port)
+            and ("to" not in rule or any(self._peer(it, namespace, to, to_namespace) for it in rule["to"]))
             for rule in rules
         )
 
-    def lets_out_to_address(self, origin: Labels, text: str, port: int = 443) -> bool:
-        rules, address = self._rules("Egress", origin, SANDBOXES), ip_address(text)
+    def lets_out_to_address(self, origin: Labels, text: str, port: int = 443, *, namespace: str = SANDBOXES) -> bool:
+        rules, address = self._rules("Egress", origin, namespace), ip_address(text)
         blocks = [
-            it["ipBlock"] for rule in rules or () for it in rule["to"] if "ipBlock" in it and self._port(rule, port)
+            it["ipBlock"]
+            for rule in rules or ()
+            for it in rule.get("to", ())
+            if "ipBlock" in it and self._port(rule, port)
         ]
         return rules is None or any(
-            address in ip_network(block["cidr"]) and not any(address in ip_network(it) for it in block["except"])
+            address in ip_network(block["cidr"])
+            and not any(address in ip_network(it) for it in block.get("except", ()))
             for block in blocks
             if ip_network(block["cidr"]).version == address.version
         )
@@ -154,6 +162,56 @@ def test_a_sandbox_on_the_internet_reaches_no_address_that_the_egress_proxy_woul
 ) -> None:
     assert kind_of(ip_address(address)) is not None
     assert not policies.lets_out_to_address(sandbox("internet"), address)
+
+
+def test_a_sandbox_with_a_list_of_domains_reaches_the_egress_proxies_and_nothing_else(policies: Policies) -> None:
+    box = sandbox("domains")
+    assert policies.lets_out_to_pod(box, EGRESS, NAMESPACE, 3128)
+    for labels, namespace, port in (
+        (EGRESS, NAMESPACE, 3129),  # for the kubelet
+        (EGRESS, "elsewhere", 3128),
+        (EGRESS, SANDBOXES, 3128),  # who calls itself a proxy
+        (HUB, NAMESPACE, 8420),
+        (HUB, NAMESPACE, 8423),
+        (REDIS, NAMESPACE, 6379),
+        (box, SANDBOXES, 8421),
+    ):
+        assert not policies.lets_out_to_pod(box, labels, namespace, port), (labels, namespace, port)
+    for other in ("none", "internet"):
+        assert not policies.lets_out_to_pod(sandbox(other), EGRESS, NAMESPACE, 3128)
+    without = Policies({"egress": {"enabled": False}})
+    assert not without.lets_out_to_pod(box, EGRESS, NAMESPACE, 3128)
+
+
+def test_an_egress_proxy_takes_only_such_sandboxes_and_reaches_only_what_is_public(policies: Policies) -> None:
+    assert policies.lets_in(EGRESS, NAMESPACE, sandbox("domains"), SANDBOXES, 3128)
+    for labels, namespace, port in (
+        (sandbox("none"), SANDBOXES, 3128),
+        (sandbox("internet"), SANDBOXES, 3128),
+        (sandbox("domains", hive="another"), SANDBOXES, 3128),
+        (sandbox("domains"), "elsewhere", 3128),
+        (sandbox("domains"), SANDBOXES, 3129),
+        (HUB, NAMESPACE, 3128),
+        (STRANGER, NAMESPACE, 3128),
+    ):
+        assert not policies.lets_in(EGRESS, NAMESPACE, labels, namespace, port), (labels, namespace, port)
+    for address in ("1.1.1.1", "2606:4700:4700::1111"):
+        assert policies.lets_out_to_address(EGRESS, address, 8443, namespace=NAMESPACE)
+    for address in ("10.0.0.1", "10.9.0.1", "169.254.169.254", "fc00::1"):
+        assert not policies.lets_out_to_address(EGRESS, address, namespace=NAMESPACE)
+    assert policies.lets_out_to_pod(EGRESS, HUB, NAMESPACE, 8423, namespace=NAMESPACE)
+    assert policies.lets_out_to_pod(EGRESS, DNS, "kube-system", 53, namespace=NAMESPACE)
+    for labels, port in ((HUB, 8420), (HUB, 8422), (REDIS, 6379), (ROUTER, 8420)):
+        assert not policies.lets_out_to_pod(EGRESS, labels, NAMESPACE, port, namespace=NAMESPACE)
+    assert not policies.lets_out_to_pod(EGRESS, sandbox("domains"), SANDBOXES, 8421, namespace=NAMESPACE)
+    wider = Policies(EVERYTHING)
+    assert wider.lets_out_to_address(EGRESS, "10.9.0.1", namespace=NAMESPACE)
+
+
+def test_only_egress_proxies_ask_a_hub_what_a_sandbox_may_reach(policies: Policies) -> None:
+    assert policies.lets_in(HUB, NAMESPACE, EGRESS, NAMESPACE, 8423)
+    for labels, namespace in ((sandbox("domains"), SANDBOXES), (STRANGER, NAMESPACE), (EGRESS, "elsewhere")):
+        assert not policies.lets_in(HUB, NAMESPACE, labels, namespace, 8423)
 
 
 def test_ranges_of_the_cluster_can_be_added() -> None:

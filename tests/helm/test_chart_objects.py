@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from ash_hub.backends.documents import DocumentKind
+from ash_hub.backends.kubernetes.api import Api
+from ash_hub.backends.kubernetes.documents import KubernetesDocuments
+from ash_hub.egress.starting import standing_command
 from ash_hub.spawning.recipes import Catalog
 from tests.helm.chart import (
     CHART,
@@ -75,13 +81,16 @@ def test_every_selector_finds_the_pods_that_it_means(values: dict[str, Any]) -> 
                 continue
         found = {name for name, labels in pods.items() if selector.items() <= labels.items()}
         gateway = "ash-router" if "ash-router" in pods else "ash-hub"
-        means = {"ash": "ash-hub", "control-plane": "ash-hub", "gateway": gateway}
+        means = {"ash": "ash-hub", "control-plane": "ash-hub", "gateway": gateway, "ash-policies": "ash-hub"}
         assert found == {means.get(it["metadata"]["name"], it["metadata"]["name"])}, it["metadata"]["name"]
 
 
 def test_the_seeds_names_are_services_on_port_80() -> None:
     objects = template()
-    assert names(objects, "Service") == {"ash", "control-plane", "gateway", "ash-redis"}
+    assert names(objects, "Service") == {
+        *("ash", "control-plane", "gateway", "ash-redis"),
+        *("ash-egress", "ash-policies"),
+    }
     ports = {name: one(objects, "Service", name)["spec"]["ports"] for name in ("ash", "control-plane", "gateway")}
     assert set(map(str, ports.values())) == {"[{'name': 'http', 'port': 80, 'targetPort': 'http'}]"}
     (container,) = one(objects, "Deployment", "ash-hub")["spec"]["template"]["spec"]["containers"]
@@ -198,9 +207,31 @@ def test_a_router_may_read_keys_and_the_uninstall_may_only_end() -> None:
     assert rules(one(objects, "Role", "ash-uninstall-sandboxes")) == granted("", "pods", "list delete")
 
 
-def test_sandboxes_and_redis_have_no_account_of_the_chart() -> None:
+def test_sandboxes_redis_and_egress_proxies_have_no_account_of_the_chart() -> None:
     accounts = {name: spec.get("automountServiceAccountToken") for name, spec in pod_specs(template(EVERYTHING))}
-    assert accounts["ash-redis"] is False and accounts["ash-test-spawn"] is False
+    assert {accounts[name] for name in ("ash-redis", "ash-test-spawn", "ash-egress")} == {False}
+
+
+def test_an_egress_proxy_is_told_where_the_hubs_are_and_has_the_key_that_they_make() -> None:
+    objects = template({"sandboxes": {"hive": "mine"}})
+    config = json.loads(one(objects, "ConfigMap", "ash-egress")["data"]["egress.json"])
+    spec = one(objects, "Deployment", "ash-egress")["spec"]["template"]["spec"]
+    assert config["hive"] == f"ash-policies.{NAMESPACE}.svc.cluster.local:8423"
+    assert 0 < config["drain_seconds"] < spec["terminationGracePeriodSeconds"] - 5  # which it waits before it is told
+    ports = {it["name"]: it["containerPort"] for it in spec["containers"][0]["ports"]}
+    assert [config["listen"], config["health"]] == [f"0.0.0.0:{ports['proxy']}", f"0.0.0.0:{ports['health']}"]
+    (key,) = [it["secret"]["secretName"] for it in spec["volumes"] if it["name"] == "key"]
+    documents = KubernetesDocuments(cast("Api", None), hive="mine", namespace="n", key_namespace=NAMESPACE)
+    assert documents.path(DocumentKind.KEYS, "egress") == f"/api/v1/namespaces/{NAMESPACE}/secrets/{key}"
+    assert not names(template({"egress": {"enabled": False}}), "Deployment") & {"ash-egress"}
+
+
+def test_an_egress_proxy_starts_by_the_configuration_that_the_chart_gives_it(tmp_path: Path) -> None:
+    """All of it is read before the key is missed, which no hub has made here."""
+    text = one(template(), "ConfigMap", "ash-egress")["data"]["egress.json"]
+    (tmp_path / "egress.json").write_text(text)
+    done = subprocess.run(standing_command(tmp_path / "egress.json"), capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1 and "/etc/ash/key/body" in done.stderr
 
 
 def test_the_namespace_of_sandboxes_enforces_restricted_pod_security() -> None:
@@ -318,4 +349,4 @@ def test_a_new_version_of_the_chart_alone_restarts_nothing(tmp_path: Path) -> No
     newer = shutil.copytree(CHART, tmp_path / "ash")
     about = (newer / "Chart.yaml").read_text()
     (newer / "Chart.yaml").write_text(about.replace("ersion: 0.1.0", "ersion: 0.2.0"))
-    assert running(CHART) == running(newer) and len(running(CHART)) == 3
+    assert running(CHART) == running(newer) and len(running(CHART)) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 
 from ash_hub.backends.kubernetes.settings import KubernetesSettings
 from ash_hub.cli.environment import read_settings
+from ash_hub.egress.limits import Limits
 from ash_hub.settings import HubSettings
 from tests.helm.chart import CHART, EVERYTHING, NAMESPACE, environment, notes, refusal, template
 
@@ -24,7 +26,10 @@ SET_BY_THE_CHART: Final = {
     *("tls_cert", "tls_key"),  # an Ingress or a Gateway speaks https
     "idle_exit_seconds",  # Kubernetes would start it again
 }
-SET_OF_THE_BACKEND: Final = {"kind", "hive", "namespace", "system_namespace", "kubeconfig", "context", "canary"}
+SET_OF_THE_BACKEND: Final = {
+    *("kind", "hive", "namespace", "system_namespace", "kubeconfig", "context"),
+    *("canary", "egress_proxy", "egress_listen"),
+}
 
 
 def fields(model: type[BaseModel]) -> dict[str, Any]:
@@ -58,6 +63,7 @@ def test_the_settings_of_the_backend_that_the_chart_takes_are_those_of_the_backe
     known = KubernetesSettings.model_fields.keys() - SET_OF_THE_BACKEND
     settings = schema()["properties"]["sandboxes"]["properties"]["settings"]
     assert settings["properties"].keys() == known
+    assert settings["properties"]["egress"]["properties"].keys() == {it.name for it in dataclasses.fields(Limits)}
     assert settings["additionalProperties"] is False
 
 
@@ -144,9 +150,13 @@ def test_the_backend_is_told_its_settings_by_their_names(monkeypatch: pytest.Mon
         "image": "localhost/ash/recipes:dev",
         "image_pull_policy": "IfNotPresent",
         "canary": "10.1.2.3:8420",
+        "egress_proxy": f"ash-egress.{NAMESPACE}.svc.cluster.local:3128",
+        "egress_listen": "0.0.0.0:8423",
     }
     backend = settings_of(EVERYTHING, monkeypatch).backend
-    assert KubernetesSettings.model_validate(backend).workspace == "10Gi"
+    read = KubernetesSettings.model_validate(backend)
+    assert read.workspace == "10Gi" and read.egress.encrypted_hello and read.private_egress
+    assert "egress_proxy" not in settings_of({"egress": {"enabled": False}}, monkeypatch).backend
 
 
 @pytest.mark.parametrize("service", ["ash", "control-plane", "gateway"])
@@ -182,6 +192,9 @@ def test_routers_have_the_settings_of_the_hubs(monkeypatch: pytest.MonkeyPatch) 
         ({"redis": {"persistence": {"size": "a lot"}}}, "/redis/persistence/size"),
         ({"recipes": {"Dice": "x"}}, "Dice"),
         ({"networkPolicies": {"blocked": ["10.0.0.0"]}}, "/networkPolicies/blocked/0"),
+        ({"egress": {"reach": ["10.0.0.0/8"]}}, "/egress/reach/0"),
+        ({"egress": {"enabled": False}, "sandboxes": {"settings": {"internet_by_proxy": True}}}, "egress.enabled"),
+        ({"sandboxes": {"settings": {"egress": {"connection": 3}}}}, "connection"),
         ({"httpRoute": {"timeouts": {"request": "5 minutes"}}}, "/httpRoute/timeouts/request"),
         ({"runtimeClasses": {"wasm": {"enabled": True}}}, "handler"),
         ({"uninstall": {"timeoutSeconds": 5}}, "/uninstall/timeoutSeconds"),

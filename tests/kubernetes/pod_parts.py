@@ -174,7 +174,8 @@ async def under_test(cluster: Cluster, **more: Any) -> AsyncGenerator[BackendUnd
 
     async def left() -> Sequence[str]:
         found = [await cluster.api.get(path, labelSelector=f"ash/hive={settings.hive}") for path in collections]
-        return [str(each["metadata"]["name"]) for page in found if page is not None for each in page["items"]]
+        names = [str(each["metadata"]["name"]) for page in found if page is not None for each in page["items"]]
+        return [name for name in names if name != f"ash-{settings.hive}-keys-egress"]  # the hive's, not a sandbox's
 
     async with KubernetesBackend(settings) as backend:
 
@@ -192,7 +193,7 @@ async def under_test(cluster: Cluster, **more: Any) -> AsyncGenerator[BackendUnd
             another=lambda: KubernetesBackend(settings),
             leftovers=left,
             death_seconds=5.0,
-            changes_networks=False,
+            changes_networks=settings.internet_by_proxy,
             prison=prison_of(settings),
         )
         for instance in await backend.list():

@@ -1,4 +1,4 @@
-"""A sandbox without a network is handed over when it was seen to have none: a whole hive, a pod in the hub's place."""
+"""A sandbox of `none` or of a list is handed over when its canary refused: a whole hive, a pod in the hub's place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from ash_mcp import Hive, StartFailed
 from ash_mcp.client import Sandbox
-from tests.kubernetes.conftest import NAMESPACES, RUNTIMES, Cluster, require_class
+from tests.kubernetes.conftest import NAMESPACES, Cluster, require_class
 from tests.kubernetes.network_parts import HUB, TCP, Target, apply_policies, pod, port_of
 from tests.kubernetes.pod_parts import environment_of, serving
 
@@ -30,6 +30,8 @@ async def hive(cluster: Cluster, hub: Target, monkeypatch: pytest.MonkeyPatch) -
     for name, value in environment_of(cluster).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("ASH_HUB_BACKEND__CANARY", f"{hub.host}:{hub.port}")
+    monkeypatch.setenv("ASH_HUB_BACKEND__EGRESS_PROXY", f"{hub.host}:3128")  # where none is
+    monkeypatch.setenv("ASH_HUB_BACKEND__EGRESS_LISTEN", "127.0.0.1:0")
     with tempfile.TemporaryDirectory(prefix="ash-", dir="/tmp") as home:
         async with serving(Path(home)) as url, Hive(url) as opened:
             yield opened
@@ -49,9 +51,11 @@ async def runs(cluster: Cluster) -> bool:
     return any(each["status"].get("phase") == "Running" for each in (found or {})["items"])
 
 
-@pytest.mark.parametrize("runtime_class", RUNTIMES)
-async def test_a_sandbox_without_a_network_waits_until_its_policy_holds(
-    runtime_class: str | None, cluster: Cluster, hub: Target, hive: Hive
+@pytest.mark.parametrize(
+    ("runtime_class", "network"), [(None, "none"), ("gvisor", "none"), (None, ["example.com"])], ids=str
+)
+async def test_a_sandbox_that_may_not_go_out_directly_waits_until_its_policy_holds(
+    runtime_class: str | None, network: str | list[str], cluster: Cluster, hub: Target, hive: Hive
 ) -> None:
     await require_class(cluster.api, runtime_class)
     async with hive.spawn("general", network="internet", runtime_class=runtime_class) as open_one:
@@ -59,7 +63,7 @@ async def test_a_sandbox_without_a_network_waits_until_its_policy_holds(
     made: list[Sandbox] = []
 
     async def spawn() -> None:
-        made.append(await hive.spawn("general", network="none", runtime_class=runtime_class))
+        made.append(await hive.spawn("general", network=network, runtime_class=runtime_class))
 
     with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:

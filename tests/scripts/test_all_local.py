@@ -99,7 +99,7 @@ def test_a_kind_with_a_hive_is_upgraded_and_runs_the_new_images(machine: Machine
     ]
     hub = "kubectl --context kind-ash --namespace ash rollout"
     assert [call for call in calls if " rollout " in call] == [
-        f"{hub} restart deployment/ash-hub",
+        f"{hub} restart deployment/ash-hub deployment/ash-egress",
         f"{hub} status deployment/ash-hub --timeout 5m",
     ]
     assert "made before" in said and "ash_secret" not in said

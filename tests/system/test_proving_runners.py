@@ -124,17 +124,22 @@ async def test_what_a_claim_brings_cannot_be_read_on_the_way_nor_come_otherwise(
 
 
 @pytest.mark.parametrize("launcher", [None, [sys.executable, "-c", SUBREAPER]], ids=["alone", "below a reaper"])
-def test_the_key_is_kept_from_what_runs_inside_and_from_proc(launcher: list[str] | None) -> None:
+def test_the_keys_are_kept_from_what_runs_inside_and_from_proc(
+    launcher: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASH_EGRESS_TOKEN", "t0ken-value")
     key = base64.b64encode(OURS["secret"])
     how: dict[str, Any] = OURS if launcher is None else {**OURS, "launcher": launcher}
     with running(ECHO, **how) as runner, runner.http() as http:
         found = modern_call(http, "ash_exec", {"command": "env; echo $PPID"})["structuredContent"]["stdout"]
         assert "PATH=" in found and "ASH_SANDBOX_KEY" not in found and key.decode() not in found
+        assert "t0ken-value" not in found
         # not even root finds it there, of the process that serves or of the one that reaps
         for process in (runner.process.pid, int(found.split()[-1])):
             environ = Path(f"/proc/{process}/environ")
             if os.geteuid() == 0:
                 assert b"ASH_SANDBOX_KEY=" in (shown := environ.read_bytes()) and key not in shown
+                assert b"ASH_EGRESS_TOKEN=" in shown and b"t0ken-value" not in shown
             else:
                 with pytest.raises(PermissionError):
                     environ.read_bytes()

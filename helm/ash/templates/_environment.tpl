@@ -24,6 +24,19 @@
 {{- $hosts | uniq | toJson -}}
 {{- end }}
 
+{{/* Every address of a pod, as the sandboxes' setting has it. */}}
+{{- define "ash.anywhere" -}}
+{{- ternary "[::]" "0.0.0.0" (eq (.Values.sandboxes.settings.listen_host | default "") "::") -}}
+{{- end }}
+
+{{/* What an egress proxy reads (hub/ash_hub/egress/shared.py). */}}
+{{- define "ash.egressConfig" -}}
+{{- $any := include "ash.anywhere" . -}}
+{{- $hive := printf "%s-policies.%s.svc.%s:8423" (include "ash.name" .) .Release.Namespace .Values.clusterDomain -}}
+{{- $drain := sub (int .Values.egress.terminationGracePeriodSeconds) 8 -}}
+{{- dict "listen" (printf "%s:3128" $any) "health" (printf "%s:3129" $any) "hive" $hive "key" "/etc/ash/key/body" "connections" .Values.egress.connections "drain_seconds" $drain | toJson -}}
+{{- end }}
+
 {{- define "ash.environment" -}}
 {{- $settings := deepCopy .Values.hub.settings -}}
 {{- $auth := $settings.auth | default dict -}}
@@ -36,6 +49,10 @@
 {{- $_ := set $settings "recipe_dirs" (append ($settings.recipe_dirs | default list) "/etc/ash/recipes") -}}
 {{- end -}}
 {{- $backend := dict "kind" "kubernetes" "hive" (include "ash.hive" .) "namespace" (include "ash.sandboxNamespace" .) "system_namespace" .Release.Namespace -}}
+{{- if .Values.egress.enabled -}}
+{{- $_ := set $backend "egress_proxy" (printf "%s-egress.%s.svc.%s:3128" (include "ash.name" .) .Release.Namespace .Values.clusterDomain) -}}
+{{- $_ := set $backend "egress_listen" (printf "%s:8423" (include "ash.anywhere" .)) -}}
+{{- end -}}
 {{- $_ := set $settings "backend" (mergeOverwrite (deepCopy .Values.sandboxes.settings) $backend) -}}
 {{- range $name, $value := $settings -}}
 {{- if not (kindIs "invalid" $value) }}

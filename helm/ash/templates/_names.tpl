@@ -37,6 +37,22 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- if or .Values.redis.enabled .Values.redis.url .Values.redis.existingSecret.name }}true{{ end -}}
 {{- end }}
 
+{{/* A rule of a NetworkPolicy that lets out to public addresses. */}}
+{{- define "ash.internet" -}}
+{{- $blocked4 := list }}
+{{- $blocked6 := list }}
+{{- range .Values.networkPolicies.blocked }}
+{{- if contains ":" . }}{{ $blocked6 = append $blocked6 . }}{{ else }}{{ $blocked4 = append $blocked4 . }}{{ end }}
+{{- end }}
+- to:
+    - ipBlock:
+        cidr: 0.0.0.0/0
+        except: {{- toYaml $blocked4 | nindent 10 }}
+    - ipBlock:
+        cidr: ::/0
+        except: {{- toYaml $blocked6 | nindent 10 }}
+{{- end }}
+
 {{/* A selector of what may speak to sandboxes and to Redis: hubs, and routers where there are some. */}}
 {{- define "ash.callers" -}}
 matchLabels:

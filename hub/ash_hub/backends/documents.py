@@ -17,7 +17,7 @@ __all__ = ["MAX_DOCUMENT_BYTES", "DocumentKind", "Documents", "MemoryDocuments",
 MAX_DOCUMENT_BYTES: Final = 1024 * 1024
 """Of one document: as much as the Kubernetes API takes in a ConfigMap."""
 
-_KEY_NAMES: Final = ("hive", "keys")
+_KEY_NAMES: Final = ("hive", "keys", "egress")
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,98}[a-z0-9])?")
 
 
@@ -25,7 +25,8 @@ class DocumentKind(StrEnum):
     TOOLSETS = "toolsets"
     """Named by the hash of their content; what is there under a name never changes."""
     KEYS = "keys"
-    """Secret. `keys`: the hive's API keys, replaced whole. `hive`: its own private key, made once."""
+    """Secret. `keys`: the hive's API keys, replaced whole. `hive`: its own private key, made once.
+    `egress`: what it and its egress proxies share, made once."""
 
 
 class Documents(Protocol):

@@ -1,17 +1,19 @@
-"""The keys that a hive has as documents of its backend: its own private key, and the API keys."""
+"""The keys that a hive has as documents of its backend: its own private key, its egress proxies', and the API keys."""
 
 from __future__ import annotations
 
+import secrets
 from typing import Final, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ash_hub.backends.documents import MAX_DOCUMENT_BYTES, DocumentKind, Documents
+from ash_hub.egress.signing import read_key
 from ash_mcp.errors import ConfigError, Conflict, ConnectFailed
 from ash_router.admission.api_keys import ApiKey, KeyChange, parse_keys, write_keys
 from ash_router.upstream.call_tokens import new_hive_key, read_hive_key
 
-__all__ = ["change_api_keys", "keep_hive_key", "kept_hive_key", "read_api_keys"]
+__all__ = ["change_api_keys", "keep_egress_key", "keep_hive_key", "kept_hive_key", "read_api_keys"]
 
 T = TypeVar("T")
 
@@ -28,12 +30,27 @@ async def keep_hive_key(documents: Documents) -> Ed25519PrivateKey:
     """
     if (found := await kept_hive_key(documents)) is not None:
         return found
-    made = new_hive_key()
+    return read_hive_key(await _kept_first(documents, "hive", new_hive_key()), _HIVE_KEY)
+
+
+async def keep_egress_key(documents: Documents) -> bytes:
+    """Return the key that a hive shares with its egress proxies, made if there is none; raises as `keep_hive_key`."""
+    found = await documents.read(DocumentKind.KEYS, "egress")
+    if found is None:
+        found = await _kept_first(documents, "egress", secrets.token_hex(32).encode())
     try:
-        await documents.replace(DocumentKind.KEYS, "hive", made, instead_of=None)
+        return read_key(found)
+    except ValueError as error:
+        raise ConfigError(f"{error}; delete the hive's document of it to make a new one") from error
+
+
+async def _kept_first(documents: Documents, name: str, made: bytes) -> bytes:
+    """Keep a key where there is none, and return the one that was first."""
+    try:
+        await documents.replace(DocumentKind.KEYS, name, made, instead_of=None)
     except Conflict:
-        made = await documents.read(DocumentKind.KEYS, "hive") or b""
-    return read_hive_key(made, _HIVE_KEY)
+        return await documents.read(DocumentKind.KEYS, name) or b""
+    return made
 
 
 async def kept_hive_key(documents: Documents) -> Ed25519PrivateKey | None:

@@ -25,7 +25,7 @@ def runner_config(
 
     Args:
         workspace: Its path inside the sandbox, as that of `home`.
-        egress: The path inside of the egress proxy's socket; None where there is none.
+        egress: The egress proxy: the path inside of its socket, or `host:port`; None where there is none.
         canary: `host:port` that must refuse before the sandbox is ready; None: nothing must.
     """
     more = {"egress": egress, "canary": canary, "network_note": spec.network_note or None}

@@ -15,10 +15,10 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end_at_once)
     from ash_recipes.runner import init
-    from ash_recipes.runner.own_memory import close_memory, take_key
+    from ash_recipes.runner.own_memory import KEY_VARIABLE, TOKEN_VARIABLE, close_memory, take_secret
 
     close_memory()  # before the fork: the first process's environment is the same
-    key = take_key(os.environ)
+    key, egress_token = take_secret(os.environ, KEY_VARIABLE), take_secret(os.environ, TOKEN_VARIABLE)
     init.become_if_needed()
     # A tenth of the start would be a search for garbage among what is imported, which is none.
     usual = gc.get_threshold()
@@ -28,7 +28,7 @@ def main() -> int:
     from ash_recipes.runner.listener import open_listener
 
     try:
-        config = take_from(os.environ, key)
+        config = take_from(os.environ, key, egress_token)
         listener = open_listener(config)
     except ConfigProblem as exc:
         sys.stderr.write(f"runner: {exc}\n")

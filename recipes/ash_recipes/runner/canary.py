@@ -1,4 +1,4 @@
-"""Sees whether the network policy of a sandbox without a network is in force yet: its canary must refuse.
+"""Sees whether the network policy of a sandbox is in force yet, where it has one: its canary must refuse.
 
 A pod is open until the cluster's network plugin has heard of it. This runs in a thread of its own: the main loop
 stands still while a recipe is imported, and would take an answer that has come for one that has not.

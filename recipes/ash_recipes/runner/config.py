@@ -17,6 +17,7 @@ PRIVATE_VARIABLES = (
     "ASH_LISTEN",
     "ASH_RUNNER_CONFIG",
     "ASH_SANDBOX_KEY",
+    "ASH_EGRESS_TOKEN",
     "PYTHONPATH",
     "PYTHONHOME",
 )
@@ -52,18 +53,21 @@ class RunnerConfig:
     workspace: Path = Path("/workspace")
     home: Path = Path("/home/sandbox")
     egress: str = ""
-    """The Unix socket of the hive's egress proxy; empty where there is none."""
+    """The hive's egress proxy: a Unix socket, or `host:port`; empty where there is none."""
+    egress_token: str = field(default="", repr=False)
+    """What proves this sandbox to a proxy at `host:port`."""
     canary: tuple[str, int] | None = None
     """What the network policy of this sandbox must refuse before it is ready; None where nothing is asked."""
     network_note: str = ""
     """Which network there is and why, where that is less than the recipe asks for; empty otherwise."""
 
 
-def take_from(environ: MutableMapping[str, str], key: str = "") -> RunnerConfig:
+def take_from(environ: MutableMapping[str, str], key: str = "", egress_token: str = "") -> RunnerConfig:
     """Read the configuration and remove every variable of `PRIVATE_VARIABLES` from `environ`.
 
     Args:
         key: Base64 of the 32 bytes of `RunnerConfig.key`.
+        egress_token: As `RunnerConfig.egress_token`.
 
     Raises:
         ConfigProblem: A variable is missing or says something else than docs/runner.md.
@@ -82,7 +86,8 @@ def take_from(environ: MutableMapping[str, str], key: str = "") -> RunnerConfig:
             server=_mapping(raw, "server"),
             env={str(name): str(value) for name, value in _mapping(raw, "env").items()},
             workspace=Path(str(raw.get("workspace") or os.getcwd())),
-            egress=str(raw.get("egress", "")),
+            egress=_egress(str(raw.get("egress", ""))),
+            egress_token=egress_token,
             canary=_address(str(raw["canary"])) if "canary" in raw else None,
             network_note=str(raw.get("network_note", "")),
             home=Path(str(raw.get("home") or environ.get("HOME") or os.getcwd())),
@@ -117,6 +122,12 @@ def _address(text: str) -> tuple[str, int]:
     if not port.isdecimal() or not host:
         raise ValueError(f"{text!r} is not host:port")
     return host.strip("[]"), int(port)
+
+
+def _egress(place: str) -> str:
+    if place and not place.startswith("/"):
+        _address(place)
+    return place
 
 
 def _config(text: str) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Keeps what the runner knows from what else runs in the sandbox: its memory, and the key in its environment."""
+"""Keeps what the runner knows from what else runs in the sandbox: its memory, and the secrets in its environment."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import ctypes
 import sys
 from collections.abc import MutableMapping
 
-__all__ = ["KEY_VARIABLE", "close_memory", "take_key"]
+__all__ = ["KEY_VARIABLE", "TOKEN_VARIABLE", "close_memory", "take_secret"]
 
 KEY_VARIABLE = "ASH_SANDBOX_KEY"
+TOKEN_VARIABLE = "ASH_EGRESS_TOKEN"
 _PR_SET_DUMPABLE = 4
 
 
@@ -18,13 +19,13 @@ def close_memory() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def take_key(environ: MutableMapping[str, str]) -> str:
-    """Return the sandbox's key and remove it from `environ` and from what `/proc` shows of this process."""
-    key = environ.get(KEY_VARIABLE, "")
+def take_secret(environ: MutableMapping[str, str], name: str) -> str:
+    """Return a variable, or nothing, and remove it from `environ` and from what `/proc` shows of this process."""
+    secret = environ.get(name, "")
     getenv = ctypes.CDLL(None).getenv
     getenv.restype = ctypes.c_void_p
-    at = getenv(KEY_VARIABLE.encode())
+    at = getenv(name.encode())
     if at:
-        ctypes.memset(at, 0, len(key))
-    environ.pop(KEY_VARIABLE, None)
-    return key
+        ctypes.memset(at, 0, len(secret))
+    environ.pop(name, None)
+    return secret

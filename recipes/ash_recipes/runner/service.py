@@ -25,7 +25,7 @@ from ash_recipes.runner.app import RunnerApp
 from ash_recipes.runner.canary import problem
 from ash_recipes.runner.config import RunnerConfig
 from ash_recipes.runner.context import Context, Environment
-from ash_recipes.runner.forwarder import forwarding, proxy_variables
+from ash_recipes.runner.forwarder import forwarding, greeting, proxy_variables
 from ash_recipes.runner.health import Health
 from ash_recipes.runner.listener import is_network
 from ash_recipes.runner.processes import end_children
@@ -86,7 +86,8 @@ async def _serve(
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(context.jobs)
         if config.egress:
-            await stack.enter_async_context(forwarding(config.egress))
+            first = greeting(config.sandbox_id, config.egress_token) if config.egress_token else b""
+            await stack.enter_async_context(forwarding(config.egress, first=first))
         server: RecipeServer | str
         try:
             server = await stack.enter_async_context(open_server(config, context))

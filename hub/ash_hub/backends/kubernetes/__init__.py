@@ -4,6 +4,7 @@ backend.py    the Backend of a cluster
 settings.py   its settings
 pods.py       the pod of a sandbox, and what its status means; merge.py: a pod template over it
 image_server.py  what differs for an image that is a server by itself; variables.py: the Secrets of its variables
+egress.py     how sandboxes get to the egress proxies, and what these are told
 informer.py   one collection of the API server, followed
 documents.py  the hive's documents, in ConfigMaps and Secrets
 probe.py      what `ash doctor` says of a cluster; rights.py: what a hive's account needs there; matching.py: what

@@ -18,6 +18,7 @@ from ash_hub.backends._broadcast import Broadcast
 from ash_hub.backends.base import BackendEvent, Exit, Instance, Phase
 from ash_hub.backends.kubernetes.api import ApiRefusal, Json, open_api
 from ash_hub.backends.kubernetes.documents import KubernetesDocuments
+from ash_hub.backends.kubernetes.egress import POLICY_SECONDS, ways_out
 from ash_hub.backends.kubernetes.informer import Informer
 from ash_hub.backends.kubernetes.pods import (
     CONTAINER,
@@ -25,6 +26,7 @@ from ash_hub.backends.kubernetes.pods import (
     is_pod_of,
     network_label,
     pod_of,
+    policy_of,
     record_patch,
     selector,
 )
@@ -95,6 +97,7 @@ class KubernetesBackend:
                 api, hive=settings.hive, namespace=namespace, key_namespace=settings.system_namespace or namespace
             )
             await self._look_around()
+            self._ways_out = await stack.enter_async_context(ways_out(settings, self.documents, self._policy))
             pods = {"labelSelector": selector(settings.hive)}
             self._news = Informer(api, self._path, pods, self._listed, self._changed, self._tell_again)
             self._variables = VariableSecrets(api, hive=settings.hive, namespace=namespace, uid_of=self._uid_of)
@@ -152,7 +155,8 @@ class KubernetesBackend:
 
     async def create(self, spec: SandboxSpec) -> Instance:
         """Make a sandbox's pod and return it as it is then: a node has yet to take it."""
-        pod = pod_of(spec, self._settings)
+        way_out = await self._ways_out.of(spec) if self._ways_out is not None else None
+        pod = pod_of(spec, self._settings, way_out)
         if spec.id in self._pods:
             raise Conflict(f"sandbox {spec.id} exists")
         async with self._variables.kept_for(spec) as secret_uid:
@@ -224,11 +228,27 @@ class KubernetesBackend:
     async def set_network(
         self, sandbox_id: SandboxId, network: str | tuple[str, ...], record: Mapping[str, Any], *, revision: int
     ) -> None:
-        del record
-        network_label(network)
-        raise Unsupported(
-            f"the network of {sandbox_id} stays as it is: on Kubernetes an open connection would outlive the change"
-        )
+        network_label(network, self._settings)
+        pod = await self._pod_now(sandbox_id)
+        if pod is None or self._instance(pod).phase is Phase.ENDED:
+            raise Conflict(f"the sandbox {sandbox_id} does not run")
+        if self._ways_out is None or policy_of(pod, self._settings) is None:
+            raise Unsupported(
+                f"the network of {sandbox_id} stays as it is: it goes out by no egress proxy, as sandboxes on "
+                "Kubernetes do that were spawned with a list of domains, and open connections would outlive the change"
+            )
+        await self._patch(sandbox_id, record_patch(record, revision, network=network), revision)
+        await asyncio.sleep(POLICY_SECONDS)
+
+    async def _policy(self, sandbox_id: SandboxId) -> Mapping[str, Any] | None:
+        """Return what an egress proxy is told of a sandbox."""
+        pod = await self._pod_now(sandbox_id)
+        return None if pod is None else policy_of(pod, self._settings)
+
+    async def _pod_now(self, sandbox_id: SandboxId) -> Json | None:
+        """Return a pod that is ours as it is now, whatever the news has told so far."""
+        pod = await self._asked(self._api.get(f"{self._path}/{sandbox_id}"))
+        return pod if pod is not None and self._is_ours(pod) else None
 
     async def _patch(self, sandbox_id: SandboxId, operations: list[Json], revision: int) -> None:
         try:
@@ -291,6 +311,7 @@ class KubernetesBackend:
             "namespace": self.namespace,
             "runtime_classes": self._classes,
             "image_servers": True,
+            "egress_proxy": self._settings.egress_proxy,
             "warnings": [] if self._settings.canary is not None else [UNSEEN_NETWORK],
         }
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Mapping
-from typing import Any, Final, cast
+from dataclasses import asdict
+from typing import Any, Final, NamedTuple, cast
 
 from ash_hub.backends.amounts import LEAST_MEMORY
 from ash_hub.backends.base import Exit, Instance, Phase
@@ -30,10 +31,13 @@ __all__ = [
     "CONTAINER",
     "HIVE_LABEL",
     "PORT",
+    "WayOut",
+    "goes_by_proxy",
     "instance_of",
     "is_pod_of",
     "network_label",
     "pod_of",
+    "policy_of",
     "record_patch",
     "sandbox_labels",
     "selector",
@@ -47,6 +51,9 @@ _HOME: Final = "/home/ash"
 HIVE_LABEL: Final = "ash/hive"
 _SANDBOX: Final = "ash/sandbox"
 _NETWORK: Final = "ash/network"
+_DOMAINS: Final = "domains"
+"""The label of pods that go out by an egress proxy. It stays when their policy changes, which the proxy holds to."""
+_POLICY: Final = "ash/policy"
 _RECORD: Final = "ash/record"
 _REVISION: Final = "ash/revision"
 _LABELS: Final = "ash/labels"
@@ -96,23 +103,55 @@ def is_pod_of(pod: Json, hive: str) -> bool:
     return labels.get(HIVE_LABEL) == hive and labels.get(_SANDBOX) == metadata["name"]
 
 
-def network_label(network: str | tuple[str, ...]) -> str:
+class WayOut(NamedTuple):
+    """How a sandbox reaches its egress proxy."""
+
+    address: str
+    """`host:port`, no name."""
+    token: str
+    """What proves the sandbox to it."""
+
+
+def goes_by_proxy(network: str | tuple[str, ...], settings: KubernetesSettings) -> bool:
+    """Whether a sandbox that starts with this policy goes out by an egress proxy."""
+    return not isinstance(network, str) or (network == "internet" and settings.internet_by_proxy)
+
+
+def network_label(network: str | tuple[str, ...], settings: KubernetesSettings) -> str:
     """Return what the NetworkPolicies of the chart know a policy by.
 
     Raises:
         ConfigError: It cannot be read, or cannot be carried out on a cluster.
     """
-    require_network(network, private=False)
+    require_network(network, private=settings.private_egress)
     if isinstance(network, str):
-        return network
-    raise ConfigError(
-        "network: sandboxes on Kubernetes have none or internet; lists of domains need an egress proxy, which the "
-        "chart does not bring yet"
-    )
+        return _DOMAINS if goes_by_proxy(network, settings) else network
+    if settings.egress_proxy is None:
+        raise ConfigError(
+            "network: this hive has no egress proxy, so sandboxes have none or internet; for lists of domains its "
+            "operator sets ASH_HUB_BACKEND__EGRESS_PROXY (egress.enabled of the chart)"
+        )
+    return _DOMAINS
 
 
-def pod_of(spec: SandboxSpec, settings: KubernetesSettings) -> Json:
+def policy_of(pod: Json, settings: KubernetesSettings) -> Json | None:
+    """Return what an egress proxy is told of a pod; None of one that does not go out by it, or has ended."""
+    metadata: Json = pod["metadata"]
+    status: Json = pod.get("status") or {}
+    labels: Json = metadata.get("labels") or {}
+    annotations: Json = metadata.get("annotations") or {}
+    is_theirs = labels.get(_NETWORK) == _DOMAINS and _POLICY in annotations
+    if not is_theirs or _phase(pod, status, None)[0] is Phase.ENDED:
+        return None
+    addresses = [str(each["ip"]) for each in status.get("podIPs") or ()]
+    return {"policy": json.loads(annotations[_POLICY]), "limits": asdict(settings.egress), "addresses": addresses}
+
+
+def pod_of(spec: SandboxSpec, settings: KubernetesSettings, way_out: WayOut | None = None) -> Json:
     """Return the manifest of a sandbox's pod.
+
+    Args:
+        way_out: Of one that `goes_by_proxy`.
 
     Raises:
         ConfigError: The spec, or the template over it, asks for what no pod can be; nothing is made.
@@ -132,25 +171,35 @@ def pod_of(spec: SandboxSpec, settings: KubernetesSettings) -> Json:
         raise ConfigError(
             f"recipe {spec.recipe} is a folder of the hive's own machine, which pods cannot see: put it into an image"
         )
+    label = network_label(spec.network, settings)
+    if server is not None and label == _DOMAINS:
+        if spec.network != "internet":
+            raise ConfigError(
+                f"network: recipe {spec.recipe} is an image that serves MCP by itself, and only a runner passes on to "
+                "an egress proxy: say none or internet"
+            )
+        label = "internet"
+    policy = {_POLICY: json.dumps(spec.network)} if label == _DOMAINS else {}
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
             "name": spec.id,
-            "labels": sandbox_labels(settings.hive, spec.id) | {_NETWORK: network_label(spec.network)},
+            "labels": sandbox_labels(settings.hive, spec.id) | {_NETWORK: label},
             "annotations": {
                 _RECORD: _json(spec.record),
                 _REVISION: "0",
                 _LABELS: _json(spec.labels),
                 **({} if server is None else {SERVER: server_annotation(server)}),
+                **policy,
             },
         },
-        "spec": _pod_spec(spec, settings, image),
+        "spec": _pod_spec(spec, settings, image, way_out),
     }
     return cast("Json", merged(pod, settings.pod_template))
 
 
-def _pod_spec(spec: SandboxSpec, settings: KubernetesSettings, image: str) -> Json:
+def _pod_spec(spec: SandboxSpec, settings: KubernetesSettings, image: str, way_out: WayOut | None) -> Json:
     server = server_of(spec)
     sizes = {"workspace": settings.workspace, "home": settings.home, "tmp": settings.tmp}
     places = {"workspace": _WORKSPACE, "home": _HOME, "tmp": "/tmp"}
@@ -190,7 +239,7 @@ def _pod_spec(spec: SandboxSpec, settings: KubernetesSettings, image: str) -> Js
                 "name": CONTAINER,
                 "image": image,
                 "imagePullPolicy": settings.image_pull_policy,
-                **(_runner(spec, settings) if server is None else server_container(spec, server, home=_HOME)),
+                **(_runner(spec, settings, way_out) if server is None else server_container(spec, server, home=_HOME)),
                 "ports": [{"containerPort": port} for port in dict.fromkeys((own_port, *spec.ports))],
                 "resources": _resources(spec, settings),
                 "securityContext": {
@@ -205,20 +254,23 @@ def _pod_spec(spec: SandboxSpec, settings: KubernetesSettings, image: str) -> Js
     } | {name: value for name, value in optional.items() if value is not None}
 
 
-def _runner(spec: SandboxSpec, settings: KubernetesSettings) -> Json:
+def _runner(spec: SandboxSpec, settings: KubernetesSettings, way_out: WayOut | None) -> Json:
     """Return what a container of ours runs."""
     command = [settings.python, *RUNNER_ARGUMENTS]
-    return {"command": command, "workingDir": _WORKSPACE, "env": _environment(spec, settings)}
+    return {"command": command, "workingDir": _WORKSPACE, "env": _environment(spec, settings, way_out)}
 
 
-def _environment(spec: SandboxSpec, settings: KubernetesSettings) -> list[Json]:
+def _environment(spec: SandboxSpec, settings: KubernetesSettings, way_out: WayOut | None) -> list[Json]:
     host = f"[{settings.listen_host}]" if ":" in settings.listen_host else settings.listen_host
-    canary = settings.canary if spec.network == "none" else None
-    config = runner_config(spec, workspace=_WORKSPACE, home=_HOME, canary=canary)
+    canary = settings.canary if spec.network != "internet" or way_out is not None else None
+    egress = way_out.address if way_out is not None else None
+    config = runner_config(spec, workspace=_WORKSPACE, home=_HOME, egress=egress, canary=canary)
     variables = runner_environment(config, listen=f"{host}:{PORT}") | {
         "ASH_SANDBOX_KEY": spec.key,
         "TMPDIR": "/tmp",
     }
+    if way_out is not None:
+        variables["ASH_EGRESS_TOKEN"] = way_out.token
     return [{"name": name, "value": literal(value)} for name, value in variables.items()]
 
 
@@ -246,18 +298,22 @@ def _resources(spec: SandboxSpec, settings: KubernetesSettings) -> Json:
     }
 
 
-def record_patch(record: Mapping[str, Any], revision: int, *, network: str | None = None) -> list[Json]:
-    """Return the JSON Patch that replaces a record of that revision, and the network label with it."""
-    record_path, revision_path = (f"/metadata/annotations/{name.replace('/', '~1')}" for name in (_RECORD, _REVISION))
+def record_patch(
+    record: Mapping[str, Any], revision: int, *, network: str | tuple[str, ...] | None = None
+) -> list[Json]:
+    """Return the JSON Patch that replaces a record of that revision, and what the egress proxies are told with it."""
     operations: list[Json] = [
-        {"op": "test", "path": revision_path, "value": str(revision)},
-        {"op": "replace", "path": record_path, "value": _json(record)},
-        {"op": "replace", "path": revision_path, "value": str(revision + 1)},
+        {"op": "test", "path": _annotation(_REVISION), "value": str(revision)},
+        {"op": "replace", "path": _annotation(_RECORD), "value": _json(record)},
+        {"op": "replace", "path": _annotation(_REVISION), "value": str(revision + 1)},
     ]
     if network is not None:
-        path = f"/metadata/labels/{_NETWORK.replace('/', '~1')}"
-        operations.append({"op": "replace", "path": path, "value": network})
+        operations.append({"op": "replace", "path": _annotation(_POLICY), "value": json.dumps(network)})
     return operations
+
+
+def _annotation(name: str) -> str:
+    return f"/metadata/annotations/{name.replace('/', '~1')}"
 
 
 def instance_of(pod: Json, waits_for: str | None = None, eviction: str | None = None) -> Instance:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from ash_hub.backends.checks import Check
 from ash_hub.backends.kubernetes.api import Api, ApiRefusal, Json, open_api
+from ash_hub.backends.kubernetes.egress import resolved
 from ash_hub.backends.kubernetes.matching import directions, selects, takes
 from ash_hub.backends.kubernetes.pods import pod_of
 from ash_hub.backends.kubernetes.rights import RIGHTS, Place, Right
@@ -19,8 +20,8 @@ from ash_mcp.types import SandboxSpec, new_sandbox_id
 __all__ = ["UNSEEN_NETWORK", "check_cluster", "probe"]
 
 UNSEEN_NETWORK: Final = (
-    "sandboxes without a network are ready although it was not seen that they have none: until the network plugin has "
-    "heard of a pod, it is open"
+    "sandboxes without a network, or with a list of domains, are ready although it was not seen that nothing else is "
+    "open to them: until the network plugin has heard of a pod, all is"
 )
 
 _MOST_NODES: Final = 500
@@ -67,7 +68,7 @@ async def check_cluster(api: Api, settings: KubernetesSettings) -> list[Check]:
         refusal = await _refusal(api, namespace, pod)
         checks += [_pod(refusal), *await _quotas(api, namespace, refusal)]
         checks += [_pod_security(found[0][1], namespace), await _policies(api, namespace, pod)]
-    checks.append(_canary(settings))
+    checks += [_canary(settings), await _egress_proxy(settings)]
     checks += [await _runtime_class(api, pod), _user_namespaces(version, pod), *await _nodes(api, pod)]
     return checks
 
@@ -244,9 +245,25 @@ async def _policies(api: Api, namespace: str, pod: Json) -> Check:
 
 def _canary(settings: KubernetesSettings) -> Check:
     if settings.canary is not None:
-        return Check("canary", True, f"{settings.canary} must refuse before a sandbox without a network is ready")
+        return Check("canary", True, f"{settings.canary} must refuse before a sandbox is ready, but under internet")
     fix = "set ASH_HUB_BACKEND__CANARY to the hive's own address and port, as the chart helm/ash does"
     return Check("canary", False, f"none is set: {UNSEEN_NETWORK}", fix)
+
+
+async def _egress_proxy(settings: KubernetesSettings) -> Check:
+    title, place = "egress proxy", settings.egress_proxy
+    if place is None:
+        fix = "set ASH_HUB_BACKEND__EGRESS_PROXY to `host:port` of one, as the chart helm/ash does (egress.enabled)"
+        return Check(title, False, "none is named: a network that is a list of domains is refused", fix)
+    try:
+        address = await resolved(place)
+    except OSError as error:
+        fix = "deploy it, as the chart helm/ash does (egress.enabled), or correct ASH_HUB_BACKEND__EGRESS_PROXY"
+        return Check(
+            title, False, f"{place} cannot be found ({error.strerror or error}): spawns with a list fail", fix
+        )
+    detail = f"{place} ({address}); this hive answers it at {settings.egress_listen}"
+    return Check(title, True, detail)
 
 
 async def _runtime_class(api: Api, pod: Json) -> Check:

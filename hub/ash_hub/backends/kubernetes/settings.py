@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ash_hub.egress.limits import Limits as EgressLimits
 
 __all__ = ["KubernetesSettings"]
 
 _NAME = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+_PLACE = r"^[\[\]0-9A-Za-z.:-]+:[0-9]{1,5}$"
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[kKMGTP]i?)?$")]
 
 
@@ -54,14 +57,33 @@ class KubernetesSettings(BaseModel):
     listen_host: Literal["0.0.0.0", "::"] = "0.0.0.0"
     """Where runners listen in their pods: `::` where pods have IPv6 addresses only."""
     canary: Annotated[str, Field(pattern=r"^[\[\]0-9A-Fa-f.:]+:[0-9]{1,5}$")] | None = None
-    """Address and port of something that always answers, but not to sandboxes without a network: each of them must see
-    it refuse before it is ready, since a pod is open until the network plugin has heard of it. In the chart it is the
-    hub that makes the pod. None: sandboxes are ready without that."""
+    """Address and port of something that always answers, but not to sandboxes of `none` or a list of domains: each of
+    them must see it refuse before it is ready, since a pod is open until the network plugin has heard of it. In the
+    chart it is the hub that makes the pod. None: sandboxes are ready without that."""
+    egress_proxy: Annotated[str, Field(pattern=_PLACE)] | None = None
+    """`host:port` at which sandboxes reach the egress proxies (`ash egress`), a Service as a rule; its address is
+    looked up for each sandbox. None: a list of domains is refused."""
+    egress_listen: Annotated[str, Field(pattern=_PLACE)] = "0.0.0.0:8423"
+    """Where this hive tells those proxies what a sandbox may reach; nowhere without `egress_proxy`."""
+    internet_by_proxy: bool = False
+    """Whether sandboxes of `internet` go out by these proxies, too: HTTP and HTTPS alone then, each request a line in
+    their log, and their network can be changed while they run."""
+    private_egress: bool = False
+    """Whether a list may name an address that is not public, such as a server of the cluster. The NetworkPolicy of the
+    proxies must let them reach it."""
+    egress: EgressLimits = EgressLimits()
+    """The limits of each sandbox at each proxy; `head_bytes` is 32 KiB there, whatever is said."""
     node_lost_seconds: Annotated[int, Field(ge=0)] = 5
     """How long a sandbox stays on a node that does not answer before Kubernetes ends it."""
     pod_template: Mapping[str, Any] = {}
     """Merged over the pod of every sandbox by the rules of `kubectl patch` (strategic): tolerations, affinity,
     volumes, security contexts and the like. The container of the sandbox is named `sandbox`."""
+
+    @model_validator(mode="after")
+    def _proxy_named(self) -> Self:
+        if self.internet_by_proxy and self.egress_proxy is None:
+            raise ValueError("internet_by_proxy needs egress_proxy: where the proxies are")
+        return self
 
     @field_validator("image_pull_secrets", "node_selector", "pod_template", mode="before")
     @classmethod

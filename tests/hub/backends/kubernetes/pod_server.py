@@ -239,14 +239,15 @@ def _is_other(path: str) -> bool:
 
 @asynccontextmanager
 async def following(
-    server: PodServer, patch: pytest.MonkeyPatch, *, hive: str = "h"
+    server: PodServer, patch: pytest.MonkeyPatch, *, hive: str = "h", **more: Any
 ) -> AsyncGenerator[KubernetesBackend]:
-    """Enter a backend of a hive on this server."""
+    """Enter a backend of a hive on this server, with more settings than that needs."""
 
     @asynccontextmanager
     async def opened(*_: Any) -> AsyncGenerator[PodServer]:
         yield server
 
     patch.setattr(module, "open_api", opened)
-    async with KubernetesBackend(KubernetesSettings(hive=hive, image="i", namespace=NAMESPACE)) as backend:
+    settings = KubernetesSettings.model_validate({"hive": hive, "image": "i", "namespace": NAMESPACE, **more})
+    async with KubernetesBackend(settings) as backend:
         yield backend

@@ -192,7 +192,7 @@ def test_a_template_goes_over_the_pod() -> None:
     ("change", "message"),
     [
         ({"mounts": {"/opt/recipe": "/srv/recipe"}}, "put it into an image"),
-        ({"network": ("example.com",)}, "lists of domains need an egress proxy"),
+        ({"network": ("example.com",)}, "this hive has no egress proxy.*ASH_HUB_BACKEND__EGRESS_PROXY"),
         ({"network": "everything"}, "no network policy"),
         ({"resources": Resources(limits=limited(memory="16Mi"))}, "give at least 96Mi"),
         ({"resources": Resources(limited(memory="1Gi"), limited(memory="512Mi"))}, "is over its limit"),

@@ -27,6 +27,7 @@ SETTINGS: dict[str, Any] = {
     "image": "recipes:1",
     "runtime_class": "gvisor",
     "canary": "10.0.0.1:8420",
+    "egress_proxy": "localhost:3128",
 }
 NOWHERE = """\
 {"clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}],
@@ -119,7 +120,15 @@ async def test_a_cluster_that_has_all_is_well() -> None:
 
 async def test_a_cluster_on_which_closed_networks_go_unseen_is_said() -> None:
     check = (await look(Cluster(), canary=None))["canary"]
-    assert not check.ok and not check.required and "it is open" in check.detail
+    assert not check.ok and not check.required and "all is" in check.detail
+
+
+async def test_an_egress_proxy_that_is_not_there_is_said() -> None:
+    assert (await look(Cluster()))["egress proxy"].ok
+    check = (await look(Cluster(), egress_proxy=None))["egress proxy"]
+    assert not check.ok and not check.required and "a list of domains is refused" in check.detail
+    check = (await look(Cluster(), egress_proxy="nowhere.invalid:3128"))["egress proxy"]
+    assert not check.ok and "nowhere.invalid:3128 cannot be found" in check.detail
 
 
 async def test_the_account_is_asked_for_every_right_where_it_is_needed() -> None:
