@@ -156,6 +156,7 @@ def test_a_sandbox_with_a_list_reaches_what_it_names_by_the_proxy_and_nothing_el
     key = in_hub(namespace, "ash", "key", "new")
     wait_until_known(namespace, key)
     hive = Hive(namespace, key)
+    assert f"ash-egress.{namespace}.svc.cluster.local:3128 takes connections" in hive.ash("doctor")
     allowed, named = f"one.test={address}:8000", f"server.{namespace}.svc.cluster.local"
     hive.ash("spawn", "general", "--network", "none", "--session", "other")
     has_gvisor = kubectl("get", "runtimeclass", "gvisor").returncode == 0

@@ -8,9 +8,10 @@ import subprocess
 from pathlib import Path
 from typing import Any, cast
 
+import anyio
 import pytest
 
-from ash_hub.backends.documents import DocumentKind
+from ash_hub.backends.kept_keys import keep_egress_key
 from ash_hub.backends.kubernetes.api import Api
 from ash_hub.backends.kubernetes.documents import KubernetesDocuments
 from ash_hub.egress.starting import standing_command
@@ -29,6 +30,7 @@ from tests.helm.chart import (
     pod_specs,
     template,
 )
+from tests.hub.backends.kubernetes.api_parts import StandInApi
 
 
 @pytest.mark.parametrize("values", TABLE.values(), ids=TABLE.keys())
@@ -221,8 +223,10 @@ def test_an_egress_proxy_is_told_where_the_hubs_are_and_has_the_key_that_they_ma
     ports = {it["name"]: it["containerPort"] for it in spec["containers"][0]["ports"]}
     assert [config["listen"], config["health"]] == [f"0.0.0.0:{ports['proxy']}", f"0.0.0.0:{ports['health']}"]
     (key,) = [it["secret"]["secretName"] for it in spec["volumes"] if it["name"] == "key"]
-    documents = KubernetesDocuments(cast("Api", None), hive="mine", namespace="n", key_namespace=NAMESPACE)
-    assert documents.path(DocumentKind.KEYS, "egress") == f"/api/v1/namespaces/{NAMESPACE}/secrets/{key}"
+    made = StandInApi()
+    documents = KubernetesDocuments(cast("Api", made), hive="mine", namespace="n", key_namespace=NAMESPACE)
+    anyio.run(keep_egress_key, documents)
+    assert list(made.objects) == [f"/api/v1/namespaces/{NAMESPACE}/secrets/{key}"]
     assert not names(template({"egress": {"enabled": False}}), "Deployment") & {"ash-egress"}
 
 

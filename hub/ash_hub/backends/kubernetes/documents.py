@@ -63,12 +63,12 @@ class KubernetesDocuments:
     async def read(self, kind: DocumentKind, name: str) -> bytes | None:
         check_document(kind, name)
         with self._explained(kind):
-            found = await self._api.get(self.path(kind, name))
+            found = await self._api.get(self._path(kind, name))
         return None if found is None else _body(kind, found)
 
     async def keep(self, kind: DocumentKind, name: str, body: bytes) -> None:
         check_document(kind, name, body)
-        path, seen = self.path(kind, name), None
+        path, seen = self._path(kind, name), None
         with self._explained(kind):
             for _ in range(_TRIES):
                 about = await self._api.get(path, accept=METADATA)
@@ -84,7 +84,7 @@ class KubernetesDocuments:
 
     async def replace(self, kind: DocumentKind, name: str, body: bytes, *, instead_of: bytes | None) -> None:
         check_document(kind, name, body)
-        path = self.path(kind, name)
+        path = self._path(kind, name)
         with self._explained(kind):
             if instead_of is None:
                 is_done = await self._create(kind, name, body)
@@ -99,7 +99,7 @@ class KubernetesDocuments:
     async def used(self, kind: DocumentKind) -> Mapping[str, float]:
         labels = ",".join(f"{label}={value}" for label, value in self._labels(kind).items())
         with self._explained(kind):
-            found = await self._api.get(self.path(kind), accept=METADATA_LIST, labelSelector=labels)
+            found = await self._api.get(self._path(kind), accept=METADATA_LIST, labelSelector=labels)
         objects: list[Json] = (found or {}).get("items") or []
         prefix = self._object_name(kind, "")
         named = {about["metadata"]["name"].removeprefix(prefix): about for about in objects}
@@ -107,7 +107,7 @@ class KubernetesDocuments:
 
     async def drop(self, kind: DocumentKind, name: str, *, used_at: float) -> None:
         check_document(kind, name)
-        path = self.path(kind, name)
+        path = self._path(kind, name)
         with self._explained(kind):
             about = await self._api.get(path, accept=METADATA)
             if about is not None and _used_at(about) <= used_at:
@@ -125,7 +125,7 @@ class KubernetesDocuments:
         }
         made = {"apiVersion": "v1", "kind": objects.kind, "metadata": metadata, objects.field: _data(body)}
         try:
-            await self._api.create(self.path(kind), {**made, **objects.more})
+            await self._api.create(self._path(kind), {**made, **objects.more})
         except ApiRefusal as refusal:
             if refusal.reason == "AlreadyExists":
                 return False
@@ -157,8 +157,7 @@ class KubernetesDocuments:
     def _object_name(self, kind: DocumentKind, name: str) -> str:
         return f"ash-{self._hive}-{kind.value}-{name}"
 
-    def path(self, kind: DocumentKind, name: str | None = None) -> str:
-        """Return where a document is, or where all of its kind are."""
+    def _path(self, kind: DocumentKind, name: str | None = None) -> str:
         collection = f"/api/v1/namespaces/{self._namespaces[kind]}/{_OBJECTS[kind].resource}"
         return collection if name is None else f"{collection}/{self._object_name(kind, name)}"
 

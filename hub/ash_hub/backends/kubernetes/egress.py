@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from typing import Any, Final
 
 import anyio
@@ -25,12 +25,13 @@ from ash_hub.egress.tenants import LIFE_SECONDS
 from ash_mcp.errors import ConfigError, StartFailed
 from ash_mcp.types import SandboxId, SandboxSpec
 
-__all__ = ["POLICY_SECONDS", "WaysOut", "resolved", "ways_out"]
+__all__ = ["POLICY_SECONDS", "WaysOut", "answers", "resolved", "ways_out"]
 
 POLICY_SECONDS: Final = LIFE_SECONDS + 0.2
 """When a change was recorded so long ago, no proxy acts on what was before."""
 
 _QUESTION_SECONDS: Final = 5.0
+_CONNECT_SECONDS: Final = 3.0
 _AT_ONCE: Final = 16
 """Requests to the API server."""
 _QUESTION_BYTES: Final = 64 * 1024
@@ -136,6 +137,16 @@ async def resolved(place: str) -> str:
     found = await asyncio.get_running_loop().getaddrinfo(host, port)
     address = str(found[0][4][0])
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+async def answers(place: str) -> bool:
+    """Say whether something takes connections at `host:port`."""
+    with suppress(OSError):  # a TimeoutError is one
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            _, writer = await asyncio.open_connection(*_split(place))
+        writer.close()
+        return True
+    return False
 
 
 def _split(place: str) -> tuple[str, int]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ash_hub.backends.checks import Check
 from ash_hub.backends.kubernetes.api import Api, ApiRefusal, Json, open_api
-from ash_hub.backends.kubernetes.egress import resolved
+from ash_hub.backends.kubernetes.egress import answers, resolved
 from ash_hub.backends.kubernetes.matching import directions, selects, takes
 from ash_hub.backends.kubernetes.pods import pod_of
 from ash_hub.backends.kubernetes.rights import RIGHTS, Place, Right
@@ -262,8 +262,12 @@ async def _egress_proxy(settings: KubernetesSettings) -> Check:
         return Check(
             title, False, f"{place} cannot be found ({error.strerror or error}): spawns with a list fail", fix
         )
-    detail = f"{place} ({address}); this hive answers it at {settings.egress_listen}"
-    return Check(title, True, detail)
+    if await answers(address):
+        return Check(title, True, f"{place} takes connections; this hive answers it at {settings.egress_listen}")
+    if "KUBERNETES_SERVICE_HOST" not in os.environ:
+        return Check(title, True, f"{place}, which is not reached from here, outside of the cluster")
+    fix = "`kubectl get pods -l app.kubernetes.io/component=egress` must show some that are ready"
+    return Check(title, False, f"{place} does not answer: a list of domains lets nothing out", fix)
 
 
 async def _runtime_class(api: Api, pod: Json) -> Check:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +14,7 @@ from ash_hub.backends.kubernetes.api import Api, ApiRefusal, Json
 from ash_hub.backends.kubernetes.probe import check_cluster, probe
 from ash_hub.backends.kubernetes.rights import RIGHTS
 from ash_hub.backends.kubernetes.settings import KubernetesSettings
+from tests.hub.egress.shared_parts import free_port
 
 pytestmark = pytest.mark.anyio
 
@@ -27,7 +30,6 @@ SETTINGS: dict[str, Any] = {
     "image": "recipes:1",
     "runtime_class": "gvisor",
     "canary": "10.0.0.1:8420",
-    "egress_proxy": "localhost:3128",
 }
 NOWHERE = """\
 {"clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}],
@@ -105,8 +107,12 @@ async def look(cluster: Cluster, **more: Any) -> dict[str, Check]:
 
 
 @pytest.fixture(autouse=True)
-def inside(monkeypatch: pytest.MonkeyPatch) -> None:
+def inside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Be in a pod, and have something that takes connections as an egress proxy does."""
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setitem(SETTINGS, "egress_proxy", f"127.0.0.1:{proxy.getsockname()[1]}")
+        yield
 
 
 async def test_a_cluster_that_has_all_is_well() -> None:
@@ -123,12 +129,18 @@ async def test_a_cluster_on_which_closed_networks_go_unseen_is_said() -> None:
     assert not check.ok and not check.required and "all is" in check.detail
 
 
-async def test_an_egress_proxy_that_is_not_there_is_said() -> None:
+async def test_an_egress_proxy_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (await look(Cluster()))["egress proxy"].ok
+    away = f"127.0.0.1:{free_port()}"
+    check = (await look(Cluster(), egress_proxy=away))["egress proxy"]
+    assert not check.ok and not check.required and f"{away} does not answer" in check.detail
     check = (await look(Cluster(), egress_proxy=None))["egress proxy"]
     assert not check.ok and not check.required and "a list of domains is refused" in check.detail
     check = (await look(Cluster(), egress_proxy="nowhere.invalid:3128"))["egress proxy"]
     assert not check.ok and "nowhere.invalid:3128 cannot be found" in check.detail
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
+    check = (await look(Cluster(), egress_proxy=away))["egress proxy"]
+    assert check.ok and "not reached from here" in check.detail
 
 
 async def test_the_account_is_asked_for_every_right_where_it_is_needed() -> None:
