@@ -42,10 +42,10 @@ def on_one_node(namespace: str) -> dict[str, Any]:
     return {
         "image": {"repository": "localhost/ash/hub", "tag": "dev"},
         "hub": {"resources": _SMALL},
-        "egress": {"resources": _SMALL},
         "redis": {"image": "localhost/ash/redis:dev", "persistence": {"enabled": False}, "resources": _SMALL},
         "sandboxes": {
             "namespace": f"{namespace}-sandboxes",
             "settings": {"image": "localhost/ash/recipes:dev", "cpu_request": "10m", "memory_request": "64Mi"},
         },
+        "egress": {"resources": _SMALL},
     }

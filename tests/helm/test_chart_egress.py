@@ -1,7 +1,7 @@
 """Lists of domains on a real cluster: the chart's egress proxies, by attempts from inside sandboxes.
 
 The pods of the test cluster reach nothing but each other and Services, so the server that a list allows is a pod: the
-list gives it a name, and the chart's `egress.reach` lets the proxies reach it. Needs the images localhost/ash/*:dev.
+list gives it a name, and the chart's `egress.reach` lets the proxies reach it. Needs the images localhost/ash/*.
 """
 
 from __future__ import annotations
@@ -13,14 +13,11 @@ from typing import Any, Final
 
 import pytest
 
-from tests.helm.chart import CHART
-from tests.helm.cluster import done, kubectl
-from tests.helm.test_chart_installed import SMALL, in_hub, release, wait_until_known
+from tests.helm.chart import CHART, helm
+from tests.helm.cluster import done, kubectl, on_one_node
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(580)]
 
-HUB_IMAGE: Final = os.environ.get("ASH_TEST_HUB_IMAGE", "localhost/ash/hub:dev")
-IMAGE: Final = os.environ.get("ASH_TEST_IMAGE", "localhost/ash/recipes:dev")
 RUNTIMES: Final = ("", "gvisor")
 SERVER: Final = {"app": "server"}
 SERVE: Final = """
@@ -71,33 +68,21 @@ def namespace() -> Iterator[str]:
 
 
 def values(namespace: str) -> dict[str, Any]:
-    repository, _, tag = HUB_IMAGE.rpartition(":")
+    found, settings = on_one_node(namespace), {"internet_by_proxy": True, "private_egress": True}
     here = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
-    return {
-        "image": {"repository": repository, "tag": tag},
-        "hub": {"replicas": 2, "resources": SMALL, "settings": {"allow_named_addresses": True}},
-        "egress": {"resources": SMALL, "reach": [{**here, "podSelector": {"matchLabels": SERVER}}]},
-        "redis": {"image": "localhost/ash/redis:dev", "persistence": {"enabled": False}, "resources": SMALL},
-        "sandboxes": {
-            "namespace": f"{namespace}-sandboxes",
-            "settings": {
-                "image": IMAGE,
-                "internet_by_proxy": True,
-                "private_egress": True,
-                "cpu_request": "10m",
-                "memory_request": "64Mi",
-            },
-        },
-    }
+    found["hub"] |= {"replicas": 2, "settings": {"allow_named_addresses": True}}
+    found["egress"] |= {"reach": [{**here, "podSelector": {"matchLabels": SERVER}}]}
+    found["sandboxes"]["settings"] |= settings
+    return found
 
 
 def field(namespace: str, kind: str, name: str, path: str) -> str:
     return done("get", kind, name, "--namespace", namespace, "--output", f"jsonpath={{{path}}}").strip()
 
 
-def serve(namespace: str) -> str:
+def serve(namespace: str, image: str) -> str:
     """Run the server, with a Service of that name, and return its address."""
-    container = {"name": "server", "image": HUB_IMAGE, "command": ["python3", "-c", SERVE]}
+    container = {"name": "server", "image": image, "command": ["python3", "-c", SERVE]}
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -116,14 +101,23 @@ def serve(namespace: str) -> str:
 
 
 class Hive:
-    """A caller of the hive, who runs `ash` in one of its hubs."""
+    """A caller of an installed hive, who runs `ash` in one of its hubs."""
 
-    def __init__(self, namespace: str, key: str) -> None:
+    def __init__(self, namespace: str) -> None:
         self.namespace = namespace
-        self._key = key
+        self._key = ""
+        self._key = self.ash("key", "new")
+        known = "for i in $(seq 40); do ash list && exit; sleep 0.25; done; exit 1"
+        hubs = ("--namespace", namespace, "--selector", "app.kubernetes.io/component=hub", "--output", "name")
+        for hub in done("get", "pods", *hubs).split():
+            self._in(hub, "sh", "-c", known)
 
     def ash(self, *words: str) -> str:
-        return in_hub(self.namespace, "ash", *words, key=self._key)
+        return self._in("deploy/ash-hub", "ash", *words)
+
+    def _in(self, hub: str, *command: str) -> str:
+        caller = ("env", f"ASH_TOKEN={self._key}", "ASH_URL=http://127.0.0.1:8420/mcp")
+        return done("exec", "--namespace", self.namespace, hub, "--", *caller, *command).strip()
 
     def run(self, box: str, program: str, *words: str) -> str:
         return self.ash("exec", box, "--", "python3", "-c", program, *words)
@@ -151,11 +145,12 @@ class Hive:
 
 
 def test_a_sandbox_with_a_list_reaches_what_it_names_by_the_proxy_and_nothing_else(namespace: str) -> None:
-    address = serve(namespace)
-    release("install", namespace, str(CHART), "--wait", values=values(namespace))
-    key = in_hub(namespace, "ash", "key", "new")
-    wait_until_known(namespace, key)
-    hive = Hive(namespace, key)
+    given = values(namespace)
+    address = serve(namespace, "{repository}:{tag}".format(**given["image"]))
+    cluster = ("--kubeconfig", os.environ["ASH_TEST_KUBECONFIG"], "--namespace", namespace)
+    installed = helm("install", "ash", str(CHART), *cluster, "--wait", "--timeout", "120s", values=given, seconds=150)
+    assert installed.returncode == 0, installed.stderr + kubectl("get", "pods,events", "--namespace", namespace).stdout
+    hive = Hive(namespace)
     assert f"ash-egress.{namespace}.svc.cluster.local:3128 takes connections" in hive.ash("doctor")
     allowed, named = f"one.test={address}:8000", f"server.{namespace}.svc.cluster.local"
     hive.ash("spawn", "general", "--network", "none", "--session", "other")

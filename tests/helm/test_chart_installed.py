@@ -32,7 +32,6 @@ def values(namespace: str) -> dict[str, Any]:
     return {
         "hub": {"replicas": 2, "resources": SMALL},
         "router": {"enabled": True, "replicas": 1, "resources": SMALL},
-        "egress": {"resources": SMALL},
         "redis": {"image": "localhost/ash/redis:dev", "persistence": {"enabled": False}, "resources": SMALL},
         "sandboxes": {"namespace": f"{namespace}-sandboxes"},
         "test": {"keySecret": {"name": "test-key"}},
