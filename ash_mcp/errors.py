@@ -179,7 +179,7 @@ class SandboxError(AshError):
 class StartFailed(SandboxError):
     """A spawn failed; `data["step"]` names the step and `data["log"]` has the last lines of the sandbox's log.
 
-    Where its main process or its pod ended, `data["cause"]` is the `Cause`.
+    Where its main process or its pod ended, or it waited for its host, `data["cause"]` is the `Cause`.
     """
 
     kind = "start_failed"

@@ -83,9 +83,8 @@ def shared_by_replicas(settings: HubSettings) -> str | None:
 @asynccontextmanager
 async def followed_keys(documents: Documents) -> AsyncGenerator[KeyDocument]:
     """Follow the API keys that a backend keeps for replicas which may have no disk in common."""
-    keys = KeyDocument(lambda: documents.read(DocumentKind.KEYS, "keys"))
-    await keys.look()
+    keys = KeyDocument(await documents.read(DocumentKind.KEYS, "keys"))
     async with anyio.create_task_group() as group:
-        group.start_soon(keys.run)
+        group.start_soon(documents.follow, DocumentKind.KEYS, "keys", keys.take)
         yield keys
         group.cancel_scope.cancel()

@@ -178,7 +178,7 @@ def test_the_hub_may_do_exactly_what_it_does() -> None:
     )
     keys = one(objects, "Role", "ash-keys")
     assert "namespace" not in keys["metadata"]  # the release's
-    assert rules(keys) == granted("", "secrets", "get list create patch delete")
+    assert rules(keys) == granted("", "secrets", "get list watch create patch delete")
     assert rules(one(objects, "ClusterRole", f"{NAMESPACE}-ash-runtime-classes")) == granted(
         "node.k8s.io", "runtimeclasses", "get list"
     )
@@ -202,7 +202,7 @@ def test_every_account_has_its_own_roles_and_no_other() -> None:
 
 def test_a_router_may_read_keys_and_the_uninstall_may_only_end() -> None:
     objects = template(EVERYTHING)
-    assert rules(one(objects, "Role", "ash-router")) == granted("", "secrets", "get list")
+    assert rules(one(objects, "Role", "ash-router")) == granted("", "secrets", "get list watch")
     uninstall = one(objects, "Role", "ash-uninstall")
     assert rules(uninstall) == granted("apps", "deployments/scale", "patch") | granted("", "pods", "list")
     assert uninstall["rules"][0]["resourceNames"] == ["ash-hub"]

@@ -96,9 +96,9 @@ IN_SANDBOXES: Final = {
 def test_each_account_may_do_what_it_must_and_no_more(accounts: str) -> None:
     sandboxes = f"{accounts}-sandboxes"
     assert granted("hub", accounts, sandboxes) == pairs({**CLUSTER, **IN_SANDBOXES})
-    assert granted("hub", accounts, accounts) == pairs({**CLUSTER, "secrets": "get list create patch delete"})
+    assert granted("hub", accounts, accounts) == pairs({**CLUSTER, "secrets": "get list watch create patch delete"})
     assert granted("hub", accounts, "kube-system") == pairs(CLUSTER)
-    assert granted("router", accounts, accounts) == pairs({"secrets": "get list"})
+    assert granted("router", accounts, accounts) == pairs({"secrets": "get list watch"})
     assert not granted("router", accounts, sandboxes)
     assert granted("uninstall", accounts, accounts) == pairs({"deployments.apps/scale": "patch", "pods": "list"})
     assert granted("uninstall", accounts, sandboxes) == pairs({"pods": "list delete"})
@@ -112,7 +112,7 @@ def test_each_account_may_do_what_it_must_and_no_more(accounts: str) -> None:
         ("deletecollection", "pods", "-sandboxes"),
         ("update", "pods", "-sandboxes"),
         ("get", "secrets", "-sandboxes"),
-        ("watch", "secrets", ""),
+        ("update", "secrets", ""),
         ("create", "serviceaccounts/token", ""),
         ("create", "rolebindings.rbac.authorization.k8s.io", "-sandboxes"),
         ("patch", "deployments.apps", ""),

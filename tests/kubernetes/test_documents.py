@@ -77,7 +77,7 @@ async def test_an_account_needs_the_verbs_that_the_refusal_names_and_no_more(clu
     async with as_account(cluster, tmp_path) as bound:
         with pytest.raises(ConnectFailed, match=r"cannot get .*needs get, list, create, patch and delete of secrets"):
             await replica(bound).read(KEYS, "keys")
-        verbs, resources = ["get", "list", "create", "patch", "delete"], ["configmaps", "secrets"]
+        verbs, resources = ["get", "list", "watch", "create", "patch", "delete"], ["configmaps", "secrets"]
         role = {
             "metadata": {"name": "ash"},
             "rules": [{"apiGroups": [""], "resources": resources, "verbs": verbs}],
@@ -95,6 +95,18 @@ async def test_an_account_needs_the_verbs_that_the_refusal_names_and_no_more(clu
                 await anyio.sleep(0.1)
         await replica(bound).replace(KEYS, "keys", b"1", instead_of=None)
         await replica(bound).replace(KEYS, "keys", b"2", instead_of=b"1")
+        told = anyio.Event()
+
+        def tell(body: bytes | None) -> None:
+            if body == b"3":
+                told.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(replica(bound).follow, KEYS, "keys", tell)
+            await replica(bound).replace(KEYS, "keys", b"3", instead_of=b"2")
+            with anyio.fail_after(2):
+                await told.wait()
+            group.cancel_scope.cancel()
         for _ in range(2):
             await replica(bound).keep(SETS, "a", b"{}")
         used = await replica(bound).used(SETS)

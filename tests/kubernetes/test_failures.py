@@ -147,7 +147,8 @@ async def test_what_the_scheduler_says_is_told_while_a_spawn_waits_and_when_it_f
         words = [(at, said) for at, said in told if said.startswith("no node takes it: 0/")]
         assert words and over - words[0][0] > 6 - SOON
         assert "node affinity/selector" in words[0][1]
-        assert failure.value.data["step"] == "start"
+        assert (failure.value.data["step"], failure.value.data["cause"]) == ("start", Cause.HOST)
+        assert [info.cause for info in await hive.list(include_ended=True)] == [Cause.HOST]
         await no_pods(cluster)
 
 

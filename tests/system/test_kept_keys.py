@@ -16,9 +16,9 @@ import pytest
 
 from ash_hub import chosen_backend
 from ash_hub.app import Hive, open_hive
-from ash_hub.backends.documents import DocumentKind, Documents, MemoryDocuments
+from ash_hub.backends.documents import DocumentKind, Documents
 from ash_hub.backends.kept_keys import change_api_keys, read_api_keys
-from ash_hub.backends.memory import MemoryBackend
+from ash_hub.backends.memory import MemoryBackend, MemoryDocuments
 from ash_hub.cli.banner import banner
 from ash_hub.settings import HubSettings
 from ash_mcp.cli import main

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Final, Protocol
 
-from ash_mcp.errors import Conflict
-
-__all__ = ["MAX_DOCUMENT_BYTES", "DocumentKind", "Documents", "MemoryDocuments", "check_document", "is_document_name"]
+__all__ = ["MAX_DOCUMENT_BYTES", "DocumentKind", "Documents", "Tell", "check_document", "is_document_name"]
 
 MAX_DOCUMENT_BYTES: Final = 1024 * 1024
 """Of one document: as much as the Kubernetes API takes in a ConfigMap."""
+
+Tell = Callable[[bytes | None], None]
+"""Is told what a document is now; None: there is none."""
 
 _KEY_NAMES: Final = ("hive", "keys", "egress")
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,98}[a-z0-9])?")
@@ -38,6 +39,13 @@ class Documents(Protocol):
 
     async def read(self, kind: DocumentKind, name: str) -> bytes | None:
         """Return a document, or None where there is none of that name."""
+        ...
+
+    async def follow(self, kind: DocumentKind, name: str, tell: Tell) -> None:
+        """Tell what a document is, and again within a second of each change, until cancelled.
+
+        While the platform does not answer nothing is told, and the log has a line that says so.
+        """
         ...
 
     async def keep(self, kind: DocumentKind, name: str, body: bytes) -> None:
@@ -79,36 +87,3 @@ def check_document(kind: DocumentKind, name: str, body: bytes = b"") -> None:
         raise ValueError(f"{name[:100]!r} is no name of a document of the kind {kind}")
     if len(body) > MAX_DOCUMENT_BYTES:
         raise ValueError(f"a document of {len(body)} bytes is over {MAX_DOCUMENT_BYTES}")
-
-
-class MemoryDocuments:
-    """The in-memory twin: one dict, shared by the replicas that have this object."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._kept: dict[tuple[DocumentKind, str], tuple[bytes, float]] = {}
-
-    async def read(self, kind: DocumentKind, name: str) -> bytes | None:
-        check_document(kind, name)
-        body, _ = self._kept.get((kind, name), (None, 0.0))
-        return body
-
-    async def keep(self, kind: DocumentKind, name: str, body: bytes) -> None:
-        check_document(kind, name, body)
-        first, _ = self._kept.get((kind, name), (body, 0.0))
-        self._kept[kind, name] = (first, self._clock())
-
-    async def replace(self, kind: DocumentKind, name: str, body: bytes, *, instead_of: bytes | None) -> None:
-        check_document(kind, name, body)
-        if await self.read(kind, name) != instead_of:
-            raise Conflict(f"the document {name} was replaced meanwhile")
-        self._kept[kind, name] = (body, self._clock())
-
-    async def used(self, kind: DocumentKind) -> Mapping[str, float]:
-        return {name: at for (of, name), (_, at) in self._kept.items() if of is kind}
-
-    async def drop(self, kind: DocumentKind, name: str, *, used_at: float) -> None:
-        check_document(kind, name)
-        _, at = self._kept.get((kind, name), (b"", used_at))
-        if at <= used_at:
-            self._kept.pop((kind, name), None)

@@ -10,13 +10,14 @@ from typing import Any, Self
 
 from ash_hub.backends._broadcast import Broadcast
 from ash_hub.backends.base import BackendEvent, Exit, Instance, Phase
-from ash_hub.backends.documents import MemoryDocuments
+from ash_hub.backends.documents import DocumentKind, Tell, check_document
+from ash_hub.backends.following import read_repeatedly
 from ash_hub.backends.network import require_network
 from ash_mcp.errors import AshError, Conflict, StartFailed, Unsupported
 from ash_mcp.types import Cause, Endpoint, SandboxId, SandboxSpec
 from ash_router.store.clock import even_clock
 
-__all__ = ["MemoryBackend"]
+__all__ = ["MemoryBackend", "MemoryDocuments"]
 
 Serve = Callable[[SandboxSpec], Awaitable[Endpoint]]
 
@@ -151,3 +152,39 @@ class MemoryBackend:
     def _publish(self, instance: Instance) -> None:
         for replica in self._replicas:
             replica._events.publish(instance)
+
+
+class MemoryDocuments:
+    """The in-memory twin: one dict, shared by the replicas that have this object."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._kept: dict[tuple[DocumentKind, str], tuple[bytes, float]] = {}
+
+    async def read(self, kind: DocumentKind, name: str) -> bytes | None:
+        check_document(kind, name)
+        body, _ = self._kept.get((kind, name), (None, 0.0))
+        return body
+
+    async def follow(self, kind: DocumentKind, name: str, tell: Tell) -> None:
+        await read_repeatedly(self, kind, name, tell)
+
+    async def keep(self, kind: DocumentKind, name: str, body: bytes) -> None:
+        check_document(kind, name, body)
+        first, _ = self._kept.get((kind, name), (body, 0.0))
+        self._kept[kind, name] = (first, self._clock())
+
+    async def replace(self, kind: DocumentKind, name: str, body: bytes, *, instead_of: bytes | None) -> None:
+        check_document(kind, name, body)
+        if await self.read(kind, name) != instead_of:
+            raise Conflict(f"the document {name} was replaced meanwhile")
+        self._kept[kind, name] = (body, self._clock())
+
+    async def used(self, kind: DocumentKind) -> Mapping[str, float]:
+        return {name: at for (of, name), (_, at) in self._kept.items() if of is kind}
+
+    async def drop(self, kind: DocumentKind, name: str, *, used_at: float) -> None:
+        check_document(kind, name)
+        _, at = self._kept.get((kind, name), (b"", used_at))
+        if at <= used_at:
+            self._kept.pop((kind, name), None)

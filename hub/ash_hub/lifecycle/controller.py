@@ -30,7 +30,7 @@ from ash_hub.lifecycle.registry import Registry
 from ash_hub.lifecycle.sandbox import Sandbox
 from ash_hub.lifecycle.session_names import Names, hold_again
 from ash_mcp.errors import AshError, Conflict, ConnectFailed, SandboxGone
-from ash_mcp.types import EndReason, SandboxId, State
+from ash_mcp.types import Cause, EndReason, SandboxId, State
 from ash_router.routes import Route
 
 __all__ = ["REPORT_SECONDS", "Controller"]
@@ -316,14 +316,21 @@ class Controller:
             await self.change(sandbox, lambda record: replace(record, ending=ending))
             self._note_end(sandbox, ending)
 
-    def wish(self, sandbox: Sandbox, reason: EndReason, message: str | None = None) -> None:
-        """Note in memory that a sandbox is to end; a turn records it when the backend answers. Never fails."""
+    def wish(
+        self, sandbox: Sandbox, reason: EndReason, message: str | None = None, cause: Cause | None = None
+    ) -> None:
+        """Note in memory that a sandbox is to end; a turn records it when the backend answers. Never fails.
+
+        Args:
+            cause: None: it follows from the reason and from what the backend saw.
+        """
         if sandbox.wish is None:
-            sandbox.wish = self._ending(sandbox, reason, message)
+            sandbox.wish = self._ending(sandbox, reason, message, cause)
         self.add(sandbox.id)
 
-    def _ending(self, sandbox: Sandbox, reason: EndReason, message: str | None) -> Ending:
-        cause, now = sandbox.cause_of(reason), self._parts.clock()
+    def _ending(self, sandbox: Sandbox, reason: EndReason, message: str | None, cause: Cause | None = None) -> Ending:
+        now = self._parts.clock()
+        cause = cause or sandbox.cause_of(reason)
         return Ending(reason=reason, cause=cause, at=now, by=self._parts.siblings.id, message=message)
 
     # -- a turn

@@ -110,6 +110,8 @@ class Sandbox:
             return self.exit.cause
         if reason is EndReason.START_FAILED and self.exit is not None:
             return self.exit.cause_of_start
+        if self.wish is not None and self.wish.reason is reason:
+            return self.wish.cause
         return _CAUSES[reason]
 
     def withdraw(self, reason: EndReason, message: str | None) -> None:

@@ -26,6 +26,7 @@ from ash_mcp.errors import AshError, CapacityExceeded, ConnectFailed, SandboxGon
 from ash_mcp.types import (
     DEFAULT_SCOPE,
     EVERY_SCOPE,
+    Cause,
     EndReason,
     Principal,
     SandboxId,
@@ -266,7 +267,9 @@ class Sandboxes:
         """Leave nothing of a spawn that failed, but the reason."""
         said = str(error) if isinstance(error, AshError) else "the caller left before it was ready"
         sandbox.start = None
-        self._controller.wish(sandbox, EndReason.START_FAILED, said.partition("\n")[0])
+        named = error.data.get("cause") if isinstance(error, StartFailed) else None
+        cause = Cause(named) if named is not None else None
+        self._controller.wish(sandbox, EndReason.START_FAILED, said.partition("\n")[0], cause)
         await self._wait_ended(sandbox)
 
     async def _wait_ended(self, sandbox: Sandbox) -> None:

@@ -44,7 +44,7 @@ class WatchedStart:
             told: Is told what it waits for meanwhile, where the backend says that.
 
         Raises:
-            StartFailed: It did not run in time; the message says what it waited for.
+            StartFailed: It did not run in time. Where it waited for its host, the message says for what.
         """
         said = None
         with anyio.move_on_after(timeout_seconds):
@@ -58,7 +58,8 @@ class WatchedStart:
                         await told(said)
                         continue
                 await self.news.wait()
-        raise StartFailed(f"it did not run within {timeout_seconds:g} s" + (f": {said}" if said else ""))
+        late, waits = f"it did not run within {timeout_seconds:g} s", self.instance and self.instance.waits_for
+        raise StartFailed(f"{late}: {waits}", cause=Cause.HOST.value) if waits else StartFailed(late)
 
 
 class InstanceWatch:

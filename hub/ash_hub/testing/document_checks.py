@@ -9,10 +9,11 @@ import anyio
 from ash_hub.backends.documents import MAX_DOCUMENT_BYTES, DocumentKind, Documents
 from ash_mcp.errors import Conflict
 
-__all__ = ["DOCUMENT_CHECKS"]
+__all__ = ["DOCUMENT_CHECKS", "who_follows_a_document_is_told_what_it_is_and_becomes"]
 
 _SETS = DocumentKind.TOOLSETS
 _KEYS = DocumentKind.KEYS
+_FOLLOW_SECONDS = 2.0
 _HOSTILE = (
     "",
     ".",
@@ -112,6 +113,35 @@ async def of_those_who_replace_at_once_one_wins(one: Documents, other: Documents
     assert len(won) == 1 and await one.read(_KEYS, "keys") == won[0]
 
 
+async def who_follows_a_document_is_told_what_it_is_and_becomes(one: Documents, other: Documents) -> None:
+    told: list[bytes | None] = []
+    news = anyio.Event()
+
+    def tell(body: bytes | None) -> None:
+        nonlocal news
+        if not told or told[-1] != body:
+            told.append(body)
+            news.set()
+            news = anyio.Event()
+
+    async def wait_for(*bodies: bytes | None) -> None:
+        with anyio.fail_after(_FOLLOW_SECONDS):
+            while told != list(bodies):
+                await news.wait()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(other.follow, _KEYS, "keys", tell)
+        await wait_for(None)
+        await one.replace(_KEYS, "hive", b"0", instead_of=None)
+        await one.replace(_KEYS, "keys", b"1", instead_of=None)
+        await wait_for(None, b"1")
+        await one.replace(_KEYS, "keys", b"2", instead_of=b"1")
+        await wait_for(None, b"1", b"2")
+        await one.drop(_KEYS, "keys", used_at=(await one.used(_KEYS))["keys"])
+        await wait_for(None, b"1", b"2", None)
+        group.cancel_scope.cancel()
+
+
 async def no_name_leads_elsewhere_and_no_body_is_too_large(one: Documents, other: Documents) -> None:
     for name in _HOSTILE:
         await _refused(one.read(_SETS, name))
@@ -148,5 +178,6 @@ DOCUMENT_CHECKS: tuple[Callable[[Documents, Documents], Awaitable[None]], ...] =
     whoever_knows_the_last_body_replaces_it,
     of_those_who_replace_at_once_one_wins,
     of_all_who_make_a_document_one_makes_it,
+    who_follows_a_document_is_told_what_it_is_and_becomes,
     no_name_leads_elsewhere_and_no_body_is_too_large,
 )

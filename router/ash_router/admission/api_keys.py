@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import hashlib
 import hmac
@@ -12,13 +11,13 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar, cast
 
-from ash_mcp.errors import AshError, ConfigError, NotFound
+from ash_mcp.errors import ConfigError, NotFound
 from ash_mcp.types import NO_LIMITS, Principal, PrincipalLimits, valid_scope
 from ash_router.admission.credential_verdict import Known, Rejected
 
@@ -47,7 +46,6 @@ KEY_PATTERN: Final = re.compile(r"ash_(?P<id>[a-z2-7]{10})_(?P<secret>[a-z2-7]{5
 
 _VERSION: Final = 1
 _LOOK_EVERY_SECONDS: Final = 1.0
-_FETCH_EVERY_SECONDS: Final = 0.5
 _BASE32: Final = "abcdefghijklmnopqrstuvwxyz234567"
 _REJECTED: Final = Rejected("the API key is unknown, revoked or expired; ask for a new one (ash key new)")
 _NOBODY: Final = "0" * 64
@@ -247,37 +245,18 @@ class KeyFile:
 
 
 class KeyDocument:
-    """The keys as one document that the backend keeps for all replicas. While it cannot be read, the last keys hold.
+    """The keys as one document that the backend keeps for all replicas.
 
     Args:
-        fetch: Reads the document; None where there is none. Raises `AshError` where it cannot be read now.
+        body: The document as it is; None where there is none.
     """
 
-    def __init__(self, fetch: Callable[[], Awaitable[bytes | None]]) -> None:
-        self._fetch = fetch
-        self._body: bytes | None = None
+    def __init__(self, body: bytes | None) -> None:
+        self._body = body
 
-    async def look(self) -> None:
-        """Read the document once.
-
-        Raises:
-            AshError: As `fetch` does.
-        """
-        self._body = await self._fetch()
-
-    async def run(self) -> None:
-        """Read the document repeatedly until cancelled, so that a revocation holds within two seconds."""
-        is_away = False
-        while True:
-            try:
-                await self.look()
-            except AshError as error:
-                if not is_away:
-                    log.error("the API keys cannot be read, and are as they were before: %s", error.message)
-                is_away = True
-            else:
-                is_away = False
-            await asyncio.sleep(_FETCH_EVERY_SECONDS)
+    def take(self, body: bytes | None) -> None:
+        """Take note of the document as it is now."""
+        self._body = body
 
     def version(self) -> object:
         return self._body

@@ -8,8 +8,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from ash_hub.backends.documents import MAX_DOCUMENT_BYTES, DocumentKind, MemoryDocuments
+from ash_hub.backends import following
+from ash_hub.backends.documents import MAX_DOCUMENT_BYTES, DocumentKind
 from ash_hub.backends.kept_keys import change_api_keys, keep_hive_key, read_api_keys
+from ash_hub.backends.memory import MemoryDocuments
 from ash_mcp.errors import ConfigError, Conflict, ConnectFailed, NotFound
 from ash_router.admission.api_keys import ApiKey, add_key, revoke_keys
 from ash_router.upstream.call_tokens import CallTokens
@@ -93,3 +95,31 @@ async def test_more_keys_than_a_document_holds_are_refused() -> None:
 
     with pytest.raises(ConfigError, match="revoke"):
         await change_api_keys(Documents(), fill)
+
+
+async def test_whoever_reads_a_document_repeatedly_outlives_its_absence(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(following, "_EVERY_SECONDS", 0.001)
+
+    class Away(Documents):
+        reads = 0
+
+        async def read(self, kind: DocumentKind, name: str) -> bytes | None:
+            self.reads += 1
+            if self.reads < 5:
+                raise ConnectFailed("the platform is away")
+            return b"1"
+
+    back = anyio.Event()
+
+    def tell(body: bytes | None) -> None:
+        assert body == b"1"
+        back.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(Away().follow, KEYS, "keys", tell)
+        with anyio.fail_after(5):
+            await back.wait()
+        group.cancel_scope.cancel()
+    assert caplog.text.count("cannot be read") == 1

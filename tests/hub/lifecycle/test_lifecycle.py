@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
+from ash_hub.backends.base import Instance, Phase
 from ash_hub.lifecycle.controller import RESYNC_SECONDS
 from ash_hub.lifecycle.sandbox import Sandbox
 from ash_mcp.errors import (
@@ -29,6 +30,7 @@ from ash_mcp.types import (
     Principal,
     PrincipalLimits,
     SandboxId,
+    SandboxSpec,
     Scope,
     SessionName,
     State,
@@ -137,6 +139,24 @@ async def test_a_process_that_dies_during_the_start_fails_it_with_its_reason(
             assert failed.value.data["cause"] == told
     assert [it.cause for it in world.sandboxes.registry.all()] == [told]
     await anyio.wait_all_tasks_blocked()  # what is dead is removed after its caller was told
+    await nothing_is_left(world)
+
+
+async def test_a_start_that_still_waits_for_its_host_at_its_end_is_the_hosts_failure(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = await make_world(recipe={"start_timeout_seconds": 0.1})
+
+    async def create(spec: SandboxSpec) -> Instance:
+        waiting = Instance(id=spec.id, phase=Phase.STARTING, waits_for="no node takes it", record=spec.record)
+        return world.backend._record(waiting)  # pyright: ignore[reportPrivateUsage]
+
+    monkeypatch.setattr(world.backend, "create", create)
+    with pytest.raises(StartFailed, match=r"did not run within 0\.1 s: no node takes it") as failed:
+        await world.spawn()
+    assert failed.value.data["cause"] == Cause.HOST
+    (ended,) = world.sandboxes.registry.all()
+    assert (ended.reason, ended.cause) == (EndReason.START_FAILED, Cause.HOST)
     await nothing_is_left(world)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import anyio
 import pytest
 
-from ash_hub.backends.documents import MAX_DOCUMENT_BYTES, DocumentKind, MemoryDocuments
-from ash_hub.backends.memory import MemoryBackend
+from ash_hub.backends.documents import MAX_DOCUMENT_BYTES, DocumentKind
+from ash_hub.backends.memory import MemoryBackend, MemoryDocuments
 from ash_hub.spawning.toolset_shelf import CACHE, GRACE_SECONDS, ToolsetShelf
 from ash_hub.spawning.toolsets import Toolset, pin
 from ash_mcp.errors import ConnectFailed, StartFailed

@@ -8,12 +8,10 @@ import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import anyio
 import pytest
 
-from ash_mcp.errors import ConfigError, ConnectFailed, NotFound
+from ash_mcp.errors import ConfigError, NotFound
 from ash_mcp.types import Principal, PrincipalLimits
-from ash_router.admission import api_keys
 from ash_router.admission.api_keys import KEY_PATTERN, KeyDocument, KeyFile, KeyRing
 from ash_router.admission.credential_verdict import Known, Rejected
 
@@ -189,71 +187,23 @@ def test_keys_made_at_the_same_time_are_all_kept(file: KeyFile) -> None:
     assert sorted(os.listdir(file.path.parent)) == ["keys.json", "keys.lock"]
 
 
-class Kept:
-    """A document that a backend keeps."""
-
-    def __init__(self) -> None:
-        self.body: bytes | None = None
-        self.is_away = False
-
-    async def fetch(self) -> bytes | None:
-        if self.is_away:
-            raise ConnectFailed("the platform is away")
-        return self.body
-
-
-@pytest.mark.anyio
-async def test_keys_of_a_document_are_known_revoked_and_stay_while_it_is_away(file: KeyFile, clock: Clock) -> None:
+def test_keys_of_a_document_are_known_and_revoked_as_it_changes(file: KeyFile, clock: Clock) -> None:
     _, text = file.add(name="old")
-    kept = Kept()
-    document = KeyDocument(kept.fetch)
+    document = KeyDocument(None)
     keys = KeyRing(document, clock, clock)
     assert isinstance(keys.verify(text), Rejected)
 
-    async def look() -> None:
-        await document.look()
+    def take(body: bytes | None) -> None:
+        document.take(body)
         clock.now += 1.1
 
-    kept.body = file.path.read_bytes()
-    await look()
+    take(file.path.read_bytes())
     assert isinstance(keys.verify(text), Known)
-    kept.is_away = True
-    with pytest.raises(ConnectFailed):
-        await look()
-    assert isinstance(keys.verify(text), Known)
-    kept.is_away, kept.body = False, b"{"
-    await look()
+    take(b"{")
     assert isinstance(keys.verify(text), Known)
     file.revoke(["old"])
-    kept.body = file.path.read_bytes()
-    await look()
+    take(file.path.read_bytes())
     assert isinstance(keys.verify(text), Rejected)
-
-
-def test_a_revocation_holds_within_two_seconds_where_a_read_takes_half_a_second() -> None:
-    assert api_keys._FETCH_EVERY_SECONDS + api_keys._LOOK_EVERY_SECONDS + 0.5 <= 2.0  # pyright: ignore[reportPrivateUsage]
-
-
-@pytest.mark.anyio
-async def test_whoever_follows_a_document_outlives_its_absence(
-    file: KeyFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("ash_router.admission.api_keys._FETCH_EVERY_SECONDS", 0.001)
-    _, text = file.add()
-    kept = Kept()
-    document = KeyDocument(kept.fetch)
-    async with anyio.create_task_group() as group:
-        kept.is_away = True
-        group.start_soon(document.run)
-        with anyio.fail_after(5):
-            while "cannot be read" not in caplog.text:
-                await anyio.sleep(0.005)
-            await anyio.sleep(0.02)
-            kept.is_away, kept.body = False, file.path.read_bytes()
-            while not isinstance(KeyRing(document).verify(text), Known):
-                await anyio.sleep(0.005)
-        group.cancel_scope.cancel()
-    assert caplog.text.count("cannot be read") == 1
 
 
 def test_a_key_carries_its_limits_and_its_spawn_policy_to_its_bearer(file: KeyFile, clock: Clock) -> None:

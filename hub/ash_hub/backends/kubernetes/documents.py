@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, NamedTuple
 
 from ash_hub.backends.base import Places
-from ash_hub.backends.documents import DocumentKind, Documents, check_document, is_document_name
+from ash_hub.backends.documents import DocumentKind, Documents, Tell, check_document, is_document_name
 from ash_hub.backends.kubernetes.api import METADATA, METADATA_LIST, Api, ApiRefusal, Json, open_api
+from ash_hub.backends.kubernetes.informer import Informer
 from ash_hub.backends.kubernetes.pods import HIVE_LABEL
 from ash_hub.backends.kubernetes.settings import KubernetesSettings
 from ash_mcp.errors import Conflict, ConnectFailed
@@ -65,6 +66,20 @@ class KubernetesDocuments:
         with self._explained(kind):
             found = await self._api.get(self._path(kind, name))
         return None if found is None else _body(kind, found)
+
+    async def follow(self, kind: DocumentKind, name: str, tell: Tell) -> None:
+        """Follow it by a watch. An account that may not watch sees a change within two seconds, by new lists."""
+        check_document(kind, name)
+
+        def listed(uids: set[str], _: int) -> None:
+            if not uids:
+                tell(None)
+
+        def changed(event: str, found: Json) -> None:
+            tell(None if event == "DELETED" else _body(kind, found))
+
+        one = {"fieldSelector": f"metadata.name={self._object_name(kind, name)}"}
+        await Informer(self._api, self._path(kind), one, listed, changed).run()
 
     async def keep(self, kind: DocumentKind, name: str, body: bytes) -> None:
         check_document(kind, name, body)

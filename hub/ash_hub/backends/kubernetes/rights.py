@@ -35,8 +35,6 @@ class Right:
     """What it is called; empty: as the resource."""
 
 
-_DOCUMENT_VERBS: Final = ("get", "list", "create", "patch", "delete")
-
 RIGHTS: Final = (
     Right(
         "pods",
@@ -52,7 +50,12 @@ RIGHTS: Final = (
         "a spawn does not say what it waits for",
         required=False,
     ),
-    Right("configmaps", _DOCUMENT_VERBS, Place.SANDBOXES, "the tools of sandboxes cannot be kept"),
+    Right(
+        "configmaps",
+        ("get", "list", "create", "patch", "delete"),
+        Place.SANDBOXES,
+        "the tools of sandboxes cannot be kept",
+    ),
     Right(
         "secrets",
         ("list", "create", "patch", "delete"),
@@ -61,7 +64,12 @@ RIGHTS: Final = (
         required=False,
         title="secrets of spawns",
     ),
-    Right("secrets", _DOCUMENT_VERBS, Place.HIVE, "API keys cannot be kept"),
+    Right(
+        "secrets",
+        ("get", "list", "watch", "create", "patch", "delete"),
+        Place.HIVE,
+        "API keys cannot be kept and followed",
+    ),
     Right(
         "runtimeclasses",
         ("get", "list"),

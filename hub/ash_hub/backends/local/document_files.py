@@ -12,7 +12,8 @@ from typing import Final, TypeVar
 
 import anyio.to_thread
 
-from ash_hub.backends.documents import DocumentKind, check_document, is_document_name
+from ash_hub.backends.documents import DocumentKind, Tell, check_document, is_document_name
+from ash_hub.backends.following import read_repeatedly
 from ash_hub.system.files import replace_bytes
 from ash_mcp.errors import Conflict, ConnectFailed
 
@@ -40,6 +41,9 @@ class FileDocuments:
     async def read(self, kind: DocumentKind, name: str) -> bytes | None:
         check_document(kind, name)
         return await self._do(_read, self._file(kind, name))
+
+    async def follow(self, kind: DocumentKind, name: str, tell: Tell) -> None:
+        await read_repeatedly(self, kind, name, tell)
 
     async def keep(self, kind: DocumentKind, name: str, body: bytes) -> None:
         check_document(kind, name, body)

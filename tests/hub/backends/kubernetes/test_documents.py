@@ -9,9 +9,10 @@ from typing import cast
 import pytest
 
 from ash_hub.backends.documents import DocumentKind, Documents
+from ash_hub.backends.kubernetes import informer
 from ash_hub.backends.kubernetes.api import Api, ApiRefusal
 from ash_hub.backends.kubernetes.documents import KubernetesDocuments
-from ash_hub.testing.document_checks import DOCUMENT_CHECKS
+from ash_hub.testing.document_checks import DOCUMENT_CHECKS, who_follows_a_document_is_told_what_it_is_and_becomes
 from ash_mcp.errors import ConnectFailed
 from tests.hub.backends.kubernetes.api_parts import StandInApi
 
@@ -57,6 +58,14 @@ async def test_hives_in_one_namespace_do_not_see_each_others_documents(api: Stan
     one, other = replica(api), replica(api, hive="other")
     await one.keep(SETS, "a", b"{}")
     assert await other.read(SETS, "a") is None and dict(await other.used(SETS)) == {}
+
+
+async def test_a_change_is_told_to_an_account_that_may_not_watch(
+    api: StandInApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(informer, "_MOST_PAUSE_SECONDS", 0.1)
+    api.may_watch = False
+    await who_follows_a_document_is_told_what_it_is_and_becomes(replica(api), replica(api))
 
 
 async def test_a_replica_whose_clock_is_behind_still_notes_a_later_use(api: StandInApi) -> None:
