@@ -27,7 +27,9 @@ test:
 	@exec .venv/bin/pytest -m "$(QUICK)" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-kubernetes:
-	@test -n "$$ASH_TEST_KUBECONFIG" || { echo "Name the kubeconfig of a cluster for tests in ASH_TEST_KUBECONFIG" >&2; exit 1; }
+	@test -n "$$ASH_TEST_KUBECONFIG" || { echo "Name the kubeconfig of a cluster for tests in ASH_TEST_KUBECONFIG." \
+	  "Its nodes need the images localhost/ash/hub:dev and localhost/ash/recipes:dev (make images) and any Redis as" \
+	  "localhost/ash/redis:dev; this machine needs kubectl, helm and a way to the addresses of pods and Services." >&2; exit 1; }
 	@scripts/setup test
 	@exec .venv/bin/pytest -ra -m kubernetes
 

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 __all__ = ["alternating"]
 
+_Turns = Iterator[tuple[str, int]]
+
 
 @asynccontextmanager
-async def alternating(ports: Sequence[int]) -> AsyncGenerator[int]:
-    """Serve on a free port. Every request says that its connection ends with it, so that the next comes anew."""
-    turns = itertools.cycle(ports)
+async def alternating(
+    ports: Sequence[int], *, host: str = "127.0.0.1", headers: Mapping[str, str] | None = None
+) -> AsyncGenerator[int]:
+    """Serve on a free port. Every request says that its connection ends with it, so that the next comes anew.
+
+    Args:
+        host: Where the ports are.
+        headers: What every request is given beside its own.
+    """
+    turns = itertools.cycle([(host, port) for port in ports])
+    more = "".join(f"{name}: {value}\r\n" for name, value in {"connection": "close", **(headers or {})}.items())
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -22,7 +32,7 @@ async def alternating(ports: Sequence[int]) -> AsyncGenerator[int]:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            await _pass_one(reader, writer, turns, len(ports))
+            await _pass_one(reader, writer, turns, len(ports), more.encode())
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -36,11 +46,11 @@ async def alternating(ports: Sequence[int]) -> AsyncGenerator[int]:
 
 
 async def _pass_one(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, turns: Iterator[int], attempts: int
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, turns: _Turns, attempts: int, headers: bytes
 ) -> None:
     line = await reader.readuntil(b"\r\n")
     upstream_reader, upstream_writer = await _connect(turns, attempts)
-    upstream_writer.write(line + b"connection: close\r\n")
+    upstream_writer.write(line + headers)
     copies = [
         asyncio.ensure_future(_copy(reader, upstream_writer)),
         asyncio.ensure_future(_copy(upstream_reader, writer)),
@@ -54,10 +64,10 @@ async def _pass_one(
         await asyncio.gather(*copies, return_exceptions=True)
 
 
-async def _connect(turns: Iterator[int], attempts: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _connect(turns: _Turns, attempts: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     for _ in range(attempts):
         with suppress(OSError):
-            return await asyncio.open_connection("127.0.0.1", next(turns))
+            return await asyncio.open_connection(*next(turns))
     raise ConnectionRefusedError("no replica listens")
 
 

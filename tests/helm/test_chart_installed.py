@@ -1,104 +1,109 @@
-"""The chart installed: a key, a sandbox that outlives an upgrade, the end. Needs the images localhost/ash/*:dev."""
+"""The chart installed: a key, a sandbox that outlives an upgrade, the end; keys as every replica knows them."""
 
 from __future__ import annotations
 
-import os
-import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from typing import Any, Final
 
+import anyio
+import anyio.to_thread
+import httpx
 import pytest
 
-from tests.helm.chart import CHART, helm
+from ash_mcp.compat import SandboxClient, SandboxConfig
+from tests.helm.chart import CHART
 from tests.helm.cluster import done, kubectl
+from tests.helm.installed import (
+    HUBS,
+    ROUTERS,
+    Release,
+    own_namespace,
+    require_reachable,
+    values,
+    wait_until_known,
+)
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.anyio, pytest.mark.kubernetes, pytest.mark.timeout(420)]
 
-HUBS: Final = "app.kubernetes.io/component=hub"
-SMALL: Final = {"requests": {"cpu": "10m"}, "limits": {"memory": "512Mi"}}
-
-
-@pytest.fixture
-def namespace() -> Iterator[str]:
-    name = f"chart-{secrets.token_hex(4)}"
-    done("create", "namespace", name)
-    try:
-        yield name
-    finally:
-        kubectl("delete", "namespace", name, f"{name}-sandboxes", "--ignore-not-found", "--wait=false")
-
-
-def values(namespace: str) -> dict[str, Any]:
-    return {
-        "hub": {"replicas": 2, "resources": SMALL},
-        "router": {"enabled": True, "replicas": 1, "resources": SMALL},
-        "redis": {"image": "localhost/ash/redis:dev", "persistence": {"enabled": False}, "resources": SMALL},
-        "sandboxes": {"namespace": f"{namespace}-sandboxes"},
-        "test": {"keySecret": {"name": "test-key"}},
-    }
+KNOWN_SECONDS: Final = 2.0
+"""In which every replica takes a new key, and refuses a revoked one."""
 
 
-def release(command: str, namespace: str, *arguments: str, values: dict[str, Any] | None = None) -> None:
-    where = ("--namespace", namespace, "--kubeconfig", os.environ["ASH_TEST_KUBECONFIG"], "--timeout", "120s")
-    it = helm(command, "ash", *arguments, *where, values=values, seconds=150)
-    pods = kubectl("get", "pods,events", "--namespace", namespace).stdout if it.returncode else ""
-    assert it.returncode == 0, it.stderr + pods
+def test_a_hive_is_installed_used_upgraded_and_uninstalled() -> None:
+    with own_namespace() as namespace:
+        release, given = Release(namespace), values(namespace, test={"keySecret": {"name": "test-key"}})
+        release.run("install", str(CHART), "--wait", values=given)
+        release = Release(namespace, release.in_hub("ash", "key", "new"))
+        named = ("create", "secret", "generic", "test-key", "--namespace", namespace)
+        done(*named, f"--from-literal=token={release.key}")
+        wait_until_known(release)
+        release.run("test")
+        assert not release.pods(namespace=release.sandboxes)
+
+        def ash(*words: str) -> str:
+            return release.in_hub("ash", *words, key=release.key)
+
+        ash("spawn", "general", "--session", "kept")
+        ash("exec", "kept", "--", "echo kept > /workspace/a")
+        changed = {**given, "recipes": {"dice": 'name = "dice"\ndescription = "x"\nserver.python = "a:b"\n'}}
+        release.run("upgrade", str(CHART), "--wait", values=changed)
+        assert ash("exec", "kept", "--", "cat /workspace/a") == "kept"
+        assert len(release.pods(namespace=release.sandboxes)) == 1
+
+        release.run("uninstall", "--wait")
+        assert not kubectl("get", "pods", "--namespace", release.sandboxes, "--output", "name").stdout
 
 
-def in_hub(namespace: str, *command: str, key: str = "", hub: str = "deploy/ash-hub") -> str:
-    caller = ("env", f"ASH_TOKEN={key}", "ASH_URL=http://127.0.0.1:8420/mcp")
-    return done("exec", "--namespace", namespace, hub, "--", *caller, *command).strip()
+async def test_the_seeds_client_and_its_rest_work_through_the_services_it_knows(hive: Release) -> None:
+    control_plane, gateway = hive.address("control-plane"), hive.address("gateway")
+    spawns, calls = (url.replace("http://", f"http://{hive.key}@") for url in (control_plane, gateway))
+    config = SandboxConfig(spawns, calls, env={"WHO": "seed"}, timeout=90, mcp_timeout=60)
+    with SandboxClient(config) as client:
+        assert client.health_check() and client.ready_check()
+        sandbox = await anyio.to_thread.run_sync(client.spawn, "mine")
+        async with client.connect() as mcp:
+            said = await mcp.call_tool("terminal-controller_execute_command", {"command": "echo $WHO in $(hostname)"})
+            assert "seed in sbx-" in str(said.content)
+        bearer = {"authorization": f"Bearer {hive.key}"}
+        async with httpx.AsyncClient(base_url=control_plane, headers=bearer, timeout=90) as rest:
+            made = (await rest.post("/spawn", json={"image": "timemagic/rl-mcp:general-1.7"})).json()
+            assert made["status"] == "Ready"
+            assert len(hive.pods(namespace=hive.sandboxes)) == 2
+            ended = await rest.delete(f"/deprovision/{made['uuid']}")
+            assert ended.json() == {"message": "Deprovisioned", "uuid": made["uuid"]}
+    assert sandbox.uuid.startswith("mine-") and not hive.pods(namespace=hive.sandboxes)
 
 
-def wait_until_known(namespace: str, key: str) -> None:
-    """Return once every hub takes the key."""
-    found = done("get", "pods", "--namespace", namespace, "--selector", HUBS, "--output", "name")
-    script = "for i in $(seq 40); do ash list && exit; sleep 0.25; done; exit 1"
-    for hub in found.split():
-        in_hub(namespace, "sh", "-c", script, key=key, hub=hub)
+async def test_a_key_is_known_and_revoked_on_every_replica_within_two_seconds(
+    hive: Release, record_property: Callable[[str, Any], None]
+) -> None:
+    pods = [*hive.pods(HUBS), *hive.pods(ROUTERS)]
+    assert len(pods) == 3
+    urls = [f"http://{pod['status']['podIP']}:8420/mcp" for pod in pods]
+    for url in urls:
+        require_reachable(httpx.URL(url).host, 8420)
 
+    async def waited(token: str, *, until_refused: bool) -> list[float]:
+        """Return after how many seconds each replica knew."""
+        began, took = time.monotonic(), list[float]()
 
-GATEWAY_CALL: Final = """
-import os, httpx
-meta = {
-    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-    "io.modelcontextprotocol/clientCapabilities": {},
-    "io.modelcontextprotocol/clientInfo": {"name": "seed", "version": "1"},
-}
-headers = {
-    "authorization": "Bearer " + os.environ["ASH_TOKEN"],
-    "x-session-id": "kept",
-    "accept": "application/json, text/event-stream",
-    "mcp-protocol-version": "2026-07-28",
-    "mcp-method": "tools/call",
-    "mcp-name": "terminal-controller_execute_command",
-}
-params = {"name": headers["mcp-name"], "arguments": {"command": "cat /workspace/a"}, "_meta": meta}
-message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
-print(httpx.post("http://gateway/mcp", headers=headers, json=message, timeout=30).text)
-"""
-"""A call of a sandbox by its session, through the Service that the seed's clients know."""
+        async def ask(url: str) -> None:
+            async with httpx.AsyncClient(headers={"authorization": f"Bearer {token}"}) as client:
+                while ((await client.post(url, json={})).status_code == 401) is not until_refused:
+                    await anyio.sleep(0.02)
+            took.append(time.monotonic() - began)
 
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as group:
+                for url in urls:
+                    group.start_soon(ask, url)
+        return took
 
-def sandboxes(namespace: str) -> str:
-    return done("get", "pods", "--namespace", f"{namespace}-sandboxes", "--output", "name")
-
-
-def test_a_hive_is_installed_used_upgraded_and_uninstalled(namespace: str) -> None:
-    release("install", namespace, str(CHART), "--wait", values=values(namespace))
-    key = in_hub(namespace, "ash", "key", "new")
-    done("create", "secret", "generic", "test-key", "--namespace", namespace, f"--from-literal=token={key}")
-    wait_until_known(namespace, key)
-    release("test", namespace)
-    assert not sandboxes(namespace)
-
-    in_hub(namespace, "ash", "spawn", "general", "--session", "kept", key=key)
-    in_hub(namespace, "ash", "exec", "kept", "--", "echo kept > /workspace/a", key=key)
-    changed = {**values(namespace), "recipes": {"dice": 'name = "dice"\ndescription = "x"\nserver.python = "a:b"\n'}}
-    release("upgrade", namespace, str(CHART), "--wait", values=changed)
-    assert in_hub(namespace, "ash", "exec", "kept", "--", "cat /workspace/a", key=key) == "kept"
-    assert sandboxes(namespace).count("pod/") == 1
-    assert "kept" in in_hub(namespace, "/opt/ash/bin/python", "-c", GATEWAY_CALL, key=key)
-
-    release("uninstall", namespace, "--wait")
-    assert not kubectl("get", "pods", "--namespace", f"{namespace}-sandboxes", "--output", "name").stdout
+    token = await anyio.to_thread.run_sync(hive.in_hub, "ash", "key", "new", "--name", "ci")
+    known = await waited(token, until_refused=False)
+    await anyio.to_thread.run_sync(hive.in_hub, "ash", "key", "revoke", "ci")
+    refused = await waited(token, until_refused=True)
+    for what, took in (("known", known), ("refused", refused)):
+        record_property(f"seconds until a key was {what} on hubs and router", [f"{each:.2f}" for each in took])
+    assert max(known) < KNOWN_SECONDS and max(refused) < KNOWN_SECONDS
