@@ -6,9 +6,10 @@ import json
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 import anyio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -33,6 +34,8 @@ from ash_router.upstream.call_tokens import load_hive_key
 __all__ = ["Hive", "open_hive"]
 
 log = logging.getLogger("ash.hub")
+
+_LISTENERS_SECONDS: Final = 0.3
 
 
 class Hive:
@@ -122,9 +125,11 @@ async def open_hive(settings: HubSettings, backend: Backend | None = None) -> As
         hive = Hive(url, settings, parts.sandboxes, backend, parts.ledger, lacks_keys=auth.lacks_keys)
         await stack.enter_async_context(_running(parts))
         server = _server(parts, settings)
+        servers = [server]
         await stack.enter_async_context(server.serving(listener))
         if inside is not None:
-            await stack.enter_async_context(_server(parts, settings, inside=True).serving(inside.listener))
+            servers.append(_server(parts, settings, inside=True))
+            await stack.enter_async_context(servers[1].serving(inside.listener))
             stack.callback(server.stop)  # both finish their answers at the same time
         stack.enter_context(_announced(settings.run_dir, hive.url))
         async with anyio.create_task_group() as group:
@@ -134,6 +139,8 @@ async def open_hive(settings: HubSettings, backend: Backend | None = None) -> As
                 yield hive
             finally:
                 with anyio.CancelScope(shield=True):
+                    if settings.keeps or inside is not None:
+                        await _drain(parts, servers)
                     await parts.sandboxes.stop(keep=settings.keeps)
                     parts.notices.close()
                 group.cancel_scope.cancel()
@@ -164,6 +171,22 @@ async def _running(parts: Assembly) -> AsyncGenerator[None]:
 def _server(parts: Assembly, settings: HubSettings, *, inside: bool = False) -> Server:
     admission = parts.inside_admission if inside else parts.admission
     return server_of(parts.app, parts.relay.protocol(admission, forwards=not inside), settings, inside=inside)
+
+
+async def _drain(parts: Assembly, servers: Sequence[Server]) -> None:
+    """Let calls and spawns that have begun come to their end, and none begin."""
+
+    async def end_listeners() -> None:
+        while True:  # those who listen never end by themselves, and may come again on the same connection
+            parts.notices.close()
+            await anyio.sleep(_LISTENERS_SECONDS)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(end_listeners)
+        async with anyio.create_task_group() as draining:
+            for server in servers:
+                draining.start_soon(server.drain, parts.relay)
+        group.cancel_scope.cancel()
 
 
 def make_private(directory: Path) -> None:

@@ -73,8 +73,13 @@ async def open_router(settings: HubSettings) -> AsyncGenerator[Router]:
         stack.push_async_callback(parts.relay.aclose)
         await stack.enter_async_context(parts.running())
         protocol = parts.relay.protocol(parts.admission)
-        await stack.enter_async_context(server_of(parts.app, protocol, settings).serving(listener))
-        yield Router(url_of(settings, port), settings)
+        server = server_of(parts.app, protocol, settings)
+        await stack.enter_async_context(server.serving(listener))
+        try:
+            yield Router(url_of(settings, port), settings)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await server.drain(parts.relay)
 
 
 @asynccontextmanager

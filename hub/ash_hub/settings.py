@@ -282,6 +282,8 @@ class HubSettings(BaseSettings):
     keep: bool | None = None
     """Whether a graceful stop leaves the sandboxes running for the next hive of the same state directory or cluster.
     None: on a cluster, where a stop is as a rule an upgrade, and not on one machine."""
+    drain_seconds: Annotated[float, Field(gt=0)] = 5
+    """How long answers that have begun may take when the hive stops and its callers go on elsewhere, or later."""
     idle_exit_seconds: Annotated[float, Field(gt=0)] | None = None
     """End the hive when it has had neither a sandbox nor a request for so long; None never."""
     state_dir: Path = Field(default_factory=default_state_dir)

@@ -69,6 +69,8 @@ class DataPlane:
         stale: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.limits = limits
+        self.is_leaving = False
+        """Whether callers are to go to other replicas: each answer is the last one of its connection."""
         self._look_up = look_up
         self.forwarder = forwarder
         self.routes = routes

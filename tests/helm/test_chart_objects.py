@@ -126,6 +126,13 @@ def test_hubs_are_reached_by_each_other_where_there_is_a_redis() -> None:
     assert not {"ASH_HUB_REDIS_URL", "ASH_HUB_ADVERTISE"} & alone.keys()
 
 
+def test_calls_may_take_of_a_pods_grace_what_its_end_does_not_need() -> None:
+    given = {"hub": {"terminationGracePeriodSeconds": 300}, "router": {"enabled": True}}
+    objects = template(given)
+    assert environment(objects)["ASH_HUB_DRAIN_SECONDS"] == "290"
+    assert environment(objects, "ash-router")["ASH_HUB_DRAIN_SECONDS"] == "80"
+
+
 def test_a_hub_is_what_must_refuse_its_sandboxes_where_there_are_policies() -> None:
     assert environment(template())["ASH_HUB_BACKEND__CANARY"] == "$(POD_IP):8420"
     assert "ASH_HUB_BACKEND__CANARY" not in environment(template({"networkPolicies": {"enabled": False}}))

@@ -24,6 +24,7 @@ SET_BY_THE_CHART: Final = {
     *("host", "port", "advertise", "redis_url", "backend"),
     *("state_dir", "run_dir", "log_dir"),
     *("tls_cert", "tls_key"),  # an Ingress or a Gateway speaks https
+    "drain_seconds",  # of the pod's grace
     "idle_exit_seconds",  # Kubernetes would start it again
 }
 SET_OF_THE_BACKEND: Final = {

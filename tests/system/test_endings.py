@@ -16,7 +16,7 @@ import pytest
 from ash_hub.app import Hive, open_hive
 from ash_hub.settings import HubSettings
 from ash_mcp import Hive as Client
-from ash_mcp.errors import AshError, SandboxGone
+from ash_mcp.errors import AshError, SandboxGone, StreamBroken
 from ash_mcp.sandbox import Sandbox
 from tests.hub.backends.local.local_parts import descendants, needs_isolation
 from tests.system.crash_parts import home
@@ -70,6 +70,43 @@ async def test_a_graceful_stop_ends_calls_in_flight_with_a_typed_failure(folder:
     assert isinstance(failure, SandboxGone) and not failure.trainable
     assert failure.data["reason"] == "hive_stopped"
     assert not list((folder / "run").rglob("*.sock"))
+
+
+async def test_calls_and_spawns_that_have_begun_come_to_their_end_where_sandboxes_stay(folder: Path) -> None:
+    said: list[Any] = []
+    async with anyio.create_task_group() as group, AsyncExitStack() as clients:
+        async with open_hive(settings(folder, keep=True)) as hive:
+            client = await clients.enter_async_context(Client(hive.url))
+            box = await client.spawn("echo")
+
+            async def call() -> None:
+                said.append((await box.call("slow", steps=1, seconds=2)).structured)
+
+            async def spawn() -> None:
+                said.append((await client.spawn("echo")).session)
+
+            group.start_soon(call)
+            await until_called(hive, box)
+            group.start_soon(spawn)
+            with anyio.fail_after(10):
+                while len(hive.sandboxes.registry.living()) < 2:
+                    await anyio.sleep(0.001)
+    assert sorted(map(str, said)) == ["sb2", "{'steps': 1}"]
+    async with open_hive(settings(folder)) as hive, Client(hive.url) as client:  # which ends them when it stops
+        assert {info.session for info in await client.list()} == {"sb1", "sb2"}
+
+
+async def test_a_call_that_outlasts_the_stop_of_a_hive_does_not_say_that_its_sandbox_is_gone(folder: Path) -> None:
+    failures: list[AshError] = []
+    async with anyio.create_task_group() as group, AsyncExitStack() as clients:
+        async with open_hive(settings(folder, keep=True, drain_seconds=0.5)) as hive:
+            client = await clients.enter_async_context(Client(hive.url))
+            box = await client.spawn("echo")
+            group.start_soon(lambda: failing_call(box, failures, steps=1, seconds=60))
+            await until_called(hive, box)
+    assert isinstance(failures[0], StreamBroken) and not failures[0].trainable
+    async with open_hive(settings(folder)) as hive, Client(hive.url) as client:
+        assert [info.session for info in await client.list()] == ["sb1"]
 
 
 async def begin_session(client: httpx.AsyncClient, url: str) -> dict[str, str]:

@@ -219,10 +219,17 @@ class Sandboxes:
                 await self._give_up(sandbox, error)
                 decided = sandbox.record.ending or sandbox.wish
                 if isinstance(error, AshError) and decided and decided.reason is not EndReason.START_FAILED:
-                    raise sandbox.gone(self._clock()) from error  # its end was wanted; the start saw no more than that
+                    raise self._unmade(sandbox) from error  # its end was wanted; the start saw no more than that
                 raise
         await self._wait_ended(sandbox)  # its end was wanted while it started
-        raise sandbox.gone(self._clock())
+        raise self._unmade(sandbox)
+
+    def _unmade(self, sandbox: Sandbox) -> AshError:
+        """Return what a spawn fails with whose sandbox was ended while it started."""
+        decided = sandbox.record.ending or sandbox.wish
+        if decided is not None and decided.reason is EndReason.HIVE_STOPPED:
+            return StartFailed("the hive stopped while it started", step="start", cause=decided.cause.value)
+        return sandbox.gone(self._clock())
 
     async def _start(self, sandbox: Sandbox, allowed: Allowed, ask: SpawnAsk, progress: Progress) -> None:
         recipe = allowed.recipe
@@ -318,19 +325,19 @@ class Sandboxes:
         await self._end_all(targets, EndReason.DESTROYED)
 
     async def stop(self, *, keep: bool) -> None:
-        """End for good: no more spawns, calls in flight fail as typed, sandboxes end unless they are kept.
+        """End for good: no more spawns, sandboxes end with the calls in flight, unless they are kept.
 
         They are kept, too, while another replica goes on; spawns that have begun here end in any case.
         """
         self._is_stopping = True
-        self._parts.ledger.abort_all(
-            SandboxGone("the hive is stopping; the call was interrupted", reason=EndReason.HIVE_STOPPED.value)
-        )
         await self._controller.report_calls()
         # before this replica leaves: others would take its starts for those of a dead one
         await self._end_at_stop([sandbox for sandbox in self.registry.living() if sandbox.start is not None])
         others_go_on = await self._parts.siblings.leave()
         if not keep and not others_go_on:
+            self._parts.ledger.abort_all(
+                SandboxGone("the hive is stopping; the call was interrupted", reason=EndReason.HIVE_STOPPED.value)
+            )
             await self._end_at_stop(self.registry.living())
         if not others_go_on:  # nobody is left to forget them in time
             await self._controller.release_keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -14,10 +15,11 @@ import uvicorn
 from ash_hub.settings import HubSettings
 from ash_mcp.errors import ConfigError
 from ash_mcp.wire import MCP_PATH
+from ash_router.dataplane import DataPlane
 
 __all__ = ["Server", "server_of", "url_of"]
 
-_DRAIN_SECONDS: Final = 5.0
+_PARTING_SECONDS: Final = 1.0
 _BACKLOG: Final = 2048
 # libuv accepts one connection of a listener in a turn of the loop, so that beside many busy ones a new caller would
 # wait for seconds. It does so for each descriptor, and these are descriptors of the same listener.
@@ -30,6 +32,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._up = anyio.Event()
+        self._down = anyio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -37,6 +40,19 @@ class Server(uvicorn.Server):
 
     def stop(self) -> None:
         self.should_exit = True
+
+    async def drain(self, relay: DataPlane) -> None:
+        """Send callers to other replicas; return once the answers that have begun are given, or their time is over.
+
+        For a moment each answer says that its connection ends with it: a request may be on its way on any connection
+        that is closed without a word, and nobody could say whether it was done.
+        """
+        relay.is_leaving = True
+        with anyio.move_on_after(_PARTING_SECONDS):
+            while self.server_state.connections:  # noqa: ASYNC110 - a set of uvicorn's has no event
+                await anyio.sleep(0.05)
+        self.stop()
+        await self._down.wait()
 
     @asynccontextmanager
     async def serving(self, listener: socket.socket) -> AsyncGenerator[None]:
@@ -50,12 +66,18 @@ class Server(uvicorn.Server):
         except OSError as exc:
             raise ConfigError(f"another program has just begun to listen on port {listener.getsockname()[1]}") from exc
         async with anyio.create_task_group() as group:
-            group.start_soon(self._serve, [listener, *(listener.dup() for _ in range(_ACCEPTS_AT_ONCE - 1))])
+            group.start_soon(self._run, [listener, *(listener.dup() for _ in range(_ACCEPTS_AT_ONCE - 1))])
             try:
                 await self._up.wait()
                 yield
             finally:
                 self.stop()
+
+    async def _run(self, sockets: list[socket.socket]) -> None:
+        try:
+            await self._serve(sockets)
+        finally:
+            self._down.set()
 
 
 def server_of(app: object, protocol: type[asyncio.Protocol], settings: HubSettings, *, inside: bool = False) -> Server:
@@ -78,7 +100,7 @@ def server_of(app: object, protocol: type[asyncio.Protocol], settings: HubSettin
         timeout_keep_alive=settings.relay.keep_alive_seconds,
         ssl_certfile=None if inside else settings.tls_cert,
         ssl_keyfile=None if inside else settings.tls_key,
-        timeout_graceful_shutdown=int(_DRAIN_SECONDS),
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
     )
     return Server(config)
 

@@ -206,7 +206,8 @@ class Intake(HttpToolsProtocol):
         self._in_head = False
         self._disarm()
         self._version = self.parser.get_http_version()
-        self._keep_alive = self._version != "1.0" and self.parser.should_keep_alive()
+        lasts = self._version != "1.0" and self.parser.should_keep_alive()
+        self._keep_alive = lasts and not self.relay.is_leaving
         method = self.parser.get_method()
         last = self._last
         if last is not None and last.is_same(self._version, method, self.url, self.headers):

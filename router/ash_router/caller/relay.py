@@ -186,7 +186,7 @@ class RelayProtocol(Intake):
             False if it does not surely go to a sandbox; nothing was done then, and the parser gets the bytes.
         """
         head, verdict = repeatable.head, self._held_verdict(repeatable.head)
-        if verdict is None or len(body) > self.relay.limits.max_body_bytes:
+        if verdict is None or self.relay.is_leaving or len(body) > self.relay.limits.max_body_bytes:
             return False
         routes_at = self.relay.routes.changes
         if repeatable.found_for is not verdict or repeatable.found_at != routes_at:

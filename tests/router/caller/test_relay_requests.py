@@ -22,6 +22,7 @@ pytestmark = pytest.mark.anyio
 SMALL = RelayLimits(max_body_bytes=2000, max_head_bytes=4000, max_headers=20)
 QUICK = RelayLimits(head_timeout_seconds=0.2, body_timeout_seconds=0.2, linger_seconds=0.3)
 ADD = tool_call("sb1_add", {"a": 1, "b": 2})
+PLAIN = b"GET /plain HTTP/1.1\r\nhost: hub\r\n\r\n"
 
 
 @pytest.fixture
@@ -411,6 +412,21 @@ async def test_stopping_lets_a_relayed_call_finish(rig: Rig, box: Box):
         status, headers, _ = await wire.answer()
         assert (status, headers["ash-origin"], headers["connection"]) == (200, "hub", "close")
         assert await wire.ended()
+
+
+async def test_whoever_is_to_go_to_another_replica_is_told_so_with_the_next_answer(rig: Rig):
+    for first, next_one in [(modern("sb1_add", ADD), modern("sb1_add", ADD)), (PLAIN, PLAIN)]:
+        rig.relay.is_leaving = False
+        async with rig.connect() as wire:
+            for _ in range(2):  # the second is the same again, which is not parsed
+                await wire.send(first)
+                status, headers, _ = await wire.answer()
+                assert (status, headers.get("connection")) == (200, None)
+            rig.relay.is_leaving = True
+            await wire.send(next_one)
+            status, headers, _ = await wire.answer()
+            assert (status, headers["connection"]) == (200, "close")
+            assert await wire.ended()
 
 
 async def _end_soon(rig: Rig) -> None:
