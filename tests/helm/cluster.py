@@ -12,6 +12,9 @@ import pytest
 
 from tests.helm.chart import Object
 
+TAG: Final = os.environ.get("ASH_TEST_IMAGE_TAG", "dev")
+"""Of the images localhost/ash/hub, recipes and redis, which the nodes have."""
+
 _SMALL: Final = {"requests": {"cpu": "10m"}, "limits": {"memory": "512Mi"}}
 
 
@@ -40,12 +43,12 @@ def done(*arguments: str, objects: list[Object] | None = None) -> str:
 def on_one_node(namespace: str) -> dict[str, Any]:
     """Return what a release needs on a cluster of one small node that has the images and no disks."""
     return {
-        "image": {"repository": "localhost/ash/hub", "tag": "dev"},
+        "image": {"repository": "localhost/ash/hub", "tag": TAG},
         "hub": {"resources": _SMALL},
-        "redis": {"image": "localhost/ash/redis:dev", "persistence": {"enabled": False}, "resources": _SMALL},
+        "redis": {"image": f"localhost/ash/redis:{TAG}", "persistence": {"enabled": False}, "resources": _SMALL},
         "sandboxes": {
             "namespace": f"{namespace}-sandboxes",
-            "settings": {"image": "localhost/ash/recipes:dev", "cpu_request": "10m", "memory_request": "64Mi"},
+            "settings": {"image": f"localhost/ash/recipes:{TAG}", "cpu_request": "10m", "memory_request": "64Mi"},
         },
         "egress": {"resources": _SMALL},
     }

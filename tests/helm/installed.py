@@ -1,4 +1,4 @@
-"""A hive that helm installs for a test, of the images localhost/ash/*:dev: its values, its key, its addresses."""
+"""A hive that helm installs for a test, of the images localhost/ash/*: its values, its key, its addresses."""
 
 from __future__ import annotations
 
