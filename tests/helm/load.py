@@ -28,6 +28,9 @@ _NOTES: Final = "/workspace/calls"
 _PAUSE_SECONDS: Final = 0.1
 """Between two calls of one caller: the load is to find what fails, not what the machine bears."""
 _AGAIN_SECONDS: Final = 0.2
+_LONG_SECONDS: Final = 8
+"""More than a pod that leaves waits before it is told to."""
+_SLOW: Final = ("spawn", "long")
 
 Run = Callable[[str], Awaitable[str]]
 """Runs a command in a sandbox and returns what it printed."""
@@ -44,6 +47,8 @@ class Failed(Exception):
 @dataclass
 class Load:
     """Callers, two of each kind, on some sandboxes, and one who spawns and destroys others; until `over` is set.
+
+    The calls of one kind take long, so that whatever stops has some in flight.
 
     Args:
         url: Of the hive, without `/mcp`.
@@ -66,17 +71,23 @@ class Load:
     """The calls that were done, by session."""
 
     async def run(self) -> None:
-        kinds = {"sdk": self._sdk, "modern": self._modern, "handshake": self._handshake, "gateway": self._gateway}
+        kinds = {
+            "sdk": self._sdk,
+            "modern": self._modern,
+            "handshake": self._handshake,
+            "gateway": self._gateway,
+            "long": self._long,
+        }
         async with anyio.create_task_group() as group:
             group.start_soon(self._spawner)
             for turn, (kind, opener) in enumerate([*kinds.items()] * 2):
                 group.start_soon(self._caller, kind, opener, *self.boxes[turn % len(self.boxes)])
 
     async def until_done(self, more: int) -> None:
-        """Return once every kind of caller has had so many more calls answered, and the spawner a round."""
+        """Return once every kind of caller has had so many more calls answered, and the slow ones one."""
         before = self.done.copy()
-        while len(self.done) < 5 or any(
-            count < before[kind] + (1 if kind == "spawn" else more) for kind, count in self.done.items()
+        while len(self.done) < 6 or any(
+            count < before[kind] + (1 if kind in _SLOW else more) for kind, count in self.done.items()
         ):
             await anyio.sleep(0.05)
 
@@ -138,6 +149,11 @@ class Load:
     async def _modern(self, session: str, sandbox_id: str) -> AsyncGenerator[Run]:
         async with self._client(self.url, "auto") as client:
             yield lambda command: _call(client, f"{session}_{TOOL}", command)
+
+    @asynccontextmanager
+    async def _long(self, session: str, sandbox_id: str) -> AsyncGenerator[Run]:
+        async with self._client(self.url, "auto") as client:
+            yield lambda command: _call(client, f"{session}_{TOOL}", f"sleep {_LONG_SECONDS}; {command}")
 
     @asynccontextmanager
     async def _handshake(self, session: str, sandbox_id: str) -> AsyncGenerator[Run]:
