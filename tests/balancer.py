@@ -14,13 +14,14 @@ _Turns = Iterator[tuple[str, int]]
 
 @asynccontextmanager
 async def alternating(
-    ports: Sequence[int], *, host: str = "127.0.0.1", headers: Mapping[str, str] | None = None
+    ports: Sequence[int], *, host: str = "127.0.0.1", headers: Mapping[str, str] | None = None, own_port: int = 0
 ) -> AsyncGenerator[int]:
-    """Serve on a free port. Every request says that its connection ends with it, so that the next comes anew.
+    """Serve on a port of this machine. Every request says that its connection ends with it, so that the next comes anew.
 
     Args:
         host: Where the ports are.
         headers: What every request is given beside its own.
+        own_port: 0 is a free one.
     """
     turns = itertools.cycle([(host, port) for port in ports])
     more = "".join(f"{name}: {value}\r\n" for name, value in {"connection": "close", **(headers or {})}.items())
@@ -35,7 +36,7 @@ async def alternating(
             await _pass_one(reader, writer, turns, len(ports), more.encode())
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", own_port)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:

@@ -33,13 +33,14 @@ SECONDS: Final = 280
 
 
 @pytest.fixture(scope="module")
-def door(hive: Release) -> Iterator[str]:
+def door(hive: Release, door_port: int) -> Iterator[str]:
     """The URL of the hive on this machine, by which whoever comes has its key."""
     host = str(urlsplit(hive.address("ash")).hostname)
     with start_blocking_portal() as portal:
         headers = {"authorization": f"Bearer {hive.key}"}
-        with portal.wrap_async_context_manager(alternating([80], host=host, headers=headers)) as port:
-            yield f"http://127.0.0.1:{port}/mcp"
+        standing = alternating([80], host=host, headers=headers, own_port=door_port)
+        with portal.wrap_async_context_manager(standing):
+            yield f"http://127.0.0.1:{door_port}/mcp"
 
 
 def passed(door: str, *words: str) -> str:
