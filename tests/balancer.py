@@ -16,7 +16,7 @@ _Turns = Iterator[tuple[str, int]]
 async def alternating(
     ports: Sequence[int], *, host: str = "127.0.0.1", headers: Mapping[str, str] | None = None, own_port: int = 0
 ) -> AsyncGenerator[int]:
-    """Serve on a port of this machine. Every request says that its connection ends with it, so that the next comes anew.
+    """Serve on a port of this machine. Each request says that its connection ends with it; so the next comes anew.
 
     Args:
         host: Where the ports are.

@@ -79,18 +79,20 @@ def values(namespace: str, *, hub: Mapping[str, Any] | None = None, **more: Any)
 
 @contextmanager
 def own_namespace() -> Generator[str]:
-    """Give the name of a new namespace; it goes at the end, and that of the release's sandboxes with it."""
+    """Give the name of a new namespace. It goes at the end with the release in it, and with that of its sandboxes."""
     name = f"chart-{secrets.token_hex(4)}"
     done("create", "namespace", name)
     try:
         yield name
     finally:
+        where = ("--namespace", name, "--kubeconfig", os.environ["ASH_TEST_KUBECONFIG"])
+        helm("uninstall", "ash", *where, "--no-hooks", "--ignore-not-found")  # what it has outside of namespaces
         kubectl("delete", "namespace", name, f"{name}-sandboxes", "--ignore-not-found", "--wait=false")
 
 
 @contextmanager
 def installed(**more: Any) -> Generator[Release]:
-    """Install a release with a key that every hub takes, and uninstall it.
+    """Install a release with a key that every hub takes.
 
     Args:
         more: Values over those of `values`.
@@ -98,12 +100,9 @@ def installed(**more: Any) -> Generator[Release]:
     with own_namespace() as namespace:
         release = Release(namespace)
         release.run("install", str(CHART), "--wait", values=values(namespace, **more))
-        try:
-            release = Release(namespace, release.in_hub("ash", "key", "new"))
-            wait_until_known(release)
-            yield release
-        finally:
-            release.run("uninstall", "--wait")
+        release = Release(namespace, release.in_hub("ash", "key", "new"))
+        wait_until_known(release)
+        yield release
 
 
 def wait_until_known(release: Release) -> None:
