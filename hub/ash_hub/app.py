@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -28,6 +28,7 @@ from ash_hub.system.files import replace_text
 from ash_mcp.errors import ConfigError
 from ash_mcp.paths import HIVE_FILE
 from ash_router.ledger import Ledger
+from ash_router.replicas.membership import MISSED_SECONDS, TICK_SECONDS
 from ash_router.store.select import open_store
 from ash_router.upstream.call_tokens import load_hive_key
 
@@ -125,11 +126,9 @@ async def open_hive(settings: HubSettings, backend: Backend | None = None) -> As
         hive = Hive(url, settings, parts.sandboxes, backend, parts.ledger, lacks_keys=auth.lacks_keys)
         await stack.enter_async_context(_running(parts))
         server = _server(parts, settings)
-        servers = [server]
         await stack.enter_async_context(server.serving(listener))
         if inside is not None:
-            servers.append(_server(parts, settings, inside=True))
-            await stack.enter_async_context(servers[1].serving(inside.listener))
+            await stack.enter_async_context(_server(parts, settings, inside=True).serving(inside.listener))
             stack.callback(server.stop)  # both finish their answers at the same time
         stack.enter_context(_announced(settings.run_dir, hive.url))
         async with anyio.create_task_group() as group:
@@ -140,8 +139,10 @@ async def open_hive(settings: HubSettings, backend: Backend | None = None) -> As
             finally:
                 with anyio.CancelScope(shield=True):
                     if settings.keeps or inside is not None:
-                        await _drain(parts, servers)
-                    await parts.sandboxes.stop(keep=settings.keeps)
+                        await _drain(parts, server)
+                    others_go_on = await parts.sandboxes.stop(keep=settings.keeps)
+                    if others_go_on and parts.holds_sessions:
+                        await anyio.sleep(MISSED_SECONDS + TICK_SECONDS)  # until they forward nothing to this one
                     parts.notices.close()
                 group.cancel_scope.cancel()
 
@@ -173,8 +174,8 @@ def _server(parts: Assembly, settings: HubSettings, *, inside: bool = False) -> 
     return server_of(parts.app, parts.relay.protocol(admission, forwards=not inside), settings, inside=inside)
 
 
-async def _drain(parts: Assembly, servers: Sequence[Server]) -> None:
-    """Let calls and spawns that have begun come to their end, and none begin."""
+async def _drain(parts: Assembly, server: Server) -> None:
+    """Let calls and spawns that have begun come to their end, and none begin but those that replicas forward."""
 
     async def end_listeners() -> None:
         while True:  # those who listen never end by themselves, and may come again on the same connection
@@ -183,9 +184,7 @@ async def _drain(parts: Assembly, servers: Sequence[Server]) -> None:
 
     async with anyio.create_task_group() as group:
         group.start_soon(end_listeners)
-        async with anyio.create_task_group() as draining:
-            for server in servers:
-                draining.start_soon(server.drain, parts.relay)
+        await server.drain(parts.relay)
         group.cancel_scope.cancel()
 
 

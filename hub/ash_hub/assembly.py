@@ -177,6 +177,11 @@ class Assembly:
     def _forget(self, sandbox_id: SandboxId) -> None:
         self.relay.forget(sandbox_id)
 
+    @property
+    def holds_sessions(self) -> bool:
+        """Whether a handshake-era session lives here, whose requests other replicas forward."""
+        return len(self._legacy) > 0
+
     def _session_lives(self, session_id: str) -> bool:
         return self._sdk_sessions.alive(session_id)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import time
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 from mcp.client import Client
 
 from ash_mcp.wire import FAILURE_META_KEY
+from ash_router.replicas.membership import MISSED_SECONDS
 from ash_router.upstream.call_tokens import load_hive_key
 from tests.balancer import alternating
 from tests.redis_server import RedisServer, running_redis
@@ -119,6 +121,33 @@ async def test_a_session_of_one_hive_lists_and_hears_through_the_other(two: Two)
         assert (await session.http.delete(there, headers=session.headers)).status_code == 200
         for url in two.urls:
             assert (await session.post(url, "tools/list", 4)).status_code == 404
+
+
+async def test_a_hive_that_stops_answers_what_another_forwards_until_that_one_knows(tmp_path: Path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        inside = probe.getsockname()[1]
+    with running_redis(tmp_path) as server, home(ASH_HUB_REDIS_URL=f"{server.url}/1") as one:
+        shared = one.environment
+        one.environment = {**shared, "ASH_HUB_ADVERTISE": f"127.0.0.1:{inside}"}
+        here = one.start()
+        one.environment = shared
+        there = one.start()
+        stopping = one.hubs.pop(0)
+        async with opened(here) as session:
+            assert (await session.post(there, "tools/list", 1)).status_code == 200
+            began = listened = time.monotonic()
+            stopping.terminate()
+            while stopping.poll() is None:
+                with suppress(OSError):
+                    await (await anyio.connect_tcp("127.0.0.1", inside)).aclose()
+                    listened = time.monotonic()
+                answer = await session.post(there, "tools/list", 2)
+                assert answer.status_code == 200, answer.text
+                await anyio.sleep(0.01)
+            assert listened - began > MISSED_SECONDS
+            assert (await session.post(there, "tools/list", 3)).status_code == 200  # it was taken up
+        stopping.communicate()
 
 
 async def test_clients_work_through_a_balancer_that_is_not_sticky(two: Two):

@@ -324,10 +324,13 @@ class Sandboxes:
         self._require_backend()
         await self._end_all(targets, EndReason.DESTROYED)
 
-    async def stop(self, *, keep: bool) -> None:
+    async def stop(self, *, keep: bool) -> bool:
         """End for good: no more spawns, sandboxes end with the calls in flight, unless they are kept.
 
         They are kept, too, while another replica goes on; spawns that have begun here end in any case.
+
+        Returns:
+            Whether another replica goes on.
         """
         self._is_stopping = True
         await self._controller.report_calls()
@@ -341,6 +344,7 @@ class Sandboxes:
             await self._end_at_stop(self.registry.living())
         if not others_go_on:  # nobody is left to forget them in time
             await self._controller.release_keys()
+        return others_go_on
 
     async def _end_at_stop(self, targets: Iterable[Sandbox]) -> None:
         with suppress(ConnectFailed):  # then the backend ends or keeps them, as it does when a hive is killed

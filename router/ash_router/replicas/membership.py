@@ -17,7 +17,7 @@ import anyio.abc
 from ash_mcp.errors import AshError
 from ash_router.store.base import Store
 
-__all__ = ["Replicas", "new_replica_id", "split_address"]
+__all__ = ["MISSED_SECONDS", "TICK_SECONDS", "Replicas", "new_replica_id", "split_address"]
 
 log = logging.getLogger("ash.router")
 
