@@ -221,8 +221,12 @@ async def test_an_api_server_that_is_away_stops_spawns_and_nothing_else(
             assert {info.id for info in await user.list() if info.id != over.id} == {box.id}
             group.start_soon(repair)
     record_property("seconds from the API server's return to the repair", f"{repaired[0]:.2f}")
-    (info,) = [each for each in await user.list(include_ended=True) if each.id == over.id]
-    assert info.reason is EndReason.TTL_EXPIRED
+
+    async def is_told() -> bool:
+        (info,) = [each for each in await user.list(include_ended=True) if each.id == over.id]
+        return info.reason is EndReason.TTL_EXPIRED
+
+    await soon(is_told)  # by the other hub as well, which hears of it a moment later
     assert (await pods_of(hive)).items() == {(box.id, before[box.id])}
     assert await is_on(box)
     async with user.spawn("general") as new:
