@@ -166,6 +166,8 @@ class Sandbox:
     ) -> CallResult:
         """Call one of the sandbox's tools. A call that may have run is never repeated.
 
+        A tool that it has not is its server's to answer: with a result that has `is_error`.
+
         Args:
             tool: The tool's own name.
             arguments: Its arguments; needed for those that are named as a parameter of this method.
@@ -175,7 +177,6 @@ class Sandbox:
 
         Raises:
             SandboxGone: The sandbox has ended; `data["reason"]` says why.
-            ToolNotFound: It has no such tool.
         """
         raw = await self._call_hive(
             "call",

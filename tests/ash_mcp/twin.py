@@ -209,7 +209,8 @@ class TwinHive:
         if tool.startswith("ash_"):
             return ORIGIN_SANDBOX, {"resultType": "complete", **box.runner.call(tool, arguments)}
         if tool != TERMINAL:
-            raise errors.ToolNotFound(f"sandbox {box.info.session} has no tool {tool!r}; it has {TERMINAL}")
+            text = [{"type": "text", "text": f"Unknown tool: '{tool}'"}]
+            return ORIGIN_SANDBOX, {"resultType": "complete", "content": text, "isError": True}
         done = box.runner.exec({"command": arguments["command"]})
         return ORIGIN_SANDBOX, {
             "resultType": "complete",
