@@ -44,6 +44,8 @@ _GOODBYE_SECONDS: Final = 2.0
 _LISTEN_SECONDS: Final = 5.0
 _MAX_LENT: Final = 8
 """How many sessions of one caller on one sandbox are kept for its next stateless calls."""
+_MAX_PARTING: Final = 256
+"""How many borrowed sessions of one sandbox wait for their end; one that answers has few at a time."""
 _OWN_PARAMS: Final[dict[str, Any]] = {
     "protocolVersion": HANDSHAKE_VERSIONS[-1],
     "capabilities": {},
@@ -72,7 +74,10 @@ class Handshakes:
         self._listening: Counter[str] = Counter()
         """The number of open standalone streams, by principal."""
         self._lent: dict[SandboxId, dict[str, list[UpstreamSession]]] = {}
-        """Sessions that wait for their next stateless call, by sandbox and principal; the latest is last."""
+        """Sessions that wait for their next stateless call, by sandbox and principal; the latest is last. A sandbox
+        has an entry from its first such call to its end."""
+        self._parting: Counter[SandboxId] = Counter()
+        """The number of borrowed sessions that are being ended, by sandbox."""
 
     async def session_on(self, session: LegacySession, route: Route) -> UpstreamSession:
         """Return the session's own session on a sandbox, opening it if there is none.
@@ -96,7 +101,7 @@ class Handshakes:
 
     def borrow_idle(self, owner: str, route: Route) -> UpstreamSession | None:
         """Take a session that an earlier stateless call of the same principal has left, or None."""
-        kept = self._lent.get(route.sandbox_id, {}).get(owner)
+        kept = self._lent.setdefault(route.sandbox_id, {}).get(owner)
         return kept.pop() if kept else None
 
     async def borrow(self, owner: str, route: Route) -> UpstreamSession:
@@ -105,12 +110,15 @@ class Handshakes:
 
     def give_back(self, owner: str, upstream: UpstreamSession, *, usable: bool) -> None:
         """Leave a borrowed session to the next call; end it where its call may still run, or where there are many."""
-        kept = self._lent.get(upstream.route.sandbox_id, {}).get(owner, [])
-        if not usable or len(kept) >= _MAX_LENT:
-            self._spawn(self.end(upstream))
-            return
-        kept.append(upstream)
-        self._lent.setdefault(upstream.route.sandbox_id, {})[owner] = kept
+        sandbox_id = upstream.route.sandbox_id
+        lent = self._lent.get(sandbox_id)
+        if lent is None:
+            return  # the sandbox has ended meanwhile, and its address may be another's
+        if usable and len(kept := lent.setdefault(owner, [])) < _MAX_LENT:
+            kept.append(upstream)
+        elif self._parting[sandbox_id] < _MAX_PARTING:
+            self._parting[sandbox_id] += 1
+            self._spawn(self._part(upstream))
 
     def drop_lent(self, owner: str, sandbox_id: SandboxId) -> None:
         """Forget the sessions of a principal on a sandbox that has forgotten one of them."""
@@ -160,6 +168,14 @@ class Handshakes:
                 )
             except AshError as error:
                 log.info("a session on sandbox %s was not ended: %s", upstream.route.sandbox_id, error)
+
+    async def _part(self, upstream: UpstreamSession) -> None:
+        try:
+            await self.end(upstream)
+        finally:
+            self._parting[upstream.route.sandbox_id] -= 1
+            if not self._parting[upstream.route.sandbox_id]:
+                del self._parting[upstream.route.sandbox_id]
 
     async def _open(self, session: LegacySession, route: Route) -> UpstreamSession:
         principal = session.admitted.principal

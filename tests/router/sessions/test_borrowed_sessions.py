@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Coroutine
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ash_mcp.types import Endpoint
 from ash_router.bounds.limits import RelayLimits
-from ash_router.sessions.handshakes import _MAX_LENT  # pyright: ignore[reportPrivateUsage]
+from ash_router.sessions.handshakes import (
+    _MAX_LENT,  # pyright: ignore[reportPrivateUsage]
+    _MAX_PARTING,  # pyright: ignore[reportPrivateUsage]
+    Handshakes,
+)
+from ash_router.sessions.session_map import UpstreamSession
+from ash_router.upstream.call_tokens import CallTokens
+from ash_router.upstream.pool import ConnectionPool
 from tests.image_server import Image, running_image
 from tests.router.relay_parts import Rig, Wire, modern, open_rig, route_to, tool_call
 
@@ -75,6 +83,44 @@ async def test_a_sandbox_that_has_ended_leaves_no_session_behind(tmp_path: Path)
         rig.relay.forget(sandbox_id)  # type: ignore[arg-type]
         await call(rig, "own_add", {"a": 1, "b": 2})
         assert len(set(image.sessions)) == 2
+
+
+async def test_a_call_that_outlives_its_sandbox_leaves_no_session_behind(tmp_path: Path) -> None:
+    parts = handshakes_of(tmp_path)
+    lent = parts.handshakes._lent  # pyright: ignore[reportPrivateUsage]
+    for usable in (True, False):
+        assert parts.handshakes.borrow_idle("me", parts.upstream.route) is None
+        parts.handshakes.forget(parts.upstream.route.sandbox_id)
+        parts.handshakes.give_back("me", parts.upstream, usable=usable)
+        assert not lent and not parts.spawned
+
+
+async def test_few_sessions_of_a_sandbox_that_ends_none_wait_for_it(tmp_path: Path) -> None:
+    parts = handshakes_of(tmp_path)
+    for _ in range(2):
+        parts.handshakes.borrow_idle("me", parts.upstream.route)
+        for _ in range(_MAX_PARTING + 9):
+            parts.handshakes.give_back("me", parts.upstream, usable=False)
+        assert len(parts.spawned) == _MAX_PARTING
+        while parts.spawned:
+            await parts.spawned.pop()
+
+
+@dataclass
+class Parts:
+    handshakes: Handshakes
+    upstream: UpstreamSession
+    spawned: list[Coroutine[Any, Any, None]]
+
+
+def handshakes_of(folder: Path) -> Parts:
+    """Return what ends sessions only when the test says so, and a session at a place where nobody listens."""
+    spawned, limits = list[Coroutine[Any, Any, None]](), RelayLimits()
+    pool = ConnectionPool(
+        connect_timeout_seconds=1, max_idle=0, idle_seconds=1, max_head_bytes=1024, max_headers=10, silent_seconds=1
+    )
+    handshakes = Handshakes(pool, CallTokens(Ed25519PrivateKey.generate()), limits, spawned.append)
+    return Parts(handshakes, UpstreamSession(route_to(folder / "nobody"), b"s1", b"2025-11-25"), spawned)
 
 
 @pytest.mark.parametrize("json_response", [False, True], ids=["stream", "json"])
