@@ -95,25 +95,35 @@ async def _answering(place: str, key: bytes, look_up: LookUp) -> AsyncGenerator[
     turns = asyncio.Semaphore(_AT_ONCE)
     told_at = -math.inf
 
-    async def about(sandbox: str) -> Mapping[str, Any] | None:
+    def complain(error: Exception) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at > _QUIET_SECONDS:
+            told_at = time.monotonic()
+            _log.warning("an egress proxy got no answer: %s", str(error) or type(error).__name__)
+
+    async def about(sandbox: str) -> Mapping[str, Any]:
         async with turns:
-            return await look_up(SandboxId(sandbox))
+            try:
+                return {sandbox: await look_up(SandboxId(sandbox))}
+            except (ValueError, KeyError, TypeError) as error:  # its pod is not as it was made; the others are
+                complain(error)
+                return {}
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal told_at
         with closing(writer):
             try:
                 with anyio.fail_after(_QUESTION_SECONDS):
                     question = read_line(key, QUESTION, await reader.readline())
                     asked: Sequence[str] = question["sandboxes"][:MOST_ASKED]
                     said = await asyncio.gather(*(about(each) for each in asked))
-                    told = {"nonce": question["nonce"], "sandboxes": dict(zip(asked, said, strict=True))}
+                    told = {
+                        "nonce": question["nonce"],
+                        "sandboxes": {each: told for one in said for each, told in one.items()},
+                    }
                     writer.write(write_line(key, ANSWER, told))
                     await writer.drain()
             except Exception as error:  # who is not answered asks again, and lets nothing pass meanwhile
-                if time.monotonic() - told_at > _QUIET_SECONDS:
-                    told_at = time.monotonic()
-                    _log.warning("an egress proxy got no answer: %s", str(error) or type(error).__name__)
+                complain(error)
 
     host, port = _split(place)
     try:

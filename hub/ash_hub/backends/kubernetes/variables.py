@@ -67,7 +67,9 @@ class VariableSecrets:
         try:
             uid = await self._make(spec)
             yield uid
-        except BaseException:
+        except BaseException as error:
+            if uid is None and isinstance(error.__cause__, ApiRefusal):
+                raise  # none was made, and one of that name is somebody else's
             with anyio.move_on_after(_CLEAN_UP_SECONDS, shield=True):
                 await self.drop(spec.id, uid)
             raise

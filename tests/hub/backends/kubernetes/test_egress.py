@@ -175,6 +175,16 @@ async def test_a_proxy_is_told_what_the_pod_says_now_whatever_the_news_has_said(
         server.is_away = False
 
 
+async def test_a_pod_that_cannot_be_read_takes_the_answer_from_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, spoilt, whole = PodServer(), fresh("example.com"), fresh("example.org")
+    async with hive(server, monkeypatch) as (backend, place):
+        await backend.create(spoilt)
+        await backend.create(whole)
+        server.pods[spoilt.id]["metadata"]["annotations"]["ash/policy"] = "example.com"  # by hand: no JSON
+        told = await HiveLine(place, await keep_egress_key(backend.documents)).ask([spoilt.id, whole.id])
+        assert told.keys() == {whole.id} and told[whole.id]["policy"] == ["example.org"]
+
+
 async def test_a_request_of_the_runner_goes_through_a_proxy_under_the_policy_of_its_sandbox(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

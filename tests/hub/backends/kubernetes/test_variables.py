@@ -111,6 +111,15 @@ async def test_one_that_cannot_be_made_fails_the_start_before_there_is_a_pod(
     assert server.pods == {}
 
 
+async def test_one_that_is_there_already_is_somebody_elses_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, spec = PodServer(), fresh()
+    await server.create(SECRETS, variables_secret(spec, sandbox_labels("another", spec.id), 0.0))
+    async with following(server, monkeypatch) as backend:
+        with pytest.raises(ConfigError, match="AlreadyExists"):
+            await backend.create(spec)
+    assert len(server.others.objects) == 1
+
+
 async def test_one_whose_pod_has_not_come_is_reaped_once_it_has_expired_and_a_late_pod_gets_its_own() -> None:
     server, now, pods = PodServer(), [1000.0], dict[SandboxId, str]()
     secrets = VariableSecrets(
