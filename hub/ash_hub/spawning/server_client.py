@@ -71,7 +71,7 @@ class ServerClient(SandboxRequests):
         try:
             async with self._in_session(seconds):
                 return True
-        except (StreamBroken, _NotYet):  # it listens, and is about to serve
+        except (StreamBroken, AshTimeout, _NotYet):  # it listens, and is about to serve
             return False
 
     @asynccontextmanager

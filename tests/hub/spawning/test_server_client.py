@@ -11,10 +11,12 @@ import anyio
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ash_hub.spawning import server_client
 from ash_hub.spawning.sandbox_requests import MAX_LIST_BYTES
 from ash_hub.spawning.server_client import ServerClient
 from ash_mcp.errors import AshError, AshTimeout, ConnectFailed, RemoteProtocolError
 from ash_mcp.types import Endpoint, SandboxId
+from ash_router.bounds.limits import RelayLimits
 from ash_router.upstream.proof import SandboxKeys
 from tests.image_server import running_image
 from tests.router.sandbox_parts import read_request, response
@@ -69,6 +71,25 @@ async def test_what_never_becomes_ready_is_waited_for_no_longer_than_asked() -> 
     async with answering(response(b"", status="503 Busy")) as port:
         with anyio.fail_after(10), pytest.raises(AshTimeout, match=r"did not answer within 0\.6 s"):
             await client_of(port).wait_ready(0.6)
+
+
+async def test_one_that_listens_long_before_it_answers_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_client, "DEFAULT_LIMITS", RelayLimits(handshake_timeout_seconds=0.2))
+    unanswered = list[asyncio.StreamWriter]()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        if not unanswered:
+            unanswered.append(writer)
+            return
+        writer.write(response(HELLO))
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        with anyio.fail_after(10):
+            await client_of(server.sockets[0].getsockname()[1]).wait_ready(9)
+        assert len(unanswered) == 1
+        unanswered[0].close()
 
 
 @pytest.mark.parametrize(
