@@ -18,6 +18,7 @@ import anyio
 
 from ash_hub.backends.documents import Documents
 from ash_hub.backends.kept_keys import keep_egress_key
+from ash_hub.backends.kubernetes.image_server import server_of
 from ash_hub.backends.kubernetes.pods import WayOut, goes_by_proxy
 from ash_hub.backends.kubernetes.settings import KubernetesSettings
 from ash_hub.egress.signing import ANSWER, MOST_ASKED, QUESTION, read_line, token, write_line
@@ -61,7 +62,7 @@ class WaysOut:
         Raises:
             StartFailed: The proxies have no address now.
         """
-        if not goes_by_proxy(spec.network, self._settings):
+        if server_of(spec) is not None or not goes_by_proxy(spec.network, self._settings):
             return None
         try:
             return WayOut(await resolved(self._proxy), token(self._key, spec.id))

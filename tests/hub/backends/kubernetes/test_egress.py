@@ -131,7 +131,9 @@ async def test_the_internet_goes_by_the_proxies_where_a_setting_says_so(
 
 async def test_an_image_that_serves_by_itself_goes_out_by_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     server, by_itself = PodServer(), {"image": {"port": 3000, "path": "/mcp"}}
-    async with hive(server, monkeypatch, internet_by_proxy=True) as (backend, _):
+    # nor does its start need one
+    proxy: dict[str, Any] = {"egress_proxy": "nowhere.invalid:3128", "internet_by_proxy": True}
+    async with hive(server, monkeypatch, **proxy) as (backend, _):
         with pytest.raises(ConfigError, match="only a runner passes on to an egress proxy"):
             await backend.create(replace(fresh("example.com"), server=by_itself, image="i"))
         assert not server.pods
