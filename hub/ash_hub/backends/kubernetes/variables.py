@@ -31,7 +31,7 @@ class VariableSecrets:
 
     Args:
         namespace: Of the sandboxes.
-        uid_of: The uid of a sandbox's pod, as far as the watch has told; None: there is none, or it has ended.
+        uid_of: The uid of a sandbox's pod, as far as the watch has told; None: there is none.
     """
 
     def __init__(
