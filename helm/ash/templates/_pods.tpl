@@ -84,7 +84,7 @@ readinessProbe:
 {{/* How long calls in flight may take when a pod ends; takes its grace. The rest is for the sleep below, and for leaving. */}}
 {{- define "ash.draining" -}}
 - name: ASH_HUB_DRAIN_SECONDS
-  value: {{ max 1 (sub (int .) 10) | quote }}
+  value: {{ max 1 (sub (int .) 20) | quote }}
 {{- end }}
 
 {{/* Until every node has taken the pod out of its Services, new connections still come. */}}

@@ -12,6 +12,7 @@ from .exchange import Exchange, Outside
 from .lease import Lease
 from .limits import Limits, Meter
 from .policy import Policy
+from .refusal import Refusal
 from .resolver import LookUps
 from .wire import End, open_end
 
@@ -83,9 +84,16 @@ class SandboxProxy:
                 exchanges.create_task(self._exchange(connection))
 
     async def take(self, client: End) -> None:
-        """Serve a connection that somebody else has accepted, once there is room for it."""
+        """Serve a connection that somebody else has accepted, once there is room for it.
+
+        Raises:
+            Refusal: There was none for `connect_seconds`.
+        """
         try:
-            await self._room.enter()
+            async with asyncio.timeout(self._limits.connect_seconds):
+                await self._room.enter()
+        except TimeoutError:
+            raise Refusal("too_many_connections", "no connection is free at this proxy", status=429) from None
         except asyncio.CancelledError:
             client.abort()
             raise

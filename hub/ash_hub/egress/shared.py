@@ -48,6 +48,8 @@ _GREETING_BYTES = 32 * 1024
 """More than a greeting takes: the reader goes on to read a request's head."""
 _MOST_OF_ONE_ADDRESS = 160
 """Connections of one address; more than a sandbox may have, so that it can be told."""
+_MOST_OF_ONE_IN_A_CROWD = 16
+"""The same where half as many connections wait as may be served: they take memory, too."""
 _PAUSE_SECONDS = 0.1
 _HEALTH_SECONDS = 5.0
 
@@ -103,7 +105,9 @@ async def _until_told(it: _Config, sandboxes: socket.socket, health: socket.sock
     tenants = Tenants(HiveLine(it.hive, it.key).ask, outside(resolver, frozenset, it.connections), write)
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(tenants.run()), tasks.create_task(_tell_health(health, tenants))]
-        serving = tasks.create_task(serve(sandboxes, it.key, tenants, drain_seconds=it.drain_seconds))
+        serving = tasks.create_task(
+            serve(sandboxes, it.key, tenants, most=it.connections, drain_seconds=it.drain_seconds)
+        )
         write({"ready": True, "user": os.geteuid()})
         await ended.wait()
         serving.cancel()
@@ -139,8 +143,14 @@ class HiveLine:
         return message["sandboxes"]
 
 
-async def serve(sandboxes: socket.socket, key: bytes, tenants: Tenants, *, drain_seconds: float = 0) -> None:
-    """Accept until cancelled, then let connections go on for a while."""
+async def serve(
+    sandboxes: socket.socket, key: bytes, tenants: Tenants, *, most: int, drain_seconds: float = 0
+) -> None:
+    """Accept until cancelled, then let connections go on for a while.
+
+    Args:
+        most: Connections that are served at once; half as many may wait, and of each address a few more.
+    """
     loop, by_address, tasks = asyncio.get_running_loop(), dict[str, int](), set[asyncio.Task[None]]()
 
     def left(host: str) -> None:
@@ -159,7 +169,8 @@ async def serve(sandboxes: socket.socket, key: bytes, tenants: Tenants, *, drain
                 continue
             host = str(place[0])
             open_now = by_address.get(host, 0)
-            if open_now >= _MOST_OF_ONE_ADDRESS:
+            is_crowd = len(tasks) >= most * 3 // 2
+            if open_now >= (_MOST_OF_ONE_IN_A_CROWD if is_crowd else _MOST_OF_ONE_ADDRESS):
                 connection.close()
                 continue
             by_address[host] = open_now + 1

@@ -160,6 +160,8 @@ class Tenants:
                 await self.refuse(client, Refusal("not_its_address", f"{peer} is not the address of {sandbox}"))
             else:
                 await proxy.take(client)
+        except Refusal as refusal:
+            await self.refuse(client, refusal)
         except TimeoutError:
             message = "the hive does not say what this sandbox may reach"
             await self.refuse(client, Refusal("hive_away", message, status=503))

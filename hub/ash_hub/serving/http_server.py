@@ -20,6 +20,8 @@ from ash_router.dataplane import DataPlane
 __all__ = ["Server", "server_of", "url_of"]
 
 _PARTING_SECONDS: Final = 1.0
+_INSIDE_SECONDS: Final = 5.0
+"""What answers to other replicas may take when it is their listener's turn to end: after callers' own have had all."""
 _BACKLOG: Final = 2048
 # libuv accepts one connection of a listener in a turn of the loop, so that beside many busy ones a new caller would
 # wait for seconds. It does so for each descriptor, and these are descriptors of the same listener.
@@ -100,7 +102,7 @@ def server_of(app: object, protocol: type[asyncio.Protocol], settings: HubSettin
         timeout_keep_alive=settings.relay.keep_alive_seconds,
         ssl_certfile=None if inside else settings.tls_cert,
         ssl_keyfile=None if inside else settings.tls_key,
-        timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
+        timeout_graceful_shutdown=math.ceil(min(settings.drain_seconds, _INSIDE_SECONDS if inside else math.inf)),
     )
     return Server(config)
 

@@ -10,11 +10,14 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ash_hub.egress.signing import greeting, token
 from ash_hub.egress.starting import standing_command
 from tests.hub.egress.egress_parts import WAIT_SECONDS
+
+CONNECTIONS: Final = 64
+"""What the proxy serves at once."""
 
 
 @dataclass
@@ -42,9 +45,9 @@ class Shared:
             return b""
 
     async def connect(
-        self, sandbox: str, request: bytes, *, first: bytes | None = None
+        self, sandbox: str, request: bytes, *, first: bytes | None = None, address: str = "127.0.0.1"
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, local_addr=(address, 0))
         self.opened.append(writer)
         writer.write((greeting(sandbox, token(self.key, sandbox)) if first is None else first) + request)
         return reader, writer
@@ -77,7 +80,7 @@ async def shared_proxy(folder: Path, *, hive: str, key: bytes, drain_seconds: fl
         "health": f"127.0.0.1:{ports[1]}",
         "hive": hive,
         "key": str(folder / "key"),
-        "connections": 64,
+        "connections": CONNECTIONS,
         "drain_seconds": drain_seconds,
     }
     (folder / "egress.json").write_text(json.dumps(config))

@@ -18,7 +18,7 @@ from ash_hub.egress.signing import ANSWER, LONGEST_LINE, MOST_ASKED, QUESTION, g
 from ash_hub.egress.tenants import LIFE_SECONDS
 from ash_hub.settings import NetworkEntry
 from tests.hub.egress.egress_parts import WAIT_SECONDS, connect, error_of, get, web_server
-from tests.hub.egress.shared_parts import Shared, passes, shared_proxy, tunnel_server
+from tests.hub.egress.shared_parts import CONNECTIONS, Shared, passes, shared_proxy, tunnel_server
 
 pytestmark = pytest.mark.anyio
 
@@ -112,6 +112,29 @@ async def test_a_narrowed_policy_closes_what_it_refuses_within_the_life_of_an_an
         del hive.known["sbx-1"]
         async with asyncio.timeout(WAIT_SECONDS):
             assert await one[0].read() == b"", "a sandbox that is gone leaves nothing open"
+
+
+async def test_connections_that_wait_are_bounded_in_number_and_time_and_keep_no_other_sandbox_out(
+    tmp_path: Path,
+) -> None:
+    async with sharing(tmp_path) as (it, hive), tunnel_server() as here:
+        hive.allow("sbx-1", here, address="127.0.0.2", connect_seconds=1.0)
+        hive.allow("sbx-2", here, address="127.0.0.3")
+        served = [await it.connect("sbx-1", connect(here), address="127.0.0.2") for _ in range(CONNECTIONS)]
+        assert all([await passes(*each, first=True) for each in served])
+        waiting = [await it.connect("sbx-1", connect(here), address="127.0.0.2") for _ in range(CONNECTIONS)]
+        other = await it.connect("sbx-2", connect(here), address="127.0.0.3")
+        assert await passes(*other, first=True), "a sandbox that has none gets one"
+        async with asyncio.timeout(WAIT_SECONDS):
+            answers = [await _whole(reader) for reader, _ in waiting]
+    told = [error_of(answer)["reason"] for answer in answers if answer]
+    assert told == ["too_many_connections"] * (CONNECTIONS // 2), "the rest was closed as it came"
+
+
+async def _whole(reader: asyncio.StreamReader) -> bytes:
+    with suppress(ConnectionError):
+        return await reader.read()
+    return b""
 
 
 async def test_without_an_answer_nothing_passes_and_it_goes_on_with_the_next(tmp_path: Path) -> None:
