@@ -143,6 +143,7 @@ class Sandboxes:
             sandbox = await self._enter(principal, scope, ask, allowed.recipe, sandbox_id, alias)
             return await self._make_ready(sandbox, allowed, ask, progress)
         except CapacityExceeded:
+            self._parts.siblings.settle(sandbox_id)  # only the answer waits
             await anyio.sleep(self._refusals.delay(principal.subject))
             raise
         finally:
