@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,13 +15,6 @@ def hive_url() -> Iterator[str]:
     """The URL of a hive that `ash up` serves in a process of its own, with directories of its own."""
     with running_hive() as url:
         yield url
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="ash-", dir="/tmp"))  # a socket's path must be short
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""How long a policy that was asked for may be acted on; what would pass after that waits for a newer answer."""
+"""The lease of a network policy: until when an egress proxy acts on it without a newer answer of the hive."""
 
 from __future__ import annotations
 

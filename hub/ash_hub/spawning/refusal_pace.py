@@ -1,4 +1,4 @@
-"""How fast the refused spawns of an owner are answered: at once, and at a steady pace for one who does not stop.
+"""A rate limiter of refused spawns: an owner's first are answered at once, more of them at a steady pace.
 
 A refusal costs the hive as much as ten calls. An owner at its limit who asks again at every answer, and not when the
 refusal said, would take half of the hive's loop from the others.

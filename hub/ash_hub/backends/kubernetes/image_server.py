@@ -1,4 +1,4 @@
-"""What differs in the pod of an image that is an MCP server by itself, and the Secret of its variables. Pure."""
+"""The pod of an image that is an MCP server by itself, where it differs, and the Secret of its variables. Pure."""
 
 from __future__ import annotations
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
-import tempfile
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +53,6 @@ class Cluster(PodServer):
             state: list[Json] = [{"name": "sandbox", "state": {"running": {}}}]
             self.change(made["metadata"]["name"], {"podIP": "127.0.0.1", "containerStatuses": state})
         return made
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="ash-", dir="/tmp"))  # a socket's path must be short
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.fixture
