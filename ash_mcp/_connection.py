@@ -13,7 +13,7 @@ import anyio
 from ash_mcp._protocol import as_object, build_request
 from ash_mcp._reading import OnProgress, read_stream, read_whole
 from ash_mcp._retry import call_again
-from ash_mcp._verdict import Head, error_of_message, is_abandoned
+from ash_mcp._verdict import Head, error_of_message, is_result_lost
 from ash_mcp.errors import (
     AshError,
     AshTimeout,
@@ -105,7 +105,7 @@ class Connection:
                 repeatable=repeatable,
                 on_wait=report_retry,
             )
-            if connection_broke and is_abandoned(head, result):
+            if connection_broke and is_result_lost(head, result):
                 raise StreamBroken(f"the connection to the sandbox was broken for so long that it gave up {name}")
             return result
         raise AshTimeout(f"the hive did not answer {name} within {limit:g} s; whether it ran is unknown")

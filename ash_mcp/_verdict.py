@@ -32,11 +32,11 @@ from ash_mcp.wire import (
     failure_from_json,
 )
 
-__all__ = ["Head", "error_of_message", "error_of_status", "is_abandoned", "misbehaviour"]
+__all__ = ["Head", "error_of_message", "error_of_status", "is_result_lost", "misbehaviour"]
 
 _METHOD_NOT_FOUND: Final = -32601
 _INVALID_PARAMS: Final = -32602
-_ABANDONED: Final = frozenset({"abandoned", "job_not_found", "result_lost"})
+_LOST_KINDS: Final = frozenset({"abandoned", "job_not_found", "result_lost"})
 _GATEWAY_STATUSES: Final = frozenset({502, 503, 504})
 
 
@@ -138,10 +138,10 @@ def _untyped_error(status: int) -> AshError:
     return RemoteProtocolError(f"what answered {status} is not a hive of Ash; check ASH_URL", status=status)
 
 
-def is_abandoned(head: Head, result: Mapping[str, Any]) -> bool:
-    """Say whether a sandbox ended a call, or dropped its result, because its caller did not come back in time."""
+def is_result_lost(head: Head, result: Mapping[str, Any]) -> bool:
+    """Return whether a sandbox no longer has the result of a call whose caller did not come back in time."""
     error = as_object((as_object(result.get("structuredContent")) or {}).get("error")) or {}
-    return head.from_sandbox and result.get("isError") is True and error.get("kind") in _ABANDONED
+    return head.from_sandbox and result.get("isError") is True and error.get("kind") in _LOST_KINDS
 
 
 def misbehaviour(head: Head, what: str) -> AshError:

@@ -118,7 +118,7 @@ class OutputStream:
         self._job = job
         self._start = start
         self._stdin = stdin
-        self._owned = job is None
+        self._owns_job = job is None
         self._chunks: deque[Chunk] = deque()
         self._offset = 0
         self._lost = 0
@@ -136,7 +136,7 @@ class OutputStream:
         return self._result
 
     async def __aenter__(self) -> Self:
-        await self._started()
+        await self._ensure_started()
         return self
 
     async def __aexit__(
@@ -146,8 +146,8 @@ class OutputStream:
 
     async def aclose(self) -> None:
         """Stop the command if it is this stream's own and still runs. Idempotent."""
-        if self._owned and self._job is not None and self._result is None:
-            self._owned = False
+        if self._owns_job and self._job is not None and self._result is None:
+            self._owns_job = False
             with anyio.move_on_after(_CLEANUP_SECONDS, shield=True):
                 try:
                     await self._job.signal("KILL")
@@ -168,7 +168,7 @@ class OutputStream:
                 raise
         return self._chunks.popleft()
 
-    async def _started(self) -> Job:
+    async def _ensure_started(self) -> Job:
         if self._job is None:
             own = {"stdin": self._stdin is not None, "paced": True, "key": uuid.uuid4().hex}
             arguments = {**(self._start or {}), **own}
@@ -179,7 +179,7 @@ class OutputStream:
         return self._job
 
     async def _fill(self) -> None:
-        job = await self._started()
+        job = await self._ensure_started()
         output = await job.read(self._offset, wait_seconds=_WAIT_SECONDS)
         before = self._offset
         for chunk in output.chunks:

@@ -98,7 +98,7 @@ class ListAnswers:
         """Note that the host sends a request, which may change the tools or list them."""
         self._unheard = dict.fromkeys(self._unheard, True)
 
-    async def was_acknowledged(self, frame: Frame, message: Mapping[str, Any]) -> bool:
+    async def absorb_acknowledgement(self, frame: Frame, message: Mapping[str, Any]) -> bool:
         """Return whether `message` is the hive's acknowledgement of a subscription that `acknowledge` has answered.
 
         The host must not get it twice. Changes before the hive knew of the subscription reached nobody, so the host is

@@ -148,7 +148,7 @@ class HiveLocator:
                 self._lookups += 1
             return self._url
 
-    def lost(self, url: str) -> None:
+    def forget(self, url: str) -> None:
         """Forget `url`: nothing answers there."""
         if self._url == url:
             self._url, self._found, self.has_answered = None, anyio.Event(), False
@@ -207,7 +207,7 @@ class Bridge:
                 with anyio.CancelScope() as draining:
                     async with anyio.create_task_group() as calls:
                         streams.start_soon(self._connect)
-                        await self._take_all(lines, calls, streams)
+                        await self._dispatch_lines(lines, calls, streams)
                         draining.deadline = anyio.current_time() + _DRAIN_SECONDS
                 streams.cancel_scope.cancel()
         finally:
@@ -228,7 +228,7 @@ class Bridge:
         except AshError:
             return
 
-    async def _take_all(self, lines: AsyncIterable[bytes], calls: TaskGroup, streams: TaskGroup) -> None:
+    async def _dispatch_lines(self, lines: AsyncIterable[bytes], calls: TaskGroup, streams: TaskGroup) -> None:
         try:
             async for line in lines:
                 try:
@@ -238,7 +238,7 @@ class Bridge:
                     continue
                 if not frame.is_request:
                     with anyio.move_on_after(_NOTIFICATION_SECONDS):
-                        await self._pass_on(frame)
+                        await self._forward_notification(frame)
                     continue
                 call = _Call(frame, self._send)
                 assert frame.id is not None
@@ -248,7 +248,7 @@ class Bridge:
         except StdinTooLong as exc:
             _log(str(exc))
 
-    async def _pass_on(self, frame: Frame) -> None:
+    async def _forward_notification(self, frame: Frame) -> None:
         """Forward a notification, or an answer to the hive, in the session; without a session it is dropped.
 
         `notifications/cancelled` also cancels a stateless request, by closing its stream.
@@ -277,7 +277,7 @@ class Bridge:
         try:
             with call.scope:
                 try:
-                    await self._attempt(call)
+                    await self._answer_or_forward(call)
                 except BadFrame as bad:
                     await self._send(bad.answer)
                 except AshError as error:
@@ -288,7 +288,7 @@ class Bridge:
                 del self._calls[request_id]
             self._lists.forget_subscription(request_id)
 
-    async def _attempt(self, call: _Call) -> None:
+    async def _answer_or_forward(self, call: _Call) -> None:
         """Answer `initialize` and its like, and a list while no hive has answered yet; forward all other requests."""
         frame = call.frame
         if frame.method != _LISTEN:
@@ -327,7 +327,7 @@ class Bridge:
             try:
                 return await post(call, url)
             except ConnectFailed:
-                self._locator.lost(url)
+                self._locator.forget(url)
                 if not again:
                     raise
             except SessionLost:
@@ -336,7 +336,7 @@ class Bridge:
 
     async def _post_modern(self, call: _Call, url: str) -> None:
         async with self._http.post(url, call.frame.raw, call.frame.modern_headers(), call.sent.set) as reply:
-            await self._answer(call, reply)
+            await self._forward_reply(call, reply)
 
     async def _post_in_session(self, call: _Call, url: str) -> None:
         headers = await self._session.ensure(url)
@@ -344,20 +344,20 @@ class Bridge:
             if reply.head.status == 404 and headers:
                 self._session.forget(headers["mcp-session-id"])
                 raise SessionLost
-            await self._answer(call, reply)
+            await self._forward_reply(call, reply)
 
-    async def _answer(self, call: _Call, reply: Reply) -> None:
+    async def _forward_reply(self, call: _Call, reply: Reply) -> None:
         """Forward a reply's messages to the host."""
         self._locator.note_answer()
         answered = False
         tail = anyio.CancelScope()
 
-        async def take(raw: bytes, message: Mapping[str, Any]) -> bool:
+        async def forward_message(raw: bytes, message: Mapping[str, Any]) -> bool:
             nonlocal answered
             line = answer_to(call.frame, raw, message)
             if line is not None:
                 answered = True
-            if await self._lists.was_acknowledged(call.frame, message):
+            if await self._lists.absorb_acknowledgement(call.frame, message):
                 return False
             await call.send(line or one_line(raw))
             if line is not None:
@@ -366,6 +366,6 @@ class Bridge:
             return False
 
         with tail:
-            await reply.read(take)
+            await reply.read(forward_message)
         if not answered:
             raise StreamBroken("the hive's stream ended before the answer; whether the call ran is unknown")

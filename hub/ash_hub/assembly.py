@@ -138,7 +138,7 @@ class Assembly:
             look_up=self.routes.catch_up if settings.redis_url is not None else None,
             explain_missing_route=self._explain_missing_route,
             stale=backend.unready,
-            take_up=lambda admitted, session_id: gate.take_up(admitted, session_id),
+            reopen=lambda admitted, session_id: gate.reopen(admitted, session_id),
         )
         gate = SessionGate(
             self._legacy,
@@ -149,7 +149,7 @@ class Assembly:
             ),
             self._sdk_sessions.end,
             ids=session_ids,
-            max_owned=settings.limits.sessions_per_owner,
+            max_sessions_per_principal=settings.limits.sessions_per_owner,
         )
         if settings.seed_ids_are_capabilities:
             auth.gate.holder = self._holder

@@ -19,7 +19,7 @@ from ash_router.admission.base import LOCAL
 from ash_router.bounds.effective_limits import optional_limit
 from ash_router.bounds.limits import DEFAULT_LIMITS, RelayLimits
 from ash_router.replicas.membership import split_address
-from ash_router.sessions.session_gate import MAX_OWNED
+from ash_router.sessions.session_gate import MAX_SESSIONS_PER_PRINCIPAL
 from ash_router.store.base import PlaceLimits
 
 __all__ = ["AuthSettings", "HubSettings", "OidcSettings", "RelaySettings", "SeedSettings"]
@@ -49,7 +49,7 @@ class Limits(BaseModel):
     """Calls of one owner in flight, in each replica (429)."""
     streams_per_owner: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.max_streams_per_owner
     """Open streams of one owner that only listen, to a sandbox or to the hive, in each replica (429)."""
-    sessions_per_owner: Annotated[int, Field(ge=1)] = MAX_OWNED
+    sessions_per_owner: Annotated[int, Field(ge=1)] = MAX_SESSIONS_PER_PRINCIPAL
     """MCP sessions of the handshake era of one owner, in each replica (429)."""
     backchannels_per_owner: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.max_backchannels_per_owner
     """Of one owner's such sessions on sandboxes, those on which the sandbox may ask something, in each replica."""

@@ -16,7 +16,7 @@ from ash_router.bounds.limits import DEFAULT_LIMITS, RelayLimits
 from ash_router.bounds.streams import OpenStreams
 from ash_router.bounds.turns import Turns
 from ash_router.bounds.unfinished import Unfinished
-from ash_router.calls.decision import Calls, Cancellation, ClientAnswer, LevelChange, RootsChange
+from ash_router.calls.classifier import Cancellation, ClientAnswer, LevelChange, MessageClassifier, RootsChange
 from ash_router.calls.direct import DirectRequest, direct_request_of, name_in, resumption_of
 from ash_router.calls.sandbox_exchange import Services
 from ash_router.http.framing import ResponseHead, response_problem
@@ -48,7 +48,7 @@ class DataPlane:
         explain_missing_route: Says why a caller has no route to the name it gives (its sandbox has ended, say); None
             where the caller may not know.
         problem_of: Says why an answer of a sandbox is not taken, or None.
-        take_up: Opens a session of a replica that is gone anew, by its id, and says whether it is there now.
+        reopen: Opens a session of a replica that is gone anew, by its id, and says whether it is there now.
         stale: As with `ConnectionPool`.
     """
 
@@ -65,7 +65,7 @@ class DataPlane:
         look_up: Callable[[], Awaitable[None]] | None = None,
         explain_missing_route: Callable[[Admitted, str], AshError | None] = lambda _, __: None,
         problem_of: Callable[[ResponseHead], str | None] = response_problem,
-        take_up: Callable[[Admitted, str], Awaitable[bool]] | None = None,
+        reopen: Callable[[Admitted, str], Awaitable[bool]] | None = None,
         stale: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.limits = limits
@@ -75,9 +75,9 @@ class DataPlane:
         self.forwarder = forwarder
         self.routes = routes
         self._explain_missing_route = explain_missing_route
-        self.calls = Calls(routes, sessions)
+        self.classifier = MessageClassifier(routes, sessions)
         self._sessions = sessions
-        self._take_up = take_up
+        self._reopen = reopen
         self._upstreams = ConnectionPool(
             connect_timeout_seconds=limits.connect_timeout_seconds,
             max_idle=limits.max_idle_upstreams,
@@ -110,9 +110,9 @@ class DataPlane:
         """Say whether a handshake-era session of the caller's is here."""
         return self._sessions.of(admitted, session_id) is not None
 
-    async def take_up(self, admitted: Admitted, session_id: str) -> bool:
+    async def reopen(self, admitted: Admitted, session_id: str) -> bool:
         """Open the session of a replica that is gone anew, and say whether it is here now."""
-        return self._take_up is not None and await self._take_up(admitted, session_id)
+        return self._reopen is not None and await self._reopen(admitted, session_id)
 
     def forget(self, sandbox_id: SandboxId) -> None:
         """Drop what is kept of a sandbox that has ended: idle connections and sessions on it."""

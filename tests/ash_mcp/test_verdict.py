@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ash_mcp._verdict import Head, error_of_message, error_of_status, is_abandoned, misbehaviour
+from ash_mcp._verdict import Head, error_of_message, error_of_status, is_result_lost, misbehaviour
 from ash_mcp.errors import (
     AshError,
     ConfigError,
@@ -158,7 +158,7 @@ def test_abandoned_is_what_a_sandbox_says_of_a_call_that_failed(
     origin: str, is_error: bool, kind: str, abandoned: bool
 ):
     result = {"isError": is_error, "structuredContent": {"error": {"kind": kind}}}
-    assert is_abandoned(head(origin), result) is abandoned
+    assert is_result_lost(head(origin), result) is abandoned
 
 
 def test_what_makes_no_sense_is_the_doing_of_the_one_that_sent_it():

@@ -16,8 +16,8 @@ from mcp.client.client import Client
 from mcp.client.session import ClientRequestContext
 from mcp.shared.exceptions import MCPError
 
-from ash_recipes.runner.servers import turns
-from ash_recipes.runner.servers.turns import MAX_SUSPENDED, TurnCall
+from ash_recipes.runner.servers import suspended_calls
+from ash_recipes.runner.servers.suspended_calls import MAX_SUSPENDED, ResumableCall
 from tests.recipes.mcp_callers import Person, text
 from tests.recipes.runner_parts import HERE, Runner, running
 
@@ -185,7 +185,7 @@ async def test_over_the_limit_the_call_that_waits_longest_is_ended(old: Runner) 
 
 
 async def test_a_question_that_nobody_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(suspended_calls, "ANSWER_SECONDS", 0.01)
     ctx: Any = SimpleNamespace(method="tools/call")
-    answer = await TurnCall(ctx, types.CallToolRequestParams(name="ask")).ask(types.ListRootsRequest())
+    answer = await ResumableCall(ctx, types.CallToolRequestParams(name="ask")).ask(types.ListRootsRequest())
     assert isinstance(answer, types.ErrorData) and answer.message == "the caller did not answer in 0.01 s"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from ash_recipes.runner.canary import problem
+from ash_recipes.runner.canary import policy_problem
 from tests.recipes.runner_parts import ECHO, Runner, running
 
 
@@ -33,10 +33,10 @@ def status(runner: Runner) -> str:
 
 def test_a_canary_that_refuses_is_no_problem_and_one_that_answers_is() -> None:
     with answering() as listener:
-        found = problem(address_of(listener), seconds=0.2)
+        found = policy_problem(address_of(listener), seconds=0.2)
         assert found is not None and "network policy is not in force" in found
-    assert problem(address_of_closed(), seconds=0.2) is None
-    assert problem(None) is None
+    assert policy_problem(address_of_closed(), seconds=0.2) is None
+    assert policy_problem(None) is None
 
 
 def address_of_closed() -> tuple[str, int]:
@@ -52,7 +52,7 @@ def test_a_canary_that_says_nothing_has_been_dropped() -> None:
             each.setblocking(False)
             each.connect_ex(address)
         began = time.monotonic()
-        assert problem(address, seconds=10) is None
+        assert policy_problem(address, seconds=10) is None
         assert 0.5 < time.monotonic() - began < 5
         for each in waiting:
             each.close()

@@ -10,7 +10,7 @@ import pytest
 
 from ash_recipes.runner.context import Context
 from ash_recipes.runner.jobs import Jobs
-from ash_recipes.runner.output import Log
+from ash_recipes.runner.output import JobLog
 from ash_recipes.runner.problems import Problem
 from ash_recipes.runner.tools import RunnerTools
 from tests.recipes.calls import call, refused, written
@@ -149,7 +149,7 @@ async def test_leaving_ends_every_job(context: Context) -> None:
 
 
 def test_a_log_of_alternating_bytes_stays_small_and_pages_of_it_too() -> None:
-    log = Log()
+    log = JobLog()
     for _ in range(50_000):
         log.append("stdout", b"o")
         log.append("stderr", b"e")
@@ -160,7 +160,7 @@ def test_a_log_of_alternating_bytes_stays_small_and_pages_of_it_too() -> None:
 
 
 def test_small_writes_of_one_stream_become_one_chunk() -> None:
-    log = Log()
+    log = JobLog()
     for _ in range(1000):
         log.append("stdout", b"ab")
     chunks, after = log.read(1, 100)

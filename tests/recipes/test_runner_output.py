@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ash_recipes.general.answers import fitting
-from ash_recipes.runner.output import Capture, Log, json_size
+from ash_recipes.runner.output import Capture, JobLog, json_size
 
 
 @given(st.lists(st.binary(max_size=40)), st.integers(0, 60), st.integers(0, 60))
@@ -37,7 +37,7 @@ def test_a_cut_never_makes_good_text_bad(text: str, limit: int) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(("stdout", "stderr")), st.binary(min_size=1, max_size=30))), st.data())
 def test_a_log_gives_every_byte_that_it_still_holds(pieces: list[tuple[str, bytes]], data: st.DataObject) -> None:
-    log = Log(limit=50)
+    log = JobLog(limit=50)
     for stream, piece in pieces:
         log.append("stdout" if stream == "stdout" else "stderr", piece)
     whole = b"".join(piece for _, piece in pieces)

@@ -146,7 +146,7 @@ async def test_a_hive_that_stops_answers_what_another_forwards_until_that_one_kn
                 assert answer.status_code == 200, answer.text
                 await anyio.sleep(0.01)
             assert listened - began > MISSED_SECONDS
-            assert (await session.post(there, "tools/list", 3)).status_code == 200  # it was taken up
+            assert (await session.post(there, "tools/list", 3)).status_code == 200  # it was reopened
         stopping.communicate()
 
 

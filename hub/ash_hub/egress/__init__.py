@@ -24,7 +24,7 @@ HTTP proxy (absolute-form requests) and a CONNECT proxy.
     main.py       the proxy as a child process: control messages in, decisions out
     starting.py   the commands that start it
     standalone.py the proxy by itself: a configuration in, decisions to standard output
-    tenants.py    the sandboxes of a proxy that asks its hive for their policies
+    connected_sandboxes.py  the sandboxes of such a proxy on a cluster, and their policies, fetched from the hive
     shared.py     such a proxy by itself, as in a cluster: one listener for many sandboxes
 
 What it does not prevent: a server that is allowed can pass on what it gets, and inside TLS a client can ask an

@@ -22,7 +22,7 @@ from .resolver import Dial, LookUps, Resolve
 from .tls import ALERT, RECORD_HEAD, ClientHello, asks_again, check_hello, read_hello, record_length
 from .wire import Clock, End, copy, open_end, read_head, read_line
 
-__all__ = ["Exchange", "Outside"]
+__all__ = ["Exchange", "OuterNetwork"]
 
 _MOST_ADDRESSES = 4
 _MOST_LOOKED_AT = 32
@@ -33,8 +33,8 @@ _CLOSE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Outside:
-    """How the proxy looks up and reaches what is outside, for all sandboxes; tests put another one in its place."""
+class OuterNetwork:
+    """Name lookup and dialling outside the sandboxes, shared by all of them; tests replace it."""
 
     resolve: Resolve
     dial: Dial
@@ -50,7 +50,7 @@ class Exchange:
     client: End
     policy: Policy
     limits: Limits
-    outside: Outside
+    outside: OuterNetwork
     look_ups: LookUps
     total: Meter
     report: Callable[[Record], None]
@@ -276,12 +276,12 @@ class Exchange:
         self._grant = None
         self.report(self.decision.record(refusal.verdict, refusal.reason, refusal.message))
         if self._tunnel:
-            await self.client.part(ALERT)
+            await self.client.send_last(ALERT)
         elif self._begun:
             self._abort()
         else:
             target = None if self.decision.target is None else str(self.decision.target)
-            await self.client.part(answer(refusal, policy=self.policy.text, target=target))
+            await self.client.send_last(answer(refusal, policy=self.policy.text, target=target))
 
     def _cut(self, limit: str) -> None:
         """End it in the middle, so that nobody takes what came for the whole."""

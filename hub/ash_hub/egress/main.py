@@ -29,7 +29,7 @@ from typing import Any
 
 from .audit import Audit, Record
 from .capacity import Capacity
-from .exchange import Outside
+from .exchange import OuterNetwork
 from .limits import Limits
 from .policy import Policy
 from .privileges import give_up_privileges, polling_loop
@@ -67,7 +67,7 @@ async def _serve(control: socket.socket, resolver: SystemResolver) -> None:
 
 def outside(
     resolver: SystemResolver, own_ports: Callable[[], frozenset[int]], connections: int = _MOST_CONNECTIONS
-) -> Outside:
+) -> OuterNetwork:
     """Return what all sandboxes of this process share.
 
     Args:
@@ -75,7 +75,7 @@ def outside(
         connections: How many there may be at once.
     """
     capacity = Capacity(min(connections, _most_connections()))
-    return Outside(resolver, dial, HostWatch(own_ports), Capacity(_MOST_LOOK_UPS), capacity)
+    return OuterNetwork(resolver, dial, HostWatch(own_ports), Capacity(_MOST_LOOK_UPS), capacity)
 
 
 def _most_connections() -> int:
@@ -86,7 +86,7 @@ def _most_connections() -> int:
 class Control:
     """The sandboxes that whoever started this process tells it of."""
 
-    outside: Outside
+    outside: OuterNetwork
 
     def __init__(self, control: socket.socket, tasks: asyncio.TaskGroup) -> None:
         self.own_ports: frozenset[int] = frozenset()

@@ -8,7 +8,7 @@ from typing import Any
 
 from .audit import Audit
 from .capacity import Share
-from .exchange import Exchange, Outside
+from .exchange import Exchange, OuterNetwork
 from .lease import Lease
 from .limits import Limits, Meter
 from .policy import Policy
@@ -31,7 +31,7 @@ class SandboxProxy:
     """
 
     def __init__(
-        self, policy: Policy, limits: Limits, outside: Outside, audit: Audit, lease: Lease | None = None
+        self, policy: Policy, limits: Limits, outside: OuterNetwork, audit: Audit, lease: Lease | None = None
     ) -> None:
         self._policy = policy
         self._limits = limits
@@ -83,8 +83,8 @@ class SandboxProxy:
                 self._enter()
                 exchanges.create_task(self._exchange(connection))
 
-    async def take(self, client: End) -> None:
-        """Serve a connection that somebody else has accepted, once there is room for it.
+    async def serve_connection(self, client: End) -> None:
+        """Serve a connection that was accepted elsewhere, once there is room for it.
 
         Raises:
             Refusal: There was none for `connect_seconds`.

@@ -29,6 +29,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from .connected_sandboxes import ConnectedSandboxes
 from .main import outside
 from .names import Address
 from .privileges import give_up_privileges, polling_loop
@@ -36,7 +37,6 @@ from .refusal import Refusal
 from .resolver import SystemResolver
 from .signing import ANSWER, LONGEST_LINE, QUESTION, read_greeting, read_key, read_line, write_line
 from .standalone import listener, write
-from .tenants import Tenants
 from .wire import open_end
 from .wire import read_line as read_first_line
 
@@ -102,11 +102,11 @@ async def _until_told(it: _Config, sandboxes: socket.socket, health: socket.sock
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    tenants = Tenants(HiveLine(it.hive, it.key).ask, outside(resolver, frozenset, it.connections), write)
+    connected = ConnectedSandboxes(HiveLine(it.hive, it.key).ask, outside(resolver, frozenset, it.connections), write)
     async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(tenants.run()), tasks.create_task(_tell_health(health, tenants))]
+        running = [tasks.create_task(connected.run()), tasks.create_task(_tell_health(health, connected))]
         serving = tasks.create_task(
-            serve(sandboxes, it.key, tenants, most=it.connections, drain_seconds=it.drain_seconds)
+            serve(sandboxes, it.key, connected, most=it.connections, drain_seconds=it.drain_seconds)
         )
         write({"ready": True, "user": os.geteuid()})
         await ended.wait()
@@ -144,7 +144,7 @@ class HiveLine:
 
 
 async def serve(
-    sandboxes: socket.socket, key: bytes, tenants: Tenants, *, most: int, drain_seconds: float = 0
+    sandboxes: socket.socket, key: bytes, connected: ConnectedSandboxes, *, most: int, drain_seconds: float = 0
 ) -> None:
     """Accept until cancelled, then let connections go on for a while.
 
@@ -174,7 +174,7 @@ async def serve(
                 connection.close()
                 continue
             by_address[host] = open_now + 1
-            task = loop.create_task(_welcome(connection, _address(host), key, tenants))
+            task = loop.create_task(_welcome(connection, _address(host), key, connected))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
             task.add_done_callback(lambda _, host=host: left(host))
@@ -193,7 +193,7 @@ def _address(host: str) -> Address:
     return getattr(found, "ipv4_mapped", None) or found
 
 
-async def _welcome(connection: socket.socket, peer: Address, key: bytes, tenants: Tenants) -> None:
+async def _welcome(connection: socket.socket, peer: Address, key: bytes, connected: ConnectedSandboxes) -> None:
     """Learn which sandbox a connection is of, and serve it."""
     client = await open_end(connection, _GREETING_BYTES)
     try:
@@ -202,20 +202,20 @@ async def _welcome(connection: socket.socket, peer: Address, key: bytes, tenants
     except (OSError, Refusal):
         sandbox = None  # a TimeoutError is an OSError
     if sandbox is not None:
-        await tenants.serve(sandbox, client, peer)
+        await connected.serve(sandbox, client, peer)
         return
-    await tenants.refuse(client, Refusal("no_greeting", f"{peer} does not prove which sandbox it is"))
+    await connected.refuse(client, Refusal("no_greeting", f"{peer} does not prove which sandbox it is"))
     client.abort()
 
 
-async def _tell_health(health: socket.socket, tenants: Tenants) -> None:
+async def _tell_health(health: socket.socket, connected: ConnectedSandboxes) -> None:
     """Answer the kubelet: it lives while it answers, and is ready once the hive has answered."""
 
     async def told(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(_HEALTH_SECONDS):
                 head = await reader.readuntil(b"\r\n\r\n")
-                good = tenants.answered or not head.startswith(b"GET /readyz ")
+                good = connected.answered or not head.startswith(b"GET /readyz ")
                 status = b"200 OK" if good else b"503 Service Unavailable"
                 writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                 await writer.drain()

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from .audit import Audit, Record
-from .exchange import Outside
+from .exchange import OuterNetwork
 from .limits import Limits
 from .main import outside
 from .policy import Policy
@@ -115,7 +115,7 @@ async def _serve(
             task.cancel()
 
 
-def _proxy(sandbox: _Sandbox, shared: Outside) -> SandboxProxy:
+def _proxy(sandbox: _Sandbox, shared: OuterNetwork) -> SandboxProxy:
     audit = Audit(write, event="egress", sandbox=sandbox.id, policy=sandbox.policy.text)
     return SandboxProxy(sandbox.policy, sandbox.limits, shared, audit)
 

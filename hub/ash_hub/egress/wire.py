@@ -29,11 +29,11 @@ class End:
         self.writer.write(data)
         await self.writer.drain()
 
-    async def part(self, last_words: bytes) -> None:
-        """Say something last, and give the other side time to read it: closing over unread bytes discards it."""
+    async def send_last(self, data: bytes) -> None:
+        """Send the last bytes, and give the other side time to read them: closing over unread bytes discards them."""
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(_LINGER_SECONDS):
-                await self.send(last_words)
+                await self.send(data)
                 self.writer.write_eof()
                 left = _LINGER_BYTES
                 while left > 0 and (data := await self.reader.read(_CHUNK)):

@@ -37,9 +37,9 @@ __all__ = ["REPORT_SECONDS", "Controller"]
 
 log = logging.getLogger("ash.hub")
 
-AT_ONCE: Final = 32
+CONCURRENT_STEPS: Final = 32
 """How many steps other than deletes run at once."""
-DELETES_AT_ONCE: Final = 256
+CONCURRENT_DELETES: Final = 256
 """Deletes wait for the processes of sandboxes, so they are bounded by themselves and hold up no other step."""
 MOST_STEPS: Final = 20
 """How many steps one turn may take; a healthy end takes four."""
@@ -69,8 +69,8 @@ class Controller:
         self.names = Names(parts.store, parts.backend, self.registry, parts.siblings)
         self._endings = _endings_of(parts)
         self._queue = KeyedQueue[SandboxId](self._turn)
-        self._step_limiter = anyio.CapacityLimiter(AT_ONCE)
-        self._delete_limiter = anyio.CapacityLimiter(DELETES_AT_ONCE)
+        self._step_limiter = anyio.CapacityLimiter(CONCURRENT_STEPS)
+        self._delete_limiter = anyio.CapacityLimiter(CONCURRENT_DELETES)
         self._calls_known_at = -math.inf if parts.siblings.possible else math.inf
         """When the store was last asked for the calls through other replicas; infinity where there can be none."""
         self.store_epoch = 0
@@ -84,7 +84,7 @@ class Controller:
             Step.FORGET: self._forget,
             Step.CANCEL_START: self._cancel_start,
             Step.HOLD: self._hold,
-            Step.SHOW: self._show,
+            Step.MARK_READY: self._mark_ready,
             Step.LEARN_CALLS: self._learn_calls,
             Step.END: self._record_end,
             Step.WITHDRAW: self._withdraw,
@@ -163,7 +163,7 @@ class Controller:
         Raises:
             ConnectFailed: The backend or the store does not answer.
         """
-        for sandbox_id in await self._all():
+        for sandbox_id in await self._all_ids():
             self.add(sandbox_id)
         if self._parts.siblings.possible:
             await self.names.free_places()
@@ -180,7 +180,7 @@ class Controller:
         """
         for ended in await self._endings.load(self._parts.clock()):
             self.registry.add(ended)
-        await self.settle(await self._all())
+        await self.settle(await self._all_ids())
         if self._parts.siblings.possible:
             with suppress(ConnectFailed):  # a store that is away gives no names either
                 await self._hold_lacking()
@@ -190,10 +190,10 @@ class Controller:
         places = await self._parts.store.places()
         lacking = [it for it in self.registry.living() if it.id not in places and not _is_ending(it)]
         for sandbox in lacking:
-            sandbox.held_in = None
+            sandbox.held_epoch = None
         await self.settle({sandbox.id for sandbox in lacking})
 
-    async def _all(self) -> set[SandboxId]:
+    async def _all_ids(self) -> set[SandboxId]:
         shown = {sandbox.id for sandbox in self.registry.all()}
         return shown | self._parts.routes.ids() | {instance.id for instance in await self._backend.list()}
 
@@ -215,11 +215,11 @@ class Controller:
         """
         for sandbox in self.registry.all():
             ending = sandbox.record.ending
-            is_its = replica in (sandbox.record.maker, ending.by if ending is not None else None)
-            is_seeds = sandbox.alias is not None and sandbox.state is State.READY
-            if is_seeds:
-                sandbox.held_in = None  # so its turn binds its route again, with this replica's address
-            if is_its or is_seeds:
+            is_its_work = replica in (sandbox.record.maker, ending.by if ending is not None else None)
+            is_at_seed_gateway = sandbox.alias is not None and sandbox.state is State.READY
+            if is_at_seed_gateway:
+                sandbox.held_epoch = None  # so its turn binds its route again, with this replica's address
+            if is_its_work or is_at_seed_gateway:
                 self.add(sandbox.id)
 
     async def restore(self) -> None:
@@ -238,7 +238,7 @@ class Controller:
 
     def _is_held(self, sandbox: Sandbox) -> bool:
         """Return whether the store was told of a sandbox's names and route since it was last empty."""
-        return sandbox.held_in == self.store_epoch
+        return sandbox.held_epoch == self.store_epoch
 
     async def report_calls(self) -> None:
         """Tell the store when sandboxes were last called through this replica."""
@@ -248,7 +248,7 @@ class Controller:
             await self._parts.store.touch(calls)
 
     async def release_keys(self) -> None:
-        """Free the idempotency keys of ended sandboxes, `AT_ONCE` at a time, when the last replica stops."""
+        """Free the idempotency keys of ended sandboxes, `CONCURRENT_STEPS` at a time, when the last replica stops."""
 
         async def release(sandbox: Sandbox) -> None:
             async with self._step_limiter:
@@ -363,8 +363,8 @@ class Controller:
         record = _record_of(instance) if instance is not None else None
         if sandbox is None and record is not None:
             is_held = await self._where(record.maker) is Where.ELSEWHERE  # its maker has told the store of it
-            held_in = self.store_epoch if is_held else None
-            sandbox = Sandbox(id=sandbox_id, record=record, state=State.STARTING, held_in=held_in)
+            held_epoch = self.store_epoch if is_held else None
+            sandbox = Sandbox(id=sandbox_id, record=record, state=State.STARTING, held_epoch=held_epoch)
             self.registry.add(sandbox)
         has_route = self._parts.routes.get(sandbox_id) is not None
         if sandbox is None:
@@ -391,7 +391,7 @@ class Controller:
         """Read why a sandbox is gone from what the replica that ended it kept, whose event was missed here."""
         kept = await self._endings.find(sandbox.id, self._parts.clock())
         if kept is not None:
-            sandbox.record = replace(kept.record, ending=kept.record.ending or _end_shown(kept))
+            sandbox.record = replace(kept.record, ending=kept.record.ending or _end_of_buried(kept))
 
     async def _view(self, sandbox: Sandbox, instance: Instance | None, record: Record | None, has_route: bool) -> View:
         parts, known = self._parts, sandbox.record
@@ -401,7 +401,7 @@ class Controller:
             record=record,
             phase=instance.phase if instance is not None else None,
             exit_message=sandbox.exit.message if sandbox.exit is not None else None,
-            wish=sandbox.wish or _end_shown(sandbox),
+            wish=sandbox.wish or _end_of_buried(sandbox),
             is_starting_here=sandbox.start is not None,
             is_cancelled=sandbox.start is not None and sandbox.start.cancel_called,
             maker=await self._where(known.maker),
@@ -424,7 +424,7 @@ class Controller:
         """Return whether a replica is this one, another that lives, or dead."""
         if replica == self._parts.siblings.id:
             return Where.HERE
-        return Where.ELSEWHERE if await self._parts.siblings.is_other_alive(replica) else Where.NOBODY
+        return Where.ELSEWHERE if await self._parts.siblings.is_other_alive(replica) else Where.DEAD
 
     def _sandbox(self, sandbox_id: SandboxId) -> Sandbox:
         sandbox = self.registry.by_id(sandbox_id)
@@ -459,7 +459,7 @@ class Controller:
             await hold_again(self._parts.store, sandbox)
         if sandbox.record.ready_at is not None and sandbox.toolset is not None and sandbox.endpoint is not None:
             await self._bind(sandbox)
-        sandbox.held_in = epoch
+        sandbox.held_epoch = epoch
 
     async def _bind(self, sandbox: Sandbox) -> None:
         assert sandbox.endpoint is not None and sandbox.toolset is not None
@@ -476,7 +476,7 @@ class Controller:
             )
         )
 
-    async def _show(self, sandbox_id: SandboxId, decision: Decision) -> None:
+    async def _mark_ready(self, sandbox_id: SandboxId, decision: Decision) -> None:
         del decision
         sandbox = self._sandbox(sandbox_id)
         sandbox.state = State.READY
@@ -576,8 +576,8 @@ def _endings_of(parts: Parts) -> Endings:
     return Endings(parts.store, seconds, files)
 
 
-def _end_shown(sandbox: Sandbox) -> Ending | None:
-    """Return the end of a buried sandbox as a wish: an instance of it that is there again is to end as well."""
+def _end_of_buried(sandbox: Sandbox) -> Ending | None:
+    """Return the end of a buried sandbox as a wish, so that an instance of it that appears again ends, too."""
     if sandbox.ended_at is None or sandbox.reason is None or sandbox.cause is None:
         return None
     by, message = sandbox.record.maker, sandbox.message

@@ -35,7 +35,7 @@ state of the sandbox here. `wish` is an end that this replica wants and has not 
 | present  | ready           | its tools are not known, one replica   | END lost     |
 | present  | ready           | its tools are not known                | -            |
 | present  | ready           | names or route not in the store        | HOLD         |
-| present  | ready           | not shown as ready                     | SHOW         |
+| present  | ready           | not shown as ready                     | MARK_READY         |
 | present  | ready           | otherwise                              | -            |
 
 An end is recorded before anything is deleted, so the reason outlives whoever decided. That the store lacks something
@@ -73,7 +73,7 @@ class Step(StrEnum):
     """Break off the start that runs in this process."""
     HOLD = "hold"
     """Tell the store of its names and, if it is ready, of its route."""
-    SHOW = "show"
+    MARK_READY = "mark_ready"
     """Show it as ready."""
     LEARN_CALLS = "learn_calls"
     """Ask the store when it was last called."""
@@ -93,7 +93,7 @@ class Where(StrEnum):
     HERE = "here"
     ELSEWHERE = "elsewhere"
     """Another one, which lives or may live."""
-    NOBODY = "nobody"
+    DEAD = "nobody"
     """One that lives no more."""
 
 
@@ -241,7 +241,7 @@ def _ready(view: View, record: Record, now: float) -> Decision:
     if not view.is_held or not view.has_route:
         return Decision(Step.HOLD)
     if view.state is not State.READY:
-        return Decision(Step.SHOW)
+        return Decision(Step.MARK_READY)
     idle_look = idle_at + view.report_seconds
     look = max(idle_look, now + 1.0) if view.is_busy else idle_look
     return Decision(Step.NONE, at=min(record.expires_at, look))

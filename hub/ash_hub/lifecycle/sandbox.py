@@ -62,7 +62,7 @@ class Sandbox:
     """What the backend said of the end of its main process."""
     toolset: Toolset | None = None
     endpoint: Endpoint | None = None
-    held_in: int | None = None
+    held_epoch: int | None = None
     """The `Controller.store_epoch` in which the store was last told of its names and route."""
     start: anyio.CancelScope | None = None
     """The start of it that runs in this process."""

@@ -202,7 +202,7 @@ class Sandboxes:
             alias=alias,
             network=network_of(recipe, ask),
         )
-        sandbox = Sandbox(id=sandbox_id, record=record, held_in=epoch)
+        sandbox = Sandbox(id=sandbox_id, record=record, held_epoch=epoch)
         self.registry.add(sandbox)
         return sandbox
 

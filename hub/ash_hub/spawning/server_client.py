@@ -19,7 +19,7 @@ from ash_mcp.types import Endpoint, SandboxId
 from ash_router.bounds.limits import DEFAULT_LIMITS
 from ash_router.sessions.handshakes import session_id_of, version_of
 from ash_router.sessions.session_map import HANDSHAKE_VERSIONS
-from ash_router.upstream.pool import Answer, whose_address
+from ash_router.upstream.pool import Answer, address_uncertain
 from ash_router.upstream.proof import SandboxKeys
 
 __all__ = ["ServerClient"]
@@ -122,7 +122,7 @@ class ServerClient(SandboxRequests):
     ) -> Answer:
         """Send a request, or where `params` is None a notification."""
         if (why := self._stale()) is not None:
-            raise whose_address(why)
+            raise address_uncertain(why)
         message: dict[str, Any] = {"jsonrpc": "2.0", "method": method}
         if params is not None:
             message |= {"id": next(self._ids), "params": dict(params)}

@@ -71,7 +71,7 @@ def _add_commands(server: FastMCP[Any], terminal: Terminal) -> None:
         """
         done = await terminal.execute(command, timeout)
         shape = CommandResult(**_facts(done), cwd=str(terminal.cwd))
-        return answer(_told(done, timeout), shape)
+        return answer(_describe(done, timeout), shape)
 
 
 def _add_places(server: FastMCP[Any], terminal: Terminal) -> None:
@@ -131,7 +131,7 @@ def _entry(command: Remembered) -> HistoryEntry:
     )
 
 
-def _told(done: Execution, timeout: float) -> str:
+def _describe(done: Execution, timeout: float) -> str:
     """Return what a model reads, in the form that clients of the terminal-controller package know."""
     duration = datetime.timedelta(seconds=done.duration_seconds)
     stdout, stderr = done.stdout.text(), done.stderr.text()

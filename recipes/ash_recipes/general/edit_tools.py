@@ -61,7 +61,7 @@ def add(server: FastMCP[Any], terminal: Terminal) -> None:
         at = edits.wanted(row, rows)
         shape = await edit(path, lambda text: edits.delete(text, at, substring))
         if substring is not None:
-            return answer(_told("removed", substring, shape, path), shape)
+            return answer(_describe("removed", substring, shape, path), shape)
         if at is None:
             return answer(f"Successfully cleared all content from '{path}'.", shape)
         return answer(f"Successfully deleted {_named(row, shape.rows)} from '{path}'.", shape)
@@ -79,7 +79,7 @@ def add(server: FastMCP[Any], terminal: Terminal) -> None:
         at = edits.wanted(row, rows)
         shape = await edit(path, lambda text: edits.update(text, as_text(content), at, substring))
         if substring is not None:
-            return answer(_told("updated", substring, shape, path), shape)
+            return answer(_describe("updated", substring, shape, path), shape)
         if at is None:
             return answer(f"Successfully updated all content in '{path}'.", shape)
         return answer(f"Successfully updated {_named(row, shape.rows)} in '{path}'.", shape)
@@ -108,7 +108,7 @@ def _named(row: int | None, rows: list[int]) -> str:
     return f"row {row}" if row is not None else f"rows {rows[:20]}"
 
 
-def _told(done: str, substring: str, shape: Edited, path: str) -> str:
+def _describe(done: str, substring: str, shape: Edited, path: str) -> str:
     shown = substring if len(substring) <= 100 else substring[:99] + "…"
     if not shape.rows:
         return f"No occurrences of '{shown}' found in '{path}'."

@@ -80,10 +80,10 @@ def add(server: FastMCP[Any]) -> None:
             total_length=len(text),
             next_index=end if end < len(text) else None,
         )
-        return answer(f"{note}Contents of {page.url}:\n{_told(shape)}", shape)
+        return answer(f"{note}Contents of {page.url}:\n{_describe(shape)}", shape)
 
 
-def _told(page: FetchedPage) -> str:
+def _describe(page: FetchedPage) -> str:
     if page.start_index >= page.total_length:
         return "<error>No more content available.</error>"
     if page.next_index is None:

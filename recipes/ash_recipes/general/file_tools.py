@@ -76,7 +76,7 @@ def _add_reading(server: FastMCP[Any], terminal: Terminal) -> None:
         found = terminal.files.resolve(terminal.resolve(path)) if path is not None else terminal.cwd
         listing = await anyio.to_thread.run_sync(terminal.files.list, str(found))
         shape = Listing(path=str(found), **listing)
-        return answer(_told(shape), shape)
+        return answer(_describe(shape), shape)
 
     @tool(server, "terminal-controller_read_file", title="Read a file", output=FileText)
     async def read_file(
@@ -151,7 +151,7 @@ def _write(files: Files, path: str, text: str, mode: str) -> int:
     return files.append(path, text.encode("utf-8", "surrogateescape"))
 
 
-def _told(listing: Listing) -> str:
+def _describe(listing: Listing) -> str:
     if not listing.entries:
         return f"Directory '{listing.path}' is empty"
     parts = {"Directories": "", "Files": ""}

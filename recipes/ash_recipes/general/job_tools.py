@@ -14,7 +14,7 @@ from ash_recipes.general.answers import answer, tool
 from ash_recipes.general.terminal import Terminal
 from ash_recipes.runner.context import current
 from ash_recipes.runner.jobs import TERM_SECONDS, Job
-from ash_recipes.runner.output import clip
+from ash_recipes.runner.output import drop_partial_character
 from ash_recipes.runner.problems import Problem
 
 __all__ = ["add"]
@@ -87,7 +87,7 @@ def _add_start_and_read(server: FastMCP[Any], terminal: Terminal) -> None:
         raw = b"".join(chunk.data for chunk in page.chunks)
         # A character may be cut where the page ends; it comes whole with the next one.
         more_to_come = found.running or page.next_offset < found.log.total
-        whole = (clip(raw) or raw) if more_to_come else raw
+        whole = (drop_partial_character(raw) or raw) if more_to_come else raw
         text = whole.decode("utf-8", "replace")
         shape = JobOutput(
             **_state(found).model_dump(),
@@ -96,7 +96,7 @@ def _add_start_and_read(server: FastMCP[Any], terminal: Terminal) -> None:
             total_bytes=found.log.total,
             lost_bytes=max(0, found.log.dropped - offset),
         )
-        return answer(f"{_told(shape)} Read on from offset {shape.next_offset}.\n\n{text}", shape)
+        return answer(f"{_describe(shape)} Read on from offset {shape.next_offset}.\n\n{text}", shape)
 
 
 def _add_write_and_stop(server: FastMCP[Any]) -> None:
@@ -130,13 +130,13 @@ def _add_write_and_stop(server: FastMCP[Any]) -> None:
         found.signal(signal.SIGKILL)
         with anyio.move_on_after(5):
             await found.ended.wait()
-        return answer(_told(_state(found)), _state(found))
+        return answer(_describe(_state(found)), _state(found))
 
     @tool(server, "terminal-controller_list_jobs", title="List background jobs", output=JobStates)
     async def list_jobs() -> ToolResult:
         """Return the jobs of this sandbox, oldest first."""
         shape = JobStates(jobs=[_state(job) for job in current().jobs.list()])
-        lines = [f"{_told(job)} {job.command}" for job in shape.jobs]
+        lines = [f"{_describe(job)} {job.command}" for job in shape.jobs]
         return answer("\n".join(lines) or "No jobs.", shape)
 
 
@@ -151,7 +151,7 @@ def _state(job: Job) -> JobState:
     )
 
 
-def _told(job: JobState) -> str:
+def _describe(job: JobState) -> str:
     if job.state == "running":
         return f"{job.job} is running."
     return f"{job.job} has ended with exit code {job.exit_code}{' (timed out)' if job.timed_out else ''}."

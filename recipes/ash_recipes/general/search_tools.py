@@ -72,7 +72,7 @@ def _add_one(server: FastMCP[Any], name: str, title: str, kind: Kind, what: str)
             "backend": backend,
         }
         shape = SearchResults(query=query, results=await _search(kind, asked))
-        return answer(_told(shape), shape)
+        return answer(_describe(shape), shape)
 
     search.__doc__ = f"Search the web for {what} and return the best results first. Needs a sandbox with network."
     tool(server, name, title=title, output=SearchResults)(search)
@@ -104,7 +104,7 @@ def _short(value: Any) -> Any:
     return value[:FIELD_CHARACTERS] if isinstance(value, str) else value
 
 
-def _told(shape: SearchResults) -> str:
+def _describe(shape: SearchResults) -> str:
     if not shape.results:
         return f"No results for {shape.query!r}."
     told: list[str] = []

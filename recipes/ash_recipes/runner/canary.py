@@ -1,4 +1,4 @@
-"""Sees whether the network policy of a sandbox is in force yet, where it has one: its canary must refuse.
+"""Checks that the network policy of a sandbox is in force, where it has one: its canary must refuse.
 
 A pod is open until the cluster's network plugin has heard of it. This runs in a thread of its own: the main loop
 stands still while a recipe is imported, and would take an answer that has come for one that has not.
@@ -11,7 +11,7 @@ import socket
 import time
 from typing import Final
 
-__all__ = ["problem"]
+__all__ = ["policy_problem"]
 
 WAIT_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 1.0
@@ -19,7 +19,7 @@ CONNECT_SECONDS: Final = 1.0
 PAUSE_SECONDS: Final = 0.1
 
 
-def problem(canary: tuple[str, int] | None, seconds: float = WAIT_SECONDS) -> str | None:
+def policy_problem(canary: tuple[str, int] | None, seconds: float = WAIT_SECONDS) -> str | None:
     """Return None once the canary refuses, or does not answer; what is wrong when it still answers after that time.
 
     Args:

@@ -96,7 +96,7 @@ class _Output:
         else:
             raise AssertionError("the smallest answer is within every budget")
         cut = stdout.left_out + stderr.left_out > 0
-        output_file = self.whole.keep() if cut else None
+        output_file = self.whole.move_to_file() if cut else None
         self.whole.close()
         return Execution(
             stdout=stdout,

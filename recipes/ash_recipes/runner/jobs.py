@@ -14,7 +14,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ash_recipes.runner.keys import SpentKeys
-from ash_recipes.runner.output import Chunk, Log
+from ash_recipes.runner.output import Chunk, JobLog
 from ash_recipes.runner.problems import Problem
 from ash_recipes.runner.processes import READ_BYTES, Command, Process, Stream
 
@@ -22,7 +22,7 @@ __all__ = ["Job", "JobPage", "Jobs", "signal_number"]
 
 TERM_SECONDS = 0.5
 """How long after SIGTERM a command is sent SIGKILL."""
-LAST_SECONDS = 1.0
+REAP_SECONDS = 1.0
 """How long the end of the runner waits for killed commands to exit."""
 LOOK_SECONDS = 0.05
 """How often it is looked whether a command that waits for its reader has ended: its end sets no event."""
@@ -54,7 +54,7 @@ class Job:
     process: Process
     started_at: float
     """Seconds since the epoch."""
-    log: Log = field(default_factory=Log)
+    log: JobLog = field(default_factory=JobLog)
     paced: bool = False
     """Whether a full log stops the command until it is read, instead of dropping the oldest output."""
     read_to: int = 0
@@ -137,7 +137,7 @@ class Jobs:
 
     async def __aexit__(self, *error: Any) -> None:
         self.end_all()
-        with anyio.move_on_after(LAST_SECONDS, shield=True):
+        with anyio.move_on_after(REAP_SECONDS, shield=True):
             while self._running:
                 await self._process_ended.wait()
         self.tasks.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""What commands write, kept within bounds: a job's log, and the answer of one command."""
+"""Bounded buffers for the output of commands: a job's ring buffer, a spool file, and a head-and-tail excerpt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from ash_recipes.runner.processes import Stream
 
-__all__ = ["Capture", "Chunk", "Clipped", "Log", "Spool", "clip", "json_size"]
+__all__ = ["Capture", "Chunk", "Clipped", "JobLog", "Spool", "drop_partial_character", "json_size"]
 
 LOG_BYTES = 8 * 1024 * 1024
 _CHUNK_BYTES = 65_536
@@ -35,22 +35,22 @@ class Chunk:
     data: bytes
 
 
-class Log:
-    """Both streams of a job in one bounded buffer. Offsets count all bytes in the order in which they came."""
+class JobLog:
+    """A ring buffer of both streams of a job. Offsets count all bytes in the order in which they came."""
 
     def __init__(self, limit: int = LOG_BYTES) -> None:
         self._limit = limit
         self._chunks: deque[tuple[Stream, int, bytearray]] = deque()
         self.total = 0
         self.dropped = 0
-        """How many bytes the buffer let go: what lies before this offset is lost."""
+        """How many bytes were overwritten: output before this offset is lost."""
 
     @property
     def held(self) -> int:
         return self.total - self.dropped
 
     def would_lose(self, offset: int, size: int) -> bool:
-        """Say whether taking in `size` more bytes could let go of what stands from `offset` on."""
+        """Return whether appending `size` bytes could overwrite output from `offset` on."""
         if not self._chunks:
             return False
         _, start, oldest = self._chunks[0]
@@ -92,10 +92,10 @@ class Spool:
         memory: How many bytes may stay in memory.
     """
 
-    def __init__(self, directory: Path, *, memory: int, most: int = SPOOL_BYTES) -> None:
+    def __init__(self, directory: Path, *, memory: int, max_bytes: int = SPOOL_BYTES) -> None:
         self._directory = directory
         self._memory = memory
-        self._most = most
+        self._max_bytes = max_bytes
         self._held = bytearray()
         self._file: BinaryIO | None = None
         self._written = 0
@@ -106,12 +106,12 @@ class Spool:
         if self._file is None and not self._failed:
             self._held += data
             if len(self._held) > self._memory:
-                self.keep()
+                self.move_to_file()
         elif self._file is not None:
             self._write(data)
 
-    def keep(self) -> Path | None:
-        """Have the output in a file from now on; None when the disk would not take it."""
+    def move_to_file(self) -> Path | None:
+        """Write the output to a file from now on; None when the disk would not take it."""
         if self.path is None and not self._failed:
             held, self._held = bytes(self._held), bytearray()
             try:
@@ -125,10 +125,10 @@ class Spool:
         return self.path
 
     def _write(self, data: bytes) -> None:
-        if self._file is None or self._written >= self._most:
+        if self._file is None or self._written >= self._max_bytes:
             return
         try:
-            self._written += self._file.write(data[: self._most - self._written])
+            self._written += self._file.write(data[: self._max_bytes - self._written])
         except OSError:  # full: what stands there is no whole output, so it goes
             self.close()
             self._failed = True
@@ -217,11 +217,11 @@ class Clipped:
     def _uncut(self) -> tuple[bytes, bytes]:
         if not self.left_out:
             return self.data, b""
-        return clip(self.head), _skip_continuation(self.tail)
+        return drop_partial_character(self.head), _skip_continuation(self.tail)
 
 
-def clip(data: bytes) -> bytes:
-    """Drop a character from the end of `data` that is cut off there."""
+def drop_partial_character(data: bytes) -> bytes:
+    """Return `data` without an incomplete UTF-8 character at its end."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.decode(data)
     pending = decoder.getstate()[0]

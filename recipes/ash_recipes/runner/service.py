@@ -22,7 +22,7 @@ import uvicorn
 
 from ash_recipes.runner import context as contexts
 from ash_recipes.runner.app import RunnerApp
-from ash_recipes.runner.canary import problem
+from ash_recipes.runner.canary import policy_problem
 from ash_recipes.runner.config import RunnerConfig
 from ash_recipes.runner.context import Context, Environment
 from ash_recipes.runner.forwarder import forwarding, greeting, proxy_variables
@@ -40,7 +40,8 @@ RECIPE_FOLDER: Final = Path("/opt/recipe")
 """Where a recipe's own directory stands in a sandbox."""
 GRACE_SECONDS: Final = 1
 """How long requests in flight may take once the runner is told to end; it is gone within two seconds."""
-LAST_SECONDS: Final = 1.8
+EXIT_SECONDS: Final = 1.8
+"""After how long the process ends whatever still runs in it."""
 HANDLER_SECONDS: Final = 0.1
 """How long the main thread has to end the process while it starts."""
 
@@ -48,17 +49,17 @@ log = logging.getLogger("ash_recipes.runner")
 
 
 def run(
-    config: RunnerConfig, listener: socket.socket, starting: StartingServer, collecting: tuple[int, int, int]
+    config: RunnerConfig, listener: socket.socket, starting: StartingServer, gc_thresholds: tuple[int, int, int]
 ) -> int:
     """Serve one sandbox and return the exit code.
 
     Args:
-        starting: Answers meanwhile.
-        collecting: The thresholds of the garbage collector, from then on.
+        starting: Answers until the recipe's server has started.
+        gc_thresholds: Of the garbage collector, set once the recipe's server has started.
     """
-    ending = _Ending()
-    ending.install()
-    ending.watch()
+    signals = _SignalHandler()
+    signals.install()
+    signals.watch()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("mcp", "httpx2", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -67,7 +68,7 @@ def run(
     # The SDK warns at every log message of a tool; callers that understand them are still there.
     warnings.filterwarnings("ignore", message=".*deprecated as of 2026-07-28")
     with asyncio.Runner(loop_factory=polling_loop) as runner:
-        runner.run(_serve(config, listener, starting, ending, collecting))
+        runner.run(_serve(config, listener, starting, signals, gc_thresholds))
     end_children()
     return 0
 
@@ -76,13 +77,13 @@ async def _serve(
     config: RunnerConfig,
     listener: socket.socket,
     starting: StartingServer,
-    ending: _Ending,
-    collecting: tuple[int, int, int],
+    signals: _SignalHandler,
+    gc_thresholds: tuple[int, int, int],
 ) -> None:
     began = time.monotonic()
     context = _context(config)
     contexts.install(context)
-    network = asyncio.get_running_loop().run_in_executor(None, problem, config.canary)
+    network = asyncio.get_running_loop().run_in_executor(None, policy_problem, config.canary)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(context.jobs)
         if config.egress:
@@ -97,15 +98,15 @@ async def _serve(
         except Exception as exc:  # a recipe's own start-up code may fail with anything
             log.exception("the recipe's server could not be started")
             server = f"{type(exc).__name__}: {exc}"
-        if (said := await network) is not None:
-            log.error("%s", said)
-            server = said
+        if (policy_error := await network) is not None:
+            log.error("%s", policy_error)
+            server = policy_error
         health = Health("failed", server) if isinstance(server, str) else Health("ready")
         app = RunnerApp(config, context, TokenCheck.of(config), server, health, sealed=is_network(listener))
-        ending.http = http = _Http(app, context)
-        ending.install()  # the recipe may have had its own mind about signals
+        signals.http = http = _Http(app, context)
+        signals.install()  # the recipe may have had its own mind about signals
         gc.freeze()  # what there is by now stays
-        gc.set_threshold(*collecting)
+        gc.set_threshold(*gc_thresholds)
         starting.hand_over(health)
         log.info("serving recipe %s after %.2f s", config.recipe or "without a name", time.monotonic() - began)
         await http.serve(sockets=[listener])
@@ -176,24 +177,24 @@ class _Http(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
-        """Leave them to `_Ending`, which has them before and after, too."""
+        """Leave them to `_SignalHandler`, which has them before and after, too."""
         yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._context.jobs.end_all()
         signal.signal(signal.SIGALRM, _end_now)
-        signal.setitimer(signal.ITIMER_REAL, LAST_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, EXIT_SECONDS)
         super().handle_exit(sig, frame)
 
 
-class _Ending:
-    """What SIGTERM does: it ends the server that serves, and before there is one the process, at once."""
+class _SignalHandler:
+    """Handles SIGTERM and SIGINT: ends the HTTP server, or, before there is one, the process."""
 
     http: _Http | None = None
 
     def install(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._told)
+            signal.signal(number, self._handle)
 
     def watch(self) -> None:
         """Have a thread end the process where the main one does not.
@@ -209,10 +210,10 @@ class _Ending:
     def _watch(self, reading: int) -> None:
         while (number := os.read(reading, 1)[0]) not in (signal.SIGTERM, signal.SIGINT):
             pass
-        time.sleep(HANDLER_SECONDS if self.http is None else LAST_SECONDS)
+        time.sleep(HANDLER_SECONDS if self.http is None else EXIT_SECONDS)
         _end_now(number, None)
 
-    def _told(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.http is None:
             _end_now(number, frame)
         else:

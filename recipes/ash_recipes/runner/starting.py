@@ -32,7 +32,7 @@ READ_SECONDS: Final = 10.0
 """For a head."""
 LINGER_SECONDS: Final = 1.0
 """For the rest of a request that was answered: bytes that nobody has read would take the answer with them."""
-LAST_SECONDS: Final = 10.0
+DRAIN_SECONDS: Final = 10.0
 """For the connections that are open when the recipe's server has started."""
 
 
@@ -86,7 +86,7 @@ class StartingServer:
         await self._known.wait()
         server.close()
         if self._open:
-            await asyncio.wait(self._open, timeout=LAST_SECONDS)
+            await asyncio.wait(self._open, timeout=DRAIN_SECONDS)
 
     def _end(self, health: Health) -> None:
         self._health = health

@@ -25,7 +25,7 @@ from ash_mcp.wire import MCP_PATH
 from ash_router.admission.base import ADMITTED_KEY, Admission, Admitted, Refusal
 from ash_router.bounds.limits import RelayLimits
 from ash_router.caller.intake import Intake, Phase
-from ash_router.calls.decision import Cancellation, ClientAnswer, LevelChange, RootsChange
+from ash_router.calls.classifier import Cancellation, ClientAnswer, LevelChange, RootsChange
 from ash_router.calls.direct import DirectRequest
 from ash_router.calls.exchange import Exchange, RelayedCall
 from ash_router.calls.passage import Passage
@@ -195,7 +195,7 @@ class RelayProtocol(Intake):
         direct, call = repeatable.direct, None
         if direct is None:
             message = bodies.read_message(body)
-            call = self.relay.calls.decide(verdict, head, message) if message is not None else None
+            call = self.relay.classifier.classify(verdict, head, message) if message is not None else None
         if not isinstance(direct, DirectRequest) and not isinstance(call, RelayedCall):
             return False
         self._unset_keepalive_if_required()
@@ -261,31 +261,31 @@ class RelayProtocol(Intake):
         self._admitted(self._verdict)
 
     def _try_forward(self, forwarder: Forwarder) -> bool:
-        """Forward the request, or take up its session, if that lives on another replica; False if it does not."""
+        """Forward the request, or reopen its session, if that lives on another replica; False if it does not."""
         forward = forwarder.forward_of(self._verdict, self.scope["method"], self._head.fields)
         if forward is None:
             return False
         session_id = forward.session_id
         if self.relay.has_session(self._verdict, session_id):
-            return False  # the session was taken up here
+            return False  # the session was reopened here
         if forwarder.is_reached(forward.replica):
             self._forward(forwarder, forward)
         else:
-            self._decide_later(self._take_up_or_forward(forwarder, forward, session_id))
+            self._decide_later(self._reopen_or_forward(forwarder, forward, session_id))
         return True
 
     def _forward(self, forwarder: Forwarder, forward: Forward) -> None:
         services, paused = self.relay.services, self.flow.write_paused
         self._pass(Forwarding(self, forward, self._head, forwarder, services, paused=paused))
 
-    async def _take_up_or_forward(self, forwarder: Forwarder, forward: Forward, session_id: str) -> None:
+    async def _reopen_or_forward(self, forwarder: Forwarder, forward: Forward, session_id: str) -> None:
         """Take up the session if its replica is gone; otherwise, or if that fails, forward the request to it."""
-        is_taken_up = await forwarder.is_gone(forward.replica) and await self.relay.take_up(self._verdict, session_id)
+        is_reopened = await forwarder.is_gone(forward.replica) and await self.relay.reopen(self._verdict, session_id)
         if self._phase is not Phase.ADMITTING or self.transport.is_closing():
             return  # the request was refused meanwhile, or its caller left
         self._admitting = None
         self.flow.resume_reading()
-        if is_taken_up:
+        if is_reopened:
             self._enter(self._verdict)
         else:
             self._forward(forwarder, forward)  # to a replica that is gone: it answers that there is no such session
@@ -397,10 +397,10 @@ class RelayProtocol(Intake):
             self.write(responses.unreadable(self))
             self.finished()
             return
-        decision = self.relay.calls.decide(self._verdict, self._head, message)
+        decision = self.relay.classifier.classify(self._verdict, self._head, message)
         if (
             decision is None
-            and self.relay.calls.may_be_unknown_sandbox(self._verdict, self._head, message)
+            and self.relay.classifier.may_be_unknown_sandbox(self._verdict, self._head, message)
             and self._look_up(self._collected)
         ):
             return

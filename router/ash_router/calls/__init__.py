@@ -1,6 +1,6 @@
 """One request to a sandbox, and its answer.
 
-decision            which request is a call to a sandbox
+classifier          which request is a call to a sandbox
 door                what passes through an endpoint that callers reach directly
 direct              which request goes to a sandbox's own endpoint
 sandbox_exchange    the base of the two below: one sandbox, one caller, one answer

@@ -50,8 +50,8 @@ class DirectRequest:
     """Set for a resumption; None if the caller's MCP session is with the sandbox itself."""
 
     @property
-    def is_stream(self) -> bool:
-        """Whether it is a GET stream, which only listens and counts as no call."""
+    def is_get(self) -> bool:
+        """Whether its method is GET: it opens a stream to listen to and counts as no call."""
         return self.method == "GET"
 
 

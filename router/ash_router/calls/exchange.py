@@ -52,7 +52,7 @@ class RelayedCall:
     """A call that goes to a sandbox."""
 
     principal: Principal
-    """Who calls."""
+    """The caller."""
     route: Route
     request_id: RequestId
     head: RequestHead
@@ -118,7 +118,7 @@ class Exchange(SandboxExchange):
         elif self._borrows:
             self._upstream = self._services.handshakes.borrow_idle(self._principal.subject, route)
         if (session is None and not self._borrows) or self._upstream is not None:
-            connection = self._services.upstreams.idle(route.endpoint)
+            connection = self._services.upstreams.take_idle(route.endpoint)
             if connection is not None:
                 self._send(connection)
                 return
@@ -132,7 +132,7 @@ class Exchange(SandboxExchange):
                 self._upstream = await services.handshakes.session_on(call.session, call.route)
             elif self._borrows and self._upstream is None:
                 self._upstream = await services.handshakes.borrow(self._principal.subject, call.route)
-            connection = services.upstreams.idle(endpoint) or await services.upstreams.connect(endpoint)
+            connection = services.upstreams.take_idle(endpoint) or await services.upstreams.connect(endpoint)
         except CapacityExceeded as error:
             self.fail(error)
             return

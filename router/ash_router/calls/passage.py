@@ -102,7 +102,7 @@ class Passage(SandboxExchange):
 
     def start(self) -> None:
         """Count the request; the first `flush` queues it for its turn."""
-        if self._enter_stream() if self._direct.is_stream else self._enter_call(self._direct.route.sandbox_id):
+        if self._enter_stream() if self._direct.is_get else self._enter_call(self._direct.route.sandbox_id):
             self._watch()
         else:
             self._pending = b""  # refused: nothing is sent, and its turn answers
@@ -153,7 +153,7 @@ class Passage(SandboxExchange):
             self._pause_caller(True)
 
     def _reach(self) -> None:
-        connection = self._services.upstreams.idle(self._endpoint)
+        connection = self._services.upstreams.take_idle(self._endpoint)
         if connection is None:
             self._run(self._connect)
             return
@@ -236,7 +236,7 @@ class Passage(SandboxExchange):
         return self._progress_token
 
     def _may_tell(self) -> bool:
-        return not self._direct.is_stream if self._reply.begun else self._may_begin()
+        return not self._direct.is_get if self._reply.begun else self._may_begin()
 
     def _may_begin(self) -> bool:
         """Return whether the hive may begin the answer: of a session only the sandbox can, as it may not know it."""
@@ -249,7 +249,7 @@ class Passage(SandboxExchange):
 
     def stopping(self) -> None:
         """End a stream that only listens: the hive stops, and it would never end by itself."""
-        if self._direct.is_stream:
+        if self._direct.is_get:
             self.fail(StreamBroken("the hive stops"))
 
     def _whole_failure(self, error: AshError, status: int | None) -> bytes:
@@ -291,7 +291,7 @@ class Passage(SandboxExchange):
         if self._caller_paused:
             self._pause_caller(False)
         super()._end()
-        if self._direct.is_stream:
+        if self._direct.is_get:
             self._services.streams.end(self._principal.subject, self)
 
 

@@ -63,7 +63,7 @@ class Forwarder:
 
     Args:
         replicas: Where the others are.
-        takes_up: Whether a session, by its owner and id, is taken up here when its replica is gone.
+        takes_up: Whether a session, by its owner and id, is reopened here when its replica is gone.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Forwarder:
                 endpoint = await self.find(replica)
                 if endpoint is None:
                     return self.replicas.knows_all()
-                self.upstreams.keep(await self.upstreams.connect(endpoint))
+                self.upstreams.put_back(await self.upstreams.connect(endpoint))
         except (ConnectFailed, TimeoutError) as error:
             if not isinstance(error.__cause__, ConnectionRefusedError):
                 return False

@@ -203,7 +203,7 @@ class Handshakes:
         channel = Backchannel(session, upstream, self.tell)
         route = upstream.route
         try:
-            connection = self._upstreams.idle(route.endpoint) or await self._upstreams.connect(route.endpoint)
+            connection = self._upstreams.take_idle(route.endpoint) or await self._upstreams.connect(route.endpoint)
             connection.send(self._head(route, upstream.headers(), 0, method=b"GET"), channel)
             upstream.listening = partial(self._stop_listening, session.admitted.principal.subject, connection)
             self._listening[session.admitted.principal.subject] += 1

@@ -5,7 +5,7 @@ the request. A request in a session passes only if its principal owns the sessio
 relay read as `initialize` passes.
 
 Session ids are translated here: callers know signed ones (`session_ids.py`), the SDK its own. A session of a replica
-that is gone is taken up: opened again in this replica's SDK, under the id that the caller knows, by an `initialize`
+that is gone is reopened: opened again in this replica's SDK, under the id that the caller knows, by an `initialize`
 with the params that the id carries.
 """
 
@@ -26,15 +26,15 @@ from ash_router.http import responses
 from ash_router.sessions.session_ids import SessionIds
 from ash_router.sessions.session_map import Era, LegacySession, LegacySessions, era_of
 
-__all__ = ["INITIALIZE_KEY", "MAX_OWNED", "MAX_SESSIONS", "NO_SESSION", "SessionGate"]
+__all__ = ["INITIALIZE_KEY", "MAX_SESSIONS", "MAX_SESSIONS_PER_PRINCIPAL", "NO_SESSION", "SessionGate"]
 
 INITIALIZE_KEY: Final = "ash.initialize"
 """The key in the ASGI scope under which the relay puts the params of an `initialize`."""
 
 MAX_SESSIONS: Final = 10_000
 """Of all principals together: each keeps a task and some 40 KiB."""
-MAX_OWNED: Final = 5_000
-"""Of one principal."""
+MAX_SESSIONS_PER_PRINCIPAL: Final = 5_000
+"""At the limit, more are refused."""
 NO_SESSION: Final = b'{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"Session not found"}}'
 """The body of a 404 for an unknown session, as the MCP SDK writes it."""
 
@@ -62,30 +62,30 @@ class SessionGate:
 
     Args:
         app: The ASGI app of the MCP SDK.
-        end: Ends a session in the SDK, by the SDK's id.
-        ids: Checks and reads the ids of other replicas' sessions; with None no session is taken up.
+        end_in_sdk: Ends a session in the SDK, by the SDK's id.
+        ids: Checks and reads the ids of other replicas' sessions; with None no session is reopened.
         max_sessions: Of all principals. At the limit, the principal with most loses its least recently used session
             to one that has fewer, also with one more; any other is refused.
-        max_owned: Of one principal; more are refused.
+        max_sessions_per_principal: Of one principal; more are refused.
     """
 
     def __init__(
         self,
         sessions: LegacySessions,
         app: ASGIApp,
-        end: Callable[[str], Awaitable[None]],
+        end_in_sdk: Callable[[str], Awaitable[None]],
         *,
         ids: SessionIds | None = None,
         max_sessions: int = MAX_SESSIONS,
-        max_owned: int = MAX_OWNED,
+        max_sessions_per_principal: int = MAX_SESSIONS_PER_PRINCIPAL,
     ) -> None:
         self._sessions = sessions
         self._app = app
-        self._end = end
+        self._end_in_sdk = end_in_sdk
         self._ids = ids
-        self._taking_up: dict[str, asyncio.Lock] = {}
+        self._reopening: dict[str, asyncio.Lock] = {}
         self._max_sessions = max_sessions
-        self._max_owned = max_owned
+        self._max_sessions_per_principal = max_sessions_per_principal
         self._opening: dict[str, int] = {}
         """The number of requests under way that may open a session, by owner."""
 
@@ -97,7 +97,7 @@ class SessionGate:
         era = era_of(_header(scope["headers"], b"mcp-protocol-version"))
         named = _header(scope["headers"], _SESSION_HEADER)
         if era is Era.STATELESS:
-            await self._app(_in_session(scope, None), receive, send)  # that era has no sessions
+            await self._app(_with_session_header(scope, None), receive, send)  # that era has no sessions
         elif named is not None:
             session = self._sessions.of(admitted, named.decode("latin-1"))
             if session is None:
@@ -113,19 +113,19 @@ class SessionGate:
         """Give the SDK a request in a session, under the SDK's id; a DELETE that succeeds also removes it here."""
         sdk_id = session.sdk_id
         self._sessions.mark_used(session)
-        send = _translating(session.id.encode("latin-1"), send)
+        send = _replacing_session_id(session.id.encode("latin-1"), send)
         if scope["method"] == "DELETE":
             send = _removing(self._sessions, sdk_id, send)
-        elif scope["method"] == "GET" and session.is_untold:
-            send = _telling(session, send)
-        await self._app(_in_session(scope, sdk_id.encode("latin-1")), receive, send)
+        elif scope["method"] == "GET" and session.has_unannounced_change:
+            send = _announcing_change(session, send)
+        await self._app(_with_session_header(scope, sdk_id.encode("latin-1")), receive, send)
 
-    async def take_up(self, admitted: Admitted, session_id: str) -> bool:
+    async def reopen(self, admitted: Admitted, session_id: str) -> bool:
         """Open a session of a replica that is gone, here and under the same id.
 
         Requests of that session which come at the same time wait for the same opening.
 
-        What is lost is in the README of the router.
+        The router's README lists what is lost.
 
         Returns:
             False if no replica of this hive gave that id to this caller, or there is no room for one more session.
@@ -133,24 +133,28 @@ class SessionGate:
         params = None if self._ids is None else self._ids.read(session_id, admitted.principal.subject)
         if params is None:
             return False
-        async with self._taking_up.setdefault(session_id, asyncio.Lock()):
+        async with self._reopening.setdefault(session_id, asyncio.Lock()):
             try:
                 if self._sessions.of(admitted, session_id) is None:
-                    hello = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
+                    initialize = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
                     scope = {**_own_request(admitted), INITIALIZE_KEY: params}
-                    await self._open(admitted, scope, _body(hello), _ignore, session_id)
+                    await self._open(admitted, scope, _body(initialize), _ignore, session_id)
                     session = self._sessions.of(admitted, session_id)
                     if session is not None:
-                        ready = {"jsonrpc": "2.0", "method": "notifications/initialized"}
-                        await self._continue(session, _own_request(admitted), _body(ready), _ignore)
+                        initialized = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+                        await self._continue(session, _own_request(admitted), _body(initialized), _ignore)
             finally:
-                self._taking_up.pop(session_id, None)
+                self._reopening.pop(session_id, None)
         return self._sessions.of(admitted, session_id) is not None
 
     async def _open(
         self, admitted: Admitted, scope: ASGIScope, receive: Receive, send: Send, session_id: str | None = None
     ) -> None:
-        """Give the SDK a request that may open a session, and own what it opens; `session_id` is for one taken up."""
+        """Give the SDK a request that may open a session, and own what it opens.
+
+        Args:
+            session_id: The id of the session that is reopened; None for a new one.
+        """
         owner = admitted.principal.subject
         room = self._room_for(admitted.principal)
         if isinstance(room, CapacityExceeded):
@@ -162,20 +166,20 @@ class SessionGate:
         try:
             if room is not None:
                 self._sessions.remove(room)
-                await self._end(room)
+                await self._end_in_sdk(room)
             await self._app(scope, receive, opening.send)
         finally:
             opening.settle()
             if opening.session is not None and not opening.is_open:
                 # the answer never reached the caller, or initialize failed
-                await self._end(opening.session.sdk_id)
+                await self._end_in_sdk(opening.session.sdk_id)
                 self._sessions.remove(opening.session.sdk_id)
 
     def _room_for(self, principal: Principal) -> CapacityExceeded | str | None:
         """Return None if there is room for one more session, the SDK's id of one that must end first, or a refusal."""
         owner = principal.subject
         held = self._sessions.count(owner) + self._opening.get(owner, 0)
-        limit = effective_limit(self._max_owned, principal.limits.sessions)
+        limit = effective_limit(self._max_sessions_per_principal, principal.limits.sessions)
         if held >= limit.most:
             return limit.reached("sessions")
         if len(self._sessions) + sum(self._opening.values()) < self._max_sessions:
@@ -244,19 +248,19 @@ def _removing(sessions: LegacySessions, sdk_id: str, send: Send) -> Send:
     return watch
 
 
-def _telling(session: LegacySession, send: Send) -> Send:
-    """Begin the stream of a session that was taken up with the news that its list of tools may have changed."""
+def _announcing_change(session: LegacySession, send: Send) -> Send:
+    """Return a `send` that begins the stream of a reopened session with the news that its tools may have changed."""
 
     async def tell(message: ASGIMessage) -> None:
         await send(message)
-        if session.is_untold and message["type"] == "http.response.start" and message["status"] == 200:
-            session.is_untold = False
+        if session.has_unannounced_change and message["type"] == "http.response.start" and message["status"] == 200:
+            session.has_unannounced_change = False
             await send({"type": "http.response.body", "body": _LIST_CHANGED, "more_body": True})
 
     return tell
 
 
-def _translating(session_id: bytes, send: Send) -> Send:
+def _replacing_session_id(session_id: bytes, send: Send) -> Send:
     """Return a `send` that puts the caller's session id in place of the SDK's."""
 
     async def name(message: ASGIMessage) -> None:
@@ -319,7 +323,7 @@ def _header(headers: Any, name: bytes) -> bytes | None:
     return None
 
 
-def _in_session(scope: ASGIScope, sdk_id: bytes | None) -> ASGIScope:
+def _with_session_header(scope: ASGIScope, sdk_id: bytes | None) -> ASGIScope:
     """Return the ASGI scope with the session header set to the SDK's id, or removed for None."""
     others = [header for header in scope["headers"] if header[0] != _SESSION_HEADER]
     if sdk_id is None and len(others) == len(scope["headers"]):

@@ -5,7 +5,7 @@ sandboxes: who opened it and in what scope, the `initialize` params, and its cal
 SDK's session. `session_gate.py` makes entries and lets no request past them.
 
 Callers know a session by an id that begins with its replica (`session_ids.py`), so that every replica sees in a
-request's head which replica has its session; one that was taken up keeps the id that it had.
+request's head which replica has its session; one that was reopened keeps the id that it had.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class LegacySession:
     """The client's `initialize` params, at most `MAX_PARAMS_BYTES`."""
     version: str
     """The protocol version negotiated with the client."""
-    is_untold: bool = False
+    has_unannounced_change: bool = False
     """Whether its client, whose replica is gone, does not know yet that its list of tools may have changed."""
     log_level: str | None = None
     upstreams: dict[SandboxId, UpstreamSession] = field(default_factory=dict[SandboxId, UpstreamSession])

@@ -16,7 +16,7 @@ from ash_router.http.framing import Headers, ResponseHead, response_problem
 from ash_router.upstream.connection import Connection
 from ash_router.upstream.proof import Challenge, SandboxKeys
 
-__all__ = ["Answer", "ConnectionPool", "open_connection", "whose_address"]
+__all__ = ["Answer", "ConnectionPool", "address_uncertain", "open_connection"]
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ PROOF_SECONDS: Final = 30.0
 """For a proof: longer than for a connection, which the kernel makes, since a tool may hold up the sandbox's loop."""
 MAX_PROOF_BYTES: Final = 1024
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS})
-"""What the kernel says where this host, and not the sandbox, is the cause."""
+"""Errors of the kernel whose cause is this host, not the sandbox."""
 
 
 class ConnectionPool:
@@ -66,8 +66,8 @@ class ConnectionPool:
         self._open: set[Connection] = set()
         self._sweeper = TimeoutSweeper(min(idle_seconds, silent_seconds) / 4)
 
-    def idle(self, endpoint: Endpoint) -> Connection | None:
-        """Take an idle connection that is still good, or None."""
+    def take_idle(self, endpoint: Endpoint) -> Connection | None:
+        """Take an idle connection out of the pool; None if there is no usable one."""
         kept = self._idle.get(endpoint)
         while kept:
             connection = kept.pop()
@@ -80,19 +80,19 @@ class ConnectionPool:
         """Say whether a connection is idle that is still good."""
         return any(connection.alive for connection in self._idle.get(endpoint, ()))
 
-    def keep(self, connection: Connection) -> None:
-        """Have a connection that nothing was sent on be idle."""
+    def put_back(self, connection: Connection) -> None:
+        """Put back a connection on which nothing was sent."""
         self._release(connection, True)
 
     async def connect(self, endpoint: Endpoint) -> Connection:
         """Open a new connection.
 
         Raises:
-            ConnectFailed: Nobody listens there, the proof failed, it took too long, or nobody knows whose the address
-                is now. Nothing of the caller was sent.
+            ConnectFailed: Nothing listens there, the proof failed, it took too long, or the address may belong to
+                another server now. Nothing of the caller was sent.
         """
         if not endpoint.has_runner and (why := self._stale()) is not None:
-            raise whose_address(why)
+            raise address_uncertain(why)
         connection = await open_connection(
             endpoint, lambda: self._new(endpoint), self._keys, timeout_seconds=self._connect_timeout
         )
@@ -110,7 +110,7 @@ class ConnectionPool:
             RemoteProtocolError: The answer is too long or not one.
         """
         answer = Answer(max_bytes)
-        connection = self.idle(endpoint) or await self.connect(endpoint)
+        connection = self.take_idle(endpoint) or await self.connect(endpoint)
         connection.send(data, answer)
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -176,8 +176,8 @@ class ConnectionPool:
             self._sweeper.unwatch(self)
 
 
-def whose_address(why: str) -> ConnectFailed:
-    """Return why a sandbox without a runner is not dialled while the news of sandboxes is not fresh."""
+def address_uncertain(why: str) -> ConnectFailed:
+    """Return the error for a sandbox without a runner whose address may belong to another server by now."""
     return ConnectFailed(
         "the sandbox has no runner that could prove to be the sandbox, and the hive cannot see now whether its "
         f"address is still its own ({why}); nothing was sent, try again"
@@ -193,8 +193,8 @@ async def open_connection(
         timeout_seconds: For the connection; a proof has a time of its own.
 
     Raises:
-        ConnectFailed: Nobody listens there, or not who should, or not in time, or this host has no room. Its cause has
-            the kernel's errno where there was no connection.
+        ConnectFailed: Nothing listens there, it is another server, it took too long, or this host has no room. Its
+            cause has the kernel's errno where there was no connection.
     """
     try:
         async with asyncio.timeout(timeout_seconds):
@@ -207,7 +207,7 @@ async def open_connection(
     if connection.closed:
         raise _unreachable()
     if endpoint.must_prove:
-        assert keys is not None, "who connects to sandboxes has their keys"
+        assert keys is not None, "a pool that dials sandboxes has their keys"
         await _require_proof(connection, Challenge(keys, endpoint))
     return connection
 
@@ -226,7 +226,7 @@ async def _require_proof(connection: Connection, challenge: Challenge) -> None:
         if not is_proved:
             connection.close()
     if not is_proved:
-        log.warning("who listens at %s did not prove to be %s", connection.endpoint.authority, connection.endpoint)
+        log.warning("the server at %s did not prove to be %s", connection.endpoint.authority, connection.endpoint)
         raise ConnectFailed(
             "whoever listens at the sandbox's address did not prove to be the sandbox; nothing was sent, try again"
         )

@@ -23,7 +23,7 @@ from cryptography.x509.oid import NameOID
 from ash_hub.egress.addresses import Surroundings
 from ash_hub.egress.audit import Audit, Record
 from ash_hub.egress.capacity import Capacity
-from ash_hub.egress.exchange import Outside
+from ash_hub.egress.exchange import OuterNetwork
 from ash_hub.egress.lease import Lease
 from ash_hub.egress.limits import Limits
 from ash_hub.egress.names import Address
@@ -122,7 +122,7 @@ async def proxying(
         listener.bind(path)
         listener.listen()
         known = surroundings or Surroundings()
-        outside = Outside(names or Names(), dialling, lambda: known, Capacity(256), Capacity(1024))
+        outside = OuterNetwork(names or Names(), dialling, lambda: known, Capacity(256), Capacity(1024))
         audit = Audit(keep, sandbox="sbx-test")
         proxy = SandboxProxy(Policy.parse(policy), limits or Limits(), outside, audit, lease)
         serving = asyncio.create_task(proxy.serve(listener))

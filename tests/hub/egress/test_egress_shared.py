@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from ash_hub.egress.connected_sandboxes import POLICY_LEASE_SECONDS
 from ash_hub.egress.limits import Limits
 from ash_hub.egress.policy import MOST_ENTRIES
 from ash_hub.egress.signing import ANSWER, LONGEST_LINE, MOST_ASKED, QUESTION, greeting, read_line, token, write_line
-from ash_hub.egress.tenants import LIFE_SECONDS
 from ash_hub.settings import NetworkEntry
 from tests.hub.egress.egress_parts import WAIT_SECONDS, connect, error_of, get, web_server
 from tests.hub.egress.shared_parts import CONNECTIONS, Shared, passes, shared_proxy, tunnel_server
@@ -105,7 +105,7 @@ async def test_a_narrowed_policy_closes_what_it_refuses_within_the_life_of_an_an
         one, two = await it.connect("sbx-1", connect(here)), await it.connect("sbx-1", connect(there))
         assert await passes(*one, first=True) and await passes(*two, first=True)
         hive.allow("sbx-1", here)
-        await asyncio.sleep(LIFE_SECONDS)  # what is promised; before, the tunnel may pass or not
+        await asyncio.sleep(POLICY_LEASE_SECONDS)  # what is promised; before, the tunnel may pass or not
         assert not await passes(*two)
         assert await passes(*one), "what is still granted stays open"
         assert error_of(await it.ask("sbx-1", connect(there)))["reason"] == "port"
@@ -144,7 +144,7 @@ async def test_without_an_answer_nothing_passes_and_it_goes_on_with_the_next(tmp
         assert await passes(reader, writer, first=True)
         hive.is_away = True
         await it.line(event="hive", outcome="away")
-        await asyncio.sleep(LIFE_SECONDS)
+        await asyncio.sleep(POLICY_LEASE_SECONDS)
         writer.write(b"held")
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1):
@@ -183,6 +183,6 @@ async def test_a_proxy_that_is_told_to_end_lets_open_connections_go_on_for_a_whi
             async with asyncio.timeout(WAIT_SECONDS):
                 while True:
                     (await asyncio.open_connection("127.0.0.1", it.port))[1].close()
-        await asyncio.sleep(LIFE_SECONDS)
+        await asyncio.sleep(POLICY_LEASE_SECONDS)
         assert await passes(reader, writer), "it asks its hive until it ends"
         writer.transport.abort()  # so that it has nothing left to wait for

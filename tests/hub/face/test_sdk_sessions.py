@@ -134,12 +134,12 @@ async def test_a_session_of_a_replica_that_is_gone_is_opened_once_by_the_id_that
     async with open_scene() as scene:
         taken: list[bool] = []
 
-        async def take_up() -> None:
-            taken.append(await scene.gate.take_up(ANN, lost))
+        async def reopen() -> None:
+            taken.append(await scene.gate.reopen(ANN, lost))
 
         async with anyio.create_task_group() as group:
             for _ in range(3):
-                group.start_soon(take_up)
+                group.start_soon(reopen)
         assert taken == [True] * 3 and len(scene.sessions) == 1
         session = scene.sessions.of(ANN, lost)
         assert session is not None and session.version == "2025-11-25"
@@ -152,7 +152,7 @@ async def test_a_session_of_a_replica_that_is_gone_is_opened_once_by_the_id_that
 async def test_the_first_stream_of_a_session_that_was_taken_up_begins_with_a_changed_list() -> None:
     lost = SessionIds(KEY, "aaaaaaaa").write("0" * 32, "ann", HELLO)
     async with open_scene() as scene:
-        assert await scene.gate.take_up(ANN, lost)
+        assert await scene.gate.reopen(ANN, lost)
         assert await scene.listen(lost, accept=b"application/json") == (406, False)
         assert await scene.listen(lost) == (200, True)
         assert await scene.listen(lost) == (200, False)
@@ -168,12 +168,12 @@ async def test_a_stream_that_nobody_can_continue_begins_anew() -> None:
 
 async def test_no_session_is_opened_for_an_id_that_is_none_of_ours_or_beyond_the_bound() -> None:
     lost = SessionIds(KEY, "aaaaaaaa").write("0" * 32, "ann", HELLO)
-    async with open_scene(max_owned=1) as scene:
+    async with open_scene(max_sessions_per_principal=1) as scene:
         for session_id in (lost[:-1], lost + "A", "aaaaaaaa." + "0" * 32, ""):
-            assert not await scene.gate.take_up(ANN, session_id)
-        assert not await scene.gate.take_up(Admitted(Principal("bob"), DEFAULT_SCOPE, "/mcp"), lost)
+            assert not await scene.gate.reopen(ANN, session_id)
+        assert not await scene.gate.reopen(Admitted(Principal("bob"), DEFAULT_SCOPE, "/mcp"), lost)
         await scene.open()
-        assert not await scene.gate.take_up(ANN, lost)
+        assert not await scene.gate.reopen(ANN, lost)
         assert len(scene.sessions) == 1
 
 

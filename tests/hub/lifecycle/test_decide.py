@@ -106,7 +106,7 @@ BURIED = {"state": State.GONE, "ended_at": NOW - 5, "kept_seconds": 60.0}
         (view(record=ENDING, phase=Phase.ENDED, **BURIED), Decision(Step.DELETE, WISH.reason)),
         (view(record=ENDING, state=State.STOPPING, is_withdrawn=True), Decision(Step.DELETE, WISH.reason)),
         (
-            view(record=ENDING, state=State.STOPPING, is_withdrawn=True, ender=Where.NOBODY),
+            view(record=ENDING, state=State.STOPPING, is_withdrawn=True, ender=Where.DEAD),
             Decision(Step.DELETE, WISH.reason),
         ),
         (
@@ -147,7 +147,7 @@ BURIED = {"state": State.GONE, "ended_at": NOW - 5, "kept_seconds": 60.0}
         ),
         *[
             (starting(maker=maker), Decision(Step.END, EndReason.START_FAILED, "the replica that started it died"))
-            for maker in (Where.HERE, Where.NOBODY)
+            for maker in (Where.HERE, Where.DEAD)
         ],
         (starting(maker=Where.ELSEWHERE, is_held=False), Decision(Step.HOLD, at=NOW + 60)),
         (starting(maker=Where.ELSEWHERE), Decision(Step.NONE, at=NOW + 60)),
@@ -177,9 +177,9 @@ BURIED = {"state": State.GONE, "ended_at": NOW - 5, "kept_seconds": 60.0}
         ),
         (view(is_held=False), Decision(Step.HOLD)),
         (view(has_route=False), Decision(Step.HOLD)),
-        (view(has_route=False, maker=Where.NOBODY), Decision(Step.HOLD)),
+        (view(has_route=False, maker=Where.DEAD), Decision(Step.HOLD)),
         (view(has_route=False, maker=Where.ELSEWHERE), Decision(Step.HOLD)),
-        (view(state=State.STARTING), Decision(Step.SHOW)),
+        (view(state=State.STARTING), Decision(Step.MARK_READY)),
         (view(state=State.STARTING, has_route=False, maker=Where.ELSEWHERE), Decision(Step.HOLD)),
         (view(), Decision(Step.NONE, at=NOW + 600)),
     ],

@@ -265,7 +265,7 @@ async def test_idle_connections_are_closed_before_the_sandbox_would(tmp_path: Pa
         with anyio.fail_after(5):
             while pool._open:  # pyright: ignore[reportPrivateUsage]
                 await asyncio.sleep(0.01)
-        assert (kept is None or kept.closed) and pool.idle(route.endpoint) is None
+        assert (kept is None or kept.closed) and pool.take_idle(route.endpoint) is None
 
 
 # As if it were the first.

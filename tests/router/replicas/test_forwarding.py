@@ -413,7 +413,7 @@ async def test_a_connection_to_an_owner_breaks_when_its_host_is_silent(pair: Pai
     assert forwarder is not None
     async with through_other(pair) as (wire, session_id):
         await ask(wire, legacy(LIST, session_id))
-        connection = forwarder.upstreams.idle(Endpoint(host="127.0.0.1", port=pair.owner.port))
+        connection = forwarder.upstreams.take_idle(Endpoint(host="127.0.0.1", port=pair.owner.port))
         assert connection is not None
         transport: Any = connection._transport  # pyright: ignore[reportPrivateUsage]
         found = transport.get_extra_info("socket")

@@ -244,7 +244,7 @@ async def nothing() -> Any:
 
 
 async def test_sessions_of_one_principal_are_bounded_and_an_ended_one_makes_room() -> None:
-    manager = Manager(max_owned=3)
+    manager = Manager(max_sessions_per_principal=3)
     assert [await manager.ask("ann") for _ in range(4)] == [200, 200, 200, 429]
     assert await manager.ask("bob") == 200
     manager.sessions.remove("s2")
@@ -252,7 +252,7 @@ async def test_sessions_of_one_principal_are_bounded_and_an_ended_one_makes_room
 
 
 async def test_what_is_only_being_opened_counts_too() -> None:
-    manager = Manager(max_owned=3)
+    manager = Manager(max_sessions_per_principal=3)
     manager.held = anyio.Event()
     statuses: list[int] = []
 

@@ -73,8 +73,8 @@ async def test_a_sandbox_at_an_address_is_named_by_it_and_only_its_own_connectio
         authority = f"[{host}]:{endpoint.port}" if ":" in host else f"{host}:{endpoint.port}"
         assert hosts == [authority, authority]
         pool = rig.relay.services.upstreams
-        assert pool.idle(endpoint.of(SandboxId("sbx-other"))) is None
-        connection = pool.idle(endpoint.of(route.sandbox_id))
+        assert pool.take_idle(endpoint.of(SandboxId("sbx-other"))) is None
+        connection = pool.take_idle(endpoint.of(route.sandbox_id))
         assert connection is not None
         connection.close()
 

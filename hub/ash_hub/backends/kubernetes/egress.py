@@ -1,7 +1,8 @@
 """The hub's end of the egress proxies: tells them what a sandbox may reach, as its pod says it at that moment.
 
 The API server is asked for every answer, since another replica may have changed the pod a moment ago. A proxy acts on
-an answer for `LIFE_SECONDS` (`ash_hub/egress/tenants.py`), so that a change holds when that time has gone by.
+an answer for `POLICY_LEASE_SECONDS` (`ash_hub/egress/connected_sandboxes.py`), so that a change holds when that time
+has gone by.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from ash_hub.backends.kept_keys import keep_egress_key
 from ash_hub.backends.kubernetes.image_server import server_of
 from ash_hub.backends.kubernetes.pods import WayOut, goes_by_proxy
 from ash_hub.backends.kubernetes.settings import KubernetesSettings
+from ash_hub.egress.connected_sandboxes import POLICY_LEASE_SECONDS
 from ash_hub.egress.signing import ANSWER, MOST_ASKED, QUESTION, read_line, token, write_line
-from ash_hub.egress.tenants import LIFE_SECONDS
 from ash_mcp.errors import ConfigError, StartFailed
 from ash_mcp.types import SandboxId, SandboxSpec
 
 __all__ = ["POLICY_SECONDS", "WaysOut", "answers", "resolved", "ways_out"]
 
-POLICY_SECONDS: Final = LIFE_SECONDS + 0.2
+POLICY_SECONDS: Final = POLICY_LEASE_SECONDS + 0.2
 """When a change was recorded so long ago, no proxy acts on what was before."""
 
 _QUESTION_SECONDS: Final = 5.0

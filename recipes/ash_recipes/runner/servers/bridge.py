@@ -2,7 +2,7 @@
 
 All callers share one connection to it. Its results come back as they are, progress goes to the call that asked for
 it, and a caller that leaves cancels its call. Log messages carry no sign of the call that they belong to, so they go
-to every call that is open; `asking` finds the caller of what the server asks, `turns` asks a stateless one.
+to every call that is open; `asking` finds the caller of what the server asks, `suspended_calls` asks a stateless one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ash_recipes.runner.servers.asking import Call, Calls, Ctx, SessionCall
 from ash_recipes.runner.servers.base import RecipeServer, StartProblem, intercept
 from ash_recipes.runner.servers.child import Child
-from ash_recipes.runner.servers.turns import TurnCall, Turns
+from ash_recipes.runner.servers.suspended_calls import ResumableCall, SuspendedCalls
 from ash_recipes.runner.tools import RunnerTools
 
 __all__ = ["open_bridge"]
@@ -68,13 +68,15 @@ class _Bridge:
 
 
 @asynccontextmanager
-async def open_bridge(child: Child, calls: Calls, turns: Turns, tools: RunnerTools) -> AsyncGenerator[RecipeServer]:
+async def open_bridge(
+    child: Child, calls: Calls, suspended: SuspendedCalls, tools: RunnerTools
+) -> AsyncGenerator[RecipeServer]:
     """Start the recipe's server and serve it until the context is left.
 
     Raises:
         StartProblem: It does not start.
     """
-    server = _mirror(await child.client(), child, calls, turns)
+    server = _mirror(await child.client(), child, calls, suspended)
     server.middleware.insert(0, intercept(tools))
     app = server.streamable_http_app(
         streamable_http_path="/mcp",
@@ -87,7 +89,7 @@ async def open_bridge(child: Child, calls: Calls, turns: Turns, tools: RunnerToo
         await child.aclose()
 
 
-def _mirror(client: Client, child: Child, calls: Calls, turns: Turns) -> Server[Any]:
+def _mirror(client: Client, child: Child, calls: Calls, suspended: SuspendedCalls) -> Server[Any]:
     """Return a server that says of itself what the recipe's server says, and forwards what that can do."""
     info = client.server_info
     server: Server[Any] = Server(
@@ -100,7 +102,7 @@ def _mirror(client: Client, child: Child, calls: Calls, turns: Turns) -> Server[
     )
     for request, params, result, capability in _FORWARDED:
         if getattr(client.server_capabilities, capability, None) is not None or capability == "tools":
-            forward = _Forward(child, calls, turns, request, result)
+            forward = _Forward(child, calls, suspended, request, result)
             server.add_request_handler(forward.method, params, forward)
     return server
 
@@ -112,13 +114,13 @@ class _Forward:
         self,
         child: Child,
         calls: Calls,
-        turns: Turns,
+        suspended: SuspendedCalls,
         request: type[types.Request[Any, Any]],
         result: type[BaseModel],
     ) -> None:
         self._child = child
         self._calls = calls
-        self._turns = turns
+        self._suspended = suspended
         self._request = request
         self.method: str = request.model_fields["method"].default
         self._asks = self.method in INPUT_REQUIRED_METHODS
@@ -134,12 +136,12 @@ class _Forward:
             return types.EmptyResult()
         stateless = ctx.protocol_version in MODERN_PROTOCOL_VERSIONS
 
-        async def in_turns(call: TurnCall) -> BaseModel:
+        async def in_turns(call: ResumableCall) -> BaseModel:
             mine = params.model_copy(update={"input_responses": None, "request_state": None})
             return await self._called(client, mine, call, call.progress)
 
         if self._asks and stateless and not modern:
-            return await self._turns.take(ctx, params, in_turns)
+            return await self._suspended.begin_or_resume(ctx, params, in_turns)
         call = SessionCall(ctx)
         result = await self._called(client, params, call, ctx.session.report_progress)
         return result if stateless else await self._answered(client, params, call, result)

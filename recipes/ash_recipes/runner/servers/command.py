@@ -12,7 +12,7 @@ from ash_recipes.runner.servers.asking import Calls
 from ash_recipes.runner.servers.base import RecipeServer, StartProblem
 from ash_recipes.runner.servers.bridge import open_bridge
 from ash_recipes.runner.servers.child import Child, http_client_of, stdio_client_of
-from ash_recipes.runner.servers.turns import Turns
+from ash_recipes.runner.servers.suspended_calls import SuspendedCalls
 from ash_recipes.runner.tools import RunnerTools
 
 __all__ = ["open_http", "open_stdio"]
@@ -29,7 +29,7 @@ async def open_stdio(
     """
     words, calls = _words(asked), Calls()
     child = Child(context, lambda: stdio_client_of(words, context, folder or context.workspace, calls))
-    async with open_bridge(child, calls, Turns(context.jobs.tasks), tools) as server:
+    async with open_bridge(child, calls, SuspendedCalls(context.jobs.tasks), tools) as server:
         yield server
 
 
@@ -48,7 +48,7 @@ async def open_http(
         raise StartProblem("an http server needs a port, and its path is a string")
     url = f"http://127.0.0.1:{port}{path}"
     child = Child(context, lambda: http_client_of(words, url, context, folder or context.workspace, calls))
-    async with open_bridge(child, calls, Turns(context.jobs.tasks), tools) as server:
+    async with open_bridge(child, calls, SuspendedCalls(context.jobs.tasks), tools) as server:
         yield server
 
 

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from ash_recipes.runner.servers.asking import Answer, Ctx, SessionCall, refused
 
-__all__ = ["MAX_QUESTIONS", "MAX_SUSPENDED", "TurnCall", "Turns"]
+__all__ = ["MAX_QUESTIONS", "MAX_SUSPENDED", "ResumableCall", "SuspendedCalls"]
 
 MAX_SUSPENDED: Final = 64
 """How many calls may wait for their callers' answers; over it the one that waits longest is cancelled."""
@@ -31,7 +31,7 @@ MAX_QUESTIONS: Final = 16
 ANSWER_SECONDS: Final = 600.0
 """How long a question waits for its answer."""
 
-Work = Callable[["TurnCall"], Awaitable[BaseModel]]
+Work = Callable[["ResumableCall"], Awaitable[BaseModel]]
 
 
 @dataclass(slots=True, eq=False)
@@ -41,7 +41,7 @@ class _Question:
     answered: anyio.Event = field(default_factory=anyio.Event)
 
 
-class TurnCall:
+class ResumableCall:
     """A call that may take several requests, its turns. Between them its caller gets no progress and no log."""
 
     def __init__(self, ctx: Ctx, params: types.InputResponseRequestParams) -> None:
@@ -143,7 +143,7 @@ class TurnCall:
         return self._outcome
 
 
-class Turns:
+class SuspendedCalls:
     """The calls that wait for their callers' answers, by the `requestState` that resumes each.
 
     Args:
@@ -152,14 +152,14 @@ class Turns:
 
     def __init__(self, tasks: TaskGroup) -> None:
         self._tasks = tasks
-        self._suspended: dict[str, TurnCall] = {}
+        self._suspended: dict[str, ResumableCall] = {}
         """The call that waits longest comes first."""
 
-    async def take(self, ctx: Ctx, params: types.InputResponseRequestParams, work: Work) -> BaseModel:
+    async def begin_or_resume(self, ctx: Ctx, params: types.InputResponseRequestParams, work: Work) -> BaseModel:
         """Begin a call, or resume the one whose `requestState` `params` carries, until it asks or ends.
 
         Args:
-            work: What a new call does; it asks by the `TurnCall` that it is given.
+            work: What a new call does; it asks by the `ResumableCall` that it is given.
 
         Returns:
             The result of the call, or an `InputRequiredResult` with its questions and a new state.
@@ -168,7 +168,7 @@ class Turns:
             MCPError: The call failed; or no suspended call has that state, or it was begun by another request.
         """
         if params.request_state is None:
-            call = TurnCall(ctx, params)
+            call = ResumableCall(ctx, params)
             self._tasks.start_soon(call.run, work)
         else:
             call = self._suspended.get(params.request_state)
@@ -185,7 +185,7 @@ class Turns:
             return done
         return types.InputRequiredResult(input_requests=done, request_state=self._suspend(call))
 
-    def _suspend(self, call: TurnCall) -> str:
+    def _suspend(self, call: ResumableCall) -> str:
         """Keep a call for its caller's next request, and return the state that resumes it."""
         if len(self._suspended) >= MAX_SUSPENDED:
             self._suspended.pop(next(iter(self._suspended))).end()

@@ -1,4 +1,4 @@
-"""Decides what a message POSTed to `/mcp` is: a call to a sandbox, a notice for sandboxes, or the ASGI app's.
+"""Classifies a message POSTed to `/mcp`: a call to a sandbox, a notice for sandboxes, or the ASGI app's.
 
 A call is recognised by its body; in the stateless era the head must name the same tool. What is not
 surely a call to a sandbox of this caller goes to the ASGI app, which explains what is wrong with it.
@@ -20,7 +20,7 @@ from ash_router.routes import Route, Routes, split_tool_name
 from ash_router.sessions.server_requests import answer_for_sandbox
 from ash_router.sessions.session_map import Era, LegacySession, LegacySessions, UpstreamSession, era_of
 
-__all__ = ["Calls", "Cancellation", "ClientAnswer", "LevelChange", "RootsChange"]
+__all__ = ["Cancellation", "ClientAnswer", "LevelChange", "MessageClassifier", "RootsChange"]
 
 LOG_LEVELS: Final = frozenset({"debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"})
 
@@ -63,25 +63,25 @@ class LevelChange:
 Notice = Cancellation | ClientAnswer | LevelChange | RootsChange
 
 
-class Calls:
-    """Makes these decisions from the routes and sessions that this process knows; no I/O."""
+class MessageClassifier:
+    """Classifies by the routes and sessions that this process knows; no I/O."""
 
     def __init__(self, routes: Routes, sessions: LegacySessions) -> None:
         self._routes = routes
         self._sessions = sessions
 
-    def decide(self, admitted: Admitted, head: RequestHead, message: Message) -> RelayedCall | Notice | None:
+    def classify(self, admitted: Admitted, head: RequestHead, message: Message) -> RelayedCall | Notice | None:
         """Return the call or notice that a message is for sandboxes; None if it is for the ASGI app alone."""
         era = era_of(head.fields.get(b"mcp-protocol-version"))
         if era is Era.STATELESS:
             call = self._stateless_call(head, message)
-            return None if call is None else self._relayed(admitted, head, call, None)
+            return None if call is None else self._relayed_call(admitted, head, call, None)
         session = self._session(admitted, head.fields) if era is Era.HANDSHAKE else None
         if session is None:
             return None
         if message.method == "tools/call":
             call = bodies.as_tool_call(message)
-            return None if call is None else self._relayed(session.admitted, head, call, session)
+            return None if call is None else self._relayed_call(session.admitted, head, call, session)
         return _notice(session, message)
 
     def may_be_unknown_sandbox(self, admitted: Admitted, head: RequestHead, message: Message) -> bool:
@@ -113,7 +113,7 @@ class Calls:
         session_id = fields.get(b"mcp-session-id")
         return None if session_id is None else self._sessions.of(admitted, session_id.decode("latin-1"))
 
-    def _relayed(
+    def _relayed_call(
         self, admitted: Admitted, head: RequestHead, call: ToolCall, session: LegacySession | None
     ) -> RelayedCall | None:
         if call.name == HIVE_CALL:
