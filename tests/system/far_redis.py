@@ -30,6 +30,7 @@ HEALS_WITHIN: Final = 20.0
 """A replica, after Redis is back; the machine may be busy."""
 MAY_STAY: Final[Mapping[str, str]] = {
     "ash:epoch": "names the epoch of the database",
+    "ash:layout": "names the layout of the keys",
     "ash:version": "counts the changes of routes",
     "ash:changed": "which routes changed last, bounded: a replica that was cut off asks for it",
     "ash:replicas": "who lives; expires",

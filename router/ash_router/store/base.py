@@ -17,7 +17,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
-from ash_mcp.errors import CapacityExceeded, SessionTaken
+from ash_mcp.errors import CapacityExceeded, ConfigError, SessionTaken
 from ash_mcp.types import Endpoint, SandboxId, Scope, SessionName
 from ash_router.bounds.effective_limits import EffectiveLimit
 
@@ -25,6 +25,7 @@ __all__ = [
     "CHOSEN_NUMBERS",
     "IDLE_SCOPES",
     "IDLE_SCOPE_SECONDS",
+    "LAYOUT",
     "LOST",
     "MAX_REPLICAS",
     "NO_PLACE_LIMITS",
@@ -36,8 +37,15 @@ __all__ = [
     "SeedRoutes",
     "Shelf",
     "Store",
+    "require_layout",
     "session_taken",
 ]
+
+LAYOUT: Final = "1"
+"""The version of what a shared store's keys mean. Releases that know the same one may share a store, so a rolling
+upgrade works between them; another one is refused when the store is opened. Grows when an older release would misread
+what a newer one writes, or the other way round; not with a key or a field that older releases leave alone.
+"""
 
 LOST: Final = ""
 """What a subscription yields where messages may have been missed: the reader must read everything again."""
@@ -132,6 +140,20 @@ class PlaceLimits:
 
 
 NO_PLACE_LIMITS: Final = PlaceLimits()
+
+
+def require_layout(found: str, where: str) -> None:
+    """Refuse a store whose layout this release does not know.
+
+    Raises:
+        ConfigError: The message says what to do.
+    """
+    if found != LAYOUT:
+        raise ConfigError(
+            f"{where} have layout {found[:32]!r}, and this release knows only {LAYOUT!r}. Run the release that wrote "
+            "them, or give this hive another prefix (ASH_HUB_REDIS_PREFIX). Or stop every replica and delete these "
+            "keys: the next one fills the store again, and only why sandboxes ended is lost"
+        )
 
 
 def session_taken(session: SessionName | None, holder: str) -> SessionTaken:
@@ -296,6 +318,10 @@ class Store(Protocol):
         They may differ by the time that an answer of the store takes; setting the clock of their machines changes
         nothing.
         """
+        ...
+
+    def layout(self) -> str:
+        """Return the version of the layout of what the store holds, as it was last read: `LAYOUT`."""
         ...
 
     def unready(self) -> str | None:

@@ -15,6 +15,7 @@ from ash_router.store.base import (
     CHOSEN_NUMBERS,
     IDLE_SCOPE_SECONDS,
     IDLE_SCOPES,
+    LAYOUT,
     MAX_REPLICAS,
     NO_PLACE_LIMITS,
     ROUTE_NEWS,
@@ -262,6 +263,9 @@ class MemoryStore:
 
     def unready(self) -> str | None:
         return None
+
+    def layout(self) -> str:
+        return LAYOUT
 
     def warnings(self) -> Sequence[str]:
         return ()

@@ -16,6 +16,7 @@ from ash_mcp.types import DEFAULT_SCOPE, SandboxId, Scope, SessionName
 from ash_router.store.base import (
     CHOSEN_NUMBERS,
     IDLE_SCOPES,
+    LAYOUT,
     LOST,
     MAX_REPLICAS,
     ROUTE_NEWS,
@@ -433,6 +434,10 @@ async def a_store_tells_the_time_of_day(store: Store) -> None:
     assert abs(after - time.time()) < _LONG  # its machine's clock may be somewhat off
 
 
+async def a_store_has_the_layout_of_this_release(store: Store) -> None:
+    assert store.layout() == LAYOUT
+
+
 async def stores_tell_the_same_time(one: Store, other: Store) -> None:
     """Check two replicas' stores of one hive; beside the others, which take one store each."""
     assert abs(one.now() - other.now()) < 1.0
@@ -481,4 +486,5 @@ STORE_CHECKS: Sequence[Check] = (
     a_subscriber_may_wait_for_what_comes_later,
     a_slow_subscriber_loses_the_oldest_and_nobody_waits_for_it,
     a_store_tells_the_time_of_day,
+    a_store_has_the_layout_of_this_release,
 )

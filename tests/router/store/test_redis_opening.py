@@ -132,6 +132,45 @@ def _keys(server: RedisServer, database: int) -> list[str]:
         return cast("Any", client).execute_command("KEYS", "*")
 
 
+async def test_the_keys_of_a_release_before_layouts_are_taken_and_marked(shared_redis: RedisServer):
+    prefix = fresh_prefix()
+    async with open_store(shared_redis.url, prefix) as store:
+        await store.put_route(record(1))
+    shared_redis.ask("DEL", f"{prefix}:layout")
+    async with open_store(shared_redis.url, prefix) as store:
+        assert store.layout() == "1" == shared_redis.ask("GET", f"{prefix}:layout")
+        assert await store.routes() == [record(1)]
+
+
+async def test_a_layout_of_another_release_is_refused_and_left_as_it_is(shared_redis: RedisServer):
+    prefix = fresh_prefix()
+    shared_redis.ask("SET", f"{prefix}:layout", "2")
+    before = _keys(shared_redis, 0)
+    message = await refused(shared_redis.url, prefix)
+    assert f"the keys {prefix}:* in Redis at" in message and "layout '2'" in message and "knows only '1'" in message
+    assert "another prefix" in message and "delete these keys" in message
+    assert set(_keys(shared_redis, 0)) == set(before) and shared_redis.ask("GET", f"{prefix}:layout") == "2"
+
+
+async def test_a_layout_that_changes_under_a_replica_is_reported_and_nothing_restored(
+    shared_redis: RedisServer, caplog: pytest.LogCaptureFixture
+):
+    restored: list[int] = []
+
+    async def restore() -> None:
+        restored.append(1)
+
+    prefix = fresh_prefix()
+    async with open_redis(shared_redis.url, prefix, look_seconds=0.05) as store:
+        store.on_flushed(restore)
+        shared_redis.ask("SET", f"{prefix}:layout", "2")
+        shared_redis.ask("DEL", f"{prefix}:epoch")
+        await until(lambda: "another release changed the keys in Redis" in caplog.messages)
+        assert not restored
+        shared_redis.ask("DEL", f"{prefix}:layout")
+        await until(lambda: restored)
+
+
 async def test_a_unix_socket_will_do(tmp_path: Path):
     with running_redis(tmp_path, "--unixsocket", str(tmp_path / "redis.sock")):
         async with open_store(f"unix://{tmp_path / 'redis.sock'}?db=1") as store:

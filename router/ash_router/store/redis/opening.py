@@ -52,7 +52,8 @@ async def open_redis(
             theirs.
 
     Raises:
-        ConfigError: It cannot be reached, refuses us or is too old; the message says what to do.
+        ConfigError: It cannot be reached, refuses us, is too old, or has keys of an unknown layout; the message
+            says what to do.
     """
     if _PREFIX.fullmatch(prefix) is None:
         raise ConfigError(f"the prefix of keys in Redis is 1 to 64 of A-Z a-z 0-9 . _ - {{ }}, not {prefix!r}")
@@ -113,6 +114,8 @@ class _Keeper:
                 await self._look()
             except ConnectFailed:
                 continue  # the link has logged it
+            except ConfigError as exc:
+                log.error("another release changed the keys in Redis", extra={"why": exc.message})
             except AshError as exc:
                 log.warning("what Redis lost is not put back yet", extra={"why": exc.message})
 
@@ -179,6 +182,8 @@ async def _info(client: Any, section: str) -> Mapping[str, Any]:
 async def _first_epoch(store: RedisStore, address: Address) -> str:
     try:
         return await store.current_epoch()
+    except ConfigError:
+        raise
     except AshError as exc:
         raise ConfigError(f"Redis at {address.shown} cannot be used: {exc.message}") from exc
 

@@ -3,9 +3,9 @@
 Keys, all below one prefix: `routes` (sandbox -> record) with `order`, `changed` and `version`;
 `names:<owner, scope>` with `idle` (those that nobody holds a name in), `places` (sandbox -> owner, scope and session)
 with `counts` of each owner, `starting` (sandbox -> owner) with `starts` of each owner, `key:<owner, scope, key>`,
-`calls`, `shelf:<name>` (name -> text) with `shelf:<name>:ends` and `shelf:<name>:bytes`, `replicas`, and `epoch`,
-which vanishes with them. Without the prefix, as the seed names them, `sandbox:<alias>`: the hashes by which the
-seed's gateway finds the sandboxes that its REST spawned.
+`calls`, `shelf:<name>` (name -> text) with `shelf:<name>:ends` and `shelf:<name>:bytes`, `replicas`, `layout` (the
+version of all this) and `epoch`, which vanishes with them. Without the prefix, as the seed names them,
+`sandbox:<alias>`: the hashes by which the seed's gateway finds the sandboxes that its REST spawned.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ash_router.store.base import (
     CHOSEN_NUMBERS,
     IDLE_SCOPE_SECONDS,
     IDLE_SCOPES,
+    LAYOUT,
     LOST,
     MAX_REPLICAS,
     NO_PLACE_LIMITS,
@@ -34,6 +35,7 @@ from ash_router.store.base import (
     PlaceLimits,
     RouteChanges,
     Shelf,
+    require_layout,
     session_taken,
 )
 from ash_router.store.clock import ServerClock, steady
@@ -79,6 +81,7 @@ class RedisStore:
         self.restored_epoch = ""
         """The store epoch up to which all names are restored; a later one may lack some that are held."""
         self.refilling = False
+        self._layout = ""
         self.restorers: list[Callable[[], Awaitable[None]]] = []
 
     # -- routes
@@ -267,6 +270,9 @@ class RedisStore:
             return self._link.away
         return "Redis has lost what it held; routes and names are being put back" if self.refilling else None
 
+    def layout(self) -> str:
+        return self._layout
+
     def warnings(self) -> Sequence[str]:
         return self.warned
 
@@ -279,15 +285,22 @@ class RedisStore:
         """Return the epoch of the database, which changes whenever Redis may have lost writes.
 
         What the server's time is comes with it.
+
+        Raises:
+            ConfigError: Another release has laid out the keys in a way that this one does not know.
         """
 
         async def ask() -> str:
             asked_at = steady()
-            name, seconds, micros = await self._scripts["epoch"](keys=self._keys("epoch"))
+            found = await self._scripts["epoch"](keys=self._keys("epoch", "layout"), args=[LAYOUT])
+            name, layout, seconds, micros = found
             self._clock.learn(int(seconds) + int(micros) / _MICROSECONDS, asked_at, steady())
+            self._layout = layout
             return name
 
-        return await self._link.do(ask)
+        epoch = await self._link.do(ask)
+        require_layout(self._layout, f"the keys {self._prefix}:* in Redis at {self._link.shown}")
+        return epoch
 
     async def settle(self) -> None:
         """Send what waits in `_later`.
