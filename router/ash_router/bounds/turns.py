@@ -1,4 +1,4 @@
-"""A fair scheduler: each turn of the event loop begins a few requests of each principal.
+"""A fair scheduler: each turn of the event loop begins a few requests of each principal, and reads a few answers.
 
 Further requests wait in their principal's own queue. So a flood of one principal delays the others by a few requests
 and not by all of them, and what arrives for the others is read in between.
@@ -36,27 +36,30 @@ class Turns:
     def __init__(self, soon: Callable[[Callable[[], None]], Any], part: int = 4) -> None:
         self._soon = soon
         self._part = part
-        self._begun: dict[str, int] = {}
+        self._begun: dict[str, float] = {}
         """Work begun by principal, less `part` for each turn since. A principal with a queue always has an entry."""
-        self._queues: dict[str, OrderedDict[Waiter, int]] = {}
+        self._queues: dict[str, OrderedDict[Waiter, float]] = {}
         """The waiting requests by principal, with their work."""
         self._going = False
 
-    def take(self, owner: str, waiter: Waiter, work: int = 1) -> None:
+    def take(self, owner: str, waiter: Waiter, work: float = 1) -> None:
         """Begin a request now if its principal has work left in this turn, else queue it.
 
         Args:
             work: Its weight; a call is 1.
         """
-        begun = self._begun.get(owner, 0)
-        if begun >= self._part:
+        if self._begun.get(owner, 0) >= self._part:
             self._queues.setdefault(owner, OrderedDict())[waiter] = work
             return
-        self._begun[owner] = begun + work
+        self.spend(owner, work)
+        waiter.begin()
+
+    def spend(self, owner: str, work: float) -> None:
+        """Count work that needed no turn, so that the principal begins less in the next ones."""
+        self._begun[owner] = self._begun.get(owner, 0) + work
         if not self._going:
             self._going = True
             self._soon(self._next)
-        waiter.begin()
 
     def leave(self, owner: str, waiter: Waiter) -> None:
         """Remove a waiting request; no-op for one that has begun."""

@@ -41,6 +41,10 @@ _PROGRESS: Final = b'"notifications/progress"'
 _PROGRESS_VALUE: Final = re.compile(rb'"progress": ?(\d{1,15}(?:\.\d{1,15})?)[,}]')
 _STEP: Final = 1e-6
 """Per second: progress must grow with each report, and leave room for what the sandbox itself may report next."""
+_OUTPUT_BYTES: Final = 24 * 1024
+"""Of an answer are as much work as a call."""
+_SMALL_BYTES: Final = 4 * 1024
+"""A part of an answer up to this size is not counted: it is the work of its call."""
 _TOKEN_LINE: Final = b"%b: %%b\r\n" % HEADER_TOKEN.encode()
 
 
@@ -58,6 +62,17 @@ class Services:
     sweeper: TimeoutSweeper
     explain: Callable[[Route], Awaitable[AshError]]
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+
+class _Reading:
+    """The rest of an answer, which `Turns` has read in its principal's turn."""
+
+    def __init__(self, exchange: SandboxExchange) -> None:
+        self._exchange = exchange
+        self.is_waiting = False
+
+    def begin(self) -> None:
+        self._exchange.read_on()
 
 
 class SandboxExchange(ABC):
@@ -80,6 +95,8 @@ class SandboxExchange(ABC):
     """What the sandbox last reported."""
     _begun = False
     """Whether `Turns` has started it."""
+    _reading: _Reading | None = None
+    """Set while the rest of the answer waits for a turn to be read."""
     _refusal: AshError | None = None
     """The error that it is answered with when its turn comes."""
     _done = False
@@ -175,7 +192,10 @@ class SandboxExchange(ABC):
 
     def resume(self) -> None:
         self._paused = False
-        if self._connection is not None:
+        self._resume_reading()
+
+    def _resume_reading(self) -> None:
+        if self._connection is not None and not self._paused and self._reading is None:
             self._connection.resume()
 
     # The sandbox.
@@ -193,9 +213,33 @@ class SandboxExchange(ABC):
         if complete:
             self._end()
             self._caller.finished()
+        if len(data) > _SMALL_BYTES:
+            self._count_output(len(data))
         if self._reply.is_stream and self._token() is not None and _PROGRESS in data:
             self._heard_at = self._moved_at
             self._progress = max(self._progress, *(float(found) for found in _PROGRESS_VALUE.findall(data)), 0.0)
+
+    def _count_output(self, size: int) -> None:
+        """Count a part of the answer as work; what follows is read in a later turn if the principal has none left.
+
+        A read takes up to 200 KiB, so without turns a principal's answers would fill each turn of the loop.
+        """
+        turns, owner, work = self._services.turns, self._principal.subject, size / _OUTPUT_BYTES
+        if self._connection is None:  # that was the last part
+            turns.spend(owner, work)
+        elif self._reading is None:
+            self._reading = reading = _Reading(self)
+            turns.take(owner, reading, work)
+            if self._reading is reading:  # its turn has not come at once
+                reading.is_waiting = True
+                self._connection.pause()
+
+    def read_on(self) -> None:
+        """Read the rest of the answer: its turn has come."""
+        was_waiting = self._reading is not None and self._reading.is_waiting
+        self._reading = None
+        if was_waiting:
+            self._resume_reading()
 
     def broken(self, error: AshError) -> None:
         self._connection = None
@@ -279,6 +323,9 @@ class SandboxExchange(ABC):
             self._task.cancel()
         if not self._begun:
             self._services.turns.leave(self._principal.subject, self)
+        if self._reading is not None:
+            self._services.turns.leave(self._principal.subject, self._reading)
+            self._reading = None
         self._services.sweeper.unwatch(self)
         if self._entry is not None:
             self._services.ledger.end(self._entry)

@@ -130,3 +130,13 @@ def test_each_begins_once_and_no_more_than_a_part_of_an_owner_in_a_turn(steps: l
     begun = [owner for owners in loop.begun for owner in owners]
     assert sorted(begun) == sorted(asked)
     assert all(max(Counter(owners).values(), default=0) <= part for owners in loop.begun)
+
+
+def test_work_that_took_no_turn_is_made_up_for_by_its_principal_alone() -> None:
+    loop = Loop()
+    loop.turns.spend("ann", 2.5)
+    loop.ask("ann")
+    loop.ask("bob")
+    assert loop.begun == [["bob"]]
+    loop.turn_to_the_end()
+    assert loop.begun[:4] == [["bob"], [], ["ann"], []]

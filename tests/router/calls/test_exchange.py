@@ -90,7 +90,7 @@ class Stage:
         self.caller = Caller()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def idle(self, _: Route) -> Link | None:
+    def take_idle(self, _: Route) -> Link | None:
         return None
 
     async def connect(self, _: Route) -> Link:
@@ -221,3 +221,53 @@ async def test_a_caller_who_has_caught_up_before_it_is_reached_stops_nothing(sta
     stage.gate.set()
     assert (await stage.link(0)).reads
     exchange.caller_left()
+
+
+PIECE = b"x" * 200_000
+
+
+async def receiving(stage: Stage) -> tuple[Exchange, Link]:
+    exchange = stage.exchange()
+    exchange.start()
+    link = await stage.link(0)
+    exchange.received(ResponseHead(200, [(b"content-length", b"%d" % (4 * len(PIECE)))]), b"x" * 1000, False)
+    return exchange, link
+
+
+async def test_a_long_answer_is_read_a_piece_at_a_time_in_its_principals_turns(stage: Stage) -> None:
+    exchange, link = await receiving(stage)
+    exchange.received(None, PIECE, False)
+    assert link.reads  # the principal had work left
+    for _ in range(2):
+        exchange.received(None, PIECE, False)
+        assert not link.reads
+        with anyio.fail_after(5):
+            while not link.reads:
+                await asyncio.sleep(0)
+    exchange.received(None, PIECE[1000:], True)
+    assert stage.caller.ends == ["finished"] and stage.caller.said.endswith(4 * PIECE)
+
+
+async def test_an_answer_that_waits_for_its_turn_goes_on_only_when_its_caller_reads_as_well(stage: Stage) -> None:
+    exchange, link = await receiving(stage)
+    for _ in range(2):
+        exchange.received(None, PIECE, False)
+    exchange.pause()
+    exchange.resume()
+    assert not link.reads  # its turn has not come
+    exchange.pause()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not link.reads  # its turn has come, and its caller is slow
+    exchange.resume()
+    assert link.reads
+
+
+async def test_an_answer_that_ends_while_it_waits_leaves_its_queue(stage: Stage) -> None:
+    exchange, link = await receiving(stage)
+    for _ in range(2):
+        exchange.received(None, PIECE, False)
+    exchange.caller_left()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert link.closed and not link.reads
