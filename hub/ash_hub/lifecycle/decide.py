@@ -93,7 +93,7 @@ class Where(StrEnum):
     HERE = "here"
     ELSEWHERE = "elsewhere"
     """Another one, which lives or may live."""
-    DEAD = "nobody"
+    DEAD = "dead"
     """One that lives no more."""
 
 

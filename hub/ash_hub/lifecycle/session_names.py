@@ -39,7 +39,7 @@ class Names:
     async def claim_key(self, owner: str, scope: Scope, key: str, sandbox_id: SandboxId) -> SandboxId:
         """Bind an idempotency key and return the sandbox that it is bound to, the first one to come."""
         holder = await self._store.claim_key(owner, scope, key, sandbox_id)
-        if holder != sandbox_id and await self._is_nobody(holder):
+        if holder != sandbox_id and await self._was_never_made(holder):
             await self._store.release_key(owner, scope, key, holder)
             holder = await self._store.claim_key(owner, scope, key, sandbox_id)
         return holder
@@ -67,19 +67,19 @@ class Names:
                 ) from taken
             await self._store.release_session(owner, scope, wanted, SandboxId(holder))
         except CapacityExceeded as full:
-            if not await self._free_nobodys_places(None if full.data.get("limit") == "hive" else owner):
+            if not await self._free_abandoned_places(None if full.data.get("limit") == "hive" else owner):
                 raise
         return await self._store.reserve_session(owner, scope, wanted, sandbox_id, most=most)
 
-    async def _free_nobodys_places(self, owner: str | None) -> bool:
-        """Free the places of an owner, or of all, that nobody has; at most once a second, whoever asks how often."""
+    async def _free_abandoned_places(self, owner: str | None) -> bool:
+        """Free the abandoned places of an owner, or of all; at most once a second, however often it is called."""
         if anyio.current_time() < self._freed_at + _FREE_SECONDS:
             return False
         self._freed_at = anyio.current_time()
         return await self.free_places(owner)
 
     async def free_places(self, owner: str | None = None) -> bool:
-        """Free the places of an owner, or of all, that nobody has, and say whether there were any."""
+        """Free the places of an owner, or of all, whose sandbox does not exist; return whether there were any."""
         freed = False
         for holder, place in (await self._store.places()).items():
             if owner in (None, place.owner) and await self._has_ended(holder):
@@ -89,12 +89,12 @@ class Names:
 
     async def _has_ended(self, holder: SandboxId) -> bool:
         known = self._registry.by_id(holder)
-        return await self._is_nobody(holder) if known is None else known.state.ended
+        return await self._was_never_made(holder) if known is None else known.state.ended
 
-    async def _is_nobody(self, holder: SandboxId) -> bool:
+    async def _was_never_made(self, holder: SandboxId) -> bool:
         if self._registry.by_id(holder) is not None:
             return False
-        if await self._siblings.make(holder) or await self._exists(holder):
+        if await self._siblings.is_being_made(holder) or await self._exists(holder):
             return False
         log.warning("freeing a name of a sandbox that was never made", extra={"sandbox": holder})
         return True

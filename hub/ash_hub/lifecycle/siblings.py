@@ -48,8 +48,8 @@ class Siblings(Protocol):
         """Take that back: it exists now, or it never will."""
         ...
 
-    async def make(self, sandbox_id: SandboxId) -> bool:
-        """Say whether a replica that lives, this one or another, is making a sandbox. Who cannot know says yes."""
+    async def is_being_made(self, sandbox_id: SandboxId) -> bool:
+        """Return whether a living replica, this one or another, is making a sandbox; True where that is unknown."""
         ...
 
     async def leave(self) -> bool:
@@ -77,7 +77,7 @@ class Alone:
     def settle(self, sandbox_id: SandboxId) -> None:
         del sandbox_id
 
-    async def make(self, sandbox_id: SandboxId) -> bool:
+    async def is_being_made(self, sandbox_id: SandboxId) -> bool:
         del sandbox_id
         return True
 
@@ -127,7 +127,7 @@ class Replicated:
     def settle(self, sandbox_id: SandboxId) -> None:
         self._making.discard(sandbox_id)
 
-    async def make(self, sandbox_id: SandboxId) -> bool:
+    async def is_being_made(self, sandbox_id: SandboxId) -> bool:
         if sandbox_id in self._making:
             return True
         if self._replicas.is_cut_off:

@@ -130,7 +130,7 @@ class Member:
         if self.cluster.making.pop(sandbox_id, None) is not None:
             self.cluster.settled_at[sandbox_id] = self.cluster.clock()
 
-    async def make(self, sandbox_id: SandboxId) -> bool:
+    async def is_being_made(self, sandbox_id: SandboxId) -> bool:
         told_late = self.cluster.clock() < self.cluster.settled_at.get(sandbox_id, -math.inf) + TOLD_SECONDS
         return told_late or self.cluster.making.get(sandbox_id) in self.cluster.living
 

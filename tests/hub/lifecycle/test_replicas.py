@@ -53,7 +53,7 @@ class Member:
     def settle(self, sandbox_id: SandboxId) -> None:
         self._family.making[self.id].discard(sandbox_id)
 
-    async def make(self, sandbox_id: SandboxId) -> bool:
+    async def is_being_made(self, sandbox_id: SandboxId) -> bool:
         return any(sandbox_id in self._family.making[name] for name in self._family.living)
 
     async def leave(self) -> bool:

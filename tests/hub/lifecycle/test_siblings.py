@@ -36,10 +36,10 @@ async def test_a_store_that_is_away_is_asked_once_and_not_in_every_turn() -> Non
     siblings = Replicated(replicas)
     store.is_away = True
     for _ in range(5):
-        assert await siblings.is_other_alive("b") and await siblings.make(SandboxId("sbx-theirs"))
+        assert await siblings.is_other_alive("b") and await siblings.is_being_made(SandboxId("sbx-theirs"))
     assert store.asked == 1
     store.is_away = False
     for _ in range(6):
         await replicas.tick()
         clock[0] += 1.0
-    assert not await siblings.is_other_alive("b") and not await siblings.make(SandboxId("sbx-theirs"))
+    assert not await siblings.is_other_alive("b") and not await siblings.is_being_made(SandboxId("sbx-theirs"))
