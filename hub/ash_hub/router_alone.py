@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from ash_hub.backends.kept_keys import kept_hive_key
+from ash_hub.backends.kept_keys import awaited_hive_key
 from ash_hub.chosen_backend import followed_keys, open_documents
 from ash_hub.lifecycle.siblings import SEES_BACKEND
 from ash_hub.serving.audit import Audit, AuditedAdmission
@@ -43,6 +43,8 @@ from ash_router.upstream.call_tokens import CallTokens, load_hive_key
 __all__ = ["Router", "open_router"]
 
 _TOUCH_SECONDS: Final = 1.0
+_KEY_SECONDS: Final = 60.0
+"""A router that a fresh installation starts beside its first hub waits so long for that one to make the hive's key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +103,7 @@ async def _hive_keys(settings: HubSettings) -> AsyncGenerator[tuple[Ed25519Priva
         return
     require_tls_files(settings)
     async with open_documents(settings) as documents:
-        key = await kept_hive_key(documents)
-        if key is None:
-            raise ConfigError("no hive has started with this backend yet, so there is no key: start one first")
+        key = await awaited_hive_key(documents, _KEY_SECONDS)
         async with followed_keys(documents) as keys:
             yield key, keys
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import Final, TypeVar
 
+import anyio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ash_hub.backends.documents import MAX_DOCUMENT_BYTES, DocumentKind, Documents
@@ -13,11 +14,12 @@ from ash_mcp.errors import ConfigError, Conflict, ConnectFailed
 from ash_router.admission.api_keys import ApiKey, KeyChange, parse_keys, write_keys
 from ash_router.upstream.call_tokens import new_hive_key, read_hive_key
 
-__all__ = ["change_api_keys", "keep_egress_key", "keep_hive_key", "kept_hive_key", "read_api_keys"]
+__all__ = ["awaited_hive_key", "change_api_keys", "keep_egress_key", "keep_hive_key", "kept_hive_key", "read_api_keys"]
 
 T = TypeVar("T")
 
 _TRIES: Final = 8
+_LOOK_SECONDS: Final = 0.5
 _HIVE_KEY: Final = "the hive's document of its own key"
 
 
@@ -57,6 +59,21 @@ async def kept_hive_key(documents: Documents) -> Ed25519PrivateKey | None:
     """Return the hive's own key, or None where no hive has started yet; raises as `keep_hive_key` does."""
     kept = await documents.read(DocumentKind.KEYS, "hive")
     return None if kept is None else read_hive_key(kept, _HIVE_KEY)
+
+
+async def awaited_hive_key(documents: Documents, seconds: float) -> Ed25519PrivateKey:
+    """Return the hive's own key as soon as a hive has made it.
+
+    Raises:
+        ConfigError: No hive has started within `seconds`, or what is there is no such key.
+        ConnectFailed: The backend does not answer.
+    """
+    with anyio.move_on_after(seconds):
+        while True:
+            if (found := await kept_hive_key(documents)) is not None:
+                return found
+            await anyio.sleep(_LOOK_SECONDS)
+    raise ConfigError("no hive has started with this backend yet, so there is no key: start one first")
 
 
 async def read_api_keys(documents: Documents) -> list[ApiKey]:

@@ -8,9 +8,9 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from ash_hub.backends import following
+from ash_hub.backends import following, kept_keys
 from ash_hub.backends.documents import MAX_DOCUMENT_BYTES, DocumentKind
-from ash_hub.backends.kept_keys import change_api_keys, keep_hive_key, read_api_keys
+from ash_hub.backends.kept_keys import awaited_hive_key, change_api_keys, keep_hive_key, read_api_keys
 from ash_hub.backends.memory import MemoryDocuments
 from ash_mcp.errors import ConfigError, Conflict, ConnectFailed, NotFound
 from ash_router.admission.api_keys import ApiKey, add_key, revoke_keys
@@ -42,6 +42,23 @@ async def test_replicas_that_start_at_once_have_one_key() -> None:
         for _ in range(4):
             group.start_soon(start)
     assert found == {CallTokens(await keep_hive_key(documents)).public_key}
+
+
+async def test_a_router_waits_for_the_key_of_the_first_hive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_keys, "_LOOK_SECONDS", 0.001)
+    documents = Documents()
+    with pytest.raises(ConfigError, match="no hive has started"):
+        await awaited_hive_key(documents, 0.01)
+    made = list[str]()
+
+    async def start() -> None:
+        await anyio.sleep(0.01)
+        made.append(CallTokens(await keep_hive_key(documents)).public_key)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(start)
+        awaited = await awaited_hive_key(documents, 10)
+    assert made == [CallTokens(awaited).public_key]
 
 
 async def test_changes_at_once_are_all_kept() -> None:
