@@ -23,6 +23,7 @@ from tests.helm.installed import (
     values,
     wait_until_known,
 )
+from tests.kubernetes.test_image_servers import RECIPE
 
 pytestmark = [pytest.mark.anyio, pytest.mark.kubernetes, pytest.mark.timeout(420)]
 
@@ -46,10 +47,12 @@ def test_a_hive_is_installed_used_upgraded_and_uninstalled() -> None:
 
         ash("spawn", "general", "--session", "kept")
         ash("exec", "kept", "--", "echo kept > /workspace/a")
-        changed = {**given, "recipes": {"dice": 'name = "dice"\ndescription = "x"\nserver.python = "a:b"\n'}}
+        changed = {**given, "recipes": {"own": RECIPE}}
         release.run("upgrade", str(CHART), "--wait", values=changed)
         assert ash("exec", "kept", "--", "cat /workspace/a") == "kept"
-        assert len(release.pods(namespace=release.sandboxes)) == 1
+        ash("spawn", "own", "--session", "own", "--env", "B=spawn")  # a server by itself
+        assert ash("call", "own", "variable", "name=B") == "spawn"
+        assert len(release.pods(namespace=release.sandboxes)) == 2
 
         release.run("uninstall", "--wait")
         assert not kubectl("get", "pods", "--namespace", release.sandboxes, "--output", "name").stdout
