@@ -3,8 +3,8 @@
     AshError                       kind, retryable, trainable
       ConfigError                  a bad recipe or setting, or bad arguments
       RequestRefused               the hive said no
-        NotFound                   SandboxNotFound, RecipeNotFound, ToolNotFound
-        Conflict                   SessionTaken
+        NotFound                   SandboxNotFound, RecipeNotFound, RunNotFound, ToolNotFound
+        Conflict                   SessionTaken, RunTaken, RunEnded
         CapacityExceeded           a pool, a quota, a limit; retry_after_seconds
         PermissionDenied           Unauthenticated
         Unsupported                what this backend, image or protocol era does not have
@@ -54,6 +54,9 @@ __all__ = [
     "RemoteProtocolError",
     "RequestRefused",
     "ResultLost",
+    "RunEnded",
+    "RunNotFound",
+    "RunTaken",
     "SandboxError",
     "SandboxGone",
     "SandboxNotFound",
@@ -123,6 +126,12 @@ class RecipeNotFound(NotFound):
     kind = "recipe_not_found"
 
 
+class RunNotFound(NotFound):
+    """No run of the caller's has that name or id."""
+
+    kind = "run_not_found"
+
+
 class ToolNotFound(NotFound):
     """The hive or the sandbox has no tool of that name."""
 
@@ -139,6 +148,18 @@ class SessionTaken(Conflict):
     """A living sandbox of the caller's has that session name."""
 
     kind = "session_taken"
+
+
+class RunTaken(Conflict):
+    """A run of that name is open; `data["left_seconds"]` says what is left of its lease."""
+
+    kind = "run_taken"
+
+
+class RunEnded(Conflict):
+    """The run has ended, and nothing can be spawned in it; `data["reason"]` is an `EndReason`."""
+
+    kind = "run_ended"
 
 
 class CapacityExceeded(RequestRefused):

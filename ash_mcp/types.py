@@ -24,6 +24,8 @@ __all__ = [
     "RecipeName",
     "ResourceAmounts",
     "Resources",
+    "RunId",
+    "RunInfo",
     "SandboxId",
     "SandboxInfo",
     "SandboxSpec",
@@ -31,13 +33,19 @@ __all__ = [
     "SessionName",
     "State",
     "Tool",
+    "is_run_id",
+    "new_run_id",
     "new_sandbox_id",
+    "valid_run_name",
     "valid_scope",
     "valid_session_name",
 ]
 
 SandboxId = NewType("SandboxId", str)
 """`sbx-` and 24 characters of base32: global, unguessable, never reused."""
+
+RunId = NewType("RunId", str)
+"""`run-` and 24 characters of base32: one opening of a run, unguessable, never reused."""
 
 SessionName = NewType("SessionName", str)
 """The short name under which a sandbox's tools appear, unique within its owner and scope."""
@@ -54,8 +62,11 @@ EVERY_SCOPE = Scope("*")
 
 _SESSION_NAME = re.compile(r"[a-z][a-z0-9]{0,15}")
 _SCOPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_RUN_PREFIX = "run-"
+_ID_CHARS = 24
 
-RESERVED_SESSION_NAMES = frozenset({"spawn", "destroy", "list", "call", "extend", "network", "read", "ash"})
+RESERVED_SESSION_NAMES = frozenset({"spawn", "destroy", "list", "call", "extend", "network", "read", "run", "ash"})
 """The hive's own tool names, up to their first underscore: a session of that name would hide them."""
 
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
@@ -63,13 +74,33 @@ _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 
 def new_sandbox_id() -> SandboxId:
     """Return a fresh sandbox id with 120 bits from the system's random source."""
-    number = secrets.randbits(120)
-    return SandboxId("sbx-" + "".join(_BASE32[(number >> shift) & 31] for shift in range(0, 120, 5)))
+    return SandboxId("sbx-" + _new_id())
+
+
+def new_run_id() -> RunId:
+    """Return a fresh run id, as random as a sandbox's."""
+    return RunId(_RUN_PREFIX + _new_id())
+
+
+def _new_id() -> str:
+    number = secrets.randbits(5 * _ID_CHARS)
+    return "".join(_BASE32[(number >> shift) & 31] for shift in range(0, 5 * _ID_CHARS, 5))
 
 
 def valid_session_name(name: str) -> bool:
     """Return whether `name` can be a session name: `[a-z][a-z0-9]*`, at most 16, not one of the hive's own."""
     return _SESSION_NAME.fullmatch(name) is not None and name not in RESERVED_SESSION_NAMES
+
+
+def valid_run_name(name: str) -> bool:
+    """Return whether `name` can be a run's name; one that looks like a run's id cannot."""
+    return _RUN_NAME.fullmatch(name) is not None and not is_run_id(name)
+
+
+def is_run_id(name: str) -> bool:
+    """Return whether `name` has the shape of a run's id."""
+    code = name.removeprefix(_RUN_PREFIX)
+    return name.startswith(_RUN_PREFIX) and len(code) == _ID_CHARS and set(code) <= set(_BASE32)
 
 
 def valid_scope(name: str) -> bool:
@@ -99,6 +130,8 @@ class EndReason(StrEnum):
     """Its owner called `destroy`."""
     TTL_EXPIRED = "ttl_expired"
     IDLE_EXPIRED = "idle_expired"
+    RUN_ENDED = "run_ended"
+    """The lease of its run was not renewed."""
     HIVE_STOPPED = "hive_stopped"
     """The hive was stopped and did not keep its sandboxes."""
     START_FAILED = "start_failed"
@@ -114,7 +147,7 @@ class Cause(StrEnum):
     AGENT = "agent"
     """Its owner destroyed it, or its main process ended without anything outside having ended it."""
     LIMIT = "limit"
-    """It reached a limit of its own: memory, disk, time to live, idle time."""
+    """It reached a limit of its own: memory, disk, time to live, idle time, its run's lease."""
     HIVE = "hive"
     """Ash, its recipes or its settings: an image that cannot be had, a start that takes too long."""
     HOST = "host"
@@ -309,3 +342,20 @@ class SandboxInfo:
     """What it may reach now: `none`, `internet`, or a tuple of domains."""
     warnings: tuple[str, ...] = ()
     """What this host could not enforce for it."""
+    run: str | None = None
+    """The name of the run that owns it; None: no run does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """A run that is open, as its owner sees it: what is spawned in it ends with it."""
+
+    id: RunId
+    name: str
+    scope: Scope
+    lease_seconds: float
+    """How long it lives without being renewed."""
+    left_seconds: float
+    """What was left of that when the hive answered."""
+    opened_at: float
+    """Seconds since the epoch, UTC."""

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from ash_mcp import errors
 from ash_mcp.errors import AshError
-from ash_mcp.types import Cause, EndReason, SandboxId, SandboxInfo, Scope, SessionName, State
+from ash_mcp.types import Cause, EndReason, RunId, RunInfo, SandboxId, SandboxInfo, Scope, SessionName, State
 
 __all__ = [
     "CLAIM_PATH",
@@ -38,6 +38,8 @@ __all__ = [
     "info_to_json",
     "jsonrpc_code",
     "network_text",
+    "run_from_json",
+    "run_to_json",
     "tool_failure",
 ]
 
@@ -96,6 +98,7 @@ _CODES: Mapping[str, tuple[int, int]] = {
     "unauthenticated": (401, -32066),
     "unsupported": (501, -32067),
     "sandbox_error": (502, -32068),
+    "run_ended": (410, -32076),
     "sandbox_gone": (410, -32069),
     "sandbox_refused": (422, -32075),
     "command_failed": (422, -32070),
@@ -198,7 +201,39 @@ def info_to_json(info: SandboxInfo, *, now: float) -> dict[str, Any]:
         "labels": dict(info.labels),
         "network": info.network if isinstance(info.network, str) else list(info.network),
         "warnings": list(info.warnings),
+        "run": info.run,
     }
+
+
+def run_to_json(info: RunInfo) -> dict[str, Any]:
+    """Return a run as `run` and `list` show it."""
+    return {
+        "run": info.name,
+        "run_id": info.id,
+        "scope": info.scope,
+        "lease_seconds": info.lease_seconds,
+        "left_seconds": round(info.left_seconds, 3),
+        "opened_at": _stamp(info.opened_at),
+    }
+
+
+def run_from_json(shape: Mapping[str, Any]) -> RunInfo:
+    """Rebuild what `run_to_json` wrote.
+
+    Raises:
+        RemoteProtocolError: A field is missing or has another type.
+    """
+    try:
+        return RunInfo(
+            id=RunId(str(shape["run_id"])),
+            name=str(shape["run"]),
+            scope=Scope(str(shape.get("scope", ""))),
+            lease_seconds=float(shape["lease_seconds"]),
+            left_seconds=float(shape["left_seconds"]),
+            opened_at=_unstamp(shape["opened_at"]) or 0.0,
+        )
+    except (KeyError, ValueError, TypeError) as exc:
+        raise errors.RemoteProtocolError(f"the hive described a run in an unknown way: {exc!r}") from exc
 
 
 def network_text(network: str | Sequence[str]) -> str:
@@ -236,6 +271,7 @@ def info_from_json(shape: Mapping[str, Any]) -> SandboxInfo:
             labels=dict(shape.get("labels") or {}),
             network=_read_network(shape.get("network", "none")),
             warnings=tuple(shape.get("warnings") or ()),
+            run=shape.get("run"),
         )
     except (KeyError, ValueError, TypeError) as exc:
         raise errors.RemoteProtocolError(f"the hive described a sandbox in an unknown way: {exc!r}") from exc

@@ -10,7 +10,7 @@ from ash_mcp.errors import CapacityExceeded
 
 __all__ = ["EffectiveLimit", "Kind", "effective_limit", "optional_limit"]
 
-Kind = Literal["sandboxes", "starting", "waiting", "calls", "streams", "sessions", "backchannels"]
+Kind = Literal["sandboxes", "starting", "waiting", "calls", "streams", "sessions", "backchannels", "runs"]
 """As in `PrincipalLimits`; the setting is `limits.<kind>_per_owner`, the option of `ash key new` is `--max-<kind>`."""
 
 _SAID: Final[Mapping[Kind, tuple[str, str, float]]] = {
@@ -20,6 +20,7 @@ _SAID: Final[Mapping[Kind, tuple[str, str, float]]] = {
     "calls": ("{} calls in flight", "wait for one of them to end", 1.0),
     "streams": ("{} streams open", "close one of them", 1.0),
     "sessions": ("{} MCP sessions", "end with DELETE what you no longer use, or wait until one idles out", 1.0),
+    "runs": ("{} open runs", "destroy one, or wait until the lease of one is over", 10.0),
     "backchannels": (
         "{} sessions in which sandboxes may ask you",
         "end sessions that you no longer use",

@@ -14,15 +14,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any, Final, NamedTuple, Protocol
 
-from ash_mcp.errors import CapacityExceeded, ConfigError, SessionTaken
-from ash_mcp.types import Endpoint, SandboxId, Scope, SessionName
+from ash_mcp.errors import CapacityExceeded, ConfigError, RunEnded, RunTaken, SessionTaken
+from ash_mcp.types import Endpoint, RunId, SandboxId, Scope, SessionName
 from ash_router.bounds.effective_limits import EffectiveLimit
 
 __all__ = [
     "CHOSEN_NUMBERS",
+    "ENDED_RUNS",
+    "ENDED_RUN_SECONDS",
     "IDLE_SCOPES",
     "IDLE_SCOPE_SECONDS",
     "LAYOUT",
@@ -33,11 +36,17 @@ __all__ = [
     "Place",
     "PlaceLimits",
     "RouteChanges",
+    "Run",
+    "RunLease",
+    "RunLimits",
+    "RunState",
     "SeedAddress",
     "SeedRoutes",
     "Shelf",
     "Store",
     "require_layout",
+    "run_not_open",
+    "run_taken",
     "session_taken",
 ]
 
@@ -62,6 +71,12 @@ IDLE_SCOPE_SECONDS: Final = 86_400.0
 CHOSEN_NUMBERS: Final = 100
 """Names like `sb7` that callers chose ahead of the count, remembered for each scope; over it the count goes on behind
 the lower half of them."""
+
+ENDED_RUNS: Final = 10_000
+"""The most ended runs that are remembered, so that what comes late for one is refused; the first to end go first."""
+
+ENDED_RUN_SECONDS: Final = 86_400.0
+"""How long they are remembered at most."""
 
 ROUTE_NEWS: Final = "routes"
 """The channel on which `put_route` and `drop_route` name the sandbox whose route changed, in the same step."""
@@ -156,6 +171,90 @@ def require_layout(found: str, where: str) -> None:
         )
 
 
+class RunState(StrEnum):
+    """How a run stands. An ended one never opens again."""
+
+    OPEN = "open"
+    OVER = "over"
+    """Its lease was not renewed."""
+    DESTROYED = "destroyed"
+    """Its owner ended it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One opening of a run: what never changes of it."""
+
+    id: RunId
+    owner: str
+    scope: Scope
+    name: str
+    """Of one open run of this owner and scope at a time."""
+    lease_seconds: float
+    key: str | None = None
+    """The idempotency key of its opening."""
+    opened_at: float = 0.0
+    """In seconds since the epoch."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Run:
+        key = found.get("key")
+        return cls(
+            id=RunId(str(found["id"])),
+            owner=str(found["owner"]),
+            scope=Scope(str(found["scope"])),
+            name=str(found["name"]),
+            lease_seconds=float(found["lease_seconds"]),
+            key=str(key) if isinstance(key, str) else None,
+            opened_at=float(found["opened_at"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RunLease:
+    """A run, and how it stands."""
+
+    run: Run
+    state: RunState
+    left_seconds: float = 0.0
+    """Until its lease is over; it may be over by now although nobody has judged so."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunLimits:
+    """The most open runs, of an owner and of the hive."""
+
+    owner: int
+    hive: int
+
+    def reached(self, which: str) -> CapacityExceeded:
+        """Return the refusal of one more; `which` limit was reached: `owner` or `hive`."""
+        if which == "owner":
+            return EffectiveLimit(self.owner).reached("runs")
+        said = f"this hive has {self.hive} open runs, its limit; end one, come back later"
+        message = f"{said}, or have the limit raised (ASH_HUB_LIMITS__RUNS)"
+        return CapacityExceeded(message, limit="hive", retry_after_seconds=10.0)
+
+
+def run_not_open(run_id: RunId) -> RunEnded:
+    """Return the refusal of a place in a run that is not open."""
+    return RunEnded("the run has ended: nothing can be spawned in it any more; open another one", run_id=run_id)
+
+
+def run_taken(run: Run, left_seconds: float) -> RunTaken:
+    """Return the refusal of a run whose name an open run has."""
+    left = max(0.0, left_seconds)
+    return RunTaken(
+        f"a run {run.name!r} of yours is open, and ends in {left:.0f} s unless it is renewed: join it, destroy it, "
+        "wait, or take another name",
+        run=run.name,
+        left_seconds=round(left, 3),
+    )
+
+
 def session_taken(session: SessionName | None, holder: str) -> SessionTaken:
     """Return the refusal of a session name that another sandbox has."""
     return SessionTaken(f"session {session} is in use; choose another name, or none to be given one", holder=holder)
@@ -217,6 +316,7 @@ class Store(Protocol):
         *,
         most: PlaceLimits = NO_PLACE_LIMITS,
         restoring: bool = False,
+        run: RunId | None = None,
     ) -> SessionName:
         """Give a session name to a sandbox, and with its first name a place among the living, in one step.
 
@@ -226,11 +326,13 @@ class Store(Protocol):
                 without a sandbox for `IDLE_SCOPE_SECONDS`, or for longer than `IDLE_SCOPES` others.
                 A sandbox that holds a name already gets that one again.
             most: How many places there are. A place counts as starting until its sandbox has a route.
+            run: Where it is spawned in a run, that one, which must be open.
             restoring: The sandbox held it already when the store lost it, so no limit holds. No other name is given
                 before all may be back: that fails as if the store were away.
 
         Raises:
             SessionTaken: `wanted` belongs to another sandbox of this owner and scope; `data["holder"]` says which.
+            RunEnded: The run is not open.
             CapacityExceeded: All places are taken; `data["limit"]` says whose limit that is, `key`, `owner` or `hive`.
         """
         ...
@@ -255,6 +357,52 @@ class Store(Protocol):
 
     async def release_key(self, owner: str, scope: Scope, key: str, sandbox_id: SandboxId) -> None:
         """Unbind a key if `sandbox_id` holds it; idempotent."""
+        ...
+
+    async def open_run(self, run: Run, *, most: RunLimits, quiet_seconds: float) -> RunLease:
+        """Open a run, its lease counting from now, once the runs whose leases are over have ended.
+
+        Args:
+            run: Where an open run has its name and was opened with the same key, that one is renewed and returned.
+            quiet_seconds: As with `judge_runs`.
+
+        Raises:
+            RunTaken: An open run has its name.
+            CapacityExceeded: There are as many as may be; `data["limit"]` says whose limit that is.
+        """
+        ...
+
+    async def renew_run(
+        self, run_id: RunId, lost: Run | None = None, *, most: RunLimits | None = None, restoring: bool = False
+    ) -> RunLease | None:
+        """Restart the lease of an open run, and say how it stands; None where nothing is known of it.
+
+        Args:
+            lost: What to put back where nothing is known of it, as after a flush; its lease restarts. No-op where
+                another open run has its name.
+            most: The limits, for what is put back.
+            restoring: What is there is not renewed. As with `reserve_session`, this alone goes on while the store is
+                being filled again.
+
+        Raises:
+            CapacityExceeded: `lost` would be one too many.
+        """
+        ...
+
+    async def judge_runs(self, run_ids: Sequence[RunId], *, quiet_seconds: float) -> Mapping[RunId, RunLease]:
+        """End the runs whose leases are over, of all owners, and say how these stand; unknown ones are left out.
+
+        Args:
+            quiet_seconds: For how long renewals have surely reached the store: no lease counts from before that.
+        """
+        ...
+
+    async def end_run(self, run_id: RunId) -> None:
+        """End a run for its owner; idempotent."""
+        ...
+
+    async def runs(self) -> list[RunLease]:
+        """Return the open runs of all owners, in the order in which they were opened."""
         ...
 
     async def touch(self, calls: Mapping[SandboxId, float]) -> None:

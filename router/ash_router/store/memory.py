@@ -6,13 +6,15 @@ import re
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from ash_mcp.types import SandboxId, Scope, SessionName
+from ash_mcp.types import RunId, SandboxId, Scope, SessionName
 from ash_router.store._reader import Reader
 from ash_router.store.base import (
     CHOSEN_NUMBERS,
+    ENDED_RUN_SECONDS,
+    ENDED_RUNS,
     IDLE_SCOPE_SECONDS,
     IDLE_SCOPES,
     LAYOUT,
@@ -22,7 +24,13 @@ from ash_router.store.base import (
     Place,
     PlaceLimits,
     RouteChanges,
+    Run,
+    RunLease,
+    RunLimits,
+    RunState,
     Shelf,
+    run_not_open,
+    run_taken,
     session_taken,
 )
 from ash_router.store.clock import even_clock
@@ -65,6 +73,10 @@ class MemoryStore:
         """Owners of the sandboxes with a place that had no route yet."""
         self._starts: Counter[str] = Counter()
         self._keys: dict[tuple[str, Scope, str], SandboxId] = {}
+        self._open_runs: dict[RunId, tuple[Run, float]] = {}
+        """With when the lease of each is over."""
+        self._ended_runs: dict[RunId, tuple[Run, RunState, float]] = {}
+        """With when each ended; the first to end first."""
         self._calls: dict[SandboxId, float] = {}
         self._shelves: dict[str, dict[str, tuple[float, str]]] = {}
         """By name of shelf and text: until when, and the text; the oldest first."""
@@ -122,7 +134,10 @@ class MemoryStore:
         *,
         most: PlaceLimits = NO_PLACE_LIMITS,
         restoring: bool = False,
+        run: RunId | None = None,
     ) -> SessionName:
+        if run is not None and run not in self._open_runs:
+            raise run_not_open(run)
         names = self._names.get((owner, scope)) or _Names()
         if wanted is not None and names.held.get(wanted, sandbox_id) != sandbox_id:
             raise session_taken(wanted, names.held[wanted])
@@ -196,6 +211,91 @@ class MemoryStore:
     async def release_key(self, owner: str, scope: Scope, key: str, sandbox_id: SandboxId) -> None:
         if self._keys.get((owner, scope, key)) == sandbox_id:
             del self._keys[owner, scope, key]
+
+    async def open_run(self, run: Run, *, most: RunLimits, quiet_seconds: float) -> RunLease:
+        self._end_overdue_runs(quiet_seconds)
+        if (holder := self._run_named(run)) is not None:
+            if run.key is None or holder.key != run.key:
+                raise run_taken(holder, self._lease(holder.id).left_seconds)
+            run = holder
+        else:
+            self._require_room(run, most)
+        self._renew(run)
+        return self._lease(run.id)
+
+    async def renew_run(
+        self, run_id: RunId, lost: Run | None = None, *, most: RunLimits | None = None, restoring: bool = False
+    ) -> RunLease | None:
+        self._forget_ended_runs()
+        if run_id in self._ended_runs:
+            return self._lease(run_id)
+        if run_id in self._open_runs:
+            if not restoring:
+                self._renew(self._open_runs[run_id][0])
+            return self._lease(run_id)
+        if lost is None or self._run_named(lost) is not None:
+            return None
+        if most is not None:
+            self._require_room(lost, most)
+        self._renew(lost)
+        return self._lease(run_id)
+
+    async def judge_runs(self, run_ids: Sequence[RunId], *, quiet_seconds: float) -> Mapping[RunId, RunLease]:
+        self._end_overdue_runs(quiet_seconds)
+        known = self._open_runs.keys() | self._ended_runs.keys()
+        leases = {run_id: self._lease(run_id) for run_id in run_ids if run_id in known}
+        return {
+            run_id: replace(lease, left_seconds=max(lease.left_seconds, lease.run.lease_seconds - quiet_seconds))
+            if lease.state is RunState.OPEN
+            else lease
+            for run_id, lease in leases.items()
+        }
+
+    async def end_run(self, run_id: RunId) -> None:
+        self._end_run(run_id, RunState.DESTROYED)
+
+    async def runs(self) -> list[RunLease]:
+        return [self._lease(run_id) for run_id in self._open_runs]
+
+    def _lease(self, run_id: RunId) -> RunLease:
+        if run_id in self._ended_runs:
+            run, state, _ = self._ended_runs[run_id]
+            return RunLease(run, state)
+        run, over_at = self._open_runs[run_id]
+        return RunLease(run, RunState.OPEN, max(0.0, over_at - self._clock()))
+
+    def _run_named(self, run: Run) -> Run | None:
+        wanted = (run.owner, run.scope, run.name)
+        runs = (it for it, _ in self._open_runs.values())
+        return next((it for it in runs if (it.owner, it.scope, it.name) == wanted), None)
+
+    def _require_room(self, run: Run, most: RunLimits) -> None:
+        if sum(it.owner == run.owner for it, _ in self._open_runs.values()) >= most.owner:
+            raise most.reached("owner")
+        if len(self._open_runs) >= most.hive:
+            raise most.reached("hive")
+
+    def _renew(self, run: Run) -> None:
+        self._open_runs[run.id] = (run, self._clock() + run.lease_seconds)
+
+    def _end_overdue_runs(self, quiet_seconds: float) -> None:
+        now = self._clock()
+        for run, over_at in list(self._open_runs.values()):
+            if over_at <= now and quiet_seconds >= run.lease_seconds:
+                self._end_run(run.id, RunState.OVER)
+        self._forget_ended_runs()
+
+    def _end_run(self, run_id: RunId, state: RunState) -> None:
+        if (found := self._open_runs.pop(run_id, None)) is not None:
+            self._ended_runs[run_id] = (found[0], state, self._clock())
+            self._forget_ended_runs()
+
+    def _forget_ended_runs(self) -> None:
+        over = self._clock() - ENDED_RUN_SECONDS
+        while (first := next(iter(self._ended_runs), None)) is not None:
+            if len(self._ended_runs) <= ENDED_RUNS and self._ended_runs[first][2] > over:
+                return
+            del self._ended_runs[first]
 
     async def touch(self, calls: Mapping[SandboxId, float]) -> None:
         for sandbox_id, at in calls.items():

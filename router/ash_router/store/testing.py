@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
-from ash_mcp.errors import CapacityExceeded, SessionTaken
-from ash_mcp.types import DEFAULT_SCOPE, SandboxId, Scope, SessionName
+from ash_mcp.errors import CapacityExceeded, RunEnded, RunTaken, SessionTaken
+from ash_mcp.types import DEFAULT_SCOPE, RunId, SandboxId, Scope, SessionName
 from ash_router.store.base import (
     CHOSEN_NUMBERS,
     IDLE_SCOPES,
@@ -22,6 +22,9 @@ from ash_router.store.base import (
     ROUTE_NEWS,
     Place,
     PlaceLimits,
+    Run,
+    RunLimits,
+    RunState,
     Shelf,
     Store,
 )
@@ -254,6 +257,118 @@ async def an_idempotency_key_belongs_to_the_first_who_comes(store: Store) -> Non
     assert await store.claim_key("me", DEFAULT_SCOPE, "k", TWO) == TWO
 
 
+def _run(number: int = 1, **more: Any) -> Run:
+    given: dict[str, Any] = {"owner": "me", "scope": DEFAULT_SCOPE, "name": "train", "lease_seconds": _LONG, "opened_at": number + 0.25}
+    return Run(id=RunId(f"run-{number}"), **{**given, **more})
+
+
+ROOM: Final = RunLimits(owner=10, hive=20)
+
+
+async def _is_open(store: Store, run: Run, quiet_seconds: float = _LONG) -> bool:
+    judged = await store.judge_runs([run.id], quiet_seconds=quiet_seconds)
+    return run.id in judged and judged[run.id].state is RunState.OPEN
+
+
+async def a_run_is_open_until_it_is_ended(store: Store) -> None:
+    run = _run(key="k", name="träin", scope=RUN)
+    opened = await store.open_run(run, most=ROOM, quiet_seconds=0.0)
+    assert (opened.run, opened.state) == (run, RunState.OPEN)
+    assert _LONG - 5 < opened.left_seconds <= _LONG
+    assert [lease.run for lease in await store.runs()] == [run]
+    for _ in range(2):
+        await store.end_run(run.id)
+    await store.end_run(RunId("run-unknown"))
+    assert await store.runs() == []
+    judged = await store.judge_runs([run.id, RunId("run-unknown")], quiet_seconds=_LONG)
+    assert {run_id: (lease.run, lease.state) for run_id, lease in judged.items()} == {
+        run.id: (run, RunState.DESTROYED)
+    }
+    late = await store.renew_run(run.id, run)
+    assert late is not None and late.state is RunState.DESTROYED, "an ended run never opens again"
+
+
+async def a_name_is_of_one_open_run_of_its_owner_and_scope(store: Store) -> None:
+    await store.open_run(_run(1), most=ROOM, quiet_seconds=0.0)
+    for number, more in enumerate(({"owner": "you"}, {"scope": RUN}, {"name": "eval"}), 2):
+        await store.open_run(_run(number, **more), most=ROOM, quiet_seconds=0.0)
+    for key in (None, "k"):
+        taken = await raises(RunTaken, store.open_run(_run(9, key=key), most=ROOM, quiet_seconds=0.0))
+        assert isinstance(taken, RunTaken) and 0 < taken.data["left_seconds"] <= _LONG
+    await store.end_run(RunId("run-1"))
+    assert (await store.open_run(_run(9), most=ROOM, quiet_seconds=0.0)).run.id == "run-9"
+    assert [lease.run.id for lease in await store.runs()] == ["run-2", "run-3", "run-4", "run-9"]
+
+
+async def opening_a_run_again_with_its_key_opens_no_other(store: Store) -> None:
+    await store.open_run(_run(1, key="k"), most=ROOM, quiet_seconds=0.0)
+    again = await store.open_run(_run(2, key="k"), most=RunLimits(1, 1), quiet_seconds=0.0)
+    assert again.run == _run(1, key="k") and again.state is RunState.OPEN
+    await raises(RunTaken, store.open_run(_run(3, key="other"), most=ROOM, quiet_seconds=0.0))
+    assert len(await store.runs()) == 1
+
+
+async def open_runs_are_bounded_for_an_owner_and_for_the_hive(store: Store) -> None:
+    most = RunLimits(owner=1, hive=2)
+    await store.open_run(_run(1), most=most, quiet_seconds=0.0)
+    full = await raises(CapacityExceeded, store.open_run(_run(2, name="b"), most=most, quiet_seconds=0.0))
+    assert isinstance(full, CapacityExceeded) and full.data["limit"] == "owner"
+    await store.open_run(_run(3, owner="you"), most=most, quiet_seconds=0.0)
+    full = await raises(CapacityExceeded, store.open_run(_run(4, owner="they"), most=most, quiet_seconds=0.0))
+    assert isinstance(full, CapacityExceeded) and full.data["limit"] == "hive"
+    await raises(CapacityExceeded, store.renew_run(RunId("run-4"), _run(4, owner="they"), most=most))
+    await store.end_run(RunId("run-1"))
+    await store.open_run(_run(5), most=most, quiet_seconds=0.0)
+
+
+async def a_run_ends_when_its_lease_was_not_renewed(store: Store) -> None:
+    silent, renewed = _run(1, lease_seconds=_SHORT), _run(2, name="b", lease_seconds=_SHORT)
+    await store.open_run(silent, most=ROOM, quiet_seconds=0.0)
+    await store.open_run(renewed, most=ROOM, quiet_seconds=0.0)
+    await asyncio.sleep(2 * _SHORT)
+    lease = await store.renew_run(renewed.id)
+    assert lease is not None and 0 < lease.left_seconds <= _SHORT
+    judged = await store.judge_runs([silent.id, renewed.id], quiet_seconds=_LONG)
+    assert judged[silent.id].state is RunState.OVER and judged[renewed.id].state is RunState.OPEN
+    over = await store.renew_run(silent.id, silent)
+    assert over is not None and (over.state, over.left_seconds) == (RunState.OVER, 0.0)
+
+
+async def no_lease_counts_from_before_renewals_came(store: Store) -> None:
+    run = _run(lease_seconds=_SHORT)
+    await store.open_run(run, most=ROOM, quiet_seconds=0.0)
+    await asyncio.sleep(2 * _SHORT)
+    judged = await store.judge_runs([run.id], quiet_seconds=_SHORT / 5)
+    assert judged[run.id].state is RunState.OPEN and judged[run.id].left_seconds >= _SHORT / 2
+    await raises(RunTaken, store.open_run(_run(2), most=ROOM, quiet_seconds=_SHORT / 5))
+    assert (await store.open_run(_run(2), most=ROOM, quiet_seconds=_SHORT)).run.id == "run-2"
+    assert not await _is_open(store, run)
+
+
+async def a_run_that_was_lost_can_be_put_back(store: Store) -> None:
+    run, short = _run(1), _run(2, name="b", lease_seconds=_SHORT)
+    assert await store.renew_run(run.id) is None
+    for restoring in (True, False):
+        lease = await store.renew_run(run.id, run, restoring=restoring)
+        assert lease is not None and lease.state is RunState.OPEN and lease.left_seconds > _LONG - 5
+    await store.open_run(short, most=ROOM, quiet_seconds=0.0)
+    await asyncio.sleep(2 * _SHORT)
+    lease = await store.renew_run(short.id, short, restoring=True)
+    assert lease is not None and lease.left_seconds == 0.0, "what is there is not renewed by whoever restores"
+    assert await store.renew_run(RunId("run-3"), _run(3)) is None, "another run has its name"
+    assert len(await store.runs()) == 2
+
+
+async def no_place_is_given_in_a_run_that_is_not_open(store: Store) -> None:
+    run = _run()
+    await store.open_run(run, most=ROOM, quiet_seconds=0.0)
+    assert await store.reserve_session("me", DEFAULT_SCOPE, None, ONE, run=run.id) == "sb1"
+    await store.end_run(run.id)
+    for late in (run.id, RunId("run-unknown")):
+        await raises(RunEnded, store.reserve_session("me", DEFAULT_SCOPE, None, TWO, run=late))
+    assert set(await store.places()) == {ONE}
+
+
 async def last_calls_never_go_backwards(store: Store) -> None:
     await store.put_route(_route(ONE))
     await store.put_route(_route(TWO))
@@ -471,6 +586,14 @@ STORE_CHECKS: Sequence[Check] = (
     of_many_who_start_no_more_than_may_are_given_a_place,
     many_who_want_any_name_get_different_ones,
     an_idempotency_key_belongs_to_the_first_who_comes,
+    a_run_is_open_until_it_is_ended,
+    a_name_is_of_one_open_run_of_its_owner_and_scope,
+    opening_a_run_again_with_its_key_opens_no_other,
+    open_runs_are_bounded_for_an_owner_and_for_the_hive,
+    a_run_ends_when_its_lease_was_not_renewed,
+    no_lease_counts_from_before_renewals_came,
+    a_run_that_was_lost_can_be_put_back,
+    no_place_is_given_in_a_run_that_is_not_open,
     last_calls_never_go_backwards,
     a_call_that_ends_after_its_sandbox_leaves_no_record,
     dropping_a_route_drops_its_last_call,

@@ -21,9 +21,11 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from ash_mcp.errors import ConnectFailed
-from ash_mcp.types import SandboxId, Scope, SessionName
+from ash_mcp.types import RunId, SandboxId, Scope, SessionName
 from ash_router.store.base import (
     CHOSEN_NUMBERS,
+    ENDED_RUN_SECONDS,
+    ENDED_RUNS,
     IDLE_SCOPE_SECONDS,
     IDLE_SCOPES,
     LAYOUT,
@@ -34,8 +36,17 @@ from ash_router.store.base import (
     Place,
     PlaceLimits,
     RouteChanges,
+    Run,
+    RunLease,
+    RunLimits,
+    RunState,
     Shelf,
+<<<<<<< HEAD
     require_layout,
+=======
+    run_not_open,
+    run_taken,
+>>>>>>> 420f575 (The store knows runs: opened, renewed, judged and ended in one step each, by both implementations)
     session_taken,
 )
 from ash_router.store.clock import ServerClock, steady
@@ -53,6 +64,8 @@ STARTING_SECONDS: Final = 3600
 _MICROSECONDS: Final = 1_000_000
 _ALL_TAKEN: Final = 2
 """What `reserve_session.lua` begins with where no place is free."""
+_RUN_NOT_OPEN: Final = 3
+_RUNS_AT_ONCE: Final = 500
 _ALIASES_AT_ONCE: Final = 500
 _NUMBERS_AT_ONCE: Final = 500
 log = logging.getLogger("ash.store")
@@ -139,20 +152,23 @@ class RedisStore:
         *,
         most: PlaceLimits = NO_PLACE_LIMITS,
         restoring: bool = False,
+        run: RunId | None = None,
     ) -> SessionName:
         names = self._owned("names", owner, scope)
         if wanted is not None:
             self._later.pop((names, wanted, sandbox_id), None)
-        keys = [names, *self._keys("epoch", "places", "counts", "idle", "starting", "starts")]
+        keys = [names, *self._keys("epoch", "places", "counts", "idle", "starting", "starts", "runs")]
         floor = self._numbers.get(names, 0)
         restored = "" if restoring else self.restored_epoch
         bounds = ["" if restoring or bound is None else bound for bound in (most.owner, most.hive, most.starting)]
         is_restored = "1" if restoring else ""
-        args = (wanted or "", sandbox_id, floor, restored, owner, scope, *bounds, is_restored, CHOSEN_NUMBERS)
+        args = (wanted or "", sandbox_id, floor, restored, owner, scope, *bounds, is_restored, CHOSEN_NUMBERS, run or "")
         given, *more = await self._script("reserve_session", keys, *args)
         _refuse_while_refilling(given)
         if given == _ALL_TAKEN:
             raise most.reached(more[0])
+        if given == _RUN_NOT_OPEN and run is not None:
+            raise run_not_open(run)
         if not given:
             raise session_taken(wanted, more[0])
         name, number = more
@@ -185,6 +201,56 @@ class RedisStore:
     async def release_key(self, owner: str, scope: Scope, key: str, sandbox_id: SandboxId) -> None:
         name = self._owned("key", owner, scope, key)
         await self._now_or_later((name, sandbox_id), partial(self._script, "release_key", [name], sandbox_id))
+
+    # -- runs
+
+    async def open_run(self, run: Run, *, most: RunLimits, quiet_seconds: float) -> RunLease:
+        quiet = _micros(min(quiet_seconds, ENDED_RUN_SECONDS))
+        bounds = (most.owner, most.hive, quiet, ENDED_RUNS, _micros(ENDED_RUN_SECONDS))
+        keys = [*self._run_keys(), self._key("epoch")]
+        given, *more = await self._script("open_run", keys, run.id, _run_text(run), self.restored_epoch, *bounds)
+        _refuse_while_refilling(given)
+        if given == _ALL_TAKEN:
+            raise most.reached(more[0])
+        if not given:
+            raise run_taken(_read_run(more[1]), int(more[0]) / _MICROSECONDS)
+        return _lease(*more)
+
+    async def renew_run(
+        self, run_id: RunId, lost: Run | None = None, *, most: RunLimits | None = None, restoring: bool = False
+    ) -> RunLease | None:
+        bounds = (most.owner, most.hive) if most is not None else ("", "")
+        text, restored = "" if lost is None else _run_text(lost), "" if restoring else self.restored_epoch
+        keys = [*self._run_keys(), self._key("epoch")]
+        given, *more = await self._script("renew_run", keys, run_id, text, restored, *bounds)
+        _refuse_while_refilling(given)
+        if given == _ALL_TAKEN and most is not None:
+            raise most.reached(more[0])
+        return _lease(*more) if given else None
+
+    async def judge_runs(self, run_ids: Sequence[RunId], *, quiet_seconds: float) -> Mapping[RunId, RunLease]:
+        quiet = _micros(min(quiet_seconds, ENDED_RUN_SECONDS))
+        found: dict[RunId, RunLease] = {}
+        for first in range(0, max(1, len(run_ids)), _RUNS_AT_ONCE):
+            some = run_ids[first : first + _RUNS_AT_ONCE]
+            args = (quiet, ENDED_RUNS, _micros(ENDED_RUN_SECONDS), *some)
+            said = await self._script("judge_runs", self._run_keys(), *args)
+            for index, run_id in enumerate(some):
+                state, left, text = said[3 * index : 3 * index + 3]
+                if state:
+                    found[run_id] = _lease(state, left, text, quiet_seconds=quiet_seconds)
+        return found
+
+    async def end_run(self, run_id: RunId) -> None:
+        await self._script("end_run", self._run_keys(), run_id)
+
+    async def runs(self) -> list[RunLease]:
+        said = await self._script("runs", self._run_keys())
+        found = [_lease(RunState.OPEN, left, text) for left, text in zip(said[::2], said[1::2], strict=True)]
+        return sorted(found, key=lambda lease: lease.run.opened_at)
+
+    def _run_keys(self) -> list[str]:
+        return self._keys("runs", *(f"runs:{part}" for part in ("leases", "names", "counts", "ends", "ended")))
 
     # -- calls
 
@@ -354,6 +420,21 @@ def _refuse_while_refilling(given: int) -> None:
             "the hive's store has lost what it held and is being filled again; try again in a moment",
             retry_after_seconds=1.0,
         )
+
+
+def _run_text(run: Run) -> str:
+    return json.dumps(run.to_json(), separators=(",", ":"))
+
+
+def _read_run(text: str) -> Run:
+    return Run.from_json(json.loads(text))
+
+
+def _lease(state: str, left: str, text: str, *, quiet_seconds: float | None = None) -> RunLease:
+    run, seconds = _read_run(text), int(left) / _MICROSECONDS
+    if state == RunState.OPEN and quiet_seconds is not None:
+        seconds = max(seconds, run.lease_seconds - quiet_seconds)
+    return RunLease(run, RunState(state), seconds)
 
 
 def _micros(seconds: float) -> int:

@@ -3,11 +3,13 @@
 -- many of those there are.
 -- With its first name a sandbox takes one of the places of its owner and of the hive, which are counted; until it has a
 -- route it is counted as starting, too, unless it is restored.
--- KEYS: names, epoch, places, counts, idle, starting, starts. ARGV: wanted name ('' for the next number), sandbox, a
+-- KEYS: names, epoch, places, counts, idle, starting, starts, runs. ARGV: wanted name ('' for the next number), sandbox, a
 -- number that was given already, the restored epoch ('' for any), owner, scope, most places of the owner,
--- most of the hive, most that start of the owner ('' for any), '1' where it is restored, most chosen numbers.
+-- most of the hive, most that start of the owner ('' for any), '1' where it is restored, most chosen numbers,
+-- the run that it is spawned in ('' for none).
 -- Returns {1, name, last number}, {0, holder} where another has the name, {2, which} where all places are taken (of the
--- 'owner', the 'hive', or its 'starting' ones), or {-1} where the database lost what it held and is not filled again yet.
+-- 'owner', the 'hive', or its 'starting' ones), {3} where its run is not open, or
+-- {-1} where the database lost what it held and is not filled again yet.
 
 -- Let the count go on behind the lowest of the chosen numbers, and forget these.
 local function pass_by_chosen(names, count)
@@ -26,6 +28,9 @@ end
 
 if ARGV[4] ~= '' and current_epoch(KEYS[2]) ~= ARGV[4] then
   return {-1}
+end
+if ARGV[12] ~= '' and redis.call('HEXISTS', KEYS[8], ARGV[12]) == 0 then
+  return {3}
 end
 local names, wanted, sandbox = KEYS[1], ARGV[1], ARGV[2]
 local full
