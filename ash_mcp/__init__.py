@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ash_mcp.files import *
     from ash_mcp.jobs import *
     from ash_mcp.results import *
+    from ash_mcp.run import *
     from ash_mcp.sandbox import *
     from ash_mcp.settings import *
     from ash_mcp.types import *
@@ -73,6 +74,12 @@ __all__ = [
     "ResourceAmounts",
     "Resources",
     "ResultLost",
+    "Run",
+    "RunEnded",
+    "RunId",
+    "RunInfo",
+    "RunNotFound",
+    "RunTaken",
     "Sandbox",
     "SandboxError",
     "SandboxGone",
@@ -82,6 +89,7 @@ __all__ = [
     "SandboxRefused",
     "SessionName",
     "SessionTaken",
+    "SpawnedMany",
     "Spawning",
     "StartFailed",
     "State",
@@ -94,7 +102,7 @@ __all__ = [
 ]
 
 
-_HOMES: Final = ("errors", "types", "results", "settings", "files", "jobs", "sandbox", "client")
+_HOMES: Final = ("errors", "types", "results", "settings", "files", "jobs", "sandbox", "run", "client")
 """The modules of these names, lightest first, so that a look-up imports little more than what it finds."""
 
 

@@ -22,7 +22,7 @@ __all__ = ["BlockingHandle", "LoopThread", "direct", "returning", "waited"]
 P = ParamSpec("P")
 T = TypeVar("T")
 Inner = TypeVar("Inner")
-Made = TypeVar("Made", bound="BlockingHandle[Any]")
+Made = TypeVar("Made")
 
 _CLEANUP_SECONDS: Final = 30.0
 """How long an interrupted call is waited for: as long as the longest clean-up of the SDK may take."""
@@ -68,6 +68,14 @@ class LoopThread:
             if future.cancel():  # False when the exception is the call's own
                 ended.wait(_CLEANUP_SECONDS)
             raise
+
+    def start(self, do: Callable[[], Awaitable[T]]) -> Future[T]:
+        """Run `do` in the loop beside what is waited for there; cancelling what is returned cancels it.
+
+        Raises:
+            LocalProtocolError: The loop is closed.
+        """
+        return self._open().start_task_soon(do)
 
     def _open(self) -> BlockingPortal:
         with self._lock:

@@ -55,6 +55,10 @@ class Connection:
         self._closed = False
         self._ids = itertools.count(1)
 
+    def another(self) -> Connection:
+        """Return one to the same hive, with a pool of its own."""
+        return Connection(self.settings, self._transport)
+
     async def aclose(self) -> None:
         """Close the pool; calls afterwards are refused. Idempotent."""
         self._leave_inherited()

@@ -8,10 +8,10 @@ from typing import Any, cast
 from ash_mcp._answers import call_result
 from ash_mcp._protocol import as_object
 from ash_mcp.errors import RemoteProtocolError
-from ash_mcp.types import SandboxInfo, Tool
-from ash_mcp.wire import info_from_json
+from ash_mcp.types import RunInfo, SandboxInfo, Tool
+from ash_mcp.wire import info_from_json, run_from_json
 
-__all__ = ["read_info", "read_infos", "read_names", "read_tools", "structured"]
+__all__ = ["read_info", "read_infos", "read_names", "read_runs", "read_tools", "structured"]
 
 
 def structured(raw: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -33,6 +33,10 @@ def read_info(shape: Mapping[str, Any]) -> SandboxInfo:
 
 def read_infos(shape: Mapping[str, Any], name: str) -> list[SandboxInfo]:
     return [info_from_json(item) for item in _objects(shape, name)]
+
+
+def read_runs(shape: Mapping[str, Any], name: str) -> list[RunInfo]:
+    return [run_from_json(item) for item in _objects(shape, name)]
 
 
 def read_names(shape: Mapping[str, Any], name: str) -> list[str]:

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import anyio
 
 from ash_mcp._connection import Connection, OnProgress
-from ash_mcp._hive_answers import read_info, read_infos, read_names, structured
+from ash_mcp._hive_answers import read_info, read_infos, read_names, read_runs, structured
+from ash_mcp._many import SpawnedMany, spawn_many
 from ash_mcp.errors import AshError, LocalProtocolError, SandboxGone, SandboxNotFound
+from ash_mcp.run import Run
 from ash_mcp.sandbox import Sandbox
 from ash_mcp.settings import ClientSettings
-from ash_mcp.types import Resources, SandboxInfo
+from ash_mcp.types import Resources, RunInfo, SandboxInfo
 
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Destroyed", "Hive", "Spawning"]
+__all__ = ["Destroyed", "Hive", "SpawnedMany", "Spawning"]
 
 _EVERYTHING: Final = "*"
 _DESTROY_AT_ONCE: Final = 1000
@@ -99,6 +101,7 @@ class Hive:
         ttl_seconds: float | None = None,
         idle_seconds: float | None = None,
         labels: Mapping[str, str] | None = None,
+        run: str | None = None,
         idempotency_key: str | None = None,
         timeout_seconds: float | None = None,
         on_progress: OnProgress | None = None,
@@ -122,6 +125,7 @@ class Hive:
             ttl_seconds: How long it lives at most.
             idle_seconds: How long it lives without a call.
             labels: Labels to list by.
+            run: Name or id of an open run that shall own it: it ends with that. `Run.spawn` says it by itself.
             idempotency_key: The same key gives the same sandbox; one is made up if None, so that a spawn whose
                 answer was lost can be repeated.
             timeout_seconds: The bound of the spawn, waiting for capacity included.
@@ -130,6 +134,7 @@ class Hive:
         Raises:
             RecipeNotFound: It is unknown; the message lists what there is.
             SessionTaken: A living sandbox has that name.
+            RunEnded: The run is not open any more.
             CapacityExceeded: There was no room until the bound.
             StartFailed: It did not start; `data` has the step and the end of its log.
         """
@@ -147,17 +152,77 @@ class Hive:
             "ttl_seconds": ttl_seconds,
             "idle_seconds": idle_seconds,
             "labels": _plain(labels),
+            "run": run,
             "idempotency_key": idempotency_key or uuid.uuid4().hex,
         }
         arguments = {name: value for name, value in given.items() if value is not None}
 
-        async def run() -> Sandbox:
+        async def make() -> Sandbox:
             raw = await self._connection.call_tool(
                 "spawn", arguments, timeout_seconds=timeout_seconds, repeatable=True, on_progress=on_progress
             )
             return Sandbox(self._connection, read_info(structured(raw)))
 
-        return Spawning(run)
+        return Spawning(make)
+
+    async def spawn_many(
+        self,
+        count: int,
+        recipe: str | Mapping[str, Any] | None = None,
+        *,
+        at_once: int = 16,
+        timeout_seconds: float | None = None,
+        on_ready: Callable[[int, SandboxInfo | AshError], None] | None = None,
+        **asked: Any,
+    ) -> SpawnedMany:
+        """Make several sandboxes alike, and say of each what became of it. Those that fail end none of the others.
+
+        A call that is cancelled ends those that it made.
+
+        Args:
+            count: How many.
+            recipe: As with `spawn`.
+            at_once: How many are asked for at the same time; how many of these start at once is the hive's.
+            timeout_seconds: The bound of all together, waiting for capacity included; None is the hive's
+                `timeout_seconds`. What is not ready by then has failed, and the rest is returned.
+            on_ready: Called with the index and the outcome of each, as they come; in the sync SDK by another thread.
+            asked: The other arguments of `spawn`, the same for each; an `idempotency_key` gives each one of its own.
+
+        Raises:
+            ConfigError: An argument cannot be one of several alike.
+        """
+        limit = self.settings.timeout_seconds if timeout_seconds is None else timeout_seconds
+        return await spawn_many(
+            self.spawn, count, recipe, asked, at_once=at_once, timeout_seconds=limit, on_ready=on_ready
+        )
+
+    def run(self, name: str, *, lease_seconds: float = 60.0, join: bool = False) -> Run:
+        """Return a run, to be entered: it owns what is spawned in it, and ends all of that when it ends.
+
+        While it is entered its lease is renewed in the background. A process that dies renews nothing, so that what
+        it had spawned is gone after `lease_seconds`.
+
+        Args:
+            name: Of one open run at a time.
+            lease_seconds: How long it lives without being renewed, at least 1. Longer than the longest time for which
+                this process, or its way to the hive, may stand still.
+            join: Enter the run of that name that another process has opened, and leave it open at the end.
+        """
+        return Run(self, self._connection, name, lease_seconds=lease_seconds, join=join)
+
+    async def runs(self) -> Sequence[RunInfo]:
+        """Return the caller's open runs, in the order in which they were opened."""
+        raw = await self._connection.call_tool("list", {"include_ended": False}, repeatable=True)
+        return read_runs(structured(raw), "runs")
+
+    async def destroy_run(self, name: str) -> Destroyed:
+        """End a run, by its name or id, with all that was spawned in it; one that has ended already is no error.
+
+        Raises:
+            RunNotFound: There is none of that name.
+        """
+        raw = await self._connection.call_tool("destroy", {"run": name}, repeatable=True)
+        return _destroyed(structured(raw))
 
     async def attach(self, session: str) -> Sandbox:
         """Return the handle of a living sandbox, by its session name or id.
@@ -181,17 +246,20 @@ class Hive:
         )
 
     async def list(
-        self, *, labels: Mapping[str, str] | None = None, include_ended: bool = False
+        self, *, labels: Mapping[str, str] | None = None, run: str | None = None, include_ended: bool = False
     ) -> Sequence[SandboxInfo]:
         """Return the caller's sandboxes, oldest first.
 
         Args:
             labels: Only those that have all of these.
+            run: Only those of the run of that name or id.
             include_ended: Those too that ended within the last hour, with the reason.
         """
         arguments: dict[str, Any] = {"include_ended": include_ended}
         if labels is not None:
             arguments["labels"] = dict(labels)
+        if run is not None:
+            arguments["run"] = run
         raw = await self._connection.call_tool("list", arguments, repeatable=True)
         return read_infos(structured(raw), "sandboxes")
 
@@ -231,10 +299,7 @@ class Hive:
 
     async def _destroy(self, session: str | Sequence[str]) -> Destroyed:
         raw = await self._connection.call_tool("destroy", {"session": session}, repeatable=True)
-        shape = structured(raw)
-        return Destroyed(
-            read_infos(shape, "destroyed"), read_infos(shape, "already_ended"), read_names(shape, "not_found")
-        )
+        return _destroyed(structured(raw))
 
     def __repr__(self) -> str:
         return f"<Hive {self.settings.url}>"
@@ -272,6 +337,12 @@ class Spawning:
             if error is None:
                 raise
             error.add_note(f"and {self._box!r} may still run: {failure}")
+
+
+def _destroyed(shape: Mapping[str, Any]) -> Destroyed:
+    return Destroyed(
+        read_infos(shape, "destroyed"), read_infos(shape, "already_ended"), read_names(shape, "not_found")
+    )
 
 
 def _plain(values: Mapping[str, str] | None) -> dict[str, str] | None:

@@ -16,19 +16,21 @@ would need a second transport, without cancellation: in httpx's sync client no t
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from ash_mcp import client, files, jobs, sandbox
+from ash_mcp import client, files, jobs, run, sandbox
 from ash_mcp._blocking import BlockingHandle, LoopThread, direct, returning, waited
+from ash_mcp.errors import AshError, RunEnded
 from ash_mcp.results import Chunk, JobResult
 from ash_mcp.settings import ClientSettings
-from ash_mcp.types import SandboxId, SandboxInfo, SessionName
+from ash_mcp.types import RunInfo, SandboxId, SandboxInfo, SessionName
 
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Files", "Hive", "Job", "OutputStream", "Sandbox", "Spawned"]
+__all__ = ["Files", "Hive", "Job", "OutputStream", "Run", "Sandbox", "Spawned", "SpawnedMany"]
 
 
 class Files(BlockingHandle[files.Files]):
@@ -151,6 +153,59 @@ class Spawned(Sandbox):
         self._loop.run(lambda: self._spawning.__aexit__(kind, error, trace))
 
 
+class SpawnedMany:
+    """What became of many spawns, by index."""
+
+    def __init__(self, loop: LoopThread, inner: client.SpawnedMany) -> None:
+        self._inner = inner
+        self.made: Mapping[int, Sandbox] = {index: Sandbox(loop, box) for index, box in inner.made.items()}
+        self.failed: Mapping[int, AshError] = inner.failed
+
+    @property
+    def sandboxes(self) -> Sequence[Sandbox]:
+        """Those that were made, in the order of their indices."""
+        return [self.made[index] for index in sorted(self.made)]
+
+    def check(self) -> Sequence[Sandbox]:
+        """Return all sandboxes; where one is lacking, raise why the first of these failed."""
+        self._inner.check()
+        return self.sandboxes
+
+
+class Run(BlockingHandle[run.Run]):
+    """A run of one hive; `Hive.run` makes it. As a context manager it is open inside, and ended at the end."""
+
+    @property
+    def name(self) -> str:
+        return self._inner.name
+
+    @property
+    def info(self) -> RunInfo:
+        """What the hive said of it when it was opened; a `LocalProtocolError` before."""
+        return self._inner.info
+
+    @property
+    def ended(self) -> RunEnded | None:
+        """Why it ended although this process held it; None while that is not known."""
+        return self._inner.ended
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.run(lambda: self._inner.__aexit__(kind, error, trace))
+
+    open = waited(run.Run.open)
+    renew = waited(run.Run.renew)
+    end = waited(run.Run.end)
+    leave = waited(run.Run.leave)
+    spawn = returning(Spawned, direct(run.Run.spawn))
+    spawn_many = returning(SpawnedMany, waited(run.Run.spawn_many))
+
+
 class Hive(BlockingHandle[client.Hive]):
     """A hive of sandboxes; see `ash_mcp.Hive` for its arguments. `spawn` makes the sandbox at once."""
 
@@ -183,6 +238,10 @@ class Hive(BlockingHandle[client.Hive]):
         self._loop.close()
 
     spawn = returning(Spawned, direct(client.Hive.spawn))
+    spawn_many = returning(SpawnedMany, waited(client.Hive.spawn_many))
+    run = returning(Run, direct(client.Hive.run))
+    runs = waited(client.Hive.runs)
+    destroy_run = waited(client.Hive.destroy_run)
     attach = returning(Sandbox, waited(client.Hive.attach))
     list = waited(client.Hive.list)
     extend = waited(client.Hive.extend)

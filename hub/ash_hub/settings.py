@@ -19,10 +19,10 @@ from ash_router.admission.base import LOCAL
 from ash_router.bounds.effective_limits import optional_limit
 from ash_router.bounds.limits import DEFAULT_LIMITS, RelayLimits
 from ash_router.replicas.membership import split_address
-from ash_router.sessions.session_gate import MAX_SESSIONS_PER_PRINCIPAL
-from ash_router.store.base import PlaceLimits
+from ash_router.sessions.session_gate import MAX_OWNED, MAX_SESSIONS_PER_PRINCIPAL
+from ash_router.store.base import PlaceLimits, RunLimits
 
-__all__ = ["AuthSettings", "HubSettings", "OidcSettings", "RelaySettings", "SeedSettings"]
+__all__ = ["AuthSettings", "HubSettings", "Limits", "OidcSettings", "RelaySettings", "SeedSettings"]
 
 
 class Limits(BaseModel):
@@ -41,6 +41,12 @@ class Limits(BaseModel):
     """Spawns that wait for a start. Owners take turns; beyond it, whoever waits with more than an equal part of
     them is refused, with a time to come back."""
 
+    spawn_count: Annotated[int, Field(ge=1, le=1000)] = 100
+    """Sandboxes of one spawn (`count`)."""
+    runs: Annotated[int, Field(ge=1)] = 1000
+    """Open runs of the whole hive, all its replicas together."""
+    runs_per_owner: Annotated[int, Field(ge=1)] = 100
+    """Open runs of one owner, over all replicas."""
     starting_per_owner: Annotated[int, Field(ge=1)] | None = None
     """Spawns of one owner that are not ready yet, those that wait among them, over all replicas. None: any number."""
     waiting_per_owner: Annotated[int, Field(ge=0)] | None = None
@@ -53,6 +59,11 @@ class Limits(BaseModel):
     """MCP sessions of the handshake era of one owner, in each replica (429)."""
     backchannels_per_owner: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.max_backchannels_per_owner
     """Of one owner's such sessions on sandboxes, those on which the sandbox may ask something, in each replica."""
+
+    @property
+    def runs_allowed(self) -> RunLimits:
+        """How many runs may be open."""
+        return RunLimits(owner=self.runs_per_owner, hive=self.runs)
 
     def places(self, principal: Principal) -> PlaceLimits:
         """Return how many living sandboxes an owner, and the hive, may have; a key's limits narrow the hive's."""

@@ -6,9 +6,9 @@ Field descriptions are written for a model; they become the tools' input schemas
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ash_hub.spawning.recipes import Network
 from ash_hub.spawning.spawn_request import SpawnAsk
@@ -22,12 +22,18 @@ __all__ = [
     "LogsAsk",
     "NetworkAsk",
     "ReadAsk",
+    "RunAsk",
     "SpawnAsk",
+    "SpawnSomeAsk",
     "ToolsAsk",
     "with_sandbox",
     "with_session",
 ]
 
+DEFAULT_LEASE_SECONDS: Final = 600.0
+MAX_LEASE_SECONDS: Final = 86_400.0
+
+_Run = Annotated[str, Field(min_length=1, max_length=64)]
 _Session = Annotated[str, Field(min_length=1, max_length=128, description="session name or sandbox id")]
 
 
@@ -65,11 +71,50 @@ class _Ask(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class SpawnSomeAsk(SpawnAsk):
+    """A spawn of one sandbox, or of several alike."""
+
+    count: Annotated[
+        int, Field(ge=1, description="how many, all alike; those that fail are listed, the others are made")
+    ] = 1
+    at_once: Annotated[
+        int | None, Field(ge=1, description="with count: how many to start side by side; the hive's if absent")
+    ] = None
+    deadline_seconds: Annotated[
+        float | None, Field(gt=0, description="give up what is not ready by then; it counts as failed")
+    ] = None
+
+
+class RunAsk(_Ask):
+    run: Annotated[_Run, Field(description="name of the run; with renew also its run_id")]
+    lease_seconds: Annotated[
+        float | None,
+        Field(ge=1, le=MAX_LEASE_SECONDS, description="how long it lives without being renewed; 600 if absent"),
+    ] = None
+    renew: Annotated[bool, Field(description="renew the lease of the open run instead of opening one")] = False
+    run_id: Annotated[
+        _Run | None,
+        Field(description="with renew and lease_seconds: which opening, told to a hive that has lost its store, too"),
+    ] = None
+    idempotency_key: Annotated[
+        str | None, Field(min_length=1, max_length=128, description="the same key opens the same run")
+    ] = None
+
+
 class DestroyAsk(_Ask):
     session: Annotated[
-        _Session | Annotated[list[_Session], Field(min_length=1, max_length=1000)],
+        _Session | Annotated[list[_Session], Field(min_length=1, max_length=1000)] | None,
         Field(description="session name or sandbox id, a list of them, or * for all of yours"),
-    ]
+    ] = None
+    run: Annotated[
+        _Run | None, Field(description="name or id of a run, to end it with all that was spawned in it")
+    ] = None
+
+    @model_validator(mode="after")
+    def _one(self) -> DestroyAsk:
+        if (self.session is None) == (self.run is None):
+            raise ValueError("give session or run, one of the two")
+        return self
 
 
 class ExtendAsk(_Ask):
@@ -84,6 +129,7 @@ class NetworkAsk(_Ask):
 
 class ListAsk(_Ask):
     labels: Annotated[dict[str, str] | None, Field(description="only sandboxes that have all of these")] = None
+    run: Annotated[_Run | None, Field(description="only sandboxes of the run of that name")] = None
     include_ended: Annotated[bool, Field(description="also those that ended within the hour, and why")] = False
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote
 
 from ash_hub.backends.base import Backend
 from ash_hub.face.arguments import (
+    DEFAULT_LEASE_SECONDS,
     CallAsk,
     DestroyAsk,
     ExtendAsk,
@@ -21,10 +22,13 @@ from ash_hub.face.arguments import (
     LogsAsk,
     NetworkAsk,
     ReadAsk,
+    RunAsk,
     SpawnAsk,
+    SpawnSomeAsk,
     ToolsAsk,
 )
-from ash_hub.face.results import spawned, text_of_tools
+from ash_hub.face.results import spawned, spawned_several, text_of_tools
+from ash_hub.lifecycle.batches import Batch, spawn_batch
 from ash_hub.lifecycle.sandbox import Sandbox
 from ash_hub.lifecycle.sandboxes import Sandboxes
 from ash_hub.serving.audit import Audit
@@ -33,8 +37,18 @@ from ash_hub.spawning.runner_client import RunnerClient
 from ash_hub.spawning.server_client import ServerClient
 from ash_hub.spawning.starting import Progress
 from ash_hub.spawning.toolsets import Listing
-from ash_mcp.errors import AshError, ConfigError, PermissionDenied, RequestRefused, SandboxNotFound, Unsupported
-from ash_mcp.wire import info_to_json, network_text
+from ash_mcp.errors import (
+    AshError,
+    ConfigError,
+    ConnectFailed,
+    PermissionDenied,
+    RequestRefused,
+    RunEnded,
+    SandboxNotFound,
+    Unsupported,
+)
+from ash_mcp.types import RunId, RunInfo
+from ash_mcp.wire import failure_to_json, info_to_json, network_text, run_to_json
 from ash_router.admission.base import Admitted
 from ash_router.upstream.call_tokens import CallTokens
 
@@ -78,6 +92,8 @@ class HiveOperations:
         self._clock = clock
         self._by_ask: Mapping[type[Any], Callable[[Admitted, Any, Progress], Awaitable[Answer]]] = {
             SpawnAsk: self._spawn,
+            SpawnSomeAsk: self._spawn_some,
+            RunAsk: self._run,
             DestroyAsk: self._destroy,
             ListAsk: self._list,
             ExtendAsk: self._extend,
@@ -94,7 +110,7 @@ class HiveOperations:
         Raises:
             AshError: The operation was refused or failed.
         """
-        if caller.principal.sandbox is not None and isinstance(ask, SpawnAsk | DestroyAsk | ExtendAsk):
+        if caller.principal.sandbox is not None and isinstance(ask, SpawnAsk | RunAsk | DestroyAsk | ExtendAsk):
             raise PermissionDenied("your key is for one sandbox only: it may neither make nor end nor extend any")
         if not isinstance(ask, SpawnAsk):
             await self.catch_up()
@@ -119,8 +135,61 @@ class HiveOperations:
         shape, text = spawned(self._shape(sandbox), sandbox.session, self._listing(sandbox))
         return Answer(shape, text, lists_changed=True)
 
+    async def _spawn_some(self, caller: Admitted, ask: SpawnSomeAsk, progress: Progress) -> Answer:
+        if ask.count == 1 and ask.deadline_seconds is None:
+            return await self._spawn(caller, ask, progress)
+        batch = await self._batch(caller, ask, progress)
+        if not batch.made:
+            raise batch.failed[0]
+        first = batch.sandboxes[0]
+        failures = [failure_to_json(batch.failed[index]) for index in sorted(batch.failed)]
+        more = spawned_several([sandbox.session for sandbox in batch.sandboxes], failures) if ask.count > 1 else {}
+        shape, text = spawned(self._shape(first), first.session, self._listing(first), more)
+        return Answer(shape, text, lists_changed=True)
+
+    async def _batch(self, caller: Admitted, ask: SpawnSomeAsk, progress: Progress) -> Batch:
+        try:
+            batch = await spawn_batch(
+                self._sandboxes,
+                caller.principal,
+                caller.scope,
+                ask,
+                ask.count,
+                progress,
+                at_once=ask.at_once,
+                deadline_seconds=ask.deadline_seconds,
+            )
+        except AshError as error:
+            self._audit.spawn_failed(caller, error)
+            raise
+        for sandbox in batch.sandboxes:
+            self._audit.spawned(caller, sandbox, variables=len(ask.env), secrets=len(ask.secrets))
+        for error in batch.failed.values():
+            self._audit.spawn_failed(caller, error)
+        return batch
+
+    async def _run(self, caller: Admitted, ask: RunAsk, progress: Progress) -> Answer:
+        del progress
+        runs, principal, scope = self._sandboxes.runs, caller.principal, caller.scope
+        if ask.renew:
+            run_id = RunId(ask.run_id) if ask.run_id is not None else None
+            info = await runs.renew(principal, scope, ask.run, run_id, ask.lease_seconds)
+        elif ask.run_id is not None:
+            raise ConfigError("run_id goes with renew=true; a run that is opened gets its own")
+        else:
+            lease = ask.lease_seconds or DEFAULT_LEASE_SECONDS
+            info = await runs.open(principal, scope, ask.run, lease, ask.idempotency_key)
+        text = (
+            f'Run {info.name} ({info.id}) is open: spawn(run="{info.name}") makes sandboxes in it. It ends with them '
+            f'in {info.left_seconds:.0f} s unless you call run(run="{info.name}", renew=true) before; '
+            f'destroy(run="{info.name}") ends it at once.'
+        )
+        return Answer(run_to_json(info), text)
+
     async def _destroy(self, caller: Admitted, ask: DestroyAsk, progress: Progress) -> Answer:
         del progress
+        if ask.run is not None:
+            return await self._destroy_run(caller, ask.run)
         living, ended, unknown = self._targets(caller, ask)
         await self._sandboxes.destroy(living)
         for sandbox in living:
@@ -137,9 +206,21 @@ class HiveOperations:
         said += [f"There is no sandbox {name} of yours." for name in unknown]
         return Answer(shape, " ".join(said), lists_changed=bool(living))
 
+    async def _destroy_run(self, caller: Admitted, name: str) -> Answer:
+        try:
+            ended = await self._sandboxes.destroy_run(caller.principal, caller.scope, name)
+        except RunEnded as error:
+            empty: dict[str, Any] = {"destroyed": [], "already_ended": [], "not_found": [], "run": name}
+            return Answer(empty, f"Nothing was left to end: {error.message}")
+        for sandbox in ended:
+            self._audit.destroyed(caller, sandbox)
+        shape = {"destroyed": [self._shape(it) for it in ended], "already_ended": [], "not_found": [], "run": name}
+        return Answer(shape, f"Ended run {name} and its {len(ended)} sandboxes.", lists_changed=bool(ended))
+
     def _targets(self, caller: Admitted, ask: DestroyAsk) -> tuple[list[Sandbox], list[Sandbox], list[str]]:
         """Return the sandboxes to destroy that live, those that have ended, and the names that are unknown."""
         registry = self._sandboxes.registry
+        assert ask.session is not None, "a run is ended elsewhere"
         if ask.session == "*":
             return registry.of(caller.principal, caller.scope), [], []
         named = [ask.session] if isinstance(ask.session, str) else ask.session
@@ -158,10 +239,14 @@ class HiveOperations:
     async def _list(self, caller: Admitted, ask: ListAsk, progress: Progress) -> Answer:
         del progress
         found = self._sandboxes.registry.of(caller.principal, caller.scope, ended=ask.include_ended, labels=ask.labels)
+        if ask.run is not None:
+            found = [it for it in found if (of := it.record.run) is not None and ask.run in (of.name, of.id)]
         shapes = [self._shape(sandbox) for sandbox in found]
+        runs = [run_to_json(info) for info in await self._open_runs(caller) if ask.run in (None, info.name, info.id)]
         lines = [
             f"- {shape['session']}: {shape['status']}, {shape['recipe']}, {shape['age_seconds']} s old"
             f", network {network_text(shape['network'])}"
+            + (f", run {shape['run']}" if shape["run"] else "")
             + (
                 f", ended: {shape['reason']} {shape['message'] or ''}".rstrip()
                 if shape["ended_at"]
@@ -169,7 +254,16 @@ class HiveOperations:
             )
             for shape in shapes
         ]
-        return Answer({"sandboxes": shapes}, "\n".join(lines) or "No sandboxes. Call spawn to get one.")
+        lines = lines or ["No sandboxes. Call spawn to get one."]
+        lines += [f"- run {run['run']}: open, ends in {run['left_seconds']:.0f} s unless renewed" for run in runs]
+        return Answer({"sandboxes": shapes, "runs": runs}, "\n".join(lines))
+
+    async def _open_runs(self, caller: Admitted) -> Sequence[RunInfo]:
+        """Return the caller's open runs; none while the store is away."""
+        try:
+            return await self._sandboxes.runs.list(caller.principal, caller.scope)
+        except ConnectFailed:
+            return ()  # sandboxes are shown without the store, too, each with its run
 
     async def _extend(self, caller: Admitted, ask: ExtendAsk, progress: Progress) -> Answer:
         del progress

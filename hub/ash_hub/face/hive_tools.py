@@ -18,11 +18,13 @@ from ash_hub.face.arguments import (
     LogsAsk,
     NetworkAsk,
     ReadAsk,
+    RunAsk,
     SpawnAsk,
+    SpawnSomeAsk,
     ToolsAsk,
     with_sandbox,
 )
-from ash_hub.face.results import Contents, Destroyed, SandboxList, SandboxShape, Spawned
+from ash_hub.face.results import Contents, Destroyed, RunShape, SandboxList, SandboxShape, Spawned
 from ash_hub.spawning.schema_references import inline_references
 from ash_hub.spawning.toolsets import MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH
 
@@ -60,7 +62,7 @@ class HiveTool:
         shape: dict[str, Any] = {
             "name": self.name,
             "title": self.title,
-            "description": self.description + (f" {recipes}" if self.ask is SpawnAsk and recipes else ""),
+            "description": self.description + (f" {recipes}" if issubclass(self.ask, SpawnAsk) and recipes else ""),
             "inputSchema": _schema(self.ask),
             "annotations": {
                 "title": self.title,
@@ -82,15 +84,15 @@ HIVE_TOOLS: Final = {
             "spawn",
             "Start a sandbox",
             "Start a new isolated sandbox and return its session name and its tools, which then appear beside this "
-            "one as <session>_<tool>. Takes a few seconds.",
-            SpawnAsk,
+            "one as <session>_<tool>. Takes a few seconds. With count it starts that many alike.",
+            SpawnSomeAsk,
             Spawned,
         ),
         HiveTool(
             "destroy",
             "End sandboxes",
-            'End one sandbox, several, or all of yours (session="*") with everything in them. Ending one that has '
-            "ended already is not an error.",
+            'End one sandbox, several, or all of yours (session="*") with everything in them; or a run with all of '
+            "its own. Ending one that has ended already is not an error.",
             DestroyAsk,
             Destroyed,
             destructive=True,
@@ -99,7 +101,8 @@ HIVE_TOOLS: Final = {
         HiveTool(
             "list",
             "List sandboxes",
-            "Show your sandboxes: state, age, when they expire, and with include_ended=true why they ended.",
+            "Show your sandboxes: state, age, when they expire, and with include_ended=true why they ended. And your "
+            "open runs.",
             ListAsk,
             SandboxList,
             read_only=True,
@@ -122,6 +125,14 @@ HIVE_TOOLS: Final = {
             SandboxShape,
             destructive=True,
             idempotent=True,
+        ),
+        HiveTool(
+            "run",
+            "Open or renew a run",
+            "Open a run: spawn(run=NAME) then makes sandboxes that it owns, and all end when it is destroyed or not "
+            "renewed for lease_seconds. With renew=true the lease of the open run starts anew.",
+            RunAsk,
+            RunShape,
         ),
         HiveTool(
             "call",

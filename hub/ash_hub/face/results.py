@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from textwrap import shorten
+from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,10 +18,12 @@ from ash_mcp.wire import network_text
 __all__ = [
     "Contents",
     "Destroyed",
+    "RunShape",
     "SandboxList",
     "SandboxShape",
     "Spawned",
     "spawned",
+    "spawned_several",
     "text_of_tools",
 ]
 
@@ -27,6 +31,9 @@ MAX_SPAWNED_CHARS: Final = 3900
 """Of the text and of the structured content each: hosts cut what is longer than about 4,000."""
 MAX_WARNINGS_CHARS: Final = 800
 MAX_NETWORK_CHARS: Final = 300
+MAX_SESSIONS_CHARS: Final = 1500
+MAX_SESSIONS_IN_WORDS: Final = 60
+MAX_FAILED_KINDS: Final = 2
 _MORE: Final = "- and {} more; see tools/list"
 
 
@@ -55,6 +62,27 @@ class SandboxShape(_Answer):
     labels: dict[str, str]
     network: Annotated[str | list[str], Field(description="what it may reach: none, internet, or domains")]
     warnings: list[str]
+    run: Annotated[str | None, Field(description="the run that owns it")]
+
+
+class RunShape(_Answer):
+    """An open run as `ash_mcp.wire.run_to_json` writes it."""
+
+    run: str
+    run_id: str
+    scope: str
+    lease_seconds: float
+    left_seconds: Annotated[float, Field(description="until it ends unless it is renewed")]
+    opened_at: str
+
+
+class FailedShape(_Answer):
+    """Spawns of several that failed alike."""
+
+    count: int
+    kind: str
+    message: str
+    retryable: bool
 
 
 class ToolShape(_Answer):
@@ -67,39 +95,74 @@ class Spawned(SandboxShape):
     how_to_call: str
     tools: list[ToolShape]
     more_tools: Annotated[int, Field(description="how many it has that are not in tools")]
+    sessions: Annotated[list[str] | None, Field(description="with count: the sessions of all that are ready")] = None
+    more_sessions: Annotated[int | None, Field(description="how many there are beyond sessions; list shows them")] = (
+        None
+    )
+    failed: Annotated[list[FailedShape] | None, Field(description="with count: what became of the others")] = None
 
 
 class Destroyed(_Answer):
     destroyed: list[SandboxShape]
     already_ended: list[SandboxShape]
     not_found: list[str]
+    run: Annotated[str | None, Field(description="the run that was ended")] = None
 
 
 class SandboxList(_Answer):
     sandboxes: list[SandboxShape]
+    runs: Annotated[list[RunShape], Field(description="your open runs")]
 
 
 class Contents(_Answer):
     contents: list[dict[str, Any]]
 
 
-def spawned(shape: Mapping[str, Any], session: str, listing: Listing) -> tuple[dict[str, Any], str]:
+def spawned(
+    shape: Mapping[str, Any], session: str, listing: Listing, several: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[dict[str, Any], str]:
     """Return what `spawn` answers, as JSON and as text, each of at most `MAX_SPAWNED_CHARS` beside the labels.
 
     Args:
         shape: The sandbox, as `SandboxShape`.
+        several: What more is said of a spawn of several, whose first this is: see `spawned_several`.
     """
     words = f"Sandbox {session} is ready ({shape['recipe']}, {shape['sandbox_id']}), until {shape['expires_at']}."
+    if several:
+        words = _several_in_words(several) + f" The first: {words}"
     words += f" Its network: {shorten(network_text(shape['network']), MAX_NETWORK_CHARS, placeholder=' …')}."
     how = _how_to_call(session, listing)
     warnings = _some_warnings(shape["warnings"])
-    begun = {**shape, "warnings": warnings, "how_to_call": how, "tools": [], "more_tools": 0}
+    begun = {**shape, "warnings": warnings, "how_to_call": how, "tools": [], "more_tools": 0, **several}
     tools = fit(_shapes(session, listing), _chars_of_shape, MAX_SPAWNED_CHARS - len(json.dumps(begun, indent=2)))
     begun |= {"tools": tools, "more_tools": len(listing.tools) - len(tools)}
     above = "".join((words, *(f"\nNote: {warning}" for warning in warnings), f"\n{how}\nIts tools:\n"))
     lines = fit(_lines(session, listing), _chars_of_line, MAX_SPAWNED_CHARS - len(above) - len(_MORE))
     more = len(listing.tools) - len(lines)
     return begun, above + "\n".join([*lines, *([_MORE.format(more)] if more else [])])
+
+
+def spawned_several(sessions: Sequence[str], failures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the answer to a spawn of several says beside its first sandbox.
+
+    Args:
+        failures: Of each that was not made, as `failure_to_json` has it.
+    """
+    alike = Counter((str(it["kind"]), shorten(str(it["message"]), 300), bool(it["retryable"])) for it in failures)
+    failed = [
+        {"count": count, "kind": kind, "message": message, "retryable": retryable}
+        for (kind, message, retryable), count in alike.most_common(MAX_FAILED_KINDS)
+    ]
+    shown = list(fit([list(sessions)], lambda session: len(session) + 8, MAX_SESSIONS_CHARS))
+    return {"sessions": shown, "more_sessions": len(sessions) - len(shown), "failed": failed}
+
+
+def _several_in_words(several: Mapping[str, Any]) -> str:
+    ready = len(several["sessions"]) + several["more_sessions"]
+    names = ", ".join(several["sessions"][:MAX_SESSIONS_IN_WORDS])
+    more = ready - min(len(several["sessions"]), MAX_SESSIONS_IN_WORDS)
+    words = f"{ready} sandboxes are ready, all alike: {names}{f' and {more} more (list shows them)' if more else ''}."
+    return words + "".join(f" {it['count']} failed ({it['kind']}): {it['message']}" for it in several["failed"])
 
 
 def text_of_tools(session: str, listing: Listing) -> str:

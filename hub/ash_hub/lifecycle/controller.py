@@ -27,11 +27,13 @@ from ash_hub.lifecycle.keyed_queue import KeyedQueue
 from ash_hub.lifecycle.parts import Parts
 from ash_hub.lifecycle.record import Ending, Record, UnreadableRecord
 from ash_hub.lifecycle.registry import Registry
+from ash_hub.lifecycle.runs import RUN_NEWS, Runs
 from ash_hub.lifecycle.sandbox import Sandbox
 from ash_hub.lifecycle.session_names import Names, hold_again
 from ash_mcp.errors import AshError, Conflict, ConnectFailed, SandboxGone
 from ash_mcp.types import Cause, EndReason, SandboxId, State
 from ash_router.routes import Route
+from ash_router.store.base import LOST, Run
 
 __all__ = ["REPORT_SECONDS", "Controller"]
 
@@ -79,6 +81,7 @@ class Controller:
         """When this replica began, or the store was last empty or away: it may lack earlier calls, so idle times count
         from here at least.
         """
+        self.runs = Runs(parts.store, parts.settings.limits.runs_allowed, parts.clock, lambda: self._restored_at)
         self._steps: Mapping[Step, Callable[[SandboxId, Decision], Awaitable[None]]] = {
             Step.UNROUTE: self._unroute,
             Step.FORGET: self._forget,
@@ -86,6 +89,7 @@ class Controller:
             Step.HOLD: self._hold,
             Step.MARK_READY: self._mark_ready,
             Step.LEARN_CALLS: self._learn_calls,
+            Step.LEARN_RUN: self._learn_run,
             Step.END: self._record_end,
             Step.WITHDRAW: self._withdraw,
             Step.BURY: self._bury,
@@ -106,6 +110,7 @@ class Controller:
         async with anyio.create_task_group() as group:
             group.start_soon(self._queue.run)
             group.start_soon(self._follow)
+            group.start_soon(self._follow_runs)
             group.start_soon(self._repeat, RESYNC_SECONDS, self.resync)
             group.start_soon(self._repeat, REPORT_SECONDS, self.report_calls)
 
@@ -132,6 +137,20 @@ class Controller:
             log.warning("an event of the backend could not be followed: %s", error)
         except Exception:
             log.exception("an event of the backend could not be followed")
+
+    async def _follow_runs(self) -> None:
+        """Have the sandboxes of runs looked at that their owners end, through any replica."""
+        async with self._parts.store.subscribe(RUN_NEWS) as news:
+            async for run_id in news:
+                concerned = [it for it in self.registry.living() if it.record.run is not None]
+                if run_id != LOST:
+                    concerned = [it for it in concerned if it.record.run is not None and it.record.run.id == run_id]
+                try:
+                    await self.runs.learn(_runs_of(concerned))
+                except AshError as error:
+                    log.warning("how runs stand is learned later: %s", error)
+                for sandbox in concerned:
+                    self.add(sandbox.id)
 
     async def _note_instance(self, instance: Instance | None) -> None:
         if instance is None:  # events were lost
@@ -165,6 +184,9 @@ class Controller:
         """
         for sandbox_id in await self._all_ids():
             self.add(sandbox_id)
+        runs = _runs_of(self.registry.living())
+        self.runs.forget_but(runs)
+        await self.runs.learn(runs)
         if self._parts.siblings.possible:
             await self.names.free_places()
             ready = [sandbox for sandbox in self.registry.living() if sandbox.state is State.READY]
@@ -414,6 +436,8 @@ class Controller:
             idle_since=idle_since(known, last_call, self._restored_at),
             calls_known_at=self._calls_known_at,
             report_seconds=2 * REPORT_SECONDS if parts.siblings.possible else 0.0,
+            run_end=self.runs.end_of(known.run),
+            run_over_at=self.runs.over_at(known.run),
             is_withdrawn=sandbox.is_withdrawn,
             ended_at=sandbox.ended_at,
             is_lost=sandbox.state.ended and sandbox.reason is EndReason.LOST,
@@ -481,7 +505,9 @@ class Controller:
         sandbox = self._sandbox(sandbox_id)
         sandbox.state = State.READY
         try:
-            if await self._where(sandbox.record.maker) is not Where.ELSEWHERE:  # else its maker tells all replicas
+            # else its maker tells all replicas, or whoever spawns it does
+            is_ours = await self._where(sandbox.record.maker) is not Where.ELSEWHERE
+            if is_ours and not sandbox.is_unannounced:
                 await self._parts.on_changed(sandbox.owner, sandbox.scope)
         finally:
             sandbox.settled.set()
@@ -491,6 +517,10 @@ class Controller:
         asked_at = self._parts.clock()
         self._parts.ledger.learn_last_calls(await self._parts.store.last_calls())
         self._calls_known_at = asked_at
+
+    async def _learn_run(self, sandbox_id: SandboxId, decision: Decision) -> None:
+        del decision
+        await self.runs.learn(_runs_of([self._sandbox(sandbox_id)]))
 
     async def _record_end(self, sandbox_id: SandboxId, decision: Decision) -> None:
         assert decision.reason is not None
@@ -587,6 +617,10 @@ def _end_of_buried(sandbox: Sandbox) -> Ending | None:
 def _is_ending(sandbox: Sandbox) -> bool:
     is_wanted = sandbox.wish is None and sandbox.record.ending is None
     return sandbox.state.ended or sandbox.state is State.STOPPING or not is_wanted
+
+
+def _runs_of(sandboxes: Iterable[Sandbox]) -> list[Run]:
+    return list({run.id: run for it in sandboxes if (run := it.record.run) is not None}.values())
 
 
 def _record_of(instance: Instance) -> Record | None:

@@ -11,6 +11,8 @@ state of the sandbox here. `wish` is an end that this replica wants and has not 
 | absent   |                 | buried, for longer than it is kept     | FORGET       |
 | absent   |                 | buried                                 | -            |
 | absent   |                 | starts here, and an end is wished      | CANCEL_START |
+| absent   |                 | starts here, and its run has ended     | CANCEL_START |
+| absent   |                 | starts here, over its run's lease      | LEARN_RUN    |
 | absent   |                 | starts here, names not in the store    | HOLD         |
 | absent   |                 | starts here                            | -            |
 | absent   |                 | otherwise                              | BURY         |
@@ -25,11 +27,16 @@ state of the sandbox here. `wish` is an end that this replica wants and has not 
 |          |                 |                     (if it starts here) | or END       |
 | ended    | starting        | starts here: the start finds out       | -            |
 | ended    | starting        | otherwise                              | END failed   |
+| present  | starting        | its run has ended                      | END run's    |
+|          |                 |                     (if it starts here)| CANCEL_START |
 | present  | starting        | over `start_by`, or nobody starts it   | END failed   |
+| present  | starting        | over its run's lease                   | LEARN_RUN    |
 | present  | starting        | names not in the store                 | HOLD         |
 | present  | starting        | otherwise                              | -            |
 | ended    | ready           |                                        | END died     |
 | present  | ready           | over its time to live                  | END expired  |
+| present  | ready           | its run has ended                      | END run's    |
+| present  | ready           | over its run's lease                   | LEARN_RUN    |
 | present  | ready           | over its idle time                     | LEARN_CALLS, |
 |          |                 |                                        | then END idle|
 | present  | ready           | its tools are not known, one replica   | END lost     |
@@ -39,7 +46,8 @@ state of the sandbox here. `wish` is an end that this replica wants and has not 
 | present  | ready           | otherwise                              | -            |
 
 An end is recorded before anything is deleted, so the reason outlives whoever decided. That the store lacks something
-is never a reason to end a sandbox.
+is never a reason to end a sandbox: a run has ended when the store says so, and what it does not know LEARN_RUN puts
+back, with a new lease.
 """
 
 from __future__ import annotations
@@ -57,6 +65,10 @@ __all__ = ["DELETE_SECONDS", "Decision", "Step", "View", "Where", "decide", "idl
 
 DELETE_SECONDS: Final = 15.0
 """How long the replica that recorded an end has for the delete before any other takes it over."""
+RUN_MESSAGES: Final = {
+    EndReason.RUN_ENDED: "whoever held its run did not renew the lease",
+    EndReason.DESTROYED: "its run was destroyed",
+}
 TOOLS_SECONDS: Final = 30.0
 """How often a replica that does not know a sandbox's tools looks for them."""
 
@@ -77,6 +89,8 @@ class Step(StrEnum):
     """Show it as ready."""
     LEARN_CALLS = "learn_calls"
     """Ask the store when it was last called."""
+    LEARN_RUN = "learn_run"
+    """Ask the store how its run stands, and have it put back there if it is lost."""
     END = "end"
     """Record that it is to end, and why."""
     WITHDRAW = "withdraw"
@@ -129,6 +143,10 @@ class View:
     """When the calls through other replicas were last asked for."""
     report_seconds: float = 0.0
     """How much later than a call the store may know of it."""
+    run_end: EndReason | None = None
+    """Why it is to end with its run; None: the run is not known to have ended, or there is none."""
+    run_over_at: float = math.inf
+    """When its run's lease is over, as far as it is known here that it was renewed."""
     is_withdrawn: bool = False
     """Whether its tools were taken away from callers."""
     ended_at: float | None = None
@@ -177,7 +195,7 @@ def _absent(view: View, now: float) -> Decision:
         over = view.ended_at + view.kept_seconds
         return Decision(Step.FORGET) if now >= over else Decision(Step.NONE, at=over)
     if view.is_starting_here:
-        return _start_here(view)
+        return _start_here(view, now)
     known = (view.record.ending if view.record is not None else None) or view.wish
     if known is not None:
         return Decision(Step.BURY, known.reason, known.message)
@@ -188,10 +206,25 @@ def _absent(view: View, now: float) -> Decision:
     return Decision(Step.BURY, EndReason.LOST)
 
 
-def _start_here(view: View) -> Decision:
+def _start_here(view: View, now: float) -> Decision:
     if view.wish is not None and not view.is_cancelled:
         return Decision(Step.CANCEL_START, view.wish.reason, view.wish.message)
-    return Decision(Step.NONE if view.is_held else Step.HOLD)
+    return _going_on(view, now, math.inf)
+
+
+def _going_on(view: View, now: float, at: float) -> Decision:
+    """Decide on a start that runs in this process, and is not to end but with its run."""
+    if view.is_cancelled:
+        return Decision(Step.NONE if view.is_held else Step.HOLD, at=at)
+    if view.run_end is not None:
+        return _with_run(Step.CANCEL_START, view.run_end)
+    if now >= view.run_over_at:
+        return Decision(Step.LEARN_RUN)
+    return Decision(Step.NONE if view.is_held else Step.HOLD, at=min(at, view.run_over_at))
+
+
+def _with_run(step: Step, reason: EndReason) -> Decision:
+    return Decision(step, reason, RUN_MESSAGES.get(reason))
 
 
 def _ending(view: View, ending: Ending, now: float) -> Decision:
@@ -217,14 +250,18 @@ def _wished(view: View, wish: Ending) -> Decision:
 
 def _starting(view: View, record: Record, now: float) -> Decision:
     if view.is_starting_here:
-        return Decision(Step.NONE if view.is_held else Step.HOLD, at=record.start_by)
+        return _going_on(view, now, record.start_by)
     if view.phase is Phase.ENDED:
         return Decision(Step.END, EndReason.START_FAILED, view.exit_message)
+    if view.run_end is not None:
+        return _with_run(Step.END, view.run_end)
     if now >= record.start_by:
         return Decision(Step.END, EndReason.START_FAILED, "its start took too long")
     if view.maker is not Where.ELSEWHERE:
         return Decision(Step.END, EndReason.START_FAILED, "the replica that started it died")
-    return Decision(Step.NONE if view.is_held else Step.HOLD, at=record.start_by)
+    if now >= view.run_over_at:
+        return Decision(Step.LEARN_RUN)
+    return Decision(Step.NONE if view.is_held else Step.HOLD, at=min(record.start_by, view.run_over_at))
 
 
 def _ready(view: View, record: Record, now: float) -> Decision:
@@ -232,6 +269,10 @@ def _ready(view: View, record: Record, now: float) -> Decision:
         return Decision(Step.END, EndReason.PROCESS_DIED, view.exit_message)
     if now >= record.expires_at:
         return Decision(Step.END, EndReason.TTL_EXPIRED)
+    if view.run_end is not None:
+        return _with_run(Step.END, view.run_end)
+    if now >= view.run_over_at:
+        return Decision(Step.LEARN_RUN)
     idle_at = view.idle_since + record.idle_seconds if record.idle_seconds is not None else math.inf
     if now >= idle_at + view.report_seconds and not view.is_busy:
         is_sure = view.calls_known_at >= idle_at + view.report_seconds
@@ -244,10 +285,10 @@ def _ready(view: View, record: Record, now: float) -> Decision:
         return Decision(Step.MARK_READY)
     idle_look = idle_at + view.report_seconds
     look = max(idle_look, now + 1.0) if view.is_busy else idle_look
-    return Decision(Step.NONE, at=min(record.expires_at, look))
+    return Decision(Step.NONE, at=min(record.expires_at, look, view.run_over_at))
 
 
 def _without_tools(view: View, record: Record, now: float) -> Decision:
     if view.is_alone:
         return Decision(Step.END, EndReason.LOST, "this hive does not know its tools")
-    return Decision(Step.NONE, at=min(now + TOOLS_SECONDS, record.expires_at))
+    return Decision(Step.NONE, at=min(now + TOOLS_SECONDS, record.expires_at, view.run_over_at))

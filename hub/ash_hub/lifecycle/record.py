@@ -11,10 +11,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, cast
 
 from ash_mcp.types import Cause, EndReason, Scope, SessionName
+from ash_router.store.base import Run
 
 __all__ = ["RECORD_VERSION", "Ending", "Record", "UnreadableRecord"]
 
-RECORD_VERSION: Final = 6
+RECORD_VERSION: Final = 7
+_WITHOUT_RUN: Final = 6
+"""The version before, which knew no runs. What is in none is still written so, for replicas that read no newer one."""
 
 
 class UnreadableRecord(Exception):
@@ -64,9 +67,15 @@ class Record:
     warnings: tuple[str, ...] = ()
     ending: Ending | None = None
     """None while the sandbox is wanted."""
+    run: Run | None = None
+    """What it ends with; None: it was spawned in no run."""
 
     def to_json(self) -> dict[str, Any]:
-        return {"version": RECORD_VERSION, **asdict(self), "warnings": list(self.warnings)}
+        shape: dict[str, Any] = {"version": RECORD_VERSION, **asdict(self), "warnings": list(self.warnings)}
+        if self.run is None:
+            del shape["run"]
+            shape["version"] = _WITHOUT_RUN
+        return shape
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Record:
@@ -76,7 +85,7 @@ class Record:
             UnreadableRecord: It is of another version, or no record at all.
         """
         try:
-            if found["version"] != RECORD_VERSION:
+            if found["version"] not in (RECORD_VERSION, _WITHOUT_RUN):
                 raise UnreadableRecord(f"record of version {found['version']!r}")
             return _read(found)
         except (KeyError, TypeError, ValueError) as error:
@@ -104,6 +113,7 @@ def _read(found: Mapping[str, Any]) -> Record:
         network=_read_network(found["network"]),
         warnings=tuple(str(warning) for warning in found["warnings"]),
         ending=_read_ending(ending) if ending is not None else None,
+        run=Run.from_json(found["run"]) if found["version"] == RECORD_VERSION else None,
     )
 
 

@@ -20,6 +20,7 @@ _WHY: Final[Mapping[EndReason, str]] = {
     EndReason.DESTROYED: "it was destroyed",
     EndReason.TTL_EXPIRED: "its time to live was over",
     EndReason.IDLE_EXPIRED: "it was idle for too long",
+    EndReason.RUN_ENDED: "its run ended",
     EndReason.HIVE_STOPPED: "the hive was stopped",
     EndReason.START_FAILED: "it did not start",
     EndReason.PROCESS_DIED: "its main process died",
@@ -29,6 +30,7 @@ _CAUSES: Final[Mapping[EndReason, Cause]] = {
     EndReason.DESTROYED: Cause.AGENT,
     EndReason.TTL_EXPIRED: Cause.LIMIT,
     EndReason.IDLE_EXPIRED: Cause.LIMIT,
+    EndReason.RUN_ENDED: Cause.LIMIT,
     EndReason.HIVE_STOPPED: Cause.OPERATOR,
     EndReason.START_FAILED: Cause.HIVE,
     EndReason.PROCESS_DIED: Cause.AGENT,
@@ -56,6 +58,8 @@ class Sandbox:
     """Whether its route was dropped since it began to end, and callers told."""
     is_surplus: bool = False
     """Whether it ended before as many others as are remembered."""
+    is_unannounced: bool = False
+    """Whether whoever spawns it tells callers that it is ready, instead of the controller."""
     wish: Ending | None = None
     """An end that this replica wants and has not recorded yet."""
     exit: Exit | None = None
@@ -148,6 +152,7 @@ class Sandbox:
             labels=self.labels,
             network=self.record.network,
             warnings=self.warnings,
+            run=self.record.run.name if self.record.run is not None else None,
         )
 
     def gone(self, now: float) -> SandboxGone:

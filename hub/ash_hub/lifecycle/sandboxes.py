@@ -15,6 +15,7 @@ from ash_hub.lifecycle.controller import Controller
 from ash_hub.lifecycle.parts import Parts
 from ash_hub.lifecycle.record import Record
 from ash_hub.lifecycle.sandbox import Sandbox
+from ash_hub.settings import Limits
 from ash_hub.spawning.pool import Started
 from ash_hub.spawning.recipes import Network, Recipe
 from ash_hub.spawning.refusal_pace import RefusalPace
@@ -22,7 +23,7 @@ from ash_hub.spawning.spawn_policy import Allowed, SpawnPolicy
 from ash_hub.spawning.spawn_request import SpawnAsk
 from ash_hub.spawning.specs import fingerprint, network_of, spec_for
 from ash_hub.spawning.starting import Progress
-from ash_mcp.errors import AshError, CapacityExceeded, ConnectFailed, SandboxGone, StartFailed
+from ash_mcp.errors import AshError, CapacityExceeded, ConfigError, ConnectFailed, SandboxGone, StartFailed
 from ash_mcp.types import (
     DEFAULT_SCOPE,
     EVERY_SCOPE,
@@ -38,6 +39,7 @@ from ash_mcp.types import (
     new_sandbox_id,
 )
 from ash_router.routes import Route
+from ash_router.store.base import Run
 
 __all__ = ["Sandboxes"]
 
@@ -64,6 +66,7 @@ class Sandboxes:
         self._refusals = RefusalPace()
         self.registry = controller.registry
         self._names = controller.names
+        self.runs = controller.runs
 
     # -- asking
 
@@ -115,15 +118,24 @@ class Sandboxes:
     # -- spawning
 
     async def spawn(
-        self, principal: Principal, scope: Scope, ask: SpawnAsk, progress: Progress, *, alias: str | None = None
+        self,
+        principal: Principal,
+        scope: Scope,
+        ask: SpawnAsk,
+        progress: Progress,
+        *,
+        alias: str | None = None,
+        announce: bool = True,
     ) -> Sandbox:
         """Make a sandbox and return it ready, or return the one that the same idempotency key made before.
 
         Args:
             alias: One more name of it, good in every scope; never a caller's own choice, as it must be unguessable.
+            announce: Whether callers are told that their tools changed; else that is left to whoever spawns.
 
         Raises:
             RecipeNotFound, ConfigError, PermissionDenied, SessionTaken, Unsupported: Nothing was made.
+            RunNotFound, RunEnded: The run that it is for is not open, and nothing was made.
             CapacityExceeded: The owner, or the hive, has as many sandboxes as it may, or too many spawns wait. Who
                 asks again and again hears it later (`RefusalPace`).
             StartFailed: With the step and the log; nothing is left of it.
@@ -133,6 +145,9 @@ class Sandboxes:
         allowed = self._policy.judge(ask, principal)
         self._require_backend()
         scope = DEFAULT_SCOPE if scope == EVERY_SCOPE else scope
+        run = await self.runs.find(principal, scope, ask.run) if ask.run is not None else None
+        if run is not None and run.scope != scope:
+            raise ConfigError(f"run {run.name} is of scope {run.scope or '(default)'!r}; spawn in that scope")
         sandbox_id = new_sandbox_id()
         try:
             await self._parts.siblings.begin(sandbox_id)
@@ -140,7 +155,8 @@ class Sandboxes:
                 holder = await self._names.claim_key(principal.subject, scope, ask.idempotency_key, sandbox_id)
                 if holder != sandbox_id:
                     return await self._same(holder)
-            sandbox = await self._enter(principal, scope, ask, allowed.recipe, sandbox_id, alias)
+            sandbox = await self._enter(principal, scope, ask, allowed.recipe, sandbox_id, alias, run)
+            sandbox.is_unannounced = not announce
             return await self._make_ready(sandbox, allowed, ask, progress)
         except CapacityExceeded:
             self._parts.siblings.settle(sandbox_id)  # only the answer waits
@@ -169,6 +185,7 @@ class Sandboxes:
         recipe: Recipe,
         sandbox_id: SandboxId,
         alias: str | None,
+        run: Run | None,
     ) -> Sandbox:
         """Take a place, a session name and an entry in the registry for a sandbox to be."""
         session: SessionName | None = None
@@ -177,7 +194,8 @@ class Sandboxes:
             ttl, idle = self._policy.lifetimes(ask, recipe)
             wanted = SessionName(ask.session) if ask.session is not None else None
             places, epoch = self._parts.settings.limits.places(principal), self._controller.store_epoch
-            session = await self._names.reserve(principal.subject, scope, wanted, sandbox_id, places)
+            run_id = run.id if run is not None else None
+            session = await self._names.reserve(principal.subject, scope, wanted, sandbox_id, places, run_id)
             self._require_running()  # nobody would end what begins after the stop
         except BaseException:
             with anyio.CancelScope(shield=True):
@@ -201,6 +219,7 @@ class Sandboxes:
             labels=dict(ask.labels),
             alias=alias,
             network=network_of(recipe, ask),
+            run=run,
         )
         sandbox = Sandbox(id=sandbox_id, record=record, held_epoch=epoch)
         self.registry.add(sandbox)
@@ -213,6 +232,8 @@ class Sandboxes:
     async def _make_ready(self, sandbox: Sandbox, allowed: Allowed, ask: SpawnAsk, progress: Progress) -> Sandbox:
         """Start a sandbox. On failure nothing of it is left but the reason, and the caller has waited for that."""
         with anyio.CancelScope() as sandbox.start:
+            if sandbox.record.run is not None:
+                self._controller.add(sandbox.id)  # so that it ends with its run from now on
             try:
                 await self._start(sandbox, allowed, ask, progress)
                 return sandbox
@@ -324,6 +345,39 @@ class Sandboxes:
         """
         self._require_backend()
         await self._end_all(targets, EndReason.DESTROYED)
+
+    async def destroy_run(self, principal: Principal, scope: Scope, name: str) -> list[Sandbox]:
+        """End a run and what was spawned in it, and return its sandboxes that lived.
+
+        Raises:
+            RunEnded, RunNotFound: The caller has no such open run.
+            ConnectFailed: The store or the backend is away; what had not begun to end goes on.
+        """
+        self._require_backend()
+        run = await self.runs.find(principal, scope, name)
+        await self.runs.end(run)
+        living = self.registry.living()
+        targets = [it for it in living if it.record.run is not None and it.record.run.id == run.id]
+        await self._end_all(targets, EndReason.DESTROYED)
+        return targets
+
+    async def abandon(self, targets: Iterable[Sandbox]) -> None:
+        """End sandboxes whose spawn nobody was told of, as spawns that failed."""
+        targets = list(targets)
+        for sandbox in targets:
+            message = "its caller left before it was told of it"
+            self._controller.wish(sandbox, EndReason.START_FAILED, message, Cause.AGENT)
+        for sandbox in targets:
+            await self._wait_ended(sandbox)
+
+    async def announce(self, principal: Principal, scope: Scope) -> None:
+        """Tell a principal's callers that their tools changed."""
+        await self._parts.on_changed(principal.subject, DEFAULT_SCOPE if scope == EVERY_SCOPE else scope)
+
+    @property
+    def limits(self) -> Limits:
+        """What this hive holds at most."""
+        return self._parts.settings.limits
 
     async def stop(self, *, keep: bool) -> bool:
         """End for good: no more spawns, sandboxes end with the calls in flight, unless they are kept.

@@ -16,7 +16,7 @@ from ash_hub.lifecycle.registry import Registry
 from ash_hub.lifecycle.sandbox import Sandbox
 from ash_hub.lifecycle.siblings import Siblings
 from ash_mcp.errors import CapacityExceeded, SessionTaken
-from ash_mcp.types import SandboxId, Scope, SessionName
+from ash_mcp.types import RunId, SandboxId, Scope, SessionName
 from ash_router.store.base import PlaceLimits, Store
 
 __all__ = ["Names", "hold_again"]
@@ -45,16 +45,23 @@ class Names:
         return holder
 
     async def reserve(
-        self, owner: str, scope: Scope, wanted: SessionName | None, sandbox_id: SandboxId, most: PlaceLimits
+        self,
+        owner: str,
+        scope: Scope,
+        wanted: SessionName | None,
+        sandbox_id: SandboxId,
+        most: PlaceLimits,
+        run: RunId | None = None,
     ) -> SessionName:
         """Take a session name, and a place among the living.
 
         Raises:
+            RunEnded: The run that it is for is not open.
             SessionTaken: Another sandbox has it; retryable where that is a spawn which may still fail.
             CapacityExceeded: The owner, or the hive, has as many sandboxes as it may.
         """
         try:
-            return await self._store.reserve_session(owner, scope, wanted, sandbox_id, most=most)
+            return await self._store.reserve_session(owner, scope, wanted, sandbox_id, most=most, run=run)
         except SessionTaken as taken:
             holder = taken.data.get("holder")
             if wanted is None or holder is None:
@@ -69,7 +76,7 @@ class Names:
         except CapacityExceeded as full:
             if not await self._free_abandoned_places(None if full.data.get("limit") == "hive" else owner):
                 raise
-        return await self._store.reserve_session(owner, scope, wanted, sandbox_id, most=most)
+        return await self._store.reserve_session(owner, scope, wanted, sandbox_id, most=most, run=run)
 
     async def _free_abandoned_places(self, owner: str | None) -> bool:
         """Free the abandoned places of an owner, or of all; at most once a second, however often it is called."""
@@ -109,6 +116,8 @@ async def hold_again(store: Store, sandbox: Sandbox) -> None:
     Raises:
         ConnectFailed: The store is away.
     """
+    if (run := sandbox.record.run) is not None:
+        await store.renew_run(run.id, run, restoring=True)
     try:
         await store.reserve_session(sandbox.owner, sandbox.scope, sandbox.session, sandbox.id, restoring=True)
     except SessionTaken:

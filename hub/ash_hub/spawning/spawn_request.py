@@ -46,6 +46,9 @@ class SpawnAsk(BaseModel):
     ttl_seconds: Annotated[float | None, Field(gt=0, description="life from now; the hive's default if absent")] = None
     idle_seconds: Annotated[float | None, Field(gt=0, description="end it after so long without a call")] = None
     labels: Annotated[_Labels, Field(description="your own marks, to list by")] = {}
+    run: Annotated[
+        str | None, Field(min_length=1, max_length=64, description="name or id of an open run that shall own it")
+    ] = None
     idempotency_key: Annotated[
         str | None,
         Field(min_length=1, max_length=128, description="the same key returns the same sandbox, so a retry is safe"),

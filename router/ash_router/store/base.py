@@ -378,8 +378,8 @@ class Store(Protocol):
         """Restart the lease of an open run, and say how it stands; None where nothing is known of it.
 
         Args:
-            lost: What to put back where nothing is known of it, as after a flush; its lease restarts. No-op where
-                another open run has its name.
+            lost: What to put back where nothing is known of it, as after a flush; its lease restarts. Where
+                another open run has got its name, both are open, and this one is reached by its id.
             most: The limits, for what is put back.
             restoring: What is there is not renewed. As with `reserve_session`, this alone goes on while the store is
                 being filled again.

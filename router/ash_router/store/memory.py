@@ -233,7 +233,7 @@ class MemoryStore:
             if not restoring:
                 self._renew(self._open_runs[run_id][0])
             return self._lease(run_id)
-        if lost is None or self._run_named(lost) is not None:
+        if lost is None:
             return None
         if most is not None:
             self._require_room(lost, most)

@@ -258,7 +258,13 @@ async def an_idempotency_key_belongs_to_the_first_who_comes(store: Store) -> Non
 
 
 def _run(number: int = 1, **more: Any) -> Run:
-    given: dict[str, Any] = {"owner": "me", "scope": DEFAULT_SCOPE, "name": "train", "lease_seconds": _LONG, "opened_at": number + 0.25}
+    given: dict[str, Any] = {
+        "owner": "me",
+        "scope": DEFAULT_SCOPE,
+        "name": "train",
+        "lease_seconds": _LONG,
+        "opened_at": number + 0.25,
+    }
     return Run(id=RunId(f"run-{number}"), **{**given, **more})
 
 
@@ -355,8 +361,9 @@ async def a_run_that_was_lost_can_be_put_back(store: Store) -> None:
     await asyncio.sleep(2 * _SHORT)
     lease = await store.renew_run(short.id, short, restoring=True)
     assert lease is not None and lease.left_seconds == 0.0, "what is there is not renewed by whoever restores"
-    assert await store.renew_run(RunId("run-3"), _run(3)) is None, "another run has its name"
-    assert len(await store.runs()) == 2
+    beside = await store.renew_run(RunId("run-3"), _run(3))
+    assert beside is not None and beside.state is RunState.OPEN, "another run has its name, and it goes on"
+    assert len(await store.runs()) == 3
 
 
 async def no_place_is_given_in_a_run_that_is_not_open(store: Store) -> None:

@@ -162,7 +162,18 @@ class RedisStore:
         restored = "" if restoring else self.restored_epoch
         bounds = ["" if restoring or bound is None else bound for bound in (most.owner, most.hive, most.starting)]
         is_restored = "1" if restoring else ""
-        args = (wanted or "", sandbox_id, floor, restored, owner, scope, *bounds, is_restored, CHOSEN_NUMBERS, run or "")
+        args = (
+            wanted or "",
+            sandbox_id,
+            floor,
+            restored,
+            owner,
+            scope,
+            *bounds,
+            is_restored,
+            CHOSEN_NUMBERS,
+            run or "",
+        )
         given, *more = await self._script("reserve_session", keys, *args)
         _refuse_while_refilling(given)
         if given == _ALL_TAKEN:

@@ -52,7 +52,7 @@ end
 local function open_run(keys, id, text, run, now)
   redis.call('HSET', keys.runs, id, text)
   redis.call('ZADD', keys.leases, string.format('%.0f', now + run.lease_seconds * 1000000), id)
-  redis.call('HSET', keys.names, name_of_run(run), id)
+  redis.call('HSETNX', keys.names, name_of_run(run), id)
   redis.call('HINCRBY', keys.counts, run.owner, 1)
 end
 

@@ -15,9 +15,6 @@ if not found then
     return {0}
   end
   local run = cjson.decode(ARGV[2])
-  if redis.call('HEXISTS', keys.names, name_of_run(run)) == 1 then
-    return {0}
-  end
   local full = ARGV[4] ~= '' and full_of_runs(keys, run.owner, ARGV[4], ARGV[5])
   if full then
     return {2, full}
