@@ -381,8 +381,9 @@ class Store(Protocol):
             lost: What to put back where nothing is known of it, as after a flush; its lease restarts. Where
                 another open run has got its name, both are open, and this one is reached by its id.
             most: The limits, for what is put back.
-            restoring: What is there is not renewed. As with `reserve_session`, this alone goes on while the store is
-                being filled again.
+            restoring: What is there is not renewed.
+
+        While the store is being filled again, a run without `lost` that it does not know fails as if it were away.
 
         Raises:
             CapacityExceeded: `lost` would be one too many.

@@ -95,6 +95,13 @@ class Yielding:
             raise ConnectFailed("the store is away")
 
 
+class AbsentStore(Yielding):
+    """As a replica has its store: it says when it is away."""
+
+    def unready(self) -> str | None:
+        return "the store is away, or lacks names" if self._is_away("open_run", {}) else None
+
+
 class LossyBackend(Yielding):
     """As a replica has its backend: news come late, and some are lost and told to be."""
 
@@ -222,8 +229,8 @@ class Cluster:
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
         self.backend = MemoryBackend()
-        self.store = MemoryStore()
         self.clock = anyio.current_time
+        self.store = MemoryStore(self.clock)
         self._made = 0
 
     def add(self) -> Replica:
@@ -278,7 +285,7 @@ class Cluster:
         self.refilling.discard(replica.id)
 
     def _store_is_away(self, name: str, options: Mapping[str, Any]) -> bool:
-        gives = name in ("reserve_session", "claim_key") and not options.get("restoring")
+        gives = name in ("reserve_session", "claim_key", "open_run") and not options.get("restoring")
         return self.is_away or (gives and bool(self.refilling & self.living.keys()))
 
     async def settle(self) -> None:
@@ -286,7 +293,7 @@ class Cluster:
         await anyio.sleep(120.0)
 
     def _assemble(self, name: str) -> Replica:
-        store: Any = Yielding(self.store, self.chance, self._store_is_away)
+        store: Any = AbsentStore(self.store, self.chance, self._store_is_away)
         backend: Any = LossyBackend(self.backend.another(), self.chance)
         settings = HubSettings(state_dir=self.folder, run_dir=self.folder, ttl_seconds=3600.0)
         recipe = Recipe.model_validate({"name": "test", "description": "For tests.", "server": {"python": "a:b"}})

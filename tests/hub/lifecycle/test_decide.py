@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ash_hub.backends.base import Phase
 from ash_hub.lifecycle.decide import (
     DELETE_SECONDS,
+    RUN_MESSAGES,
     TOOLS_SECONDS,
     Decision,
     Step,
@@ -41,6 +42,9 @@ IDLE = replace(READY, idle_seconds=30.0)
 WISH = Ending(reason=EndReason.DESTROYED, cause=Cause.AGENT, at=NOW - 1, by="a", message="asked for")
 ENDING = replace(READY, ending=WISH)
 DONE = Decision(Step.NONE)
+LEASE_OVER = RUN_MESSAGES[EndReason.RUN_ENDED]
+RUN_DESTROYED = RUN_MESSAGES[EndReason.DESTROYED]
+ENDS_OF_RUNS = ((EndReason.RUN_ENDED, LEASE_OVER), (EndReason.DESTROYED, RUN_DESTROYED))
 
 
 def view(**more: Any) -> View:
@@ -73,7 +77,22 @@ BURIED = {"state": State.GONE, "ended_at": NOW - 5, "kept_seconds": 60.0}
             Decision(Step.CANCEL_START, WISH.reason, "asked for"),
         ),
         (starting(phase=None, is_starting_here=True, wish=WISH, is_cancelled=True), DONE),
+        *[
+            (starting(phase=None, is_starting_here=True, run_end=reason), Decision(Step.CANCEL_START, reason, why))
+            for reason, why in ENDS_OF_RUNS
+        ],
+        (starting(phase=None, is_starting_here=True, run_end=EndReason.RUN_ENDED, is_cancelled=True), DONE),
+        (
+            starting(phase=None, is_starting_here=True, run_end=EndReason.RUN_ENDED, wish=WISH),
+            Decision(Step.CANCEL_START, WISH.reason, "asked for"),
+        ),
+        (starting(phase=None, is_starting_here=True, run_over_at=NOW, is_held=False), Decision(Step.LEARN_RUN)),
+        (starting(phase=None, is_starting_here=True, run_over_at=NOW + 9), Decision(Step.NONE, at=NOW + 9)),
         (starting(phase=None, is_starting_here=True, is_held=False), Decision(Step.HOLD)),
+        # absent, and not starting here: a run says no more
+        (absent(run_end=EndReason.RUN_ENDED), Decision(Step.BURY, EndReason.LOST)),
+        (absent(run_over_at=NOW), Decision(Step.BURY, EndReason.LOST)),
+        (absent(**BURIED, run_end=EndReason.RUN_ENDED, run_over_at=NOW), Decision(Step.NONE, at=NOW + 55)),
         (starting(phase=None, is_starting_here=True), DONE),
         (absent(record=ENDING), Decision(Step.BURY, WISH.reason, "asked for")),
         (absent(wish=WISH), Decision(Step.BURY, WISH.reason, "asked for")),
@@ -88,6 +107,7 @@ BURIED = {"state": State.GONE, "ended_at": NOW - 5, "kept_seconds": 60.0}
         # unreadable
         (view(record=None), DONE),
         (view(record=None, wish=WISH, phase=Phase.ENDED), DONE),
+        (view(record=None, run_end=EndReason.RUN_ENDED, run_over_at=NOW), DONE),
         # ending
         (view(record=ENDING, is_starting_here=True), Decision(Step.CANCEL_START, WISH.reason, "asked for")),
         (view(record=ENDING, is_starting_here=True, is_cancelled=True), Decision(Step.NONE, WISH.reason, "asked for")),
@@ -149,12 +169,55 @@ BURIED = {"state": State.GONE, "ended_at": NOW - 5, "kept_seconds": 60.0}
             (starting(maker=maker), Decision(Step.END, EndReason.START_FAILED, "the replica that started it died"))
             for maker in (Where.HERE, Where.DEAD)
         ],
+        (
+            starting(is_starting_here=True, run_end=EndReason.RUN_ENDED),
+            Decision(Step.CANCEL_START, EndReason.RUN_ENDED, LEASE_OVER),
+        ),
+        (
+            starting(is_starting_here=True, run_end=EndReason.RUN_ENDED, is_cancelled=True),
+            Decision(Step.NONE, at=NOW + 60),
+        ),
+        (starting(is_starting_here=True, run_over_at=NOW), Decision(Step.LEARN_RUN)),
+        (starting(is_starting_here=True, run_over_at=NOW + 9), Decision(Step.NONE, at=NOW + 9)),
+        (starting(is_starting_here=True, run_over_at=NOW + 90), Decision(Step.NONE, at=NOW + 60)),
+        *[
+            (starting(maker=Where.ELSEWHERE, run_end=reason), Decision(Step.END, reason, why))
+            for reason, why in ENDS_OF_RUNS
+        ],
+        (
+            starting(maker=Where.NOBODY, run_end=EndReason.RUN_ENDED),
+            Decision(Step.END, EndReason.RUN_ENDED, LEASE_OVER),
+        ),
+        (
+            starting(maker=Where.NOBODY, run_over_at=NOW),
+            Decision(Step.END, EndReason.START_FAILED, "the replica that started it died"),
+        ),
+        (
+            starting(maker=Where.ELSEWHERE, phase=Phase.ENDED, exit_message="died", run_end=EndReason.RUN_ENDED),
+            Decision(Step.END, EndReason.START_FAILED, "died"),
+        ),
+        (starting(maker=Where.ELSEWHERE, run_over_at=NOW, is_held=False), Decision(Step.LEARN_RUN)),
+        (starting(maker=Where.ELSEWHERE, run_over_at=NOW + 9), Decision(Step.NONE, at=NOW + 9)),
         (starting(maker=Where.ELSEWHERE, is_held=False), Decision(Step.HOLD, at=NOW + 60)),
         (starting(maker=Where.ELSEWHERE), Decision(Step.NONE, at=NOW + 60)),
         # ready
         (view(phase=Phase.ENDED, exit_message="died"), Decision(Step.END, EndReason.PROCESS_DIED, "died")),
         (view(record=replace(READY, expires_at=NOW)), Decision(Step.END, EndReason.TTL_EXPIRED)),
         (view(record=replace(READY, expires_at=NOW), is_busy=True), Decision(Step.END, EndReason.TTL_EXPIRED)),
+        *[(view(run_end=reason), Decision(Step.END, reason, why)) for reason, why in ENDS_OF_RUNS],
+        (view(run_end=EndReason.RUN_ENDED, is_busy=True), Decision(Step.END, EndReason.RUN_ENDED, LEASE_OVER)),
+        (view(run_end=EndReason.RUN_ENDED, phase=Phase.ENDED), Decision(Step.END, EndReason.PROCESS_DIED)),
+        (
+            view(run_end=EndReason.RUN_ENDED, record=replace(READY, expires_at=NOW)),
+            Decision(Step.END, EndReason.TTL_EXPIRED),
+        ),
+        (view(run_end=EndReason.RUN_ENDED, wish=WISH), Decision(Step.END, WISH.reason, "asked for")),
+        (view(run_over_at=NOW), Decision(Step.LEARN_RUN)),
+        (view(run_over_at=NOW, has_tools=False), Decision(Step.LEARN_RUN)),
+        (view(run_over_at=NOW, is_held=False), Decision(Step.LEARN_RUN)),
+        (view(run_over_at=NOW, record=IDLE, idle_since=NOW - 30), Decision(Step.LEARN_RUN)),
+        (view(run_over_at=NOW + 9), Decision(Step.NONE, at=NOW + 9)),
+        (view(run_over_at=NOW + 9, has_tools=False, is_alone=False), Decision(Step.NONE, at=NOW + 9)),
         (view(record=IDLE, idle_since=NOW - 30), Decision(Step.END, EndReason.IDLE_EXPIRED)),
         (view(record=IDLE, idle_since=NOW - 29), Decision(Step.NONE, at=NOW + 1)),
         (view(record=IDLE, idle_since=NOW - 31, report_seconds=2.0), Decision(Step.NONE, at=NOW + 1)),
@@ -227,6 +290,8 @@ views = st.builds(
     ended_at=st.sampled_from((None, NOW - 5, NOW - 4000)),
     is_lost=st.booleans(),
     is_withdrawn=st.booleans(),
+    run_end=st.sampled_from((None, EndReason.RUN_ENDED, EndReason.DESTROYED)),
+    run_over_at=st.sampled_from((-math.inf, NOW, NOW + 5, math.inf)),
 )
 
 
@@ -248,7 +313,12 @@ def test_what_holds_of_every_view(seen: View) -> None:
 
 @given(views)
 def test_that_the_store_lacks_something_is_no_reason_to_end(seen: View) -> None:
-    lacking = replace(seen, is_held=False, has_route=False, maker=Where.ELSEWHERE, calls_known_at=-math.inf)
-    there = replace(seen, is_held=True, has_route=True, maker=Where.ELSEWHERE, calls_known_at=math.inf)
+    seen = replace(seen, run_end=None)  # that a run has ended is said by the store, not lacking in it
+    lacking = replace(
+        seen, run_over_at=NOW, is_held=False, has_route=False, maker=Where.ELSEWHERE, calls_known_at=-math.inf
+    )
+    there = replace(
+        seen, run_over_at=math.inf, is_held=True, has_route=True, maker=Where.ELSEWHERE, calls_known_at=math.inf
+    )
     ends = (Step.END, Step.DELETE, Step.BURY, Step.WITHDRAW)
     assert decide(lacking, NOW).step not in ends or decide(lacking, NOW) == decide(there, NOW)

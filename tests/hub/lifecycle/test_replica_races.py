@@ -18,16 +18,19 @@ from hypothesis import strategies as st
 
 from ash_hub.lifecycle.record import Record
 from ash_hub.lifecycle.sandbox import Sandbox
-from ash_mcp.errors import AshError, SandboxGone, SessionTaken
-from ash_mcp.types import DEFAULT_SCOPE, EndReason, SandboxId, State
+from ash_mcp.errors import AshError, RunEnded, SandboxGone, SessionTaken
+from ash_mcp.types import DEFAULT_SCOPE, EndReason, RunInfo, SandboxId, State
 from tests.hub.lifecycle.jump_time import run_in_jump_time
 from tests.hub.lifecycle.replica_model import LOCAL, Cluster, Replica
 
-SPAWNS = ("spawn", "short", "idle", "leave", "keyed")
-ACTIONS = (*SPAWNS, "destroy", "extend", "call", "die", "kill", "stop", "cut", "flush", "wait")
+SPAWNS = ("spawn", "short", "idle", "leave", "keyed", "member")
+RUN_ACTIONS = ("open", "silence", "end")
+ACTIONS = (*SPAWNS, *RUN_ACTIONS, "destroy", "extend", "call", "die", "kill", "stop", "cut", "flush", "wait")
 TTL_SECONDS = 20.0
 """Of what is spawned for a short time."""
 IDLE_SECONDS = 10.0
+LEASE_SECONDS = 8.0
+"""Of runs; they are renewed each second while they are held."""
 REPORTED_SECONDS = 5.0
 """How long after a call every replica has surely heard of it, as slow as these twins are."""
 SPAWN_SECONDS = 150.0
@@ -38,6 +41,18 @@ actions = st.lists(
     min_size=2,
     max_size=14,
 )
+
+
+@dataclass
+class Holder:
+    """Who opened a run: a trainer that renews its lease, until it falls silent or ends it."""
+
+    info: RunInfo
+    is_silent: bool = False
+    is_ended: bool = False
+    """Whether it was told that the run is destroyed."""
+    is_refused: bool = False
+    """Whether a renewal was told that it has ended."""
 
 
 @dataclass
@@ -58,6 +73,8 @@ class Story:
     """What spawns with one idempotency key were answered with."""
     refused: list[str] = field(default_factory=list[str])
     """Spawns with a key that were told that another has the session: that one has their key, and is theirs."""
+    runs: list[Holder] = field(default_factory=list[Holder])
+    members: dict[SandboxId, Holder] = field(default_factory=dict[SandboxId, Holder])
     troubles: Counter[str] = field(default_factory=Counter[str])
 
     def cause(self, sandbox_id: SandboxId, reason: EndReason) -> None:
@@ -69,6 +86,8 @@ class Story:
         sandbox_id = self.made[target % len(self.made)] if self.made else None
         if name in SPAWNS:
             self.tasks.start_soon(self._spawn, replica, name, f"k{target % 2}")
+        elif name in RUN_ACTIONS:
+            self._act_on_run(name, replica, target)
         elif name in ("cut", "flush", "kill", "stop"):
             self._trouble(name, replica, len(replicas))
         elif sandbox_id is not None and name == "call":
@@ -80,6 +99,50 @@ class Story:
             self.over.add(sandbox_id)
             self.cluster.backend.die(sandbox_id)
         await anyio.sleep(target / 4 if name == "wait" else target / 40)
+
+    def _act_on_run(self, name: str, replica: Replica, target: int) -> None:
+        if name == "open":
+            self.tasks.start_soon(self._hold_run, replica, f"run{len(self.runs)}-{target}")
+        elif self.runs:
+            holder = self.runs[target % len(self.runs)]
+            if name == "silence":
+                holder.is_silent = True
+            else:
+                self.tasks.start_soon(self._end_run, replica, holder)
+
+    async def _hold_run(self, replica: Replica, name: str) -> None:
+        """Open a run and renew it through whichever replica lives, as a client behind a balancer does."""
+        with replica.alive(), anyio.fail_after(SPAWN_SECONDS):
+            try:
+                await replica.started.wait()
+                info = await replica.sandboxes.runs.open(LOCAL, DEFAULT_SCOPE, name, LEASE_SECONDS)
+            except AshError:
+                return
+            holder = Holder(info)
+            self.runs.append(holder)
+            self.cluster.tasks.start_soon(self._renew, holder)
+
+    async def _renew(self, holder: Holder) -> None:
+        while not (holder.is_silent or holder.is_refused):
+            replica = self.cluster.chance.choice(list(self.cluster.living.values()))
+            with replica.alive():
+                try:
+                    runs, info = replica.sandboxes.runs, holder.info
+                    await runs.renew(LOCAL, DEFAULT_SCOPE, info.name, info.id, info.lease_seconds)
+                except RunEnded:
+                    holder.is_refused = True
+                except AshError:
+                    pass
+            await anyio.sleep(1.0)
+
+    async def _end_run(self, replica: Replica, holder: Holder) -> None:
+        holder.is_silent = True
+        with replica.alive():
+            try:
+                await replica.sandboxes.destroy_run(LOCAL, DEFAULT_SCOPE, holder.info.id)
+                holder.is_ended = True
+            except AshError:
+                pass
 
     def _trouble(self, name: str, replica: Replica, replicas: int) -> None:
         self.troubles[name] += 1
@@ -110,6 +173,10 @@ class Story:
         }
         if how == "keyed":
             self.keyed.setdefault(key, set())
+        holder = self.runs[-1] if how == "member" and self.runs else None
+        if holder is not None:
+            asks["member"] = {"run": holder.info.id}
+        came_late = holder is not None and holder.is_ended and not self.troubles["flush"]
         with replica.alive(), anyio.move_on_after(0.6 if how == "leave" else None), anyio.fail_after(SPAWN_SECONDS):
             try:
                 sandbox = await replica.spawn(**asks.get(how, {}))
@@ -117,7 +184,10 @@ class Story:
                 if isinstance(error, SessionTaken) and not error.retryable:
                     self.refused.append(f"{key}: {error} {error.data}")
                 return
+            assert not came_late, "a spawn that came late to an ended run was not refused"
             self.made.append(sandbox.id)
+            if holder is not None:
+                self.members[sandbox.id] = holder
             if how == "keyed":
                 self.keyed[key].add(sandbox.id)
             elif how in ("short", "idle"):
@@ -158,7 +228,7 @@ class Story:
         cluster = self.cluster
         existing = {instance.id for instance in await cluster.backend.list()}
         for sandbox_id in self.made:
-            causes = self.causes.get(sandbox_id, set[EndReason]())
+            causes = self._causes(sandbox_id)
             if not causes:
                 assert sandbox_id in existing, "a sandbox was lost"
             views = [view for replica in cluster.living.values() if (view := replica.find(sandbox_id)) is not None]
@@ -174,6 +244,7 @@ class Story:
                 self._check_idle(sandbox_id, views)
         assert not self.refused
         assert not self.over & existing, "what must have ended lives"
+        self._check_runs(existing)
         routed = {SandboxId(record["sandbox_id"]) for record in await cluster.store.routes()}
         for instance in await cluster.backend.list():
             record = Record.from_json(instance.record)
@@ -185,6 +256,19 @@ class Story:
         for replica in cluster.living.values():
             assert replica.routes.ids() == existing
         await self._check_keys(existing)
+
+    def _causes(self, sandbox_id: SandboxId) -> set[EndReason]:
+        """Return why a sandbox may have ended: with its run only where nobody renewed that, or it was ended."""
+        causes = set(self.causes.get(sandbox_id, ()))
+        if (holder := self.members.get(sandbox_id)) is not None and holder.is_silent:
+            causes |= {EndReason.RUN_ENDED, EndReason.DESTROYED}
+        return causes
+
+    def _check_runs(self, existing: set[SandboxId]) -> None:
+        for sandbox_id, holder in self.members.items():
+            assert sandbox_id not in existing or not holder.is_silent, "a run that nobody renews has left something"
+        for holder in self.runs:
+            assert holder.is_silent or not holder.is_refused, "a run that is renewed has ended"
 
     def _check_idle(self, sandbox_id: SandboxId, views: Sequence[Sandbox]) -> None:
         for view in views:
@@ -246,6 +330,41 @@ def test_replicas_agree_on_what_lives_and_why_the_rest_ended(story: list[Action]
 
 
 TOLD: dict[str, list[Action]] = {
+    "runs are held, fall silent and are ended": [
+        ("open", 0, 9),
+        *[("member", n, 3) for n in range(3)],
+        ("wait", 0, 9),
+        ("silence", 0, 0),
+        ("open", 1, 9),
+        *[("member", n, 1) for n in range(3)],
+        ("end", 1, 1),
+        *[("member", n, 2) for n in range(3)],
+        *[("wait", 0, 9)] * 6,
+    ],
+    "the store is emptied and away while runs are held": [
+        ("open", 0, 9),
+        *[("member", n, 6) for n in range(3)],
+        ("wait", 0, 9),
+        ("flush", 0, 9),
+        *[("wait", 0, 9)] * 6,
+        ("member", 0, 9),
+        ("cut", 0, 0),
+        *[("wait", 0, 9)] * 6,
+        ("cut", 0, 0),
+        ("kill", 0, 9),
+        *[("wait", 0, 9)] * 6,
+    ],
+    "a holder dies while the store is emptied and a replica killed": [
+        ("open", 0, 9),
+        *[("member", n, 6) for n in range(3)],
+        ("wait", 0, 9),
+        ("silence", 0, 0),
+        ("member", 0, 0),
+        ("flush", 0, 9),
+        ("member", 1, 0),
+        ("kill", 0, 9),
+        *[("wait", 0, 9)] * 6,
+    ],
     "spawns come to a replica that has just stopped": [("stop", 0, 0), ("keyed", 0, 8), ("keyed", 0, 8)],
     "many expire": [("short", 0, 3), ("short", 1, 3), ("short", 0, 3), ("short", 1, 3)],
     "one of many idles while the others are called": [

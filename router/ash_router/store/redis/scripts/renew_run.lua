@@ -5,14 +5,11 @@
 -- database lost what it held and is not filled again yet.
 local keys = {runs = KEYS[1], leases = KEYS[2], names = KEYS[3], counts = KEYS[4], ends = KEYS[5], ended = KEYS[6]}
 
-if ARGV[3] ~= '' and current_epoch(KEYS[7]) ~= ARGV[3] then
-  return {-1}
-end
 local now, id = server_micros(), ARGV[1]
 local found = standing_of_run(keys, id, now)
 if not found then
   if ARGV[2] == '' then
-    return {0}
+    return {current_epoch(KEYS[7]) == ARGV[3] and 0 or -1}
   end
   local run = cjson.decode(ARGV[2])
   local full = ARGV[4] ~= '' and full_of_runs(keys, run.owner, ARGV[4], ARGV[5])
