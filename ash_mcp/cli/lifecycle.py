@@ -118,15 +118,21 @@ async def destroy(
     cli: Cli,
     sessions: Annotated[list[str] | None, typer.Argument(metavar="SESSION...", help="Names or ids.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of yours, in this scope.")] = False,
+    run: Annotated[str | None, typer.Option(metavar="NAME", help="A run, with all that was spawned in it.")] = None,
 ) -> None:
     """End sandboxes with everything in them.
 
     Says which; ending one that has ended is no error.
     """
-    if bool(sessions) == everything:
-        raise typer.BadParameter("name the sandboxes to end, or say --all to end all of yours (one of the two)")
+    if [bool(sessions), everything, run is not None].count(True) != 1:
+        raise typer.BadParameter(
+            "name the sandboxes to end, or say --all for all of yours, or --run (one of the three)"
+        )
     async with cli.hive() as hive, waiting("ending sandboxes", show=not cli.as_json):
-        done = await (hive.destroy_all() if everything else hive.destroy(*(sessions or ())))
+        if run is not None:
+            done = await hive.destroy_run(run)
+        else:
+            done = await (hive.destroy_all() if everything else hive.destroy(*(sessions or ())))
     cli.tell(_shape(done), *_lines(done))
     if done.not_found:
         if not cli.as_json:

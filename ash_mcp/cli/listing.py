@@ -29,6 +29,7 @@ async def list_sandboxes(
     cli: Cli,
     everything: Annotated[bool, typer.Option("--all", "-a", help="Also those that ended within the hour.")] = False,
     label: Annotated[list[str] | None, typer.Option("--label", "-l", metavar="K=V", help="Only with this.")] = None,
+    run: Annotated[str | None, typer.Option(metavar="NAME", help="Only those of this run.")] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C.")] = False,
 ) -> None:
     """Show your sandboxes and how they are.
@@ -38,9 +39,9 @@ async def list_sandboxes(
     labels = read_pairs(label or (), "a label") or None
     async with cli.hive() as hive:
         if watch:
-            await _watch(cli, hive, labels, everything)
+            await _watch(cli, hive, labels, everything, run)
             return
-        infos = await hive.list(labels=labels, include_ended=everything)
+        infos = await hive.list(labels=labels, run=run, include_ended=everything)
     if cli.as_json:
         emit_json(_shapes(infos, time.time()))
     elif infos:
@@ -49,15 +50,15 @@ async def list_sandboxes(
         note("No sandboxes. `ash spawn` starts one.")
 
 
-async def _watch(cli: Cli, hive: Hive, labels: dict[str, str] | None, everything: bool) -> None:
+async def _watch(cli: Cli, hive: Hive, labels: dict[str, str] | None, everything: bool, run: str | None) -> None:
     if sys.stdout.isatty() and not cli.as_json:
-        await _watch_live(cli, hive, labels, everything)
+        await _watch_live(cli, hive, labels, everything, run)
         return
     import json
 
     console, before = new_console(), None
     while True:
-        infos = await hive.list(labels=labels, include_ended=everything)
+        infos = await hive.list(labels=labels, run=run, include_ended=everything)
         if infos != before:
             if cli.as_json:
                 say(json.dumps(_shapes(infos, time.time()), ensure_ascii=False))
@@ -67,12 +68,12 @@ async def _watch(cli: Cli, hive: Hive, labels: dict[str, str] | None, everything
         await anyio.sleep(_EVERY_SECONDS)
 
 
-async def _watch_live(cli: Cli, hive: Hive, labels: dict[str, str] | None, everything: bool) -> None:
+async def _watch_live(cli: Cli, hive: Hive, labels: dict[str, str] | None, everything: bool, run: str | None) -> None:
     from rich.live import Live
 
     with Live(console=new_console(), auto_refresh=False) as live:
         while True:
-            infos = await hive.list(labels=labels, include_ended=everything)
+            infos = await hive.list(labels=labels, run=run, include_ended=everything)
             live.update(sandbox_table(infos, now=time.time(), scope=cli.scope), refresh=True)
             await anyio.sleep(_EVERY_SECONDS)
 

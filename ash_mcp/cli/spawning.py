@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ash_mcp.cli.context import Cli
-from ash_mcp.cli.output import clean
+from ash_mcp.cli.output import clean, complain
 from ash_mcp.cli.secrets import read_secrets
 from ash_mcp.cli.tables import moment, tool_lines
 from ash_mcp.cli.values import read_duration, read_network, read_pairs, shown_duration
 from ash_mcp.cli.waiting import waiting
-from ash_mcp.wire import info_to_json, network_text
+from ash_mcp.wire import failure_to_json, info_to_json, network_text
 
 if TYPE_CHECKING:
+    from ash_mcp.errors import AshError
     from ash_mcp.results import Progress
     from ash_mcp.sandbox import Sandbox
-    from ash_mcp.types import Tool
+    from ash_mcp.types import SandboxInfo, Tool
 
 __all__ = ["spawn"]
 
@@ -44,6 +46,8 @@ async def spawn(
         list[str] | None, typer.Option(metavar="K=V", help="Label of the nodes it may run on, in a cluster.")
     ] = None,
     runtime_class: Annotated[str | None, typer.Option(help="Such as gvisor, in a cluster.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many, all alike.")] = 1,
+    run: Annotated[str | None, typer.Option(metavar="NAME", help="Open run that shall own it.")] = None,
     port: Annotated[list[int] | None, typer.Option(min=1, max=65535, help="Port to expose.")] = None,
 ) -> None:
     """Start a sandbox and show its tools.
@@ -63,8 +67,14 @@ async def spawn(
         "node_selector": read_pairs(node_selector or (), "a node's label"),
         "runtime_class": runtime_class,
         "ports": port or (),
+        "run": run,
     }
+    if count > 1 and session is not None:
+        raise typer.BadParameter("--session names one sandbox; leave it out, or --count")
     asked["secrets"] = read_secrets(secret or ())
+    if count > 1:
+        await _spawn_many(cli, count, recipe, asked)
+        return
     async with cli.hive() as hive, waiting("starting a sandbox", show=not cli.as_json) as meter:
 
         def show(news: Progress) -> None:
@@ -73,6 +83,28 @@ async def spawn(
         box = await hive.spawn(recipe, on_progress=show, **asked)
         tools = await box.tools()
     _tell(cli, box, tools)
+
+
+async def _spawn_many(cli: Cli, count: int, recipe: str | None, asked: Mapping[str, Any]) -> None:
+    async with cli.hive() as hive, waiting(f"starting {count} sandboxes", show=not cli.as_json) as meter:
+        came: set[int] = set()
+
+        def show(index: int, outcome: SandboxInfo | AshError) -> None:
+            del outcome
+            came.add(index)
+            meter.update(done=len(came), total=count)
+
+        done = await hive.spawn_many(count, recipe, on_ready=show, **asked)
+    now, boxes = time.time(), done.sandboxes
+    failed = [{"index": index, **failure_to_json(done.failed[index])} for index in sorted(done.failed)]
+    lines = [f"{box.session} is ready: {box.info.recipe}, {box.id}" for box in boxes]
+    cli.tell({"made": [info_to_json(box.info, now=now) for box in boxes], "failed": failed}, *lines)
+    if failed:
+        if not cli.as_json:
+            why = Counter(clean(error.message.partition("\n")[0]) for error in done.failed.values())
+            for message, times in why.items():
+                complain(f"{times} of {count} failed: {message}")
+        raise typer.Exit(1)
 
 
 def _tell(cli: Cli, box: Sandbox, tools: Sequence[Tool]) -> None:

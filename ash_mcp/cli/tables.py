@@ -44,21 +44,29 @@ def _first_line(text: str, most: int = 100) -> str:
 
 
 def sandbox_table(infos: Iterable[SandboxInfo], *, now: float, scope: str | None) -> Table:
-    """Return sandboxes as a table; the scope is shown where several are listed, the reason where one has ended."""
+    """Return sandboxes as a table; scope, run and reason are shown where they say something."""
     from rich.table import Table
     from rich.text import Text
 
     shown = list(infos)
     scoped, ended = scope == EVERY_SCOPE, any(info.state.ended for info in shown)
+    in_runs = any(info.run is not None for info in shown)
     table = Table(box=None, pad_edge=False, header_style="bold")
     names = ["SESSION", "STATUS", "RECIPE", "AGE", "EXPIRES", "IDLE", "NETWORK", "LABELS"]
-    for name in [*(["SCOPE"] if scoped else []), *names, *(["REASON"] if ended else [])]:
+    for name in [
+        *(["SCOPE"] if scoped else []),
+        *names,
+        *(["RUN"] if in_runs else []),
+        *(["REASON"] if ended else []),
+    ]:
         table.add_column(name, overflow="fold", no_wrap=name in ("SESSION", "STATUS"))
     for info in shown:
         cells = [Text(info.session), Text(info.state.value, style=_COLOURS[info.state])]
         cells += [Text(cell) for cell in _cells(info, now)]
         if scoped:
             cells.insert(0, Text(info.scope or "(default)"))
+        if in_runs:
+            cells.append(Text(info.run or "-"))
         if ended:
             cells.append(Text(_reason(info)))
         table.add_row(*cells)
