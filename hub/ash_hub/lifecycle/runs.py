@@ -93,15 +93,15 @@ class Runs:
         """
         if run_id is None:
             run_id = (await self.find(principal, scope, name)).id
-        lost: Run | None = None
-        if lease_seconds is not None:
-            lost = self._new(principal, scope, name, lease_seconds, None, run_id)
         elif not is_run_id(run_id):
             raise ConfigError(f"{run_id!r} is no run's id; give the run_id that its opening was answered with")
         else:
             judged = await self._store.judge_runs([run_id], quiet_seconds=self._quiet_seconds())
             if run_id in judged:  # before anything is renewed
                 self._require_open(principal, scope, name, judged[run_id])
+        lost: Run | None = None
+        if lease_seconds is not None:
+            lost = self._new(principal, scope, name, lease_seconds, None, run_id)
         lease = await self._store.renew_run(run_id, lost, most=self._limits)
         return self._shown(self._require_open(principal, scope, name, lease))
 

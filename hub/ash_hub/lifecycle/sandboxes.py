@@ -23,7 +23,7 @@ from ash_hub.spawning.spawn_policy import Allowed, SpawnPolicy
 from ash_hub.spawning.spawn_request import SpawnAsk
 from ash_hub.spawning.specs import fingerprint, network_of, spec_for
 from ash_hub.spawning.starting import Progress
-from ash_mcp.errors import AshError, CapacityExceeded, ConfigError, ConnectFailed, SandboxGone, StartFailed
+from ash_mcp.errors import AshError, CapacityExceeded, ConnectFailed, SandboxGone, StartFailed
 from ash_mcp.types import (
     DEFAULT_SCOPE,
     EVERY_SCOPE,
@@ -146,8 +146,6 @@ class Sandboxes:
         self._require_backend()
         scope = DEFAULT_SCOPE if scope == EVERY_SCOPE else scope
         run = await self.runs.find(principal, scope, ask.run) if ask.run is not None else None
-        if run is not None and run.scope != scope:
-            raise ConfigError(f"run {run.name} is of scope {run.scope or '(default)'!r}; spawn in that scope")
         sandbox_id = new_sandbox_id()
         try:
             await self._parts.siblings.begin(sandbox_id)

@@ -201,7 +201,7 @@ class Run:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Run:
-        key = found.get("key")
+        key = found["key"]
         return cls(
             id=RunId(str(found["id"])),
             owner=str(found["owner"]),
