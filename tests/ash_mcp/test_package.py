@@ -16,13 +16,14 @@ import ash_mcp
 from ash_mcp import errors
 
 EXPORTED = """
-AshError AshTimeout BadArguments CallResult CapacityExceeded Cause Chunk ClientSettings CommandFailed CommandNotStarted
-ConfigError Conflict ConnectFailed Destroyed EndReason ExecResult FileEntry FileError FileExists FileNotFound
-FileNotPermitted Files Hive HiveFault IsADirectory Job JobInfo JobNotFound JobOutput JobResult LocalProtocolError
-NoSpace NotADirectory NotFound OutputStream PermissionDenied Progress ProtocolError RecipeNotFound RemoteProtocolError
-RequestRefused ResourceAmounts Resources ResultLost Sandbox SandboxError SandboxGone SandboxId SandboxInfo
-SandboxNotFound SandboxRefused SessionName SessionTaken Spawning StartFailed State StreamBroken Tool ToolNotFound
-TransportError Unauthenticated Unsupported
+AshError AshTimeout BadArguments CallResult CapacityExceeded Cause Chunk ClientSettings CommandFailed
+CommandNotStarted ConfigError Conflict ConnectFailed Destroyed EndReason ExecResult FileEntry FileError FileExists
+FileNotFound FileNotPermitted Files Hive HiveFault IsADirectory Job JobInfo JobNotFound JobOutput JobResult
+LocalProtocolError NoSpace NotADirectory NotFound OutputStream PermissionDenied Progress ProtocolError RecipeNotFound
+RemoteProtocolError RequestRefused ResourceAmounts Resources ResultLost Run RunEnded RunId RunInfo RunNotFound
+RunTaken Sandbox SandboxError SandboxGone SandboxId SandboxInfo SandboxNotFound SandboxRefused SessionName
+SessionTaken SpawnedMany Spawning StartFailed State StreamBroken Tool ToolNotFound TransportError Unauthenticated
+Unsupported
 """.split()
 
 

@@ -17,6 +17,7 @@ from tests.ash_mcp.twin import TERMINAL, TwinHive
 PAIRS = [
     (ash_mcp.Hive, sync.Hive),
     (ash_mcp.Sandbox, sync.Sandbox),
+    (ash_mcp.Run, sync.Run),
     (ash_mcp.Files, sync.Files),
     (ash_mcp.Job, sync.Job),
     (ash_mcp.OutputStream, sync.OutputStream),

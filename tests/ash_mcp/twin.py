@@ -23,7 +23,17 @@ from mcp.shared.inbound import InboundLadderRejection, classify_inbound_request,
 
 from ash_mcp import errors
 from ash_mcp.errors import AshError
-from ash_mcp.types import Cause, EndReason, SandboxInfo, Scope, SessionName, State, new_sandbox_id
+from ash_mcp.types import (
+    Cause,
+    EndReason,
+    RunInfo,
+    SandboxInfo,
+    Scope,
+    SessionName,
+    State,
+    new_run_id,
+    new_sandbox_id,
+)
 from ash_mcp.wire import (
     HEADER_NONCE,
     HEADER_ORIGIN,
@@ -32,6 +42,7 @@ from ash_mcp.wire import (
     failure_to_json,
     http_status,
     info_to_json,
+    run_to_json,
     tool_failure,
 )
 from tests.ash_mcp.twin_runner import Json, TwinRunner
@@ -58,6 +69,14 @@ class TwinBox:
 
 
 @dataclass
+class TwinRun:
+    info: RunInfo
+    key: str | None
+    renewals: int = 0
+    is_open: bool = True
+
+
+@dataclass
 class Seen:
     """One request that reached the twin."""
 
@@ -72,6 +91,10 @@ class TwinHive:
     recipes: Sequence[str] = ("general", "echo")
     boxes: dict[str, TwinBox] = field(default_factory=dict[str, TwinBox])
     by_key: dict[str, str] = field(default_factory=dict[str, str])
+    runs: dict[str, TwinRun] = field(default_factory=dict[str, "TwinRun"])
+    """By id."""
+    most: int = 1000
+    """Living sandboxes."""
     seen: list[Seen] = field(default_factory=list[Seen])
     scripts: deque[Script] = field(default_factory=deque[Script])
     after: deque[Script] = field(default_factory=deque[Script])
@@ -113,6 +136,7 @@ class TwinHive:
             "list": self._list,
             "extend": self._extend,
             "network": self._network,
+            "run": self._run,
             "ash_tools": lambda asked: self._alive(asked["session"]) and {"tools": TOOLS},
             "ash_logs": lambda asked: self._alive(asked["session"]) and {"log": "ready\n"[-asked["tail_bytes"] :]},
         }
@@ -133,6 +157,9 @@ class TwinHive:
         key = asked.get("idempotency_key", "")
         if key in self.by_key:
             return self._shape(self.boxes[self.by_key[key]])
+        run = self._open_run(asked["run"]) if "run" in asked else None
+        if sum(not box.info.state.ended for box in self.boxes.values()) >= self.most:
+            raise errors.CapacityExceeded("the twin is full", limit="hive", retry_after_seconds=0.05)
         recipe = asked.get("recipe", "general")
         if recipe not in self.recipes:
             raise errors.RecipeNotFound(f"there is no recipe {recipe!r}; there are: {', '.join(self.recipes)}")
@@ -153,6 +180,7 @@ class TwinHive:
             idle_seconds=asked.get("idle_seconds", 1800.0),
             labels=asked.get("labels", {}),
             network=asked.get("network", "internet"),
+            run=run.info.name if run is not None else None,
         )
         workspace = self.root / box_id
         workspace.mkdir()
@@ -162,7 +190,48 @@ class TwinHive:
             self.by_key[key] = box_id
         return self._shape(self.boxes[box_id])
 
+    def _run(self, asked: Json) -> Json:
+        with self.spawning:
+            if asked.get("renew"):
+                run = self._open_run(asked.get("run_id") or asked["run"])
+                run.renewals += 1
+                return run_to_json(run.info)
+            for run in self.runs.values():
+                if run.is_open and run.info.name == asked["run"]:
+                    if run.key != asked["idempotency_key"]:
+                        raise errors.RunTaken("it is open", run=asked["run"], left_seconds=1.0)
+                    return run_to_json(run.info)
+            info = RunInfo(
+                id=new_run_id(),
+                name=asked["run"],
+                scope=Scope(""),
+                lease_seconds=asked["lease_seconds"],
+                left_seconds=asked["lease_seconds"],
+                opened_at=time.time(),
+            )
+            self.runs[info.id] = TwinRun(info, asked["idempotency_key"])
+            return run_to_json(info)
+
+    def _open_run(self, name: str) -> TwinRun:
+        named = [run for run in self.runs.values() if name in (run.info.id, run.info.name)]
+        if not named:
+            raise errors.RunNotFound(f"there is no run {name!r}", run=name)
+        if not named[-1].is_open:
+            raise errors.RunEnded("it has ended; open another one", run=name, reason="run_ended")
+        return named[-1]
+
+    def end_run(self, run: TwinRun, reason: EndReason = EndReason.RUN_ENDED) -> list[TwinBox]:
+        run.is_open = False
+        ended = [box for box in self.boxes.values() if box.info.run == run.info.name and not box.info.state.ended]
+        for box in ended:
+            self.end(box, reason)
+        return ended
+
     def _destroy(self, asked: Json) -> Json:
+        if "run" in asked:
+            ended = self.end_run(self._open_run(asked["run"]), EndReason.DESTROYED)
+            shapes = [self._shape(box) for box in ended]
+            return {"destroyed": shapes, "already_ended": [], "not_found": [], "run": asked["run"]}
         names: Any = asked["session"]
         if names == "*":
             names = [box.info.id for box in self.boxes.values() if not box.info.state.ended]
@@ -189,9 +258,10 @@ class TwinHive:
         found = [
             self._shape(box)
             for box in self.boxes.values()
+            if asked.get("run") in (None, box.info.run)
             if (asked["include_ended"] or not box.info.state.ended) and wanted.items() <= dict(box.info.labels).items()
         ]
-        return {"sandboxes": found}
+        return {"sandboxes": found, "runs": [run_to_json(run.info) for run in self.runs.values() if run.is_open]}
 
     def _network(self, asked: Json) -> Json:
         box = self._alive(asked["session"])

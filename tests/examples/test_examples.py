@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+import time
 
 import pytest
 
+from ash_mcp.sync import Hive
 from tests.example_runs import EXAMPLES, run_example
 
 
@@ -20,6 +25,34 @@ def test_the_sdk_quickstart_runs(hive_url: str) -> None:
 def test_the_parallel_rollouts_tell_their_failures_apart(hive_url: str) -> None:
     said = run_example(hive_url, "parallel_rollouts", "4")
     assert said == "right: 1\ntoo slow: 1\nwrong: 2\n4 of 4 rollouts to learn from, mean reward 0.25\n"
+
+
+@pytest.mark.heavy
+def test_held_rollouts_come_to_their_end(hive_url: str) -> None:
+    said = run_example(hive_url, "held_rollouts", "4")
+    assert said.endswith("4 of 4 rollouts are done, and nothing of them is left\n")
+
+
+@pytest.mark.heavy
+def test_rollouts_whose_process_is_killed_leave_nothing_after_the_lease(hive_url: str) -> None:
+    short = (EXAMPLES / "held_rollouts.py").read_text().replace("LEASE_SECONDS = 30.0", "LEASE_SECONDS = 3.0")
+    with (
+        Hive(hive_url) as hive,
+        subprocess.Popen(
+            [sys.executable, "-c", short, "40"], env={**os.environ, "ASH_URL": hive_url}, stdout=subprocess.PIPE
+        ) as trainer,
+    ):
+        assert trainer.stdout is not None
+        assert b"is done" in trainer.stdout.readline()
+        trainer.kill()
+        trainer.wait()
+        deadline = time.monotonic() + 30
+        while hive.list() or hive.runs():
+            assert time.monotonic() < deadline, [info.session for info in hive.list()]
+            time.sleep(0.2)
+        ended = [info for info in hive.list(include_ended=True) if info.run == "rollouts"]
+        reasons = {info.reason for info in ended if info.reason is not None}
+    assert reasons & {"run_ended"} and reasons <= {"run_ended", "destroyed", "start_failed"}
 
 
 @pytest.mark.heavy

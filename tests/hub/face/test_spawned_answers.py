@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from ash_hub.face.hive_tools import HIVE_TOOLS
-from ash_hub.face.results import spawned
+from ash_hub.face.results import spawned, spawned_several
 from ash_hub.face.signatures import arguments_of
 from ash_hub.spawning.toolsets import Listing, pin
 from ash_mcp.types import SessionName
@@ -35,6 +35,7 @@ SANDBOX: dict[str, Any] = {
     "labels": {},
     "warnings": [],
     "network": "none",
+    "run": None,
 }
 HOST_CHARS = 4000
 RUN = {
@@ -109,6 +110,25 @@ def test_no_list_of_tools_and_no_warnings_make_it_long(tools: list[dict[str, Any
     shape, text = spawned({**SANDBOX, "warnings": warnings, "network": ["a" * 60 + ".com"] * 6}, "sb1", listed)
     assert len(json.dumps(shape, indent=2)) < HOST_CHARS and len(text) < HOST_CHARS
     assert len(shape["tools"]) + shape["more_tools"] == len(listed.tools)
+    validator: Any = Draft202012Validator(HIVE_TOOLS["spawn"].to_json()["outputSchema"])
+    validator.validate(shape)
+
+
+@pytest.mark.parametrize(("count", "tools", "failures"), [(2, 1, 0), (100, 20, 3), (1000, 60, 1000)])
+def test_of_many_sandboxes_the_answer_is_as_short(count: int, tools: int, failures: int) -> None:
+    sessions = [f"sb{number}" for number in range(5000, 5000 + count)]
+    failed = [
+        {"kind": f"kind{number % 3}", "message": "long " * 100, "retryable": False, "trainable": False}
+        for number in range(failures)
+    ]
+    more = spawned_several(sessions, failed)
+    listed = listing(*(tool(f"tool-{n}") for n in range(tools)))
+    shape, text = spawned({**SANDBOX, "session": sessions[0], "network": ["a" * 60 + ".com"] * 6}, "sb1", listed, more)
+    assert len(json.dumps(shape, indent=2)) < HOST_CHARS and len(text) < HOST_CHARS
+    assert len(shape["sessions"]) + shape["more_sessions"] == count
+    assert count > 100 or shape["sessions"] == sessions
+    assert text.startswith(f"{count} sandboxes are ready, all alike: sb5000, sb5001")
+    assert bool(shape["failed"]) == bool(failures) == (" failed (kind" in text)
     validator: Any = Draft202012Validator(HIVE_TOOLS["spawn"].to_json()["outputSchema"])
     validator.validate(shape)
 
