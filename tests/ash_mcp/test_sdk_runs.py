@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import anyio
 import httpx
@@ -69,7 +70,7 @@ async def test_room_is_waited_for(hive: Hive, twin: TwinHive):
     async with anyio.create_task_group() as group:
         group.start_soon(make_room)
         many = await hive.spawn_many(2, timeout_seconds=10)
-    assert len(many.made) == 2 and first.id not in {box.id for box in many.sandboxes}
+        assert len(many.made) == 2 and first.id not in {box.id for box in many.sandboxes}
 
 
 async def test_each_has_a_key_of_its_own_so_that_a_repetition_makes_no_more(hive: Hive):
@@ -94,7 +95,8 @@ async def test_cancelled_in_the_middle_it_ends_what_it_made(hive: Hive, twin: Tw
 
 
 async def test_what_cannot_be_of_several_is_refused_before_anything_is_made(hive: Hive):
-    for wrong in ({"count": 0}, {"count": 2, "at_once": 0}, {"count": 2, "session": "one"}):
+    wrongs: list[dict[str, Any]] = [{"count": 0}, {"count": 2, "at_once": 0}, {"count": 2, "session": "one"}]
+    for wrong in wrongs:
         with pytest.raises(ConfigError):
             await hive.spawn_many(**wrong)
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 import pytest
 
 from ash_mcp.cli import main
+from ash_mcp.sync import Hive
 
 ASH: Final = (sys.executable, "-m", "ash_mcp.cli")
 SECONDS: Final = 30
@@ -89,6 +90,22 @@ def test_a_sandbox_lives_from_spawn_to_destroy(shell: Shell) -> None:
 
     shell.ash("exec", "mine", "--", "true", code=1)
     assert "has ended (destroyed)" in shell.err
+
+
+def test_several_are_spawned_in_a_run_and_ended_with_it(shell: Shell) -> None:
+    with Hive(scope="cli") as hive:
+        hive.run("shell", lease_seconds=60).open()
+    made = shell.json("spawn", "--count", "2", "--run", "shell", "--json")
+    assert [info["run"] for info in made["made"]] == ["shell", "shell"] and made["failed"] == []
+    listed = shell.json("list", "--run", "shell", "--json")
+    assert sorted(info["session"] for info in listed["sandboxes"]) == sorted(it["session"] for it in made["made"])
+    assert "RUN" in shell.ash("list") and "shell" in shell.ash("list")
+    assert len(shell.json("destroy", "--run", "shell", "--json")["destroyed"]) == 2
+    assert shell.json("list", "--run", "shell", "--json") == {"sandboxes": []}
+    shell.ash("destroy", "--run", "nonsense", code=1)
+    assert "no open run 'nonsense'" in shell.err
+    shell.ash("spawn", "--count", "2", "--session", "one", code=2)
+    shell.ash("destroy", "--run", "shell", "--all", code=2)
 
 
 def test_people_get_words_and_tables(shell: Shell) -> None:
