@@ -47,7 +47,7 @@ BAD_INPUTS: dict[str, tuple[list[str], str]] = {
     "a network of nothing": (["network", "sb1", "a.test", ""], "write none, internet, or domains"),
     "no network": (["network", "sb1"], "Missing argument"),
     "nothing to destroy": (["destroy"], "say --all"),
-    "too much to destroy": (["destroy", "sb1", "--all"], "one of the two"),
+    "too much to destroy": (["destroy", "sb1", "--all"], "one of the three"),
     "an unknown host": (["config", "emacs"], "there are: claude-code"),
 }
 
