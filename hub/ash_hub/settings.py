@@ -19,7 +19,7 @@ from ash_router.admission.base import LOCAL
 from ash_router.bounds.effective_limits import optional_limit
 from ash_router.bounds.limits import DEFAULT_LIMITS, RelayLimits
 from ash_router.replicas.membership import split_address
-from ash_router.sessions.session_gate import MAX_OWNED, MAX_SESSIONS_PER_PRINCIPAL
+from ash_router.sessions.session_gate import MAX_SESSIONS_PER_PRINCIPAL
 from ash_router.store.base import PlaceLimits, RunLimits
 
 __all__ = ["AuthSettings", "HubSettings", "Limits", "OidcSettings", "RelaySettings", "SeedSettings"]

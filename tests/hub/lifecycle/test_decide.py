@@ -185,11 +185,11 @@ BURIED = {"state": State.GONE, "ended_at": NOW - 5, "kept_seconds": 60.0}
             for reason, why in ENDS_OF_RUNS
         ],
         (
-            starting(maker=Where.NOBODY, run_end=EndReason.RUN_ENDED),
+            starting(maker=Where.DEAD, run_end=EndReason.RUN_ENDED),
             Decision(Step.END, EndReason.RUN_ENDED, LEASE_OVER),
         ),
         (
-            starting(maker=Where.NOBODY, run_over_at=NOW),
+            starting(maker=Where.DEAD, run_over_at=NOW),
             Decision(Step.END, EndReason.START_FAILED, "the replica that started it died"),
         ),
         (

@@ -41,12 +41,9 @@ from ash_router.store.base import (
     RunLimits,
     RunState,
     Shelf,
-<<<<<<< HEAD
     require_layout,
-=======
     run_not_open,
     run_taken,
->>>>>>> 420f575 (The store knows runs: opened, renewed, judged and ended in one step each, by both implementations)
     session_taken,
 )
 from ash_router.store.clock import ServerClock, steady
