@@ -31,9 +31,11 @@ from ash_hub.backends.local.link import (
     KeeperRefusal,
     KeeperSilent,
 )
+from ash_hub.backends.local.machine import Machine, MachinePlans
+from ash_hub.backends.local.machine_base import make_base
 from ash_hub.backends.local.paths import HivePaths, hive_paths
 from ash_hub.backends.local.plans import IsolatedPlans, Plans, UnsafePlans
-from ash_hub.backends.local.runtime import Runtime, compile_runner, find_runtime
+from ash_hub.backends.local.runtime import Runtime, compile_runner, find_runtime, without_system
 from ash_hub.backends.local.settings import LocalSettings
 from ash_hub.backends.local.starter import start_keeper
 from ash_hub.backends.network import audit_decision, require_network
@@ -114,6 +116,7 @@ class LocalBackend:
         self._facts = await anyio.to_thread.run_sync(host.host_facts)
         if not self._settings.unsafe:
             await self._require_isolation()
+        self._machine, self._no_machine = await anyio.to_thread.run_sync(self._find_machine)
         self._tasks = await anyio.create_task_group().__aenter__()
         try:
             await self._join_or_start()
@@ -156,11 +159,35 @@ class LocalBackend:
             found = "; ".join(f"{check.name}: {check.detail} - {check.fix}" for check in missing)
             raise ConfigError(f"sandboxes cannot be isolated on this host. {found}")
 
+    def _find_machine(self) -> tuple[Machine | None, str | None]:
+        """Return what machines are made of, or why sandboxes are none although the settings want them to be."""
+        settings = self._settings
+        if settings.unsafe or not settings.machine:
+            return None, None
+        if os.geteuid() == 0:
+            problem = host.user_block_problem(settings.first_user, settings.users, settings.max_sandboxes)
+            if problem is not None:
+                raise ConfigError(problem)
+        try:
+            base = None if os.geteuid() else make_base(settings.state_dir / "bases", self._facts.links)
+        except OSError as error:
+            raise ConfigError(f"what machines begin as cannot be written: {error}") from error
+        if (why := host.machine_problem(self._facts, base, settings.first_user)) is not None:
+            return None, why
+        self._runtime = without_system(self._runtime)
+        packages = os.path.isdir("/var/lib/dpkg")
+        return Machine(base=str(base), user_block=(settings.first_user, settings.users), packages=packages), None
+
+    def _isolated_plans(self) -> IsolatedPlans:
+        if self._machine is None:
+            return IsolatedPlans(self._facts, self._enforcement, self._paths.directory, self._no_machine)
+        return MachinePlans(self._facts, self._enforcement, self._paths.directory, self._machine)
+
     async def create(self, spec: SandboxSpec) -> Instance:
         """Start a sandbox and return it once its main process runs."""
         _require_supported(spec)
         require_network(spec.network, private=self._settings.private_egress)
-        limits = limits_of(spec, self._settings)
+        limits = limits_of(spec, self._settings, machine=self._machine is not None)
         link = await self._link_or_fail()
         plan = replace(self._plans.plan(spec, self._runtime, limits), network=self._network(spec))
         warnings = [*self._plans.warnings, *_ignored(spec)]
@@ -394,7 +421,7 @@ class LocalBackend:
         self._plans: Plans = (
             UnsafePlans(replace(self._enforcement, namespaced_processes=False), self._paths.directory)
             if self._settings.unsafe
-            else IsolatedPlans(self._facts, self._enforcement, self._paths.directory)
+            else self._isolated_plans()
         )
         is_same = self._keeper == link.hello["pid"]
         self._keeper, self._link, self._lead = link.hello["pid"], link, link.hello["lead"]

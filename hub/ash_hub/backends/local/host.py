@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import re
 import resource
 import shutil
@@ -17,9 +19,19 @@ from ash_hub.backends.local.keeper import cgroups
 from ash_hub.backends.local.keeper.launchers import mount_names
 from ash_hub.backends.local.keeper.launchers.bubblewrap_trial import find_bubblewrap, try_bubblewrap, version_of
 from ash_hub.backends.local.plans import ETC_FROM_HOST, HostFacts
-from ash_hub.backends.local.runtime import find_runtime
+from ash_hub.backends.local.runtime import find_runtime, without_system
+from ash_hub.backends.local.settings import DEFAULT_FIRST_USER, DEFAULT_USERS, USERS_EACH
+from ash_mcp.errors import ConfigError
 
-__all__ = ["host_facts", "isolation_works", "may_raise_limits", "namespaced_processes", "probe"]
+__all__ = [
+    "host_facts",
+    "isolation_works",
+    "machine_problem",
+    "may_raise_limits",
+    "namespaced_processes",
+    "probe",
+    "user_block_problem",
+]
 
 _TRIAL_SECONDS = 10.0
 _TOP_LEVEL = ("/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin")
@@ -44,7 +56,8 @@ def probe() -> list[Check]:
     facts = host_facts()
     checks = [_linux(), _bubblewrap(facts)]
     if facts.bubblewrap:
-        checks += [_namespaces(facts), *_options(facts)]
+        problem = machine_problem(facts, None, DEFAULT_FIRST_USER)
+        checks += [_namespaces(facts), *_machine(problem), *_options(facts, machine=problem is None)]
     checks += [_seccomp(facts), _cores(), *_groups(), _python(), _redis()]
     return checks
 
@@ -79,6 +92,84 @@ def _mounts(directories: Sequence[str]) -> frozenset[str]:
     except (OSError, subprocess.TimeoutExpired):
         return frozenset()
     return frozenset(shown.splitlines())
+
+
+def machine_problem(facts: HostFacts, base: Path | None, first_user: int) -> str | None:
+    """Return why this host can give no sandbox users and a writable root of its own, by trying it; None if it can.
+
+    Args:
+        base: What roots begin as; None: only `/usr` is tried.
+        first_user: The first of the users that sandboxes are given.
+    """
+    if os.geteuid() != 0:
+        return "the hive runs as an ordinary user, whose sandboxes have one user each"
+    if tuple(facts.directories) != ("/usr",):
+        return "this host's programs are not all in /usr"
+    try:
+        without_system(find_runtime())
+    except (ConfigError, OSError) as error:
+        return str(error)
+    words = [sys.executable, "-I", "-S", "-c", _TRIAL, str(Path(__file__).parent), str(first_user), "/usr"]
+    if base is not None:
+        words.append(str(base))
+    try:
+        said = subprocess.run(words, capture_output=True, text=True, timeout=_TRIAL_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if said.returncode == 0 and not said.stdout.strip():
+        return None
+    why = (said.stdout or said.stderr).strip().splitlines()[-1:]
+    return f"the kernel refuses idmapped mounts below a writable overlay: {''.join(why)}"
+
+
+_TRIAL = (
+    "import sys; sys.path.append(sys.argv[1]); from keeper.launchers.staging import try_out; "
+    "print(try_out(sys.argv[3:], int(sys.argv[2]), 65536))"
+)
+
+
+def user_block_problem(first: int, count: int, machines: int = 1) -> str | None:
+    """Return what is wrong with a block of the host's users for sandboxes, and what to do; None if it can be used.
+
+    Args:
+        machines: How many sandboxes there may be.
+    """
+    settings = "ASH_HUB_BACKEND__FIRST_USER and ASH_HUB_BACKEND__USERS"
+    last, needed = first + count - 1, machines * USERS_EACH
+    if count < needed:
+        return (
+            f"{machines} sandboxes need {needed} users, 65536 each, and there are {count}: raise ASH_HUB_BACKEND__USERS "
+            "or lower ASH_HUB_BACKEND__MAX_SANDBOXES"
+        )
+    if last > 0x7FFF_FFFE:
+        return f"the users {first} to {last} go beyond 2147483646: choose others with {settings}"
+    for path in ("/etc/subuid", "/etc/subgid"):
+        for name, begin, length in _subordinate(path):
+            if begin <= last and first < begin + length:
+                return (
+                    f"the users {first} to {last} overlap those that {path} gives to {name} ({begin} to "
+                    f"{begin + length - 1}): choose others with {settings}"
+                )
+    known = [(user.pw_uid, user.pw_name) for user in pwd.getpwall()]
+    known += [(group.gr_gid, group.gr_name) for group in grp.getgrall()]
+    taken = next((f"{name} ({number})" for number, name in known if first <= number <= last), None)
+    if taken is not None:
+        return f"the users {first} to {last} include {taken} of this host: choose others with {settings}"
+    return None
+
+
+def _subordinate(path: str) -> list[tuple[str, int, int]]:
+    found: list[tuple[str, int, int]] = []
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        name, _, numbers = line.partition(":")
+        begin, _, length = numbers.partition(":")
+        if begin.isdecimal() and length.isdecimal():
+            found.append((name, int(begin), int(length)))
+    return found
 
 
 def namespaced_processes() -> bool:
@@ -157,7 +248,20 @@ def _sysctl(name: str) -> str:
         return ""
 
 
-def _options(facts: HostFacts) -> list[Check]:
+def _machine(problem: str | None) -> list[Check]:
+    if problem is not None:
+        lost = "sandboxes have a read-only system, and nobody is root in them"
+        fix = "run the hive as root, on Linux 5.19 or later with /usr on ext4, xfs or btrfs"
+        return [Check("ordinary machine", False, f"{lost}: {problem}", fix)]
+    taken = user_block_problem(DEFAULT_FIRST_USER, DEFAULT_USERS)
+    detail = "each sandbox is root inside, with 65536 users and a writable root of its own"
+    return [
+        Check("ordinary machine", True, detail),
+        Check("users of sandboxes", taken is None, taken or f"from {DEFAULT_FIRST_USER} on, {DEFAULT_USERS} in all"),
+    ]
+
+
+def _options(facts: HostFacts, *, machine: bool) -> list[Check]:
     nested, size = "--disable-userns" in facts.options, "--size" in facts.options
     update = "use bubblewrap 0.8 or later"
     hidden = "tells nothing" if facts.overlays else "tells where on this host the hive's Python and recipes lie"
@@ -176,7 +280,9 @@ def _options(facts: HostFacts) -> list[Check]:
             f"the host's own {kept}; they {shared}",
             "let Python make user namespaces and mounts",
         ),
-        Check("kernel quotas", False, _QUOTAS, "give the hive a user that has nothing else to do"),
+        Check("kernel quotas", True, "each sandbox has users of its own; pseudoterminals are the whole host's")
+        if machine
+        else Check("kernel quotas", False, _QUOTAS, "give the hive a user that has nothing else to do"),
         Check(
             "mount table",
             facts.overlays,

@@ -31,6 +31,8 @@ class Limits:
     home_bytes: int
     tmp_bytes: int
     shm_bytes: int
+    root_bytes: int = 0
+    """What may be written to a machine's root and `/usr`; 0 where they are read-only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ class Enforcement:
     def rlimits(self, limits: Limits) -> dict[str, int]:
         """Return the limits of each process, by the names that follow `RLIMIT_`."""
         # Above the size of every place, so that a full one is told as such and nobody is killed by SIGXFSZ.
-        files = max(limits.workspace_bytes, limits.home_bytes, limits.tmp_bytes) + 1024 * 1024
+        files = max(limits.workspace_bytes, limits.home_bytes, limits.tmp_bytes, limits.root_bytes) + 1024 * 1024
         # A core of 1 byte: with 0, the kernel would still start the program that a host may have for cores. This is
         # the one value that it takes for "none, whatever the pattern is"; a file is not written with it, either.
         found = {"NOFILE": limits.open_files, "CORE": 1, "FSIZE": files, "MEMLOCK": 8 * 1024 * 1024, "MSGQUEUE": 0}
@@ -80,8 +82,11 @@ class Enforcement:
         return found
 
 
-def limits_of(spec: SandboxSpec, settings: LocalSettings) -> Limits:
+def limits_of(spec: SandboxSpec, settings: LocalSettings, *, machine: bool = False) -> Limits:
     """Return the limits of `spec`; where it names none, those of the settings.
+
+    Args:
+        machine: Whether it has a root to write to.
 
     Raises:
         ConfigError: A quantity cannot be read or is too small to start with.
@@ -92,17 +97,17 @@ def limits_of(spec: SandboxSpec, settings: LocalSettings) -> Limits:
         cpu=amounts.cpu,
         processes=settings.max_processes,
         open_files=settings.open_files,
-        **_sizes(settings, amounts.memory_bytes - _PROCESSES),
+        **_sizes(settings, amounts.memory_bytes - _PROCESSES, machine=machine),
     )
 
 
-def _sizes(settings: LocalSettings, most: int) -> dict[str, int]:
+def _sizes(settings: LocalSettings, most: int, *, machine: bool) -> dict[str, int]:
     """Return the sizes of the places for files, in proportion smaller where they are more than `most` together.
 
     Files are in memory and count against its limit: a full place is told to whoever writes, while a sandbox over its
     limit is killed.
     """
-    names = ("workspace_bytes", "home_bytes", "tmp_bytes", "shm_bytes")
+    names = ("workspace_bytes", "home_bytes", "tmp_bytes", "shm_bytes", *(("root_bytes",) if machine else ()))
     sizes: dict[str, int] = {name: getattr(settings, name) for name in names}
     together = sum(sizes.values())
     if together <= most:

@@ -97,8 +97,12 @@ class Plans(Protocol):
 class IsolatedPlans:
     """Each sandbox has a root of its own and no privileges. `directory` is the keeper's."""
 
-    def __init__(self, host: HostFacts, enforcement: Enforcement, directory: Path) -> None:
+    def __init__(
+        self, host: HostFacts, enforcement: Enforcement, directory: Path, no_machine: str | None = None
+    ) -> None:
+        """Make plans; `no_machine` says why sandboxes are no machines of their own although they should be."""
         self._host = host
+        self._no_machine = no_machine
         self._directory = directory
         self._enforcement = enforcement
 
@@ -109,6 +113,8 @@ class IsolatedPlans:
     @property
     def warnings(self) -> Sequence[str]:
         found = self._enforcement.warnings()
+        if self._no_machine is not None:
+            found.append(f"the system is read-only, and nobody is root inside: {self._no_machine}")
         if "--size" not in self._host.options:
             found.append("disk space is bounded by memory only: bubblewrap 0.7 or later can limit it")
         if not self._host.own_inodes:
@@ -121,13 +127,18 @@ class IsolatedPlans:
             found.append("system calls are not filtered: there is no filter for this machine's architecture")
         return found
 
+    @property
+    def home(self) -> str:
+        """Where `HOME` is inside."""
+        return HOME
+
     def plan(self, spec: SandboxSpec, runtime: Runtime, limits: Limits) -> Plan:
         system = (*self._host.directories, "/etc") if self._host.own_inodes else ()
         shown = {*runtime.binds.values(), *spec.mounts.values(), *system} if self._host.overlays else set[str]()
         return Plan(
             command=(runtime.python, *runtime.arguments),
             python=runtime.python,
-            environment=_environment(spec, runtime),
+            environment=_environment(spec, runtime, self.home),
             directory=WORKSPACE,
             mounts=(
                 *self._system(shown),
@@ -185,9 +196,9 @@ def _writable(limits: Limits) -> Iterator[Mount]:
     yield Mount("tmpfs", WORKSPACE, size=limits.workspace_bytes, mode="0755")
 
 
-def _environment(spec: SandboxSpec, runtime: Runtime) -> dict[str, str]:
+def _environment(spec: SandboxSpec, runtime: Runtime, home: str) -> dict[str, str]:
     egress = f"{OUTLET}/{OUTLET_NAME}" if spec.network != "none" else None
-    config = runner_config(spec, workspace=WORKSPACE, home=HOME, egress=egress)
+    config = runner_config(spec, workspace=WORKSPACE, home=home, egress=egress)
     library = {"LD_LIBRARY_PATH": ":".join(runtime.library_path)} if runtime.library_path else {}
     return (
         runner_environment(config, listen_descriptor="@fd:listen@")

@@ -7,20 +7,23 @@ import functools
 import importlib.util
 import os
 import site
+import struct
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ash_hub.backends.runner import RUNNER_ARGUMENTS, RUNNER_MODULE
 from ash_mcp.errors import ConfigError
 
-__all__ = ["PYTHON_DIRECTORY", "Runtime", "compile_runner", "find_runtime"]
+__all__ = ["PYTHON_DIRECTORY", "RUNTIME_DIRECTORY", "Runtime", "compile_runner", "find_runtime", "without_system"]
 
+RUNTIME_DIRECTORY = "/opt/ash"
 PYTHON_DIRECTORY = "/opt/ash/python"
 _SITE_DIRECTORY = "/opt/ash/site"
 _LIBRARY_DIRECTORY = "/opt/ash/lib"
+_INTERPRETER = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,8 @@ class Runtime:
     host_python_path: tuple[str, ...] = ()
     library_path: tuple[str, ...] = ()
     """Directories inside with the interpreter's shared library, if it has one of its own."""
+    loader: tuple[str, ...] = ()
+    """What starts the interpreter, where that is not the system's own loader: a loader, its options."""
 
 
 @functools.cache
@@ -87,6 +92,49 @@ def find_runtime() -> Runtime:
         host_python_path=tuple(outside),
         library_path=library,
     )
+
+
+def without_system(runtime: Runtime) -> Runtime:
+    """Return a runtime that takes nothing from `/usr` inside, which may be changed there.
+
+    The host's is shown a second time, read-only. Interpreter, loader and shared libraries come from that one.
+
+    Raises:
+        ConfigError: The interpreter has no loader in the host's `/usr`.
+    """
+    loader = os.path.realpath(_loader_of(runtime.host_python))
+    if not loader.startswith("/usr/"):
+        raise ConfigError(f"the loader of {runtime.host_python} is {loader}, which is not in /usr")
+    places = (os.path.dirname(loader), f"/usr/lib/{os.uname().machine}-linux-gnu", "/usr/lib64", "/usr/lib")
+    directories = [f"{RUNTIME_DIRECTORY}{path}" for path in dict.fromkeys(places) if os.path.isdir(path)]
+    path = ":".join((*runtime.library_path, *directories))
+    return replace(
+        runtime,
+        python=_in_runtime(runtime.python),
+        binds={f"{RUNTIME_DIRECTORY}/usr": "/usr", **runtime.binds},
+        python_path=tuple(_in_runtime(each) for each in runtime.python_path),
+        loader=(f"{RUNTIME_DIRECTORY}{loader}", "--inhibit-cache", "--library-path", path),
+    )
+
+
+def _in_runtime(path: str) -> str:
+    return f"{RUNTIME_DIRECTORY}{path}" if path.startswith("/usr/") else path
+
+
+def _loader_of(program: str) -> str:
+    """Return the loader that a program names (PT_INTERP of an ELF file of 64 bits)."""
+    with open(program, "rb") as file:
+        head = file.read(64)
+        if head[:5] == b"\x7fELF\x02":
+            (table,) = struct.unpack_from("<Q", head, 32)
+            size, count = struct.unpack_from("<HH", head, 54)
+            for number in range(count):
+                file.seek(table + number * size)
+                kind, _, offset, _, _, length = struct.unpack("<IIQQQQ", file.read(40))
+                if kind == _INTERPRETER:
+                    file.seek(offset)
+                    return file.read(length).rstrip(b"\0").decode()
+    raise ConfigError(f"{program} names no loader")
 
 
 def compile_runner(runtime: Runtime) -> None:

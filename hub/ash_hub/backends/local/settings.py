@@ -9,9 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ash_hub.egress.limits import Limits as EgressLimits
 
-__all__ = ["LocalSettings"]
+__all__ = ["DEFAULT_FIRST_USER", "DEFAULT_USERS", "USERS_EACH", "LocalSettings"]
 
 _MIB = 1024 * 1024
+USERS_EACH = 65_536
+DEFAULT_FIRST_USER, DEFAULT_USERS = 0x7000_0000, 0x0FFE_0000
+"""Numbers that no distribution gives away: 4094 times 65,536."""
+_LAST_USER = 0x7FFF_FFFE
+"""Programs take larger numbers for negative ones."""
 
 Size = Annotated[int, Field(ge=_MIB)]
 
@@ -49,6 +54,15 @@ class LocalSettings(BaseModel):
     home_bytes: Size = 256 * _MIB
     tmp_bytes: Size = 512 * _MIB
     shm_bytes: Size = 64 * _MIB
+    machine: bool = True
+    """Whether a sandbox is root of a machine of its own, where the host lets it: with users that no other sandbox has,
+    and with a root file system that it may change. If not, its one user has no rights and its system is read-only."""
+    root_bytes: Size = 1024 * _MIB
+    """What a machine may write to its root and `/usr`. It is in memory, and counts and shrinks as the sizes above."""
+    first_user: Annotated[int, Field(ge=65_536, le=_LAST_USER)] = DEFAULT_FIRST_USER
+    """The first of the host's users that machines are given, 65,536 each. Only a hive that root runs gives any."""
+    users: Annotated[int, Field(ge=65_536, le=_LAST_USER)] = DEFAULT_USERS
+    """How many there are for all machines; the default is for 4094. Others of this host must not use them."""
     private_egress: bool = True
     """Whether a network policy may name an address that is not public, such as a server of this host. Turn it off
     where those who spawn are not to be trusted with this host's own services and networks."""

@@ -30,10 +30,11 @@ from typing import Any
 from .cgroups import Hierarchy
 from .egress import Egress
 from .sandbox import LaunchError, Sandbox
+from .user_ranges import UserRanges
 
 __all__ = ["MOST_UNREAD_BYTES", "PROTOCOL", "SOCKET_NAME", "Keeper"]
 
-PROTOCOL = 8
+PROTOCOL = 9
 """Raised when a hub and a keeper of different versions would not understand each other."""
 SOCKET_NAME = "keeper.sock"
 _LINE_LIMIT = 16 * 1024 * 1024
@@ -86,6 +87,7 @@ class Keeper:
         """By how much the hive's time is ahead of the host's steady clock: the same for every hub."""
         self._hierarchy = hierarchy
         self._egress = Egress(config["egress_command"], self._on_decision)
+        self._ranges = UserRanges()
         self._sandboxes: dict[str, Sandbox] = {}
         self._starts: dict[str, asyncio.Task[Exception | None]] = {}
         self._hubs: list[_Hub] = []
@@ -239,7 +241,7 @@ class Keeper:
         if living >= self._most:
             raise Refused("full", f"{living} sandboxes run, which is the limit of this hive")
         group = self._hierarchy.group(name) if self._hierarchy.version else None
-        sandbox = Sandbox(request, group, self._log_bytes, self._tasks, self._on_end, self._egress)
+        sandbox = Sandbox(request, group, self._log_bytes, self._tasks, self._on_end, self._egress, self._ranges)
         self._sandboxes[name] = sandbox
         start = self._starts[name] = self._tasks.create_task(_exception_of(sandbox.start))
         try:

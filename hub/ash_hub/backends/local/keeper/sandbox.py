@@ -18,6 +18,7 @@ from .egress import Egress
 from .launchers import Handle, LaunchError, Plan, launcher_of
 from .launchers.launcher import ExitStatus
 from .tail import Tail
+from .user_ranges import RangeProblem, UserRanges
 
 __all__ = ["OUTLET_NAME", "LaunchError", "Sandbox", "bind_listener"]
 
@@ -44,6 +45,7 @@ class Sandbox:
         tasks: asyncio.TaskGroup,
         on_end: Callable[[Sandbox], None],
         egress: Egress,
+        ranges: UserRanges,
     ) -> None:
         self.id: str = request["id"]
         self._labels: Mapping[str, str] = request["labels"]
@@ -63,6 +65,8 @@ class Sandbox:
         self._egress = egress
         self._way_out: asyncio.Future[None] | None = None
         self._group = group
+        self._ranges = ranges
+        self._held_users: int | None = None
         self._handle: Handle | None = None
         self._reads_log = False
         self._gone = asyncio.Event()
@@ -117,19 +121,33 @@ class Sandbox:
             if absent := sorted(set(missing) - set(held)):
                 raise LaunchError("limits", f"the control group refused its limits: {', '.join(absent)}")
             entrances = self._group.entrances()
+        self._take_users()
         for path in self._plan.own_directories:
             os.makedirs(path, mode=0o700)
         if self._plan.network is not None:
             os.makedirs(self._outlet, mode=0o700)
             outlet = bind_listener(os.path.join(self._outlet, OUTLET_NAME))
+            if (owner := self._plan.identity.first_user) is not None:
+                for path in (self._outlet, os.path.join(self._outlet, OUTLET_NAME)):
+                    os.chown(path, owner, owner)
             self._way_out = self._egress.add(self.id, outlet, self._plan.network)
         with bind_listener(self._path) as listener:
             descriptors = {"listen": listener.fileno()}
-            plan = replace(self._plan, descriptors=descriptors, group_entrances=tuple(entrances))
+            of_this = {"descriptors": descriptors, "group_entrances": tuple(entrances), "hold": self._held_users}
+            plan = replace(self._plan, **of_this)
             self._handle = launcher_of(self._launcher).launch(plan)
         self._warnings = [*self._warnings, *self._handle.warnings]
         self._resume_log()
         self._tasks.create_task(self._watch(self._handle))
+
+    def _take_users(self) -> None:
+        identity = self._plan.identity
+        if identity.users:
+            try:
+                first, self._held_users = self._ranges.take(self._plan.user_block, identity.users)
+            except RangeProblem as problem:
+                raise LaunchError("users", str(problem)) from problem
+            self._plan = replace(self._plan, identity=replace(identity, first_user=first))
 
     async def _came_up(self) -> None:
         assert self._handle is not None
@@ -232,6 +250,9 @@ class Sandbox:
         if handle is not None:
             self._pause_log(handle)
             handle.close()
+        held, self._held_users = self._held_users, None
+        if held is not None:
+            os.close(held)
 
 
 def bind_listener(path: str) -> socket.socket:

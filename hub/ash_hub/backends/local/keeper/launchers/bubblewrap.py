@@ -1,4 +1,4 @@
-"""The launcher that isolates with bubblewrap: a root of its own, new namespaces, no capabilities, a filter."""
+"""The launcher that isolates with bubblewrap: a root of its own, new namespaces, few capabilities or none, a filter."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 
 from .mount_names import DEVICES, own_mounts, seal, show
-from .plan import Mount, Plan
+from .plan import Identity, Mount, Plan
 from .process import INIT, ProcessHandle, start
+from .staging import Staged, enter, place, set_up, user_namespace
 
 __all__ = ["BubblewrapLauncher", "mount_names", "options_for"]
 
@@ -38,7 +39,7 @@ class BubblewrapLauncher:
 
     def launch(self, plan: Plan) -> ProcessHandle:
         names = mount_names(plan)
-        init = (plan.python, "-I", "-S", _INIT_PATH, "@fd:up@", "@fd:life@", str(plan.processes), "ns")
+        init = (*plan.loader, plan.python, "-I", "-S", _INIT_PATH, "@fd:up@", "@fd:life@", str(plan.processes), "ns")
         shared = os.memfd_create("shared", os.MFD_CLOEXEC)
         try:
             handle = start(
@@ -55,6 +56,16 @@ class BubblewrapLauncher:
         return handle
 
 
+def staged(plan: Plan) -> list[Staged]:
+    """Return what a launch with users of its own puts on its stage: all that it shows of the host."""
+    found: list[Staged] = []
+    for number, mount in enumerate(plan.mounts):
+        if mount.kind in ("bind", "writable") and not (mount.optional and not os.path.exists(mount.source)):
+            shown = "overlay" if mount.overlay is not None else mount.kind
+            found.append(Staged(mount.source, str(number), shown))
+    return found
+
+
 def mount_names(plan: Plan) -> dict[str, str]:
     """Return where the overlay of each directory of the host appears, for the launch alone."""
     directories = sorted({mount.overlay for mount in plan.mounts if mount.overlay is not None})
@@ -64,23 +75,46 @@ def mount_names(plan: Plan) -> dict[str, str]:
 def options_for(plan: Plan, names: Mapping[str, str], known: frozenset[str]) -> Iterator[str]:
     """Yield bubblewrap's options for a plan. Pure."""
     identity = plan.identity
-    yield from ("--unshare-all", "--unshare-user", "--uid", str(identity.uid), "--gid", str(identity.gid))
+    if identity.users:  # bubblewrap is started as their root
+        yield from ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup")
+    else:
+        yield from ("--unshare-all", "--unshare-user", "--uid", str(identity.uid), "--gid", str(identity.gid))
     # Not --die-with-parent: a bubblewrap that is killed before it has let its child go on leaves that child for ever.
     yield from ("--hostname", identity.host_name, "--new-session", "--as-pid-1")
     yield from ("--cap-drop", "ALL", "--json-status-fd", "@fd:status@")
-    if "--disable-userns" in known:
+    for name in plan.capabilities if identity.users else ():
+        yield from ("--cap-add", f"CAP_{name}")
+    if "--disable-userns" in known and not identity.users:
         yield "--disable-userns"
+    if plan.hold is not None:
+        yield from ("--sync-fd", "@fd:hold@")
     if plan.system_call_filter is not None:
         yield from ("--seccomp", "@fd:seccomp@")
-    yield from ("--perms", "0644", "--file", "@fd:init@", _INIT_PATH)
-    for number, mount in enumerate(plan.mounts):
-        yield from _mount(mount, f"@fd:mount.{number}@", names, known)
+    init = ("--perms", "0644", "--file", "@fd:init@", _INIT_PATH)
+    first_read_only = next((n for n, it in enumerate(plan.mounts) if it.kind == "read_only"), len(plan.mounts))
+    for number, mount in enumerate((*plan.mounts, None)):
+        if number == first_read_only:
+            yield from init
+        if mount is not None:
+            stage = _on_stage(plan, number) if identity.users else None
+            yield from _mount(mount, f"@fd:mount.{number}@", names, known, stage)
     for key, value in plan.environment.items():
         yield from ("--setenv", key, value)
     yield from ("--chdir", plan.directory)
 
 
-def _mount(mount: Mount, content: str, names: Mapping[str, str], known: frozenset[str]) -> Iterator[str]:
+def _on_stage(plan: Plan, number: int) -> str:
+    """Return where a mount of the plan, or the directory that is pinned, is on the stage."""
+    mount = plan.mounts[number]
+    if mount.kind != "pinned":
+        return f"{place()}/{number}"
+    root = next(n for n, it in enumerate(plan.mounts) if (it.kind, it.target) == ("writable", "/"))
+    return f"{place()}/{root}{mount.target}"
+
+
+def _mount(
+    mount: Mount, content: str, names: Mapping[str, str], known: frozenset[str], stage: str | None
+) -> Iterator[str]:
     if mount.size is not None and "--size" in known:
         yield from ("--size", str(mount.size))
     if mount.mode is not None:
@@ -88,9 +122,14 @@ def _mount(mount: Mount, content: str, names: Mapping[str, str], known: frozense
     match mount.kind:
         case "bind":
             source = mount.source
-            if mount.overlay is not None:
+            if stage is not None:
+                source = stage
+            elif mount.overlay is not None:
                 source = names[mount.overlay] + source.removeprefix(mount.overlay)
             yield from ("--ro-bind-try" if mount.optional else "--ro-bind", source, mount.target)
+        case "writable" | "pinned":
+            assert stage is not None, "only a sandbox with users of its own has a root to write to"
+            yield from ("--bind", stage, mount.target)
         case "file":
             yield from ("--file", content, mount.target)
         case "covered":
@@ -116,6 +155,8 @@ def _files(plan: Plan) -> dict[str, bytes]:
 
 def _preparation(plan: Plan, names: Mapping[str, str], shared: int) -> Callable[[], None]:
     """Return what the child mounts before it becomes bubblewrap; it writes to `shared` if an overlay is refused."""
+    if plan.identity.users:
+        return _staging(plan, shared)
     for name in names.values():
         os.makedirs(name, mode=0o700, exist_ok=True)
     if names:
@@ -134,6 +175,33 @@ def _preparation(plan: Plan, names: Mapping[str, str], shared: int) -> Callable[
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 
     return prepare
+
+
+def _staging(plan: Plan, shared: int) -> Callable[[], None]:
+    """Return what the child of a plan with users of its own does before it becomes bubblewrap, as their root."""
+    things, stage, identity = staged(plan), place(), plan.identity
+    pinned = [_on_stage(plan, number) for number, mount in enumerate(plan.mounts) if mount.kind == "pinned"]
+    seals = any(mount.sealed for mount in plan.mounts)
+
+    def prepare() -> None:
+        first = _first_user(identity)
+        own_mounts()
+        users = user_namespace(first, identity.users)
+        if not set_up(stage, things, users, first, plan.writable_bytes):
+            os.write(shared, b"1")
+        if seals:
+            seal(DEVICES)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        enter(users, plan.capabilities)
+        for directory in pinned:
+            os.makedirs(directory, exist_ok=True)
+
+    return prepare
+
+
+def _first_user(identity: Identity) -> int:
+    assert identity.first_user is not None, "the keeper says which users they are"
+    return identity.first_user
 
 
 def _first_process(status: int) -> int | None:

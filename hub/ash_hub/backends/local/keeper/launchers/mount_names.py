@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["DEVICES", "own_mounts", "seal", "show"]
+__all__ = ["DEVICES", "checked", "hides_mounts", "mount", "own_mounts", "seal", "show"]
 
 DEVICES = tuple(f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero"))
 """Nodes of the host that bubblewrap binds into every /dev."""
@@ -44,13 +44,13 @@ def own_mounts() -> None:
     """
     user, group = os.geteuid(), os.getegid()
     libc = ctypes.CDLL(None, use_errno=True)
-    _checked(libc.unshare(_NEW_MOUNTS | (_NEW_USER if user else 0)))
+    checked(libc.unshare(_NEW_MOUNTS | (_NEW_USER if user else 0)))
     if user:
         # As itself: whoever else is in this namespace keeps its number, and nobody gains one.
         for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
-    _mount(None, "/", _RECURSIVE | _SLAVE)
+    mount(None, "/", _RECURSIVE | _SLAVE)
 
 
 def show(pairs: Sequence[tuple[str, str]], empty: str) -> bool:
@@ -74,13 +74,18 @@ def show(pairs: Sequence[tuple[str, str]], empty: str) -> bool:
         options = f"lowerdir=/proc/self/fd/{first}:/proc/self/fd/{second}".encode()
         flags = ctypes.c_ulong(_READ_ONLY)
         # An overlay does not show what is mounted further down, and not every file system can be below one.
-        hides = any(point.startswith(f"{directory}/") for point in mounted if point not in _UNSEEN)
-        if hides or libc.mount(b"overlay", os.fsencode(target), b"overlay", flags, options) != 0:
-            _mount(directory, target, _BIND | _RECURSIVE)
+        if hides_mounts(directory, mounted) or libc.mount(b"overlay", os.fsencode(target), b"overlay", flags, options) != 0:
+            mount(directory, target, _BIND | _RECURSIVE)
             is_whole = False
         os.close(first)
     os.close(second)
     return is_whole
+
+
+def hides_mounts(directory: str, mounted: Sequence[str] | None = None) -> bool:
+    """Return whether something is mounted below a directory, which an overlay of it would not show."""
+    points = _mount_points() if mounted is None else mounted
+    return any(point.startswith(f"{directory}/") for point in points if point not in _UNSEEN)
 
 
 def _mount_points() -> list[str]:
@@ -95,20 +100,22 @@ def seal(nodes: Sequence[str]) -> None:
         OSError: The kernel does not let this user do it.
     """
     for node in nodes:
-        _mount(node, node, _BIND)
-        _mount(None, node, _REMOUNT | _BIND | _READ_ONLY | os.statvfs(node).f_flag & _KEPT)
+        mount(node, node, _BIND)
+        mount(None, node, _REMOUNT | _BIND | _READ_ONLY | os.statvfs(node).f_flag & _KEPT)
 
 
-def _mount(source: str | None, target: str, flags: int) -> None:
+def mount(source: str | None, target: str, flags: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     what = None if source is None else os.fsencode(source)
-    _checked(libc.mount(what, os.fsencode(target), None, ctypes.c_ulong(flags), None))
+    checked(libc.mount(what, os.fsencode(target), None, ctypes.c_ulong(flags), None))
 
 
-def _checked(result: int) -> None:
-    if result != 0:
+def checked(result: int) -> int:
+    """Return what a call of the C library did, unless it is a failure."""
+    if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+    return result
 
 
 def _try(directories: Sequence[str], place: Path) -> None:

@@ -9,7 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 __all__ = ["Identity", "Mount", "Plan"]
 
-Kind = Literal["bind", "tmpfs", "file", "covered", "masked", "directory", "link", "proc", "devices", "read_only"]
+Kind = Literal[
+    *("bind", "tmpfs", "file", "covered", "masked", "directory", "link", "proc", "devices", "read_only"),
+    *("writable", "pinned"),
+]
 
 
 class Mount(NamedTuple):
@@ -19,7 +22,9 @@ class Mount(NamedTuple):
     """`bind`: a file or directory of the host, read-only. `tmpfs`: an empty place to write to. `file`: a file with
     `content`. `covered`: read-only `content` over a file that is there. `masked`: an empty device over a file that is
     there. `directory`: an empty one. `link`: a symbolic link to `source`. `proc`, `devices`: such file systems of the
-    sandbox's own. `read_only`: what is at `target` by then cannot be written to any more."""
+    sandbox's own. `read_only`: what is at `target` by then cannot be written to any more. `writable`: a directory of the
+    host with its owners as users of the sandbox; what is written there stays in the sandbox, in the space of
+    `Plan.writable_bytes`. `pinned`: a directory of a writable root that nobody inside can move, replace or remove."""
     target: str
     """The path inside."""
     source: str = ""
@@ -58,6 +63,10 @@ class Identity:
     uid: int = 1000
     gid: int = 1000
     host_name: str = "sandbox"
+    users: int = 0
+    """How many users there are inside, from 0 on; 0: `uid` and `gid` alone, which are the launcher's own user outside."""
+    first_user: int | None = None
+    """What user 0 is on the host; the keeper says it, as no other sandbox may have one of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +80,8 @@ class Plan:
     """Of the main process, which the sandbox's first process starts."""
     python: str
     """The interpreter inside that runs the first process."""
+    loader: tuple[str, ...] = ()
+    """What starts it: the loader inside with its options. None: the one that the interpreter names."""
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     directory: str = "/"
     """Where the main process starts, inside."""
@@ -80,6 +91,12 @@ class Plan:
     identity: Identity = Identity()
     rlimits: Mapping[str, int] = field(default_factory=dict[str, int])
     """Limits of each process, by the names that follow `RLIMIT_`."""
+    capabilities: tuple[str, ...] = ()
+    """What its processes may have in their own user namespace, by the names that follow `CAP_`."""
+    user_block: tuple[int, int] = (0, 0)
+    """The first of the host's users that sandboxes are given, and how many there are; the keeper chooses."""
+    writable_bytes: int | None = None
+    """What all that is written to `writable` mounts may take, in memory; None is as much as memory allows."""
     processes: int = 0
     """A limit on processes that the first one sets in its own user namespace; 0 is none."""
     group: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -93,8 +110,11 @@ class Plan:
     group_entrances: tuple[str, ...] = ()
     """Files to write `0` to in order to join the control group, before anything else. Not in the JSON, either."""
 
+    hold: int | None = None
+    """A descriptor that stays open as long as anything of it runs, out of reach for all inside. Not in the JSON."""
+
     def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` makes a plan of again, without its descriptors and the entrances of its group."""
+        """Return what `from_json` makes a plan of again, without what is of one launch."""
         plain = {it.name: getattr(self, it.name) for it in fields(self) if it.name not in _OF_THE_LAUNCH}
         code = self.system_call_filter
         return plain | {
@@ -108,12 +128,15 @@ class Plan:
         code = given["system_call_filter"]
         made: dict[str, Any] = {
             "command": tuple(given["command"]),
+            "loader": tuple(given["loader"]),
             "mounts": tuple(Mount.from_json(mount) for mount in given["mounts"]),
             "own_directories": tuple(given["own_directories"]),
+            "capabilities": tuple(given["capabilities"]),
+            "user_block": tuple(given["user_block"]),
             "identity": Identity(**given["identity"]),
             "system_call_filter": None if code is None else base64.b64decode(code),
         }
         return cls(**dict[str, Any](given, **made))
 
 
-_OF_THE_LAUNCH = ("descriptors", "group_entrances")
+_OF_THE_LAUNCH = ("descriptors", "group_entrances", "hold")

@@ -146,6 +146,8 @@ def start(
         theirs.callback(os.close, life_end)
         ours.callback(os.close, life)
         numbers = {**plan.descriptors, "up": up_end, "life": life_end}
+        if plan.hold is not None:
+            numbers["hold"] = plan.hold
         status: _Status | None = None
         if first_process is not None:
             # a file, as the launcher would be killed for writing to a pipe that a dead keeper read
@@ -189,10 +191,10 @@ def _preparation(plan: Plan, prepare: Callable[[], None] | None) -> Callable[[],
             descriptor = os.open(path, os.O_WRONLY)
             os.write(descriptor, b"0")
             os.close(descriptor)
+        for name, wanted in plan.rlimits.items():  # while it may still raise them
+            _limit(name, wanted)
         if prepare is not None:
             prepare()
-        for name, wanted in plan.rlimits.items():
-            _limit(name, wanted)
 
     return run
 

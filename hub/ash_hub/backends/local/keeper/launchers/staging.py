@@ -1,0 +1,240 @@
+"""What a launch with users of its own mounts before bubblewrap starts: a stage that only its own namespace has.
+
+The sandbox's root does not own the host's files, and may not pass through the keeper's directory. So everything that
+it is to see is mounted on a stage first, as the host's root: directories of the host by mounts that show their owners
+as the sandbox's own (idmapped), writable ones below overlays whose upper layers share one bounded tmpfs. Then the
+process enters the sandbox's user namespace, is root there, and bubblewrap binds what is on the stage.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .mount_names import checked, hides_mounts, mount, own_mounts
+
+__all__ = ["Staged", "enter", "place", "set_up", "try_out", "user_namespace"]
+
+_NEW_USER = 0x10000000
+_READ_ONLY, _BIND, _RECURSIVE = 0x1, 0x1000, 0x4000
+_NO_SUID, _NO_DEVICES = 0x2, 0x4
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
+"""The same on every architecture that the system call filter knows."""
+_AT_FDCWD, _EMPTY_PATH, _CLONE, _CLOSE = -100, 0x1000, 1, os.O_CLOEXEC
+_FROM_EMPTY_PATH = 0x4
+_IDMAP = 0x00100000
+_CAPABILITY_VERSION, _BOUNDING_SET_DROP = 0x20080522, 24
+_CAPABILITIES = {
+    **{"CHOWN": 0, "DAC_OVERRIDE": 1, "DAC_READ_SEARCH": 2, "FOWNER": 3, "FSETID": 4, "KILL": 5, "SETGID": 6},
+    **{"SETUID": 7, "SETPCAP": 8, "NET_BIND_SERVICE": 10, "SYS_CHROOT": 18},
+}
+"""The numbers of those that a plan may name."""
+_PLACES = ("/mnt", "/media", "/srv", "/tmp")
+_NO_NAMESPACES = "/proc/sys/user/max_user_namespaces"
+
+
+class Staged(NamedTuple):
+    """A thing on the stage."""
+
+    source: str
+    """On the host."""
+    name: str
+    """On the stage."""
+    kind: str
+    """`bind`, `overlay` (read-only, with inodes of its own) or `writable`."""
+
+
+def place() -> str:
+    """Return the directory that a launch covers with its stage, in a mount namespace that nobody else has."""
+    return next(path for path in _PLACES if os.path.isdir(path) and not os.path.islink(path))
+
+
+def user_namespace(first: int, count: int) -> int:
+    """Return a descriptor of a new user namespace that maps 0 and those that follow to the host's `first` and on.
+
+    Its owner is `first` too, so that what the kernel counts for owners of namespaces is the sandbox's own.
+
+    Raises:
+        OSError: The kernel does not let this user do it.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    told, tell = os.pipe2(os.O_CLOEXEC)
+    if (helper := os.fork()) == 0:
+        with contextlib.suppress(BaseException):
+            os.setgroups([])
+            os.setresgid(first, first, first)
+            os.setresuid(first, first, first)
+            checked(libc.unshare(_NEW_USER))
+            os.write(tell, b"+")
+            signal.pause()
+        os._exit(1)
+    try:
+        os.close(tell)
+        if os.read(told, 1) != b"+":
+            raise OSError(1, "no user namespace can be made for its users")
+        for name in ("uid_map", "gid_map"):
+            descriptor = os.open(f"/proc/{helper}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(descriptor, f"0 {first} {count}\n".encode())
+            finally:
+                os.close(descriptor)
+        return os.open(f"/proc/{helper}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(told)
+        os.kill(helper, signal.SIGKILL)
+        os.waitpid(helper, 0)
+
+
+def set_up(stage: str, things: Sequence[Staged], users: int, owner: int, size: int | None) -> bool:
+    """Mount things on a stage, in a process that has its own mounts.
+
+    Args:
+        stage: A directory of the host, which the stage covers.
+        users: The descriptor of the sandbox's user namespace.
+        owner: The host's number of the sandbox's root.
+        size: In bytes, of the space that the writable ones share; None is as much as memory allows.
+
+    Returns:
+        Whether every overlay could be mounted; the others show their directories with the host's inodes and paths.
+
+    Raises:
+        OSError: The kernel does not let this user do it.
+    """
+    opened = [os.open(thing.source, os.O_PATH | os.O_CLOEXEC) for thing in things]
+    _tmpfs(stage, "mode=0711")
+    for number, name in enumerate(("empty", "lower", "upper")):
+        os.mkdir(f"{stage}/{name}", 0o711 if number else 0o755)
+    bound = "" if size is None else f",size={size}"
+    _tmpfs(f"{stage}/upper", f"mode=0700{bound}")
+    is_whole = True
+    for number, (thing, source) in enumerate(zip(things, opened, strict=True)):
+        target = f"{stage}/{thing.name}"
+        if not os.path.isdir(f"/proc/self/fd/{source}"):
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+            mount(f"/proc/self/fd/{source}", target, _BIND)
+        elif thing.kind == "bind":
+            os.mkdir(target, 0o755)
+            mount(f"/proc/self/fd/{source}", target, _BIND | _RECURSIVE)
+        else:
+            os.mkdir(target, 0o755)
+            lower = f"{stage}/lower/{number}"
+            os.mkdir(lower)
+            _show_as_own(source, lower, users)
+            if thing.kind == "writable":
+                _writable(lower, target, f"{stage}/upper/{number}", owner)
+            elif hides_mounts(thing.source) or not _overlay(lower, target, f"{stage}/empty"):
+                mount(lower, target, _BIND)
+                is_whole = False
+        os.close(source)
+    return is_whole
+
+
+def enter(users: int, bounding: Sequence[str]) -> None:
+    """Become the root of a user namespace in which nobody can make another.
+
+    Args:
+        bounding: The capabilities that programs it executes may have, but for the next one, which has all.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    checked(libc.setns(users, _NEW_USER))
+    os.close(users)
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    descriptor = os.open(_NO_NAMESPACES, os.O_WRONLY | os.O_CLOEXEC)
+    os.write(descriptor, b"0\n")
+    os.close(descriptor)
+    last = _last_capability()
+    every = (1 << last + 1) - 1
+    low, high = every & 0xFFFF_FFFF, every >> 32
+    header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
+    checked(libc.capset(header, struct.pack("=6I", low, low, low, high, high, high)))
+    for number in set(range(last + 1)) - {_CAPABILITIES[name] for name in bounding}:
+        checked(libc.prctl(_BOUNDING_SET_DROP, number, 0, 0, 0))
+
+
+def _last_capability() -> int:
+    with open("/proc/sys/kernel/cap_last_cap") as file:
+        return int(file.read())
+
+
+def _tmpfs(target: str, options: str) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    flags = ctypes.c_ulong(_NO_SUID | _NO_DEVICES)
+    checked(libc.mount(b"tmpfs", os.fsencode(target), b"tmpfs", flags, options.encode()))
+
+
+def _show_as_own(source: int, target: str, users: int) -> None:
+    """Mount a directory so that its files belong inside to whom they belong outside."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    tree = checked(libc.syscall(_OPEN_TREE, source, b"", _CLONE | _CLOSE | _EMPTY_PATH))
+    try:
+        wanted = struct.pack("=QQQQ", _IDMAP, 0, 0, users)
+        checked(libc.syscall(_MOUNT_SETATTR, tree, b"", _EMPTY_PATH, wanted, len(wanted)))
+        checked(libc.syscall(_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target), _FROM_EMPTY_PATH))
+    finally:
+        os.close(tree)
+
+
+def _writable(lower: str, target: str, upper: str, owner: int) -> None:
+    status = os.stat(lower)
+    for path in (upper, f"{upper}/upper", f"{upper}/work"):
+        os.mkdir(path, 0o755)
+        os.chown(path, owner, owner)
+    os.chmod(f"{upper}/upper", status.st_mode & 0o7777)
+    held = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (lower, f"{upper}/upper", f"{upper}/work")]
+    places = [f"/proc/self/fd/{number}" for number in held]
+    libc = ctypes.CDLL(None, use_errno=True)
+    options = f"lowerdir={places[0]},upperdir={places[1]},workdir={places[2]},volatile,xino=off"
+    checked(libc.mount(b"overlay", os.fsencode(target), b"overlay", ctypes.c_ulong(0), options.encode()))
+    for number in held:
+        os.close(number)
+
+
+def _overlay(lower: str, target: str, empty: str) -> bool:
+    held = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (lower, empty)]
+    libc = ctypes.CDLL(None, use_errno=True)
+    options = "lowerdir=" + ":".join(f"/proc/self/fd/{number}" for number in held)
+    done = libc.mount(b"overlay", os.fsencode(target), b"overlay", ctypes.c_ulong(_READ_ONLY), options.encode())
+    for number in held:
+        os.close(number)
+    return done == 0
+
+
+def try_out(directories: Sequence[str], first: int, count: int) -> str:
+    """Mount directories as writable ones and write to them, in a process that is gone then; return why not, or nothing.
+
+    To be called where nothing else runs.
+    """
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            _write_to(directories, first, count)
+        except OSError as error:
+            os.write(writing, str(error).encode() or b"it failed")
+        finally:
+            os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with open(reading, "rb") as answer:
+        return answer.read().decode()
+
+
+def _write_to(directories: Sequence[str], first: int, count: int) -> None:
+    own_mounts()
+    users = user_namespace(first, count)
+    things = [Staged(path, str(number), "writable") for number, path in enumerate(directories)]
+    stage = place()
+    set_up(stage, things, users, first, 1 << 20)
+    enter(users, ())
+    for thing in things:
+        made = f"{stage}/{thing.name}/ash-trial"
+        os.mkdir(made)
+        os.rmdir(made)

@@ -1,0 +1,71 @@
+"""Ranges of the host's users, each for one sandbox at a time, whichever hive of this host it belongs to.
+
+A byte of the lock file stands for the user of that number. A range is taken by a lock on its bytes, which the kernel
+gives up when the last descriptor of it is closed: the keeper has one, and so has what watches the sandbox's first
+process. So a range is free again when nothing of its sandbox can be left, also where the keeper was killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import struct
+
+__all__ = ["LOCK_FILE", "RangeProblem", "UserRanges"]
+
+LOCK_FILE = "/run/ash-users.lock"
+_FLOCK = struct.Struct("hhqqi4x")
+
+
+class RangeProblem(Exception):
+    """No range can be taken; the message says why and what to do."""
+
+
+class UserRanges:
+    """Takes ranges, the one that was given back last after all others."""
+
+    def __init__(self, path: str = LOCK_FILE) -> None:
+        self._path = path
+        self._next = 0
+
+    def take(self, block: tuple[int, int], count: int) -> tuple[int, int]:
+        """Return the first user of a range that is free, and the descriptor that holds it.
+
+        Args:
+            block: Its first user and how many there are.
+            count: How many a range has.
+
+        Raises:
+            RangeProblem: All are taken, or the lock file cannot be used.
+        """
+        first, users = block
+        ranges = users // count
+        try:
+            descriptor = self._opened()
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise RangeProblem(f"the users of sandboxes cannot be locked by {self._path}: {why}") from error
+        for number in range(ranges):
+            index = (self._next + number) % ranges
+            start = first + index * count
+            try:
+                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, 0, start, count, 0))
+            except BlockingIOError:
+                continue
+            self._next = index + 1
+            return start, descriptor
+        os.close(descriptor)
+        raise RangeProblem(
+            f"all {ranges} ranges of {count} users from {first} on are taken by sandboxes of this host: end some, or "
+            "choose a larger block of users in the settings"
+        )
+
+    def _opened(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self._path, flags, 0o600)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            os.close(descriptor)
+            raise OSError("it is not a file of this user alone")
+        return descriptor

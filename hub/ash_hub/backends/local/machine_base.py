@@ -1,0 +1,181 @@
+"""The base of every machine: a small tree of files below its root, made once and never changed.
+
+Sandboxes write over it, each in a layer of its own. It has what programs of the host's `/usr` look for in `/etc` and
+`/var`, of files that everybody may read; of the host's users, secrets and credentials it has nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+__all__ = ["make_base"]
+
+_FROM_HOST = (
+    *("adduser.conf", "alternatives", "apk", "bash.bashrc", "bash_completion.d", "bindresvport.blacklist"),
+    *("ca-certificates", "ca-certificates.conf", "debconf.conf", "debian_version", "default/useradd", "deluser.conf"),
+    *("dnf", "dpkg", "fonts", "gai.conf", "host.conf", "inputrc", "ld.so.cache", "ld.so.conf", "ld.so.conf.d"),
+    *("libaudit.conf", "locale.alias", "locale.conf", "localtime", "login.defs", "lsb-release", "magic", "magic.mime"),
+    *("mime.types", "os-release", "pacman.conf", "pacman.d", "pam.conf", "pam.d", "perl", "pki/ca-trust"),
+    *("pki/rpm-gpg", "pki/tls/certs", "pki/tls/openssl.cnf", "profile", "protocols", "python3", "redhat-release"),
+    *("rpm", "security", "services", "shells", "skel", "ssl/certs", "ssl/openssl.cnf", "terminfo", "timezone"),
+    *("wgetrc", "xattr.conf", "yum.repos.d"),
+)
+"""Of /etc: what belongs to the system and its package manager, and says nothing about the host's users."""
+_OF_APT = (
+    *("apt.conf", "apt.conf.d", "keyrings", "preferences", "preferences.d", "sources.list", "sources.list.d"),
+    *("trusted.gpg", "trusted.gpg.d"),
+)
+"""Of /etc/apt: all but its credentials."""
+_CREDENTIALS = re.compile(rb"(\w+://)[^/\s\"'@]*@")
+_TELLING = re.compile(rb"(?im)^.*(?:proxy|password|username|sslclientkey|sslclientcert).*\n?")
+"""Lines of a package manager's configuration that name the host's own way out, or a secret."""
+_CONFIGURATION = ("apt", "dnf", "yum.repos.d", "pacman.conf", "pacman.d", "apk")
+_FILE_BYTES = 4 * 1024 * 1024
+
+_DIRECTORIES: Mapping[str, int] = {
+    **dict.fromkeys(("etc", "etc/apt", "home", "home/ash", "media", "mnt", "opt", "run", "srv", "usr", "var"), 0o755),
+    **dict.fromkeys(("var/backups", "var/cache", "var/cache/apt", "var/cache/apt/archives", "var/lib"), 0o755),
+    **dict.fromkeys(("var/cache/apt/archives/partial", "var/cache/debconf", "var/lib/apt", "var/lib/apt/lists"), 0o755),
+    **dict.fromkeys(("var/lib/apt/lists/partial", "var/lib/dpkg", "var/lib/misc", "var/local", "var/log"), 0o755),
+    **dict.fromkeys(("var/log/apt", "var/mail", "var/opt", "var/spool", "usr/local"), 0o755),
+    **dict.fromkeys(("run/lock", "tmp", "var/tmp"), 0o1777),
+    "root": 0o700,
+}
+_LINKS = {"var/run": "/run", "var/lock": "/run/lock", "etc/mtab": "../proc/self/mounts"}
+
+_SYSTEM_USERS = """\
+daemon 1 1 /usr/sbin
+bin 2 2 /bin
+sys 3 3 /dev
+sync 4 65534 /bin
+games 5 60 /usr/games
+man 6 12 /var/cache/man
+lp 7 7 /var/spool/lpd
+mail 8 8 /var/mail
+news 9 9 /var/spool/news
+uucp 10 10 /var/spool/uucp
+proxy 13 13 /bin
+www-data 33 33 /var/www
+backup 34 34 /var/backups
+list 38 38 /var/list
+irc 39 39 /run/ircd
+_apt 42 65534 /nonexistent
+nobody 65534 65534 /nonexistent
+"""
+_GROUPS = (
+    "root:0 daemon:1 bin:2 sys:3 adm:4 tty:5 disk:6 lp:7 mail:8 news:9 uucp:10 man:12 proxy:13 kmem:15 dialout:20 "
+    "fax:21 voice:22 cdrom:24 floppy:25 tape:26 sudo:27 audio:29 dip:30 www-data:33 backup:34 operator:37 list:38 "
+    "irc:39 src:40 shadow:42 utmp:43 video:44 sasl:45 plugdev:46 staff:50 games:60 users:100 ash:1000 nogroup:65534"
+)
+"""Users and groups with numbers that Debian gives to every system."""
+
+
+def make_base(parent: Path, links: Mapping[str, str]) -> Path:
+    """Return the base for this host as it is now; made if there is none yet.
+
+    Args:
+        parent: Where bases are, each in a directory named by its content.
+        links: Top-level links of the host, as `/bin` -> `usr/bin`.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    parent.mkdir(mode=0o711, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
+    try:
+        _fill(made, links)
+        target = parent / _digest(made)
+        if not target.is_dir():
+            os.rename(made, target)
+        return target
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _fill(base: Path, links: Mapping[str, str]) -> None:
+    base.chmod(0o755)
+    for name, mode in _DIRECTORIES.items():
+        (base / name).mkdir(exist_ok=True)
+        (base / name).chmod(mode)
+    for name, target in {**_LINKS, **{path.lstrip("/"): target for path, target in links.items()}}.items():
+        os.symlink(target, base / name)
+    os.chown(base / "home" / "ash", 1000, 1000)
+    for name in (*_FROM_HOST, *(f"apt/{name}" for name in _OF_APT)):
+        _copy(Path("/etc", name), base / "etc" / name, cleaned=name.split("/")[0] in _CONFIGURATION)
+    for name, (content, mode) in _written().items():
+        (base / "etc" / name).write_text(content)
+        (base / "etc" / name).chmod(mode)
+    _copy(Path("/var/lib/apt/extended_states"), base / "var/lib/apt/extended_states", cleaned=False)
+
+
+def _copy(source: Path, target: Path, *, cleaned: bool) -> None:
+    """Copy what everybody may read, links as links, and nothing that is neither file nor directory."""
+    try:
+        found = source.lstat()
+    except OSError:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if stat.S_ISLNK(found.st_mode):
+        os.symlink(os.readlink(source), target)
+    elif stat.S_ISDIR(found.st_mode) and found.st_mode & 0o005 == 0o005:
+        target.mkdir(exist_ok=True)
+        target.chmod(0o755)
+        for entry in sorted(source.iterdir()):
+            _copy(entry, target / entry.name, cleaned=cleaned)
+    elif stat.S_ISREG(found.st_mode) and found.st_mode & 0o004 and found.st_size <= _FILE_BYTES:
+        content = source.read_bytes()
+        if cleaned and source.suffix not in (".gpg", ".asc"):
+            content = _TELLING.sub(b"", _CREDENTIALS.sub(rb"\1", content))
+        target.write_bytes(content)
+        target.chmod(stat.S_IMODE(found.st_mode) & 0o755)
+
+
+def _written() -> dict[str, tuple[str, int]]:
+    """Return the files of /etc that are the same everywhere, with their modes."""
+    users = [line.split() for line in _SYSTEM_USERS.splitlines()]
+    names = ["root", *(user[0] for user in users), "ash"]
+    passwd = ["root:x:0:0:root:/root:/bin/bash"]
+    passwd += [f"{name}:x:{uid}:{gid}:{name}:{home}:/usr/sbin/nologin" for name, uid, gid, home in users]
+    passwd.append("ash:x:1000:1000:ash:/home/ash:/bin/bash")
+    groups = [f"{name}:x:{gid}:" for name, gid in (each.split(":") for each in _GROUPS.split())]
+    return {
+        "passwd": ("\n".join(passwd) + "\n", 0o644),
+        "group": ("\n".join(groups) + "\n", 0o644),
+        "shadow": ("".join(f"{name}:*:20000:0:99999:7:::\n" for name in names), 0o640),
+        "gshadow": ("".join(f"{line.split(':')[0]}:*::\n" for line in groups), 0o640),
+        "hosts": ("127.0.0.1 localhost sandbox\n::1 localhost ip6-localhost ip6-loopback\n", 0o644),
+        "hostname": ("sandbox\n", 0o644),
+        "nsswitch.conf": (
+            "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nservices: files\nprotocols: files\n",
+            0o644,
+        ),
+        "resolv.conf": ("", 0o644),
+        "fstab": ("", 0o644),
+    }
+
+
+def _digest(base: Path) -> str:
+    """Return a name for the content of a tree."""
+    digest = hashlib.sha256()
+    for path in _below(base):
+        found = path.lstat()
+        digest.update(f"{path.relative_to(base)}\0{found.st_mode}\0{found.st_uid}\0".encode())
+        if stat.S_ISLNK(found.st_mode):
+            digest.update(os.fsencode(os.readlink(path)))
+        elif stat.S_ISREG(found.st_mode):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _below(directory: Path) -> Iterator[Path]:
+    for path in sorted(directory.iterdir()):
+        yield path
+        if path.is_dir() and not path.is_symlink():
+            yield from _below(path)
