@@ -65,6 +65,7 @@ class Sandbox:
         env: Mapping[str, str] | None = None,
         stdin: bytes | str | None = None,
         output_limit: int | None = None,
+        user: str | None = None,
     ) -> ExecResult:
         """Run a command to its end. Its exit code is data, unless `check` is true.
 
@@ -76,6 +77,7 @@ class Sandbox:
             env: Further environment variables.
             stdin: What it reads; its stdin is closed if None.
             output_limit: How many bytes of each stream to keep in the result.
+            user: Run it as this user of the sandbox; None: as the one that commands run as there.
 
         Raises:
             CommandFailed: With `check`; `result` is the `ExecResult`.
@@ -88,6 +90,8 @@ class Sandbox:
             arguments["stdin_base64"] = _base64(stdin)
         if output_limit is not None:
             arguments["output_limit"] = output_limit
+        if user is not None:
+            arguments["user"] = user
         bound = timeout_seconds + _EXEC_MARGIN_SECONDS
         result = exec_result(await self._call_runner("ash_exec", arguments, repeatable=True, timeout_seconds=bound))
         if check and (result.timed_out or result.exit_code != 0):

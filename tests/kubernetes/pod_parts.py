@@ -132,6 +132,8 @@ def prison_of(settings: KubernetesSettings) -> Prison:
         return await run_inside(instance, *command, seconds=60)
 
     bounds: dict[str, Any] = {
+        "read_only_system": True,
+        "one_user": True,
         "memory_bytes": memory_quantity(settings.memory),
         "cpu": cpu_quantity(settings.cpu),
         "own_files": True,

@@ -62,6 +62,9 @@ def _add_commands(server: FastMCP[Any], terminal: Terminal) -> None:
         timeout: Annotated[  # noqa: ASYNC109 (a name that callers know)
             float, Field(gt=0, le=86_400, description="Seconds after which it and all that it started is ended")
         ] = 30,
+        user: Annotated[
+            str | None, Field(description="Run it as this user of the sandbox; such a command leaves no state behind")
+        ] = None,
     ) -> ToolResult:
         """Run a command with bash in the sandbox and return its output and exit code.
 
@@ -69,7 +72,7 @@ def _add_commands(server: FastMCP[Any], terminal: Terminal) -> None:
         do not. Standard input is closed. The start and the end of a long output are shown, and the whole of it is
         kept in a file. For servers and other things that keep running, use terminal-controller_start_job.
         """
-        done = await terminal.execute(command, timeout)
+        done = await terminal.execute(command, timeout, user)
         shape = CommandResult(**_facts(done), cwd=str(terminal.cwd))
         return answer(_describe(done, timeout), shape)
 

@@ -21,6 +21,7 @@ from ash_recipes.runner.execution import Execution, execute
 from ash_recipes.runner.files import Files
 from ash_recipes.runner.jobs import Job
 from ash_recipes.runner.problems import Problem, from_os_error
+from ash_recipes.runner.users import find_user
 
 __all__ = ["Remembered", "Terminal"]
 
@@ -109,12 +110,15 @@ class Terminal:
         self._cwd = target
         return target
 
-    async def execute(self, command: str, timeout_seconds: float) -> Execution:
+    async def execute(self, command: str, timeout_seconds: float, user: str | None = None) -> Execution:
         """Run a command to its end, and keep where it left the shell.
 
+        As another user it starts in the terminal's directory with its variables, and changes neither.
+
         Raises:
-            Problem: The shell could not be started.
+            Problem: The shell could not be started, or there is no such user.
         """
+        runs_as = None if user is None else find_user(user)
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         with self._prepared(command) as (words, descriptors, env):
             done = await execute(
@@ -126,8 +130,10 @@ class Terminal:
                 output_limit=OUTPUT_BYTES,
                 budget=ANSWER_BYTES,
                 pass_fds=descriptors,
+                user=runs_as,
             )
-            self._remember_state(descriptors[2])
+            if runs_as is None:
+                self._remember_state(descriptors[2])
         succeeded = done.exit_code == 0 and not done.timed_out
         self.history.append(Remembered(now, command, succeeded, done.exit_code))
         return done

@@ -42,6 +42,7 @@ class Start(Arguments):
     cwd: Text | None = None
     env: dict[str, Text] = {}
     key: Key | None = None
+    user: Annotated[str, Field(strict=True, min_length=1, max_length=100)] | None = None
 
 
 class Exec(Start):

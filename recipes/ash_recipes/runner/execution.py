@@ -20,6 +20,7 @@ from ash_recipes.runner.keys import SpentKeys
 from ash_recipes.runner.output import Capture, Clipped, Spool, halves, json_size
 from ash_recipes.runner.problems import Problem
 from ash_recipes.runner.processes import Command, Process, Stream
+from ash_recipes.runner.users import User
 
 __all__ = ["Execution", "KeyedRuns", "execute"]
 
@@ -123,6 +124,7 @@ async def execute(
     output_limit: int,
     budget: int = ANSWER_BYTES,
     pass_fds: Sequence[int] = (),
+    user: User | None = None,
 ) -> Execution:
     """Run a command to its end.
 
@@ -132,13 +134,16 @@ async def execute(
     Args:
         output_limit: How many bytes of each stream are returned at most.
         budget: How many bytes both streams together may take on the wire.
+        user: Whom it runs as; None: as the runner does.
 
     Raises:
         Problem: `spawn_failed`.
     """
     output = _Output(context.spool, output_limit)
     began = time.monotonic()
-    process = Process(command, cwd=cwd, env=env, stdin=stdin is not None, on_data=output.written, pass_fds=pass_fds)
+    process = Process(
+        command, cwd=cwd, env=env, stdin=stdin is not None, on_data=output.written, pass_fds=pass_fds, user=user
+    )
     timed_out, code = False, 0
     async with context.jobs.watched(process):
         with anyio.move_on_after(timeout_seconds) as limit:

@@ -17,6 +17,7 @@ from ash_recipes.runner.keys import SpentKeys
 from ash_recipes.runner.output import Chunk, JobLog
 from ash_recipes.runner.problems import Problem
 from ash_recipes.runner.processes import READ_BYTES, Command, Process, Stream
+from ash_recipes.runner.users import User
 
 __all__ = ["Job", "JobPage", "Jobs", "signal_number"]
 
@@ -163,19 +164,22 @@ class Jobs:
         key: str | None = None,
         shown: str | None = None,
         pass_fds: Sequence[int] = (),
+        user: User | None = None,
     ) -> Job:
         """Start a job, or return the one that the same key has started.
 
         Args:
             paced: Whether a full log stops the command until it is read, so that no output is lost.
-            key: Idempotency key. It stands for the command, its directory, `stdin` and the timeout.
+            key: Idempotency key. It stands for the command, its directory, `stdin`, the timeout and the user.
+            user: Whom it runs as; None: as the runner does.
             shown: What stands for the command in lists; None for the command itself.
 
         Raises:
             Problem: `spawn_failed`: the command could not be started, or too many run. `bad_request`: the key stands
                 for another command. `result_lost`: the job of this key is kept no longer.
         """
-        key_stands_for = (command if isinstance(command, str) else tuple(command), str(cwd), stdin, timeout_seconds)
+        words = command if isinstance(command, str) else tuple(command)
+        key_stands_for = (words, str(cwd), stdin, timeout_seconds, user)
         if key is not None and key in self._by_key:
             known, job = self._by_key[key]
             if known != key_stands_for:
@@ -193,7 +197,14 @@ class Jobs:
             await job.wait_for_room()
 
         process = Process(
-            command, cwd=cwd, env=env, stdin=stdin, on_data=on_data, has_room=has_room, pass_fds=pass_fds
+            command,
+            cwd=cwd,
+            env=env,
+            stdin=stdin,
+            on_data=on_data,
+            has_room=has_room,
+            pass_fds=pass_fds,
+            user=user,
         )
         self._count += 1
         job = Job(f"job-{self._count}", shown or command, process, started_at=time.time(), paced=paced, key=key)

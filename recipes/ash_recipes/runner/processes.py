@@ -14,6 +14,7 @@ import anyio
 import anyio.to_thread
 
 from ash_recipes.runner.problems import Problem
+from ash_recipes.runner.users import User
 
 __all__ = ["Command", "Process", "Stream", "end_children", "end_session", "session_members"]
 
@@ -33,6 +34,7 @@ class Process:
         has_room: Awaited before each read; while it waits the command waits too, when its pipe is full.
         stdin: Whether `write` will be used; otherwise the command reads end of file.
         pass_fds: Descriptors that the command inherits under the same numbers.
+        user: Whom it runs as; None: as the runner does.
 
     Raises:
         Problem: `spawn_failed`, when nothing could be started.
@@ -48,13 +50,17 @@ class Process:
         has_room: Callable[[], Awaitable[None]] | None = None,
         stdin: bool = False,
         pass_fds: Sequence[int] = (),
+        user: User | None = None,
     ) -> None:
         words = ["bash", "-c", command] if isinstance(command, str) else list(command)
         try:
             self._popen = subprocess.Popen(
                 words,
                 cwd=cwd,
-                env=dict(env),
+                env=dict(env) | ({} if user is None else user.variables),
+                user=None if user is None else user.uid,
+                group=None if user is None else user.gid,
+                extra_groups=None if user is None else user.groups,
                 stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

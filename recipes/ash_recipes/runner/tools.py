@@ -21,6 +21,7 @@ from ash_recipes.runner.files import Files
 from ash_recipes.runner.jobs import Job, signal_number
 from ash_recipes.runner.problems import Problem
 from ash_recipes.runner.processes import Command
+from ash_recipes.runner.users import find_user
 
 __all__ = ["RunnerTools"]
 
@@ -84,6 +85,7 @@ class RunnerTools:
 
     async def _exec(self, asked: args.Exec) -> Json:
         command, cwd, env = self._start(asked)
+        user = None if asked.user is None else find_user(asked.user)
 
         async def work() -> Json:
             done = await execute(
@@ -94,6 +96,7 @@ class RunnerTools:
                 stdin=asked.stdin_base64,
                 timeout_seconds=asked.timeout_seconds,
                 output_limit=asked.output_limit,
+                user=user,
             )
             return done.to_json()
 
@@ -111,6 +114,7 @@ class RunnerTools:
             timeout_seconds=asked.timeout_seconds,
             paced=asked.paced,
             key=asked.key,
+            user=None if asked.user is None else find_user(asked.user),
         )
         return {"job": job.id, "started": True}
 

@@ -366,6 +366,7 @@ class LocalBackend:
             "launcher": "none" if self._settings.unsafe else self._settings.launcher,
             "keeper": None if self._link is None else self._link.hello["pid"],
             "control_groups": self._enforcement.version,
+            "machine": self._machine is not None,
             # A sandbox can read in its own mount table where on the host these lie; the last, if it may go out.
             "visible_paths": [] if self._settings.unsafe else self._visible_paths(),
             "warnings": list(self._plans.warnings),

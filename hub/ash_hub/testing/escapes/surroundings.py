@@ -26,8 +26,11 @@ escaped(str(found)) if found else stopped("no home but its own is there: " + str
         tries="reads who the host's users are, and its machine id",
         script="""
 names = [line.split(":")[0] for line in text("/etc/passwd").splitlines()]
-more = [path for path in ("/etc/machine-id", "/etc/shadow", "/etc/ssh", "/etc/fstab") if os.path.exists(path)]
-escaped(f"{names} {more}") if more or set(names) - {"root", "ash", "nobody"} else stopped(f"only {names}")""",
+more = [path for path in ("/etc/machine-id", "/etc/ssh") if os.path.exists(path)]
+more += [path for path in ("/etc/shadow", "/etc/fstab") if "$" in text(path) or "/dev/" in text(path)]
+everywhere = "root ash nobody daemon bin sys sync games man lp mail news uucp proxy www-data backup list irc _apt"
+told = sorted(set(names) - set(everywhere.split()))
+escaped(f"{told} {more}") if more or told else stopped(f"only {names}")""",
         stopped_by=("own /etc",),
     ),
     Attempt(
@@ -53,9 +56,9 @@ escaped(str(told)) if told else stopped("it tells of /proc/self/fd only")""",
     ),
     Attempt(
         name="write the system",
-        tries="writes into the system's directories and the hive's Python",
+        tries="writes into the system's directories",
         script="""
-for path in ("/usr", "/usr/local", "/usr/bin", *glob.glob("/opt/ash/*")):
+for path in ("/usr", "/usr/local", "/usr/bin"):
     name = f"{path}/ash-escape-{os.getpid()}"
     try:
         os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
@@ -65,6 +68,26 @@ for path in ("/usr", "/usr/local", "/usr/bin", *glob.glob("/opt/ash/*")):
     else:
         os.unlink(name)
         escaped(path)
+stopped(why)""",
+        stopped_by=("read-only system",),
+        bound="read_only_system",
+    ),
+    Attempt(
+        name="write the runner",
+        tries="writes into the folders of the hive's Python and its packages",
+        script="""
+places = [path for path in ("/opt/ash", *glob.glob("/opt/ash/*")) if os.path.isdir(path)]
+for path in places:
+    name = f"{path}/ash-escape-{os.getpid()}"
+    try:
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except OSError as error:
+        why = reason(error)
+        if error.errno != errno.EROFS: continue
+    else:
+        os.unlink(name)
+        escaped(path)
+absent("it has none of its own") if not places else None
 stopped(why)""",
         stopped_by=("read-only system",),
     ),
@@ -78,6 +101,7 @@ for path in ("/escape", "/etc/escape", "/opt/escape", "/run/escape"):
     else: escaped(path)
 stopped(why)""",
         stopped_by=("read-only root",),
+        bound="read_only_system",
     ),
     Attempt(
         name="hide files in /dev",
@@ -237,6 +261,7 @@ stopped(f"only {sorted(kinds)[:6]}")""",
         tries="becomes another user",
         script="os.setuid(12345); escaped('user 12345')",
         stopped_by=("user namespace", "no capabilities"),
+        bound="one_user",
     ),
     Attempt(
         name="host's user namespace",
@@ -265,8 +290,10 @@ escaped("no_new_privs is off") if told["NoNewPrivs"] != "1" else stopped("no_new
         tries="looks for capabilities that were left to it",
         script="""
 told = dict(line.split(":\\t", 1) for line in text("/proc/self/status").splitlines() if ":\\t" in line)
-held = {name: told[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb") if int(told[name], 16)}
-escaped(str(held)) if held else stopped("it has none")""",
+allowed = bait["bounds"].get("capabilities", 0)
+names = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+held = {name: told[name] for name in names if int(told[name], 16) & ~allowed}
+escaped(str(held)) if held else stopped(f"it has none but {allowed:#x}")""",
         stopped_by=("no capabilities",),
     ),
 )

@@ -21,6 +21,7 @@ from ash_hub.backends.base import Instance
 from ash_hub.backends.local import LocalBackend, LocalSettings, host
 from ash_hub.backends.local.keeper import cgroups
 from ash_hub.backends.local.paths import hive_paths
+from ash_hub.backends.local.settings import DEFAULT_FIRST_USER
 from ash_hub.backends.local.runtime import Runtime, find_runtime
 from ash_hub.testing.conformance import BackendUnderTest
 from ash_hub.testing.escapes import Prison
@@ -38,11 +39,15 @@ SMALL: dict[str, Any] = {
     "home_bytes": 4 * MIB,
     "tmp_bytes": 6 * MIB,
     "shm_bytes": 2 * MIB,
+    "root_bytes": 8 * MIB,
 }
 """Settings under which sandboxes soon meet their limits."""
 
 _FAILURE = host.isolation_works(host.host_facts())
 needs_isolation = pytest.mark.skipif(_FAILURE is not None, reason=f"sandboxes cannot be isolated here: {_FAILURE}")
+
+CAPABILITY_MASK = 0x405FB
+"""CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, SYS_CHROOT; the kernel's bits."""
 
 STAND_IN = """
 import json, os, socket, subprocess, threading
@@ -144,8 +149,14 @@ def prison_of(backend: LocalBackend, root: Path) -> Prison:
         bounds["inodes"] = SMALL["memory_bytes"] // 512
     if "/usr are shared" not in warnings:
         bounds["own_files"] = True
+    machine = backend.describe()["machine"]
+    if machine:
+        bounds |= {"machine": DEFAULT_FIRST_USER, "capabilities": CAPABILITY_MASK}
+    else:
+        bounds |= {"read_only_system": True, "one_user": True}
     if "disk space" not in warnings:
-        places = {"/workspace": "workspace", "/home/ash": "home", "/tmp": "tmp", "/dev/shm": "shm"}
+        places = {"/workspace": "workspace", "/tmp": "tmp", "/dev/shm": "shm"}
+        places |= {"/root": "home", "/var": "root", "/usr": "root"} if machine else {"/home/ash": "home"}
         bounds["places"] = {place: SMALL[f"{name}_bytes"] for place, name in places.items()}
 
     async def run(instance: Instance, command: Sequence[str]) -> Done:

@@ -107,7 +107,7 @@ async def test_a_main_process_that_cannot_be_executed_is_a_failed_start(root: Pa
 
 @needs_isolation
 async def test_a_launcher_that_hangs_is_a_failed_start(root: Path) -> None:
-    async with local_backend(root, start_timeout_seconds=0.2) as backend:
+    async with local_backend(root, start_timeout_seconds=0.2, machine=False) as backend:
         facts = backend._facts  # pyright: ignore[reportPrivateUsage]
         slow = root / "slow"
         slow.write_text("#!/bin/sh\nexec sleep 60\n")

@@ -167,11 +167,40 @@ def test_a_hard_limit_of_no_cores_is_said_to_start_the_host_s_program(
     assert check.ok or "hard core 1" in (check.fix or "")
 
 
-def test_what_all_sandboxes_share_is_named() -> None:
+def test_what_all_sandboxes_share_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "machine_problem", lambda *_: "the kernel is old")  # pyright: ignore
     quotas = found(host.probe())["kernel quotas"]
     assert not quotas.ok and not quotas.required
     for name in ("inotify", "epoll", "pipe pages", "descriptors in flight", "pseudoterminals"):
         assert name in quotas.detail
+
+
+def test_a_host_that_can_have_no_machines_says_what_is_lost_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host.os, "geteuid", lambda: 1000)
+    check = found(host.probe())["ordinary machine"]
+    assert not check.ok and not check.required
+    assert "read-only" in check.detail and "ordinary user" in check.detail and "root" in (check.fix or "")
+
+
+@pytest.mark.parametrize(
+    ("first", "count", "machines", "told"),
+    [
+        (0x7000_0000, 65_536, 2, "2 sandboxes need 131072 users"),
+        (0x7FFF_0000, 131_072, 2, "go beyond 2147483646"),
+        (100_000, 65_536, 1, "that /etc/subuid gives to somebody"),
+        (65_536, 65_536, 1, None),
+        (0, 65_536, 1, "include root (0)"),
+    ],
+)
+def test_a_block_of_users_that_others_have_is_refused(
+    monkeypatch: pytest.MonkeyPatch, first: int, count: int, machines: int, told: str | None
+) -> None:
+    def subordinate(path: str) -> list[tuple[str, int, int]]:
+        return [("somebody", 150_000, 10)] if path == "/etc/subuid" else []
+
+    monkeypatch.setattr(host, "_subordinate", subordinate)
+    problem = host.user_block_problem(first, count, machines)
+    assert problem is None if told is None else told in (problem or "")
 
 
 def test_a_host_without_redis_is_told_what_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

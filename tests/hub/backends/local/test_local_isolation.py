@@ -51,7 +51,7 @@ class Prison:
 @pytest.fixture(scope="module")
 async def prison(anyio_backend: str) -> AsyncIterator[Prison]:
     with directories() as root:
-        async with local_backend(root, **SMALL) as backend:
+        async with local_backend(root, **SMALL, machine=False) as backend:
             yield Prison(backend, await backend.create(replace(SPEC, id=new_sandbox_id())), root)
 
 

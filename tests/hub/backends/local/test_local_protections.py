@@ -64,8 +64,15 @@ def root() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 async def backend(anyio_backend: str, root: Path) -> AsyncIterator[LocalBackend]:
-    async with local_backend(root, **SMALL) as entered:
+    async with local_backend(root, **SMALL, machine=False) as entered:
         yield entered
+
+
+@pytest.fixture(scope="module")
+async def machines(anyio_backend: str) -> AsyncIterator[tuple[LocalBackend, Path]]:
+    with directories() as path:
+        async with local_backend(path, **SMALL) as entered:
+            yield entered, path
 
 
 async def outcome_without(attempt: Attempt, backend: LocalBackend, root: Path, bait: Bait) -> Outcome:
@@ -74,7 +81,7 @@ async def outcome_without(attempt: Attempt, backend: LocalBackend, root: Path, b
     settings = {key: value for removal in removals for key, value in removal.settings.items()}
     if settings:
         with directories() as other_root:
-            async with local_backend(other_root, **(SMALL | settings)) as weaker:
+            async with local_backend(other_root, **(SMALL | {"machine": False} | settings)) as weaker:
                 return await weakly_tried(attempt, removals, weaker, other_root, bait)
     return await weakly_tried(attempt, removals, backend, root, bait)
 
@@ -144,10 +151,12 @@ def on_the_host(attempt: Attempt, bait: Bait) -> Outcome:
     ],
 )
 async def test_without_its_protections_an_attempt_succeeds(
-    attempt: Attempt, backend: LocalBackend, root: Path, bait: Bait
+    attempt: Attempt, backend: LocalBackend, machines: tuple[LocalBackend, Path], root: Path, bait: Bait
 ) -> None:
     if why := unshown(attempt):
         pytest.skip(why)
+    if attempt.bound == "machine":
+        backend, root = machines
     outcome = await outcome_without(attempt, backend, root, bait)
     print(outcome)  # noqa: T201 - the report of the suite
     if outcome.verdict in (Verdict.ABSENT, Verdict.SHARED):

@@ -153,6 +153,10 @@ def _writable_system(place: Place) -> Sequence[Edit]:
     return ((("--ro-bind",), ("--bind",), 0), (("--bind", "/dev/null"), null, 0))
 
 
+def _more_users(plan: Plan, _: Place) -> Plan:
+    return replace(plan, identity=replace(plan.identity, users=2 * 65_536))
+
+
 def _talkative(plan: Plan, _: Place) -> Plan:
     return replace(plan, environment={**plan.environment, "HIVE_SECRET": "x"})
 
@@ -218,6 +222,10 @@ REMOVALS: Mapping[str, Removal] = {
     "no other descriptors": Removal(leaks=("HIVE_SECRET",)),
     "sockets out of sight": _added(lambda place: ("--bind", place.run_dir, place.run_dir)),
     "own workspace": _added(_workspace),
+    "users of its own": Removal(lambda plan, _: replace(plan, user_block=(0, 65_536))),
+    "a range of users": Removal(_more_users),
+    "pinned folders": Removal(_without("pinned")),
+    "a read-only runner": Removal(_without("read_only", "/opt/ash")),
     "filter: terminals": _unfiltered(("ioctl",)),
     "filter: socket families": _unfiltered(("socket",)),
     "filter: socket protocols": _unfiltered(("socket",)),

@@ -1,0 +1,64 @@
+"""The users of a sandbox, as its own files name them: whom a command can run as."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ash_recipes.runner.problems import Problem
+
+__all__ = ["User", "find_user"]
+
+_PASSWD, _GROUP = "/etc/passwd", "/etc/group"
+_FILE_BYTES = 1024 * 1024
+_NAMED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What a login as this user sets in the environment."""
+        return {"USER": self.name, "LOGNAME": self.name, "HOME": self.home}
+
+
+def find_user(name: str, *, passwd: str = _PASSWD, group: str = _GROUP) -> User | None:
+    """Return a user of this sandbox; None for the one that commands run as anyway.
+
+    The files are read here, and not by the C library, which loads what they name into the runner.
+
+    Raises:
+        Problem: `bad_request`: there is none of that name. `not_permitted`: commands cannot run as another here.
+    """
+    users = {fields[0]: fields for fields in _entries(passwd, 7) if fields[2].isdecimal() and fields[3].isdecimal()}
+    found = users.get(name)
+    if found is None:
+        known = ", ".join(list(users)[:_NAMED])
+        raise Problem("bad_request", f"this sandbox has no user {name!r}; it has {known}; `useradd` makes others")
+    uid, gid = int(found[2]), int(found[3])
+    if uid == os.geteuid():
+        return None
+    if os.geteuid() != 0:
+        raise Problem("not_permitted", "commands run as one user here: nobody is root in this sandbox")
+    groups = [int(it[2]) for it in _entries(group, 4) if it[2].isdecimal() and name in it[3].split(",")]
+    return User(name, uid, gid, tuple(dict.fromkeys([gid, *groups])), found[5] or "/")
+
+
+def _entries(path: str, width: int) -> Iterator[list[str]]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return
+    with open(descriptor, "rb") as file:
+        lines = file.read(_FILE_BYTES).decode("utf-8", "replace").splitlines()
+    for line in lines:
+        fields = line.split(":")
+        if len(fields) == width:
+            yield fields
