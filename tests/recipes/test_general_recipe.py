@@ -60,7 +60,7 @@ async def test_tools_have_the_names_and_arguments_that_callers_know(runner: Runn
     assert (
         arguments.items()
         >= {
-            f"{T}execute_command": ["command", "timeout"],
+            f"{T}execute_command": ["command", "timeout", "user"],
             f"{T}get_command_history": ["count"],
             f"{T}get_current_directory": [],
             f"{T}change_directory": ["path"],

@@ -25,7 +25,7 @@ def test_a_user_comes_with_its_groups_and_home(files: dict[str, str], monkeypatc
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     found = find_user("ann", **files)
     assert found == User("ann", 1234, 1234, (1234, 7), "/home/ann")
-    assert found.variables == {"USER": "ann", "LOGNAME": "ann", "HOME": "/home/ann"}
+    assert found is not None and found.variables == {"USER": "ann", "LOGNAME": "ann", "HOME": "/home/ann"}
 
 
 def test_the_user_that_commands_run_as_anyway_is_nothing_to_change(

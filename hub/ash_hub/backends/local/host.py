@@ -138,8 +138,8 @@ def user_block_problem(first: int, count: int, machines: int = 1) -> str | None:
     last, needed = first + count - 1, machines * USERS_EACH
     if count < needed:
         return (
-            f"{machines} sandboxes need {needed} users, 65536 each, and there are {count}: raise ASH_HUB_BACKEND__USERS "
-            "or lower ASH_HUB_BACKEND__MAX_SANDBOXES"
+            f"{machines} sandboxes need {needed} users, 65536 each, and there are {count}: raise "
+            "ASH_HUB_BACKEND__USERS or lower ASH_HUB_BACKEND__MAX_SANDBOXES"
         )
     if last > 0x7FFF_FFFE:
         return f"the users {first} to {last} go beyond 2147483646: choose others with {settings}"

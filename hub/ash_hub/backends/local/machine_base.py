@@ -42,7 +42,9 @@ _FILE_BYTES = 4 * 1024 * 1024
 _DIRECTORIES: Mapping[str, int] = {
     **dict.fromkeys(("etc", "etc/apt", "home", "home/ash", "media", "mnt", "opt", "run", "srv", "usr", "var"), 0o755),
     **dict.fromkeys(("var/backups", "var/cache", "var/cache/apt", "var/cache/apt/archives", "var/lib"), 0o755),
-    **dict.fromkeys(("var/cache/apt/archives/partial", "var/cache/debconf", "var/lib/apt", "var/lib/apt/lists"), 0o755),
+    **dict.fromkeys(
+        ("var/cache/apt/archives/partial", "var/cache/debconf", "var/lib/apt", "var/lib/apt/lists"), 0o755
+    ),
     **dict.fromkeys(("var/lib/apt/lists/partial", "var/lib/dpkg", "var/lib/misc", "var/local", "var/log"), 0o755),
     **dict.fromkeys(("var/log/apt", "var/mail", "var/opt", "var/spool", "usr/local"), 0o755),
     **dict.fromkeys(("run/lock", "tmp", "var/tmp"), 0o1777),

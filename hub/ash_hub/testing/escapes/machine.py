@@ -36,7 +36,7 @@ for path in ("/opt/ash", "/opt"):
     except OSError as error: why = f"{reason(error)}: {path}"
     else: escaped(path)
 stopped(why)""",
-        stopped_by=("pinned folders",),
+        stopped_by=("pinned folders", "folders of the base"),
         bound=_BOUND,
     ),
     Attempt(

@@ -57,9 +57,9 @@ class Prison:
     `epoll_watches`, `terminals`, `pipe_pages`, `descriptors_in_flight`; `own_files` and `own_devices`, where its
     files and device nodes are no inodes of the host; `egress_proxy`, the path inside of the proxy's socket;
     `read_only_system`, where nothing outside of its places can be written; `one_user`, where it has no others;
-    `machine`, where it has a range of users, the first that the host gives to any; `capabilities`, a mask of those that
-    it may have in its own user namespace; `kernel`, which errors refuse a call beside the filter's own. What the backend says it cannot bound here, and what
-    is not the host's in its sandboxes, is left out."""
+    `machine`, where it has a range of users, the first that the host gives to any; `capabilities`, a mask of those
+    that it may have in its own user namespace; `kernel`, which errors refuse a call beside the filter's own. What the
+    backend says it cannot bound here, and what is not the host's in its sandboxes, is left out."""
     serve: Callable[[SandboxSpec, str], SandboxSpec]
     """Makes a Python program the main process of a sandbox, with its listener, Unix or TCP, as `ASH_LISTEN_FD`."""
     hive_bytes: Callable[[], int]

@@ -21,8 +21,8 @@ from ash_hub.backends.base import Instance
 from ash_hub.backends.local import LocalBackend, LocalSettings, host
 from ash_hub.backends.local.keeper import cgroups
 from ash_hub.backends.local.paths import hive_paths
-from ash_hub.backends.local.settings import DEFAULT_FIRST_USER
 from ash_hub.backends.local.runtime import Runtime, find_runtime
+from ash_hub.backends.local.settings import DEFAULT_FIRST_USER
 from ash_hub.testing.conformance import BackendUnderTest
 from ash_hub.testing.escapes import Prison
 from ash_mcp.types import SandboxId, SandboxSpec
@@ -47,7 +47,7 @@ _FAILURE = host.isolation_works(host.host_facts())
 needs_isolation = pytest.mark.skipif(_FAILURE is not None, reason=f"sandboxes cannot be isolated here: {_FAILURE}")
 
 CAPABILITY_MASK = 0x405FB
-"""CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, SYS_CHROOT; the kernel's bits."""
+"""The kernel's bits of those that a machine has."""
 
 STAND_IN = """
 import json, os, socket, subprocess, threading

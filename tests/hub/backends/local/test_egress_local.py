@@ -84,7 +84,7 @@ async def test_the_socket_s_directory_holds_only_its_own_and_cannot_be_changed(r
         assert done.out == "proxy.sock\n" and done.code != 0
         assert done.error.count("Read-only file system") == 4
         closed = await backend.create(replace(SPEC, id=new_sandbox_id()))
-        assert (await bash(closed, "ls -A /run")).out == ""
+        assert (await bash(closed, "ls -A /run")).out.strip() in ("", "lock")
         assert keeper_pid(backend) and len(proxies(keeper_pid(backend))) == 1
 
 

@@ -80,8 +80,9 @@ async def outcome_without(attempt: Attempt, backend: LocalBackend, root: Path, b
     removals = [REMOVALS[name] for name in attempt.stopped_by]
     settings = {key: value for removal in removals for key, value in removal.settings.items()}
     if settings:
+        chosen: dict[str, Any] = {**SMALL, "machine": False, **settings}
         with directories() as other_root:
-            async with local_backend(other_root, **(SMALL | {"machine": False} | settings)) as weaker:
+            async with local_backend(other_root, **chosen) as weaker:
                 return await weakly_tried(attempt, removals, weaker, other_root, bait)
     return await weakly_tried(attempt, removals, backend, root, bait)
 

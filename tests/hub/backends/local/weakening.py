@@ -256,6 +256,7 @@ REMOVALS: Mapping[str, Removal] = {
 INHERENT: Mapping[str, str] = {
     "no new privileges": "bubblewrap sets it for every sandbox and has no option to leave it out",
     "relative socket names": "the keeper binds in its own directory; no plan can make it do otherwise",
+    "folders of the base": "an overlay moves no folder of its lower layer, whatever is mounted on it",
     "HTTP parser": "the hub's HTTP client reads no other protocol, and no head without an end",
     "requests to one endpoint": "a client of the hub has the sandbox's own socket and no other way to connect",
     "egress: one form of an address": "no policy can allow what the proxy's parser refuses",
@@ -265,6 +266,7 @@ INHERENT: Mapping[str, str] = {
 
 BACKED_UP: Mapping[str, str] = {
     "no nested user namespaces": "the filter's part for namespaces stops the same; both are taken away together",
+    "pinned folders": "an overlay moves no folder that is in the base; `test_machine.py` has one that is not",
     "bounded pages": "the time for an answer, which all pages share, stops the same; both are taken away together",
 }
 """Protections behind others, so that nothing escapes by the loss of one of them alone."""

@@ -1,4 +1,4 @@
-"""The launcher that isolates with bubblewrap: a root of its own, new namespaces, few capabilities or none, a filter."""
+"""The launcher that isolates with bubblewrap: a root of its own, new namespaces, few capabilities, a filter."""
 
 from __future__ import annotations
 
@@ -91,13 +91,15 @@ def options_for(plan: Plan, names: Mapping[str, str], known: frozenset[str]) -> 
     if plan.system_call_filter is not None:
         yield from ("--seccomp", "@fd:seccomp@")
     init = ("--perms", "0644", "--file", "@fd:init@", _INIT_PATH)
-    first_read_only = next((n for n, it in enumerate(plan.mounts) if it.kind == "read_only"), len(plan.mounts))
-    for number, mount in enumerate((*plan.mounts, None)):
-        if number == first_read_only:
+    runtime = os.path.dirname(_INIT_PATH)
+    place_of_its_own = next((number for number, it in enumerate(plan.mounts) if it.target == runtime), -1)
+    if place_of_its_own < 0:
+        yield from init
+    for number, mount in enumerate(plan.mounts):
+        stage = _on_stage(plan, number) if identity.users else None
+        yield from _mount(mount, f"@fd:mount.{number}@", names, known, stage)
+        if number == place_of_its_own:
             yield from init
-        if mount is not None:
-            stage = _on_stage(plan, number) if identity.users else None
-            yield from _mount(mount, f"@fd:mount.{number}@", names, known, stage)
     for key, value in plan.environment.items():
         yield from ("--setenv", key, value)
     yield from ("--chdir", plan.directory)

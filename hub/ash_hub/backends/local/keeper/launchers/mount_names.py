@@ -74,7 +74,10 @@ def show(pairs: Sequence[tuple[str, str]], empty: str) -> bool:
         options = f"lowerdir=/proc/self/fd/{first}:/proc/self/fd/{second}".encode()
         flags = ctypes.c_ulong(_READ_ONLY)
         # An overlay does not show what is mounted further down, and not every file system can be below one.
-        if hides_mounts(directory, mounted) or libc.mount(b"overlay", os.fsencode(target), b"overlay", flags, options) != 0:
+        if (
+            hides_mounts(directory, mounted)
+            or libc.mount(b"overlay", os.fsencode(target), b"overlay", flags, options) != 0
+        ):
             mount(directory, target, _BIND | _RECURSIVE)
             is_whole = False
         os.close(first)

@@ -9,10 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 __all__ = ["Identity", "Mount", "Plan"]
 
-Kind = Literal[
-    *("bind", "tmpfs", "file", "covered", "masked", "directory", "link", "proc", "devices", "read_only"),
-    *("writable", "pinned"),
-]
+_Usual = Literal["bind", "tmpfs", "file", "covered", "masked", "directory", "link", "proc", "devices", "read_only"]
+_OfMachines = Literal["writable", "pinned"]
+Kind = _Usual | _OfMachines
 
 
 class Mount(NamedTuple):
@@ -22,8 +21,8 @@ class Mount(NamedTuple):
     """`bind`: a file or directory of the host, read-only. `tmpfs`: an empty place to write to. `file`: a file with
     `content`. `covered`: read-only `content` over a file that is there. `masked`: an empty device over a file that is
     there. `directory`: an empty one. `link`: a symbolic link to `source`. `proc`, `devices`: such file systems of the
-    sandbox's own. `read_only`: what is at `target` by then cannot be written to any more. `writable`: a directory of the
-    host with its owners as users of the sandbox; what is written there stays in the sandbox, in the space of
+    sandbox's own. `read_only`: what is at `target` by then cannot be written to any more. `writable`: a directory of
+    the host whose owners are users of the sandbox; what is written there stays in the sandbox, in the space of
     `Plan.writable_bytes`. `pinned`: a directory of a writable root that nobody inside can move, replace or remove."""
     target: str
     """The path inside."""
@@ -64,7 +63,7 @@ class Identity:
     gid: int = 1000
     host_name: str = "sandbox"
     users: int = 0
-    """How many users there are inside, from 0 on; 0: `uid` and `gid` alone, which are the launcher's own user outside."""
+    """How many users there are inside, from 0 on. 0: there is `uid` alone, who is the launcher's own user outside."""
     first_user: int | None = None
     """What user 0 is on the host; the keeper says it, as no other sandbox may have one of them."""
 

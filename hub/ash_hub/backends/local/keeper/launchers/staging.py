@@ -209,9 +209,9 @@ def _overlay(lower: str, target: str, empty: str) -> bool:
 
 
 def try_out(directories: Sequence[str], first: int, count: int) -> str:
-    """Mount directories as writable ones and write to them, in a process that is gone then; return why not, or nothing.
+    """Mount directories as writable ones and write to them; return why that is refused, or nothing.
 
-    To be called where nothing else runs.
+    It is done in a child, so to be called where no thread runs. Nothing of it is left.
     """
     reading, writing = os.pipe()
     if (child := os.fork()) == 0:
