@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unittest
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -41,10 +41,15 @@ async def memory() -> AsyncGenerator[BackendUnderTest]:
         )
 
 
-MAKERS: dict[str, Make] = {"memory": memory, "local": under_test}
+def read_only() -> AbstractAsyncContextManager[BackendUnderTest]:
+    return under_test(machine=False)
 
 
-@pytest.fixture(params=["memory", pytest.param("local", marks=needs_isolation)])
+MAKERS: dict[str, Make] = {"memory": memory, "local": under_test, "local, read-only": read_only}
+LOCAL = [pytest.param(name, marks=needs_isolation) for name in MAKERS if name != "memory"]
+
+
+@pytest.fixture(params=["memory", LOCAL[0]])
 def make(request: pytest.FixtureRequest) -> Make:
     return MAKERS[request.param]
 
@@ -58,9 +63,10 @@ async def test_backend_holds_to_its_contract(behaviour: Callable[[Make], Awaitab
 
 
 @pytest.mark.heavy
-async def test_nothing_escapes_from_a_backend(make: Make) -> None:
+@pytest.mark.parametrize("name", ["memory", *LOCAL])
+async def test_nothing_escapes_from_a_backend(name: str) -> None:
     try:
-        await check_backend(make)
+        await check_backend(MAKERS[name])
     except unittest.SkipTest as unshown:
         pytest.skip(str(unshown))
 

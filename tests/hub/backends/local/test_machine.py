@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from ash_hub.backends.base import Instance
@@ -28,9 +30,13 @@ from tests.hub.backends.local.local_parts import (
     MIB,
     SMALL,
     SPEC,
+    WAIT_SECONDS,
     Done,
     bash,
+    descendants,
     directories,
+    ended,
+    keeper_pid,
     local_backend,
     needs_isolation,
     python,
@@ -162,6 +168,25 @@ async def test_who_speaks_for_it_cannot_be_changed(fleet: Fleet) -> None:
     script = "echo broken >/etc/ld.so.cache; echo /none.so >/etc/ld.so.preload; echo broken >/usr/lib/python3/x.pth"
     assert (await bash(fleet.box, f"{script}; echo alive")).out == "alive\n"
     assert (await bash(fleet.box, "rm /etc/ld.so.preload; echo alive")).out == "alive\n"
+
+
+async def test_only_the_listener_and_the_log_are_handed_in(fleet: Fleet) -> None:
+    done = await bash(fleet.box, "for f in /proc/2/fd/*; do readlink $f; done; readlink /proc/1/fd/*; env")
+    assert {line.split(":")[0] for line in done.out.splitlines() if "=" not in line} <= {"pipe", "socket", "/dev/null"}
+    assert "ASH_HOLD_FD" not in done.out
+
+
+async def test_a_range_of_users_is_free_again_when_its_keeper_and_all_of_it_are_gone() -> None:
+    more: dict[str, Any] = {"first_user": DEFAULT_FIRST_USER - USERS_EACH, "users": USERS_EACH, "max_sandboxes": 1}
+    with directories() as root, directories() as elsewhere:
+        async with local_backend(root, **more) as backend, local_backend(elsewhere, **more) as other:
+            await backend.create(replace(SPEC, id=new_sandbox_id()))
+            keeper = keeper_pid(backend)
+            inside = descendants(keeper)
+            os.kill(keeper, signal.SIGKILL)
+            with anyio.fail_after(WAIT_SECONDS):
+                await ended(keeper, *inside)
+            assert await users_of(await other.create(replace(SPEC, id=new_sandbox_id())))
 
 
 async def test_a_folder_above_a_mount_of_the_host_cannot_be_moved(fleet: Fleet) -> None:

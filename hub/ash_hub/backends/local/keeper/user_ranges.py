@@ -1,8 +1,9 @@
 """Ranges of the host's users, each for one sandbox at a time, whichever hive of this host it belongs to.
 
 A byte of the lock file stands for the user of that number. A range is taken by a lock on its bytes, which the kernel
-gives up when the last descriptor of it is closed: the keeper has one, and so has what watches the sandbox's first
-process. So a range is free again when nothing of its sandbox can be left, also where the keeper was killed.
+gives up when the last descriptor of it is closed: the keeper has one, and so has the sandbox's first process, which
+outlives all others there. So a range is free again when nothing of its sandbox can be left, also where the keeper was
+killed.
 """
 
 from __future__ import annotations

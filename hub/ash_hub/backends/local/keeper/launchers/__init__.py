@@ -6,6 +6,7 @@
     init.py              the first process of every sandbox, a program of its own
     bubblewrap.py        a launcher that isolates: namespaces, a root of its own, a system call filter
     mount_names.py       what it mounts before: host directories under names that tell nothing, sealed device nodes
+    staging.py           the same for a sandbox with users of its own: their namespace, writable roots
     bubblewrap_trial.py  for the hub: which bubblewrap this host has, and whether it works
     unsafe.py            a launcher that isolates nothing
 

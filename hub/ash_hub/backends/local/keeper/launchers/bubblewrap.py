@@ -73,7 +73,7 @@ def mount_names(plan: Plan) -> dict[str, str]:
 
 
 def options_for(plan: Plan, names: Mapping[str, str], known: frozenset[str]) -> Iterator[str]:
-    """Yield bubblewrap's options for a plan. Pure."""
+    """Yield bubblewrap's options for a plan; nothing is started."""
     identity = plan.identity
     if identity.users:  # bubblewrap is started as their root
         yield from ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup")
@@ -87,7 +87,7 @@ def options_for(plan: Plan, names: Mapping[str, str], known: frozenset[str]) -> 
     if "--disable-userns" in known and not identity.users:
         yield "--disable-userns"
     if plan.hold is not None:
-        yield from ("--sync-fd", "@fd:hold@")
+        yield from ("--setenv", "ASH_HOLD_FD", "@fd:hold@")
     if plan.system_call_filter is not None:
         yield from ("--seccomp", "@fd:seccomp@")
     init = ("--perms", "0644", "--file", "@fd:init@", _INIT_PATH)

@@ -5,7 +5,7 @@
 UP is a descriptor that is told `init` and closed once COMMAND runs (or told why it could not). LIFE is a pipe to which
 only the keeper can write: when the keeper closes it or dies, everything here ends. PROCESSES is a limit on processes
 of this user namespace, or 0. REAP is `ns` for the first process of a process namespace, where the kernel ends all
-others with it, or `tree` without one.
+others with it, or `tree` without one. The variable ASH_HOLD_FD names a descriptor that is kept here until the end.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _AWAITED = {*_PASSED_ON, signal.SIGCHLD, signal.SIGIO}
 def main(arguments: list[str]) -> None:
     up, life, processes, reap, *command = arguments
     report, lifeline = int(up), int(life)
-    for descriptor in (report, lifeline):
+    hold = os.environ.pop("ASH_HOLD_FD", None)
+    for descriptor in (report, lifeline, *(() if hold is None else (int(hold),))):
         os.set_inheritable(descriptor, False)
     # All signals are waited for: a handler's would be lost between its check and the wait.
     usual = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)

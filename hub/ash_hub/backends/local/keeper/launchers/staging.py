@@ -30,6 +30,7 @@ _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _AT_FDCWD, _EMPTY_PATH, _CLONE, _CLOSE = -100, 0x1000, 1, os.O_CLOEXEC
 _FROM_EMPTY_PATH = 0x4
 _IDMAP = 0x00100000
+_PARENT_DEATH_SIGNAL = 1
 _CAPABILITY_VERSION, _BOUNDING_SET_DROP = 0x20080522, 24
 _CAPABILITIES = {
     **{"CHOWN": 0, "DAC_OVERRIDE": 1, "DAC_READ_SEARCH": 2, "FOWNER": 3, "FSETID": 4, "KILL": 5, "SETGID": 6},
@@ -66,14 +67,17 @@ def user_namespace(first: int, count: int) -> int:
     """
     libc = ctypes.CDLL(None, use_errno=True)
     told, tell = os.pipe2(os.O_CLOEXEC)
+    parent = os.getpid()
     if (helper := os.fork()) == 0:
         with contextlib.suppress(BaseException):
             os.setgroups([])
             os.setresgid(first, first, first)
             os.setresuid(first, first, first)
             checked(libc.unshare(_NEW_USER))
-            os.write(tell, b"+")
-            signal.pause()
+            checked(libc.prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0))
+            if os.getppid() == parent:  # else it has died before that could be told
+                os.write(tell, b"+")
+                signal.pause()
         os._exit(1)
     try:
         os.close(tell)
