@@ -31,7 +31,7 @@ from ash_hub.backends.local.link import (
     KeeperRefusal,
     KeeperSilent,
 )
-from ash_hub.backends.local.machine import Machine, MachinePlans
+from ash_hub.backends.local.machine import SHOWN, Machine, MachinePlans
 from ash_hub.backends.local.machine_base import make_base
 from ash_hub.backends.local.paths import HivePaths, hive_paths
 from ash_hub.backends.local.plans import IsolatedPlans, Plans, UnsafePlans
@@ -164,19 +164,19 @@ class LocalBackend:
         settings = self._settings
         if settings.unsafe or not settings.machine:
             return None, None
-        if os.geteuid() == 0:
-            problem = host.user_block_problem(settings.first_user, settings.users, settings.max_sandboxes)
-            if problem is not None:
-                raise ConfigError(problem)
+        shown = tuple(path for path in SHOWN if os.path.isdir(path) and not os.path.islink(path))
         try:
-            base = None if os.geteuid() else make_base(settings.state_dir / "bases", self._facts.links)
+            base = None if os.geteuid() else make_base(settings.state_dir / "bases", self._facts.links, shown)
         except OSError as error:
             raise ConfigError(f"what machines begin as cannot be written: {error}") from error
         if (why := host.machine_problem(self._facts, base, settings.first_user)) is not None:
             return None, why
+        if (
+            problem := host.user_block_problem(settings.first_user, settings.users, settings.max_sandboxes)
+        ) is not None:
+            raise ConfigError(problem)
         self._runtime = without_system(self._runtime)
-        packages = os.path.isdir("/var/lib/dpkg")
-        return Machine(base=str(base), user_block=(settings.first_user, settings.users), packages=packages), None
+        return Machine(base=str(base), user_block=(settings.first_user, settings.users), shown=shown), None
 
     def _isolated_plans(self) -> IsolatedPlans:
         if self._machine is None:

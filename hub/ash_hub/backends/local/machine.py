@@ -13,7 +13,7 @@ from ash_hub.backends.local.runtime import RUNTIME_DIRECTORY, Runtime
 from ash_hub.backends.local.settings import USERS_EACH
 from ash_mcp.types import SandboxSpec
 
-__all__ = ["CAPABILITIES", "MACHINE_HOME", "Machine", "MachinePlans"]
+__all__ = ["CAPABILITIES", "MACHINE_HOME", "SHOWN", "Machine", "MachinePlans"]
 
 MACHINE_HOME = "/root"
 CAPABILITIES = (
@@ -22,6 +22,8 @@ CAPABILITIES = (
 )
 """What root has inside, over what is the sandbox's own. Never SYS_ADMIN, with which it could mount and unmount."""
 _PACKAGES = "/var/lib/dpkg"
+SHOWN = ("/etc/alternatives", "/etc/ssl/certs", _PACKAGES)
+"""Directories of the host beside `/usr` that belong to its packages, and have too many files to be copied."""
 _PROXY = "http://127.0.0.1:3128"
 _RUNTIME_BYTES = 1024 * 1024
 
@@ -34,8 +36,8 @@ class Machine:
     """The directory that every root begins as."""
     user_block: tuple[int, int]
     """The first of the host's users for sandboxes, and how many there are."""
-    packages: bool = False
-    """Whether the host has a list of its packages, as dpkg keeps it."""
+    shown: tuple[str, ...] = ()
+    """Those of `SHOWN` that the host has."""
 
 
 class MachinePlans(IsolatedPlans):
@@ -67,8 +69,9 @@ class MachinePlans(IsolatedPlans):
     def _mounts(self, spec: SandboxSpec, runtime: Runtime, limits: Limits) -> Iterator[Mount]:
         yield Mount("writable", "/", self._machine.base)
         yield Mount("writable", "/usr", "/usr")
-        if self._machine.packages:
-            yield Mount("writable", _PACKAGES, _PACKAGES)
+        for path in self._machine.shown:
+            yield Mount("writable", path, path)
+        if _PACKAGES in self._machine.shown:
             # It names users of the host, without whom dpkg refuses to work.
             yield Mount("file", f"{_PACKAGES}/statoverride", mode="0644")
         yield from (Mount("proc", "/proc"), Mount("devices", "/dev", sealed=self._host.seals))

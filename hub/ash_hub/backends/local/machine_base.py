@@ -12,8 +12,9 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Collection, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple
 
 __all__ = ["make_base"]
 
@@ -79,64 +80,94 @@ _GROUPS = (
 """Users and groups with numbers that Debian gives to every system."""
 
 
-def make_base(parent: Path, links: Mapping[str, str]) -> Path:
+class _Entry(NamedTuple):
+    """One thing of the base: a directory without content, a file, or a link to its content."""
+
+    kind: Literal["directory", "file", "link"]
+    content: bytes = b""
+    mode: int = 0o755
+    owner: int = 0
+
+
+def make_base(parent: Path, links: Mapping[str, str], shown: Collection[str] = ()) -> Path:
     """Return the base for this host as it is now; made if there is none yet.
 
     Args:
         parent: Where bases are, each in a directory named by its content.
         links: Top-level links of the host, as `/bin` -> `usr/bin`.
+        shown: Directories of the host that are mounted over it, so that it need not have what is in them.
 
     Raises:
         OSError: It cannot be written.
     """
+    entries = _entries(links, shown)
     parent.mkdir(mode=0o711, exist_ok=True)
+    digest = hashlib.sha256(repr(sorted(entries.items())).encode()).hexdigest()[:16]
+    target = parent / digest
+    if target.is_dir():
+        return target
     made = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
     try:
-        _fill(made, links)
-        target = parent / _digest(made)
-        if not target.is_dir():
+        made.chmod(0o755)
+        for name, entry in sorted(entries.items()):  # a directory comes before what is in it
+            _write(made / name, entry)
+        try:
             os.rename(made, target)
+        except OSError:
+            if not target.is_dir():  # else another hub of this hive was first
+                raise
         return target
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _fill(base: Path, links: Mapping[str, str]) -> None:
-    base.chmod(0o755)
-    for name, mode in _DIRECTORIES.items():
-        (base / name).mkdir(exist_ok=True)
-        (base / name).chmod(mode)
+def _write(path: Path, entry: _Entry) -> None:
+    if entry.kind == "link":
+        os.symlink(entry.content, path)
+        return
+    if entry.kind == "directory":
+        path.mkdir(exist_ok=True)
+    else:
+        path.write_bytes(entry.content)
+    path.chmod(entry.mode)
+    os.chown(path, entry.owner, entry.owner)
+
+
+def _entries(links: Mapping[str, str], shown: Collection[str]) -> dict[str, _Entry]:
+    """Return what is in a base, by its path below it."""
+    found = {name: _Entry("directory", mode=mode) for name, mode in _DIRECTORIES.items()}
+    found["home/ash"] = _Entry("directory", owner=1000)
     for name, target in {**_LINKS, **{path.lstrip("/"): target for path, target in links.items()}}.items():
-        os.symlink(target, base / name)
-    os.chown(base / "home" / "ash", 1000, 1000)
+        found[name] = _Entry("link", os.fsencode(target))
     for name in (*_FROM_HOST, *(f"apt/{name}" for name in _OF_APT)):
-        _copy(Path("/etc", name), base / "etc" / name, cleaned=name.split("/")[0] in _CONFIGURATION)
+        _read(Path("/etc", name), found, shown, cleaned=name.split("/")[0] in _CONFIGURATION)
+    _read(Path("/var/lib/apt/extended_states"), found, shown, cleaned=False)
     for name, (content, mode) in _written().items():
-        (base / "etc" / name).write_text(content)
-        (base / "etc" / name).chmod(mode)
-    _copy(Path("/var/lib/apt/extended_states"), base / "var/lib/apt/extended_states", cleaned=False)
+        found[f"etc/{name}"] = _Entry("file", content.encode(), mode)
+    above = {str(path) for name in found for path in PurePosixPath(name).parents} - {"."}
+    return {**dict.fromkeys(above, _Entry("directory")), **found}
 
 
-def _copy(source: Path, target: Path, *, cleaned: bool) -> None:
-    """Copy what everybody may read, links as links, and nothing that is neither file nor directory."""
+def _read(source: Path, found: dict[str, _Entry], shown: Collection[str], *, cleaned: bool) -> None:
+    """Take what everybody may read, links as links, and nothing that is neither file nor directory."""
+    name = str(source).lstrip("/")
     try:
-        found = source.lstat()
+        status = source.lstat()
     except OSError:
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if stat.S_ISLNK(found.st_mode):
-        os.symlink(os.readlink(source), target)
-    elif stat.S_ISDIR(found.st_mode) and found.st_mode & 0o005 == 0o005:
-        target.mkdir(exist_ok=True)
-        target.chmod(0o755)
+    if str(source) in shown:
+        found[name] = _Entry("directory")
+    elif stat.S_ISLNK(status.st_mode):
+        found[name] = _Entry("link", os.fsencode(os.readlink(source)))
+    elif stat.S_ISDIR(status.st_mode) and status.st_mode & 0o005 == 0o005:
+        found[name] = _Entry("directory")
         for entry in sorted(source.iterdir()):
-            _copy(entry, target / entry.name, cleaned=cleaned)
-    elif stat.S_ISREG(found.st_mode) and found.st_mode & 0o004 and found.st_size <= _FILE_BYTES:
+            _read(entry, found, shown, cleaned=cleaned)
+    elif stat.S_ISREG(status.st_mode) and status.st_mode & 0o004 and status.st_size <= _FILE_BYTES:
         content = source.read_bytes()
         if cleaned and source.suffix not in (".gpg", ".asc"):
             content = _TELLING.sub(b"", _CREDENTIALS.sub(rb"\1", content))
-        target.write_bytes(content)
-        target.chmod(stat.S_IMODE(found.st_mode) & 0o755)
+        found[name] = _Entry("file", content, stat.S_IMODE(status.st_mode) & 0o755)
 
 
 def _written() -> dict[str, tuple[str, int]]:
@@ -161,23 +192,3 @@ def _written() -> dict[str, tuple[str, int]]:
         "resolv.conf": ("", 0o644),
         "fstab": ("", 0o644),
     }
-
-
-def _digest(base: Path) -> str:
-    """Return a name for the content of a tree."""
-    digest = hashlib.sha256()
-    for path in _below(base):
-        found = path.lstat()
-        digest.update(f"{path.relative_to(base)}\0{found.st_mode}\0{found.st_uid}\0".encode())
-        if stat.S_ISLNK(found.st_mode):
-            digest.update(os.fsencode(os.readlink(path)))
-        elif stat.S_ISREG(found.st_mode):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _below(directory: Path) -> Iterator[Path]:
-    for path in sorted(directory.iterdir()):
-        yield path
-        if path.is_dir() and not path.is_symlink():
-            yield from _below(path)
