@@ -8,11 +8,11 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote
 
 from ash_hub.backends.base import Backend
+from ash_hub.face.answer import Answer
 from ash_hub.face.arguments import (
     CallAsk,
     DestroyAsk,
@@ -25,8 +25,10 @@ from ash_hub.face.arguments import (
     ToolsAsk,
 )
 from ash_hub.face.results import spawned, text_of_tools
+from ash_hub.face.sharing import ShareAsk, ShareTool
 from ash_hub.lifecycle.sandbox import Sandbox
 from ash_hub.lifecycle.sandboxes import Sandboxes
+from ash_hub.lifecycle.sharing import Sharing
 from ash_hub.serving.audit import Audit
 from ash_hub.settings import HubSettings
 from ash_hub.spawning.runner_client import RunnerClient
@@ -38,21 +40,12 @@ from ash_mcp.wire import info_to_json, network_text
 from ash_router.admission.base import Admitted
 from ash_router.upstream.call_tokens import CallTokens
 
-__all__ = ["Answer", "HiveOperations"]
+__all__ = ["HiveOperations"]
 
 SANDBOX_SCHEME: Final = "sandbox://"
 MAX_RESOURCE_BYTES: Final = 512 * 1024
 """Clients refuse events over 1 MiB, and base64 adds a third."""
 _READ_SECONDS: Final = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A tool's answer: its JSON, the same as text, and whether it changed the caller's tool list."""
-
-    structured: dict[str, Any]
-    text: str
-    lists_changed: bool = False
 
 
 class HiveOperations:
@@ -65,6 +58,7 @@ class HiveOperations:
         tokens: CallTokens,
         settings: HubSettings,
         audit: Audit,
+        sharing: Sharing,
         catch_up: Callable[[], Awaitable[None]],
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -76,6 +70,7 @@ class HiveOperations:
         self._settings = settings
         self._audit = audit
         self._clock = clock
+        self._sharing = ShareTool(sharing, audit)
         self._by_ask: Mapping[type[Any], Callable[[Admitted, Any, Progress], Awaitable[Answer]]] = {
             SpawnAsk: self._spawn,
             DestroyAsk: self._destroy,
@@ -86,6 +81,7 @@ class HiveOperations:
             ReadAsk: self._read,
             ToolsAsk: self._tools,
             LogsAsk: self._logs,
+            ShareAsk: self._share,
         }
 
     async def answer(self, caller: Admitted, ask: object, progress: Progress) -> Answer:
@@ -183,6 +179,10 @@ class HiveOperations:
         self._audit.network_set(caller, sandbox, network_text(sandbox.record.network))
         shape = self._shape(sandbox)
         return Answer(shape, f"Sandbox {sandbox.session} has network: {network_text(shape['network'])}.")
+
+    async def _share(self, caller: Admitted, ask: ShareAsk, progress: Progress) -> Answer:
+        del progress
+        return await self._sharing.answer(caller, ask)
 
     async def _call(self, caller: Admitted, ask: CallAsk, progress: Progress) -> Answer:
         """Always raise: the relay takes every `call` that it can pass on to a sandbox, so this one is malformed."""

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, cast
 
 from ash_mcp.types import Cause, EndReason, Scope, SessionName
+from ash_router.admission.shares import NO_SHARES, Shares
 
 __all__ = ["RECORD_VERSION", "Ending", "Record", "UnreadableRecord"]
 
-RECORD_VERSION: Final = 6
+RECORD_VERSION: Final = 7
 
 
 class UnreadableRecord(Exception):
@@ -62,11 +63,18 @@ class Record:
     network: str | tuple[str, ...] = "none"
     """The policy in force, as `SandboxSpec.network`. It changes by `Backend.set_network` alone, in the same step."""
     warnings: tuple[str, ...] = ()
+    shares: Shares = NO_SHARES
+    """Whom it was handed to."""
     ending: Ending | None = None
     """None while the sandbox is wanted."""
 
     def to_json(self) -> dict[str, Any]:
-        return {"version": RECORD_VERSION, **asdict(self), "warnings": list(self.warnings)}
+        return {
+            "version": RECORD_VERSION,
+            **asdict(self),
+            "warnings": list(self.warnings),
+            "shares": self.shares.to_json(),
+        }
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Record:
@@ -103,6 +111,7 @@ def _read(found: Mapping[str, Any]) -> Record:
         alias=str(alias) if alias is not None else None,
         network=_read_network(found["network"]),
         warnings=tuple(str(warning) for warning in found["warnings"]),
+        shares=Shares.from_json(found["shares"]),
         ending=_read_ending(ending) if ending is not None else None,
     )
 
