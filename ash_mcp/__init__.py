@@ -82,6 +82,8 @@ __all__ = [
     "SandboxRefused",
     "SessionName",
     "SessionTaken",
+    "Share",
+    "ShareInfo",
     "Spawning",
     "StartFailed",
     "State",

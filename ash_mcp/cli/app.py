@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from ash_mcp import __version__
-from ash_mcp.cli import calling, copying, hosts, lifecycle, listing, running, spawning
+from ash_mcp.cli import calling, copying, hosts, lifecycle, listing, running, sharing, spawning
 from ash_mcp.cli.context import INTERRUPTED, hive_command
 from ash_mcp.cli.output import complain, say
 
@@ -80,11 +80,12 @@ def new_app(words: Sequence[str]) -> typer.Typer:
         ("destroy", lifecycle.destroy),
     ):
         app.command(name)(hive_command(function))
+    app.add_typer(sharing.share, name="share")
     _add_hub_command(app, "router")
     _add_hub_command(app, "doctor")
     _add_hub_command(app, "key")
     app.command("config")(hive_command(hosts.config))
-    known = {command.name for command in app.registered_commands}
+    known = {command.name for command in (*app.registered_commands, *app.registered_groups)}
     if not known.intersection(words):
         for point in _installed():
             if point.name not in known:

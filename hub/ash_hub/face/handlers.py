@@ -90,6 +90,8 @@ class HiveOperations:
         Raises:
             AshError: The operation was refused or failed.
         """
+        if caller.principal.share is not None:
+            raise PermissionDenied("a share opens tools of its sandbox, and none of the hive")
         if caller.principal.sandbox is not None and isinstance(ask, SpawnAsk | DestroyAsk | ExtendAsk):
             raise PermissionDenied("your key is for one sandbox only: it may neither make nor end nor extend any")
         if not isinstance(ask, SpawnAsk):
