@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from ash_mcp import __version__
-from ash_mcp.cli import calling, copying, hosts, lifecycle, listing, running, sharing, spawning
+from ash_mcp.cli import calling, copying, hosts, lifecycle, listing, running, spawning
 from ash_mcp.cli.context import INTERRUPTED, hive_command
 from ash_mcp.cli.output import complain, say
 
@@ -77,21 +77,27 @@ def new_app(words: Sequence[str]) -> typer.Typer:
         ("logs", lifecycle.logs),
         ("extend", lifecycle.extend),
         ("network", lifecycle.network),
-        ("destroy", lifecycle.destroy),
     ):
         app.command(name)(hive_command(function))
-    app.add_typer(sharing.share, name="share")
+    _add_plugin(app, "share", "Hand a sandbox to another agent, and take it back.", _load_share)
+    app.command("destroy")(hive_command(lifecycle.destroy))
     _add_hub_command(app, "router")
     _add_hub_command(app, "doctor")
     _add_hub_command(app, "key")
     app.command("config")(hive_command(hosts.config))
-    known = {command.name for command in (*app.registered_commands, *app.registered_groups)}
+    known = {command.name for command in app.registered_commands}
     if not known.intersection(words):
         for point in _installed():
             if point.name not in known:
                 summary = _HUB_COMMANDS.get(point.name, f"From {point.value.partition(':')[0]}.")
                 _add_plugin(app, point.name, summary, point.load)
     return app
+
+
+def _load_share() -> typer.Typer:
+    from ash_mcp.cli.sharing import share
+
+    return share
 
 
 def _shared_options(

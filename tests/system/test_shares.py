@@ -25,6 +25,10 @@ from tests.system.owners import LEGACY, MODERN, Owner, Two, open_two
 pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
 
 ACCEPT: Final = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
+META: Final[dict[str, Any]] = {
+    "io.modelcontextprotocol/protocolVersion": MODERN,
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
 ERAS: Final = ("legacy", MODERN)
 SOON: Final = 2.0
 """Within which a revoked share is gone everywhere, in seconds."""
@@ -161,8 +165,7 @@ DEAD: Final = ("expired", "revoked", "of a sandbox that has ended", "forged", "c
 async def raw(two: Two, target: str, token: str | None, more: Sequence[str] = ()) -> tuple[int, str]:
     """POST `tools/list` of the stateless era to a target exactly as it is written; return status and body."""
     host, port = two.hive.url.split("/")[2].split(":")
-    meta = {"io.modelcontextprotocol/protocolVersion": MODERN, "io.modelcontextprotocol/clientCapabilities": {}}
-    body = json.dumps({"jsonrpc": "2.0", "id": 7, "method": "tools/list", "params": {"_meta": meta}})
+    body = json.dumps({"jsonrpc": "2.0", "id": 7, "method": "tools/list", "params": {"_meta": META}})
     lines = [f"POST {target} HTTP/1.1", f"Host: {host}:{port}", "Content-Type: application/json", "Connection: close"]
     lines += ["Accept: application/json, text/event-stream", f"MCP-Protocol-Version: {MODERN}", *more]
     lines += ["Mcp-Method: tools/list", f"Content-Length: {len(body)}"]
@@ -282,11 +285,7 @@ async def test_a_listening_stream_of_a_guest_ends_with_the_share(box: Sandbox, e
             headers = {"mcp-session-id": await greet(share), "mcp-protocol-version": LEGACY}
             request = http.build_request("GET", share.url, headers={**headers, "accept": "text/event-stream"})
         else:
-            meta = {
-                "io.modelcontextprotocol/protocolVersion": MODERN,
-                "io.modelcontextprotocol/clientCapabilities": {},
-            }
-            params = {"notifications": {"toolsListChanged": True}, "_meta": meta}
+            params: Any = {"notifications": {"toolsListChanged": True}, "_meta": META}
             headers = {"mcp-protocol-version": MODERN, "mcp-method": "subscriptions/listen"}
             message = {"jsonrpc": "2.0", "id": 8, "method": "subscriptions/listen", "params": params}
             request = http.build_request("POST", share.url, headers=headers, json=message)
