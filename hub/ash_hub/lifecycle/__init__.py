@@ -1,6 +1,7 @@
 """Sandboxes from their spawn to their end.
 
 sandboxes        what callers do: spawn, find, extend, destroy
+sharing          shares of sandboxes made, listed and revoked
 session_names    names and idempotency keys held in the store
 parts            the parts of a hive that the two share
 controller       the one place where sandboxes change: a queue, and a turn for each id
