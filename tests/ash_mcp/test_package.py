@@ -21,8 +21,8 @@ ConfigError Conflict ConnectFailed Destroyed EndReason ExecResult FileEntry File
 FileNotPermitted Files Hive HiveFault IsADirectory Job JobInfo JobNotFound JobOutput JobResult LocalProtocolError
 NoSpace NotADirectory NotFound OutputStream PermissionDenied Progress ProtocolError RecipeNotFound RemoteProtocolError
 RequestRefused ResourceAmounts Resources ResultLost Sandbox SandboxError SandboxGone SandboxId SandboxInfo
-SandboxNotFound SandboxRefused SessionName SessionTaken Share ShareInfo Spawning StartFailed State StreamBroken Tool ToolNotFound
-TransportError Unauthenticated Unsupported
+SandboxNotFound SandboxRefused SessionName SessionTaken Share ShareInfo Spawning StartFailed State StreamBroken Tool
+ToolNotFound TransportError Unauthenticated Unsupported
 """.split()
 
 
