@@ -89,6 +89,8 @@ __all__ = [
     "SandboxRefused",
     "SessionName",
     "SessionTaken",
+    "Share",
+    "ShareInfo",
     "SpawnedMany",
     "Spawning",
     "StartFailed",

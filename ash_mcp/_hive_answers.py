@@ -8,10 +8,20 @@ from typing import Any, cast
 from ash_mcp._answers import call_result
 from ash_mcp._protocol import as_object
 from ash_mcp.errors import RemoteProtocolError
-from ash_mcp.types import RunInfo, SandboxInfo, Tool
-from ash_mcp.wire import info_from_json, run_from_json
+from ash_mcp.results import Share
+from ash_mcp.types import RunInfo, SandboxInfo, ShareInfo, Tool
+from ash_mcp.wire import info_from_json, run_from_json, share_from_json
 
-__all__ = ["read_info", "read_infos", "read_names", "read_runs", "read_tools", "structured"]
+__all__ = [
+    "read_info",
+    "read_infos",
+    "read_names",
+    "read_runs",
+    "read_share",
+    "read_shares",
+    "read_tools",
+    "structured",
+]
 
 
 def structured(raw: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -41,6 +51,18 @@ def read_runs(shape: Mapping[str, Any], name: str) -> list[RunInfo]:
 
 def read_names(shape: Mapping[str, Any], name: str) -> list[str]:
     return [str(item) for item in _items(shape, name)]
+
+
+def read_shares(shape: Mapping[str, Any]) -> list[ShareInfo]:
+    return [share_from_json(item) for item in _objects(shape, "shares")]
+
+
+def read_share(shape: Mapping[str, Any]) -> Share:
+    """Read a share that was just made."""
+    shares, url, token = read_shares(shape), shape.get("url"), shape.get("token")
+    if len(shares) != 1 or not isinstance(url, str) or not isinstance(token, str):
+        raise RemoteProtocolError("the hive answered in an unknown way: it gave no token of a share")
+    return Share(info=shares[0], url=url, token=token)
 
 
 def read_tools(shape: Mapping[str, Any]) -> list[Tool]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ash_mcp.types import ShareInfo
+
 __all__ = [
     "CallResult",
     "Chunk",
@@ -15,6 +17,7 @@ __all__ = [
     "JobOutput",
     "JobResult",
     "Progress",
+    "Share",
 ]
 
 StreamName = Literal["stdout", "stderr"]
@@ -131,3 +134,23 @@ class FileEntry:
     """The permission bits."""
     modified_at: str | float | None = None
     """As the sandbox sent it: its runner sends ISO 8601."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """A new share of a sandbox, with its token, which is shown this once."""
+
+    info: ShareInfo
+    url: str
+    """The MCP endpoint that it opens."""
+    token: str = field(repr=False)
+
+    @property
+    def id(self) -> str:
+        """The public part of the token, by which it is listed and revoked."""
+        return self.info.id
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What an MCP client sends to `url`."""
+        return {"Authorization": f"Bearer {self.token}"}

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 from ash_mcp._answers import Fields, call_result, exec_result, job_info, runner_fields
 from ash_mcp._connection import Connection, OnProgress
-from ash_mcp._hive_answers import read_info, read_tools, structured
+from ash_mcp._hive_answers import read_info, read_names, read_share, read_shares, read_tools, structured
 from ash_mcp.errors import CommandFailed, LocalProtocolError
 from ash_mcp.files import Files
 from ash_mcp.jobs import Job, OutputStream
-from ash_mcp.results import CallResult, ExecResult, JobInfo
-from ash_mcp.types import SandboxId, SandboxInfo, SessionName, Tool
+from ash_mcp.results import CallResult, ExecResult, JobInfo, Share
+from ash_mcp.types import SandboxId, SandboxInfo, SessionName, ShareInfo, Tool
 
 __all__ = ["Command", "Sandbox"]
 
@@ -209,6 +209,34 @@ class Sandbox:
         given = policy if isinstance(policy, str) else list(policy)
         self._info = read_info(structured(await self._call_hive("network", {"policy": given}, repeatable=True)))
         return self._info
+
+    async def share(self, *, tools: Sequence[str] | None = None, ttl_seconds: float | None = None) -> Share:
+        """Hand the sandbox to somebody else: make a token that opens its tools and nothing else of the hive.
+
+        Args:
+            tools: The only tools that it opens, by the sandbox's own names; None: all that it lists.
+            ttl_seconds: How long it is good; None: until the sandbox ends.
+
+        Raises:
+            ToolNotFound: It lists no such tool.
+            CapacityExceeded: It has as many shares as a sandbox may.
+        """
+        asked = {"tool_names": None if tools is None else list(tools), "ttl_seconds": ttl_seconds}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return read_share(structured(await self._call_hive("share", given)))
+
+    async def shares(self) -> list[ShareInfo]:
+        """Return the sandbox's shares that are good now."""
+        return read_shares(structured(await self._call_hive("share", {"action": "list"}, repeatable=True)))
+
+    async def revoke_shares(self, *ids: str) -> list[str]:
+        """Revoke shares by id, or all without one, and return the ids of those that were revoked.
+
+        Raises:
+            NotFound: It has no such share, and nothing was revoked.
+        """
+        named = {"share_ids": list(ids)} if ids else {}
+        return read_names(structured(await self._call_hive("share", {"action": "revoke", **named})), "revoked")
 
     async def logs(self, *, tail_bytes: int = 65_536) -> str:
         """Return the last of what the sandbox's main process wrote."""

@@ -31,6 +31,7 @@ __all__ = [
     "SandboxSpec",
     "Scope",
     "SessionName",
+    "ShareInfo",
     "State",
     "Tool",
     "is_run_id",
@@ -66,7 +67,9 @@ _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RUN_PREFIX = "run-"
 _ID_CHARS = 24
 
-RESERVED_SESSION_NAMES = frozenset({"spawn", "destroy", "list", "call", "extend", "network", "read", "run", "ash"})
+RESERVED_SESSION_NAMES = frozenset(
+    {"spawn", "destroy", "list", "call", "extend", "network", "run", "share", "read", "ash"}
+)
 """The hive's own tool names, up to their first underscore: a session of that name would hide them."""
 
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
@@ -192,6 +195,10 @@ class Principal:
     """What it may ask for at most when it spawns, by its key, in JSON of the hub's own. Empty: as the hive has it."""
     sandbox: SandboxId | None = None
     """The only sandbox that it sees, whosever that is; it may spawn none. None: those that it owns."""
+    share: str | None = None
+    """The id of the share that it came with: it has `tools` of `sandbox`, and nothing of the hive itself."""
+    tools: frozenset[str] = frozenset()
+    """With a share, the only tools that it may list and call, by the sandbox's own names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,3 +366,16 @@ class RunInfo:
     """What was left of that when the hive answered."""
     opened_at: float
     """Seconds since the epoch, UTC."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareInfo:
+    """One share of a sandbox as its owner sees it. Times are seconds since the epoch, UTC."""
+
+    id: str
+    """The public part of its token."""
+    tools: tuple[str, ...]
+    """The tools that it opens, by the sandbox's own names."""
+    created_at: float
+    expires_at: float | None = None
+    """None: when the sandbox ends."""

@@ -1,6 +1,7 @@
 """The wire format: header names, paths, JSON shapes and the table of error codes. Pure.
 
-`failure_to_json` and `failure_from_json` are each other's inverse; so are `info_to_json` and `info_from_json`.
+`failure_to_json` and `failure_from_json` are each other's inverse; so are `info_to_json` and `info_from_json`, and
+`share_to_json` and `share_from_json`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,18 @@ from typing import Any, cast
 
 from ash_mcp import errors
 from ash_mcp.errors import AshError
-from ash_mcp.types import Cause, EndReason, RunId, RunInfo, SandboxId, SandboxInfo, Scope, SessionName, State
+from ash_mcp.types import (
+    Cause,
+    EndReason,
+    RunId,
+    RunInfo,
+    SandboxId,
+    SandboxInfo,
+    Scope,
+    SessionName,
+    ShareInfo,
+    State,
+)
 
 __all__ = [
     "CLAIM_PATH",
@@ -40,6 +52,8 @@ __all__ = [
     "network_text",
     "run_from_json",
     "run_to_json",
+    "share_from_json",
+    "share_to_json",
     "tool_failure",
 ]
 
@@ -275,3 +289,29 @@ def info_from_json(shape: Mapping[str, Any]) -> SandboxInfo:
         )
     except (KeyError, ValueError, TypeError) as exc:
         raise errors.RemoteProtocolError(f"the hive described a sandbox in an unknown way: {exc!r}") from exc
+
+
+def share_to_json(share: ShareInfo) -> dict[str, Any]:
+    return {
+        "share_id": share.id,
+        "tool_names": list(share.tools),
+        "created_at": _stamp(share.created_at),
+        "expires_at": _stamp(share.expires_at),
+    }
+
+
+def share_from_json(shape: Mapping[str, Any]) -> ShareInfo:
+    """Read what `share_to_json` wrote.
+
+    Raises:
+        RemoteProtocolError: It is something else.
+    """
+    try:
+        return ShareInfo(
+            id=str(shape["share_id"]),
+            tools=tuple(str(tool) for tool in shape["tool_names"]),
+            created_at=_unstamp(shape["created_at"]) or 0.0,
+            expires_at=_unstamp(shape["expires_at"]),
+        )
+    except (KeyError, TypeError, ValueError) as exc:
+        raise errors.RemoteProtocolError(f"the hive described a share in an unknown way: {exc!r}") from exc

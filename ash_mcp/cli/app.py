@@ -77,9 +77,10 @@ def new_app(words: Sequence[str]) -> typer.Typer:
         ("logs", lifecycle.logs),
         ("extend", lifecycle.extend),
         ("network", lifecycle.network),
-        ("destroy", lifecycle.destroy),
     ):
         app.command(name)(hive_command(function))
+    _add_plugin(app, "share", "Hand a sandbox to another agent, and take it back.", _load_share)
+    app.command("destroy")(hive_command(lifecycle.destroy))
     _add_hub_command(app, "router")
     _add_hub_command(app, "doctor")
     _add_hub_command(app, "key")
@@ -91,6 +92,12 @@ def new_app(words: Sequence[str]) -> typer.Typer:
                 summary = _HUB_COMMANDS.get(point.name, f"From {point.value.partition(':')[0]}.")
                 _add_plugin(app, point.name, summary, point.load)
     return app
+
+
+def _load_share() -> typer.Typer:
+    from ash_mcp.cli.sharing import share
+
+    return share
 
 
 def _shared_options(

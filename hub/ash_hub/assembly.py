@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from importlib.metadata import version
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from ash_hub.face.steady_progress import with_comments
 from ash_hub.lifecycle.controller import Controller
 from ash_hub.lifecycle.parts import Parts
 from ash_hub.lifecycle.sandboxes import Sandboxes
+from ash_hub.lifecycle.sharing import Sharing
 from ash_hub.lifecycle.siblings import Alone, Replicated, Siblings
 from ash_hub.rest.seed import SeedRest
 from ash_hub.serving.audit import Audit, AuditedAdmission
@@ -32,6 +34,7 @@ from ash_hub.spawning.toolset_shelf import ToolsetShelf
 from ash_mcp.errors import AshError, SandboxNotFound, StreamBroken
 from ash_mcp.types import EVERY_SCOPE, SandboxId, Scope
 from ash_router.admission.base import ADMITTED_KEY, Admitted
+from ash_router.admission.share_tokens import ShareTokens
 from ash_router.caller.relay import Relay
 from ash_router.ledger import Ledger
 from ash_router.replicas.forwarding import Forwarder
@@ -103,9 +106,18 @@ class Assembly:
         self.controller = Controller(parts)
         self.replicas.on_left.append(self.controller.replica_left)
         self.sandboxes = Sandboxes(parts, self.controller)
+        shares = ShareTokens(self.routes.shared, self.routes.learn_shares if are_many else None, clock, limits.guest)
+        auth.gate.take_shares(shares)
         self.notices = Notices(store, self._session_lives, self._session_listens)
         self._operations = HiveOperations(
-            self.sandboxes, backend, tokens, settings, audit, self.controller.catch_up, clock
+            self.sandboxes,
+            backend,
+            tokens,
+            settings,
+            audit,
+            Sharing(parts, self.controller, self.sandboxes),
+            self.controller.catch_up,
+            clock,
         )
         face = Face(
             self._operations,
@@ -122,6 +134,10 @@ class Assembly:
         self.manager = self._sdk_sessions.manager
         session_ids = SessionIds(key, self.replicas.id)
         self._legacy = LegacySessions(self._sdk_sessions.hold, name=session_ids.write)
+
+        def reopen(admitted: Admitted, session_id: str) -> Awaitable[bool]:
+            return gate.reopen(admitted, session_id)
+
         self.relay = Relay(
             routes=self.routes,
             tokens=tokens,
@@ -138,7 +154,8 @@ class Assembly:
             look_up=self.routes.catch_up if settings.redis_url is not None else None,
             explain_missing_route=self._explain_missing_route,
             stale=backend.unready,
-            reopen=lambda admitted, session_id: gate.reopen(admitted, session_id),
+            reopen=reopen,
+            is_good=shares.is_good,
         )
         gate = SessionGate(
             self._legacy,
@@ -146,6 +163,7 @@ class Assembly:
                 with_comments(with_spliced_tools(self.manager.handle_request)),
                 self.relay.services.streams,
                 settings.relay_limits,
+                is_good=shares.is_good,
             ),
             self._sdk_sessions.end,
             ids=session_ids,

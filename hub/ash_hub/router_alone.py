@@ -29,6 +29,7 @@ from ash_hub.settings import HubSettings
 from ash_mcp.errors import AshError, ConfigError, SandboxGone, StreamBroken
 from ash_mcp.wire import failure_to_json, http_status
 from ash_router.admission.api_keys import KeySource
+from ash_router.admission.share_tokens import ShareTokens
 from ash_router.caller.relay import Relay
 from ash_router.ledger import Ledger
 from ash_router.replicas.forwarding import Forwarder
@@ -116,6 +117,8 @@ class _Parts:
         self.admission = AuditedAdmission(auth.gate, Audit())
         self._ledger = Ledger(store.now)
         self._routes = Routes(store, forgotten=lambda sandbox_id: self.relay.forget(sandbox_id))
+        shares = ShareTokens(self._routes.shared, self._routes.learn_shares, store.now, settings.limits.guest)
+        auth.gate.take_shares(shares)
         self._replicas = Replicas(store, new_replica_id())
         self.relay = Relay(
             routes=self._routes,
@@ -127,6 +130,7 @@ class _Parts:
             forwarder=Forwarder(self._replicas, Vouchers(key, self._replicas.id), settings.relay_limits),
             look_up=self._routes.catch_up,
             stale=self._stale,
+            is_good=shares.is_good,
         )
         if settings.seed_ids_are_capabilities:
             auth.gate.holder = self._routes.holder

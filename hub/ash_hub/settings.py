@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from ash_mcp.errors import ConfigError
 from ash_mcp.paths import default_run_dir, default_state_dir
 from ash_mcp.quantities import cpu_quantity, memory_quantity
-from ash_mcp.types import Principal
+from ash_mcp.types import Principal, PrincipalLimits
 from ash_router.admission.base import LOCAL
 from ash_router.bounds.effective_limits import optional_limit
 from ash_router.bounds.limits import DEFAULT_LIMITS, RelayLimits
@@ -64,6 +64,25 @@ class Limits(BaseModel):
     def runs_allowed(self) -> RunLimits:
         """How many runs may be open."""
         return RunLimits(owner=self.runs_per_owner, hive=self.runs)
+
+    shares_per_sandbox: Annotated[int, Field(ge=0, le=16)] = 16
+    """Shares of one sandbox that are good at once; 0: none can be made."""
+    calls_per_share: Annotated[int, Field(ge=1)] = 32
+    """Calls of one guest in flight, in each replica (429)."""
+    streams_per_share: Annotated[int, Field(ge=1)] = 16
+    """Open streams of one guest that only listen, in each replica (429)."""
+    sessions_per_share: Annotated[int, Field(ge=1)] = 16
+    """MCP sessions of the handshake era of one guest, in each replica (429)."""
+
+    @property
+    def guest(self) -> PrincipalLimits:
+        """How much whoever comes with a share may have at once."""
+        return PrincipalLimits(
+            calls=self.calls_per_share,
+            streams=self.streams_per_share,
+            sessions=self.sessions_per_share,
+            backchannels=self.sessions_per_share,
+        )
 
     def places(self, principal: Principal) -> PlaceLimits:
         """Return how many living sandboxes an owner, and the hive, may have; a key's limits narrow the hive's."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from ash_mcp.errors import AshError, ConfigError, ConnectFailed, HiveFault, SandboxNotFound, StreamBroken
-from ash_mcp.types import SandboxId
+from ash_mcp.types import Principal, SandboxId
 from ash_mcp.wire import MCP_PATH
 from ash_router.admission.base import Admitted, Refusal
 from ash_router.bounds.deadlines import TimeoutSweeper
@@ -50,6 +50,7 @@ class DataPlane:
         problem_of: Says why an answer of a sandbox is not taken, or None.
         reopen: Opens a session of a replica that is gone anew, by its id, and says whether it is there now.
         stale: As with `ConnectionPool`.
+        is_good: Whether the share of a guest is still good; of any other principal always.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class DataPlane:
         problem_of: Callable[[ResponseHead], str | None] = response_problem,
         reopen: Callable[[Admitted, str], Awaitable[bool]] | None = None,
         stale: Callable[[], str | None] = lambda: None,
+        is_good: Callable[[Principal], bool] = lambda _: True,
     ) -> None:
         self.limits = limits
         self.is_leaving = False
@@ -102,6 +104,7 @@ class DataPlane:
             TimeoutSweeper(limits.sweep_seconds),
             explain,
             self.spawn,
+            is_good,
         )
         self.unfinished = Unfinished(limits.max_unfinished_per_owner, limits.max_unfinished_bytes_per_owner)
         sessions.attach(self._end_sessions)
@@ -147,7 +150,8 @@ class DataPlane:
 
     def direct_request(self, admitted: Admitted, method: str, head: RequestHead) -> DirectRequest | Refusal | None:
         """Return the direct request that a head makes, the refusal of a bad one, or None if it makes none."""
-        name = name_in(head, admitted.path)
+        # a guest's requests are not passed through: each is read, and the hive answers all but its calls
+        name = None if admitted.principal.share is not None else name_in(head, admitted.path)
         if name is None:
             is_resumption = method == "GET" and admitted.path == MCP_PATH
             return resumption_of(self._sessions, admitted, head.fields) if is_resumption else None

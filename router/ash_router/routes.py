@@ -11,13 +11,15 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol, TypeVar
 
 import anyio
 
 from ash_mcp.errors import ConnectFailed
 from ash_mcp.types import DEFAULT_SCOPE, EVERY_SCOPE, Endpoint, Principal, SandboxId, Scope, SessionName
+from ash_router.admission.share_tokens import SharedSandbox
+from ash_router.admission.shares import NO_SHARES, Shares
 from ash_router.store.base import ROUTE_NEWS, RouteChanges, Store
 
 __all__ = ["Route", "Routes", "resolve_name", "split_tool_name", "visible"]
@@ -45,6 +47,8 @@ class Route:
     cleaned; any other name goes through as it is."""
     alias: str | None = None
     """One more global name of the sandbox, as unguessable as its id: the uuid that the seed's REST gave it."""
+    shares: Shares = NO_SHARES
+    """Its shares. A route with an earlier version of them never takes the place of one with a later."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "endpoint", self.endpoint.of(self.sandbox_id))
@@ -52,6 +56,11 @@ class Route:
     @property
     def id(self) -> SandboxId:
         return self.sandbox_id
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What a request may call the sandbox whose caller sees no other."""
+        return frozenset({self.sandbox_id, self.session, *([self.alias] if self.alias is not None else [])})
 
 
 class Owned(Protocol):
@@ -107,6 +116,7 @@ class Routes:
         self._own_since_look: set[SandboxId] = set()
         self._by_id: dict[SandboxId, Route] = {}
         self._by_alias: dict[str, Route] = {}
+        self._by_share: dict[str, Route] = {}
         self._by_name: dict[tuple[str, Scope, str], Route] = {}
         self._by_owner: dict[str, dict[SandboxId, Route]] = {}
         self.changes = 0
@@ -120,6 +130,7 @@ class Routes:
         """
         known = self._by_id.get(route.sandbox_id)
         self._remember(route)
+        route = self._by_id[route.sandbox_id]
         with self._own(route.sandbox_id):
             try:
                 await self._store.put_route(_to_record(route))
@@ -166,6 +177,22 @@ class Routes:
                 await self.catch_up()
         route = self._by_alias.get(alias)
         return None if route is None else route.id
+
+    def shared(self, share_id: str) -> SharedSandbox | None:
+        """Return the share of that id with its sandbox, as far as this process knows."""
+        route = self._by_share.get(share_id)
+        share = next((it for it in route.shares.held if it.id == share_id), None) if route is not None else None
+        return None if route is None or share is None else SharedSandbox(share, route.id, route.names)
+
+    async def learn_shares(self) -> None:
+        """Learn of the shares that other processes made until now.
+
+        Raises:
+            ConnectFailed: The store is away, or was emptied a moment ago and may lack some; retryable.
+        """
+        await self.catch_up()
+        if self._refilled_at is not None:
+            raise ConnectFailed("the hive is being told of its sandboxes again; try again in a moment")
 
     def resolve(self, principal: Principal, scope: Scope, name: str) -> Route | None:
         """Return the route that `name` means to this caller, by `resolve_name`; None for several as for none."""
@@ -276,7 +303,10 @@ class Routes:
         return len(self._by_id)
 
     def _remember(self, route: Route) -> None:
-        if self._by_id.get(route.sandbox_id) == route:
+        known = self._by_id.get(route.sandbox_id)
+        if known is not None:
+            route = replace(route, shares=known.shares.later(route.shares))
+        if known == route:
             return
         self._forget(route.sandbox_id)
         self.changes += 1
@@ -285,6 +315,7 @@ class Routes:
         self._by_owner.setdefault(route.owner, {})[route.sandbox_id] = route
         if route.alias is not None:
             self._by_alias[route.alias] = route
+        self._by_share.update((share.id, route) for share in route.shares.held)
 
     def _forget(self, sandbox_id: SandboxId) -> None:
         route = self._by_id.pop(sandbox_id, None)
@@ -296,6 +327,8 @@ class Routes:
             del self._by_name[key]
         if route.alias is not None:
             self._by_alias.pop(route.alias, None)
+        for share in route.shares.held:
+            self._by_share.pop(share.id, None)
         owned = self._by_owner[route.owner]
         del owned[sandbox_id]
         if not owned:
@@ -363,7 +396,9 @@ def _to_record(route: Route) -> dict[str, object]:
         "endpoint": _endpoint_record(route.endpoint),
         "tool_names": dict(route.tool_names),
     }
-    return shape if route.alias is None else {**shape, "alias": route.alias}
+    if route.alias is not None:
+        shape["alias"] = route.alias
+    return {**shape, "shares": route.shares.to_json()} if route.shares.version else shape
 
 
 def _endpoint_record(endpoint: Endpoint) -> dict[str, object]:
@@ -382,4 +417,5 @@ def _from_record(record: Mapping[str, Any]) -> Route:
         endpoint=Endpoint(**record["endpoint"]),
         tool_names=record["tool_names"],
         alias=record.get("alias"),
+        shares=Shares.from_json(record["shares"]) if "shares" in record else NO_SHARES,
     )

@@ -22,8 +22,8 @@ FileNotFound FileNotPermitted Files Hive HiveFault IsADirectory Job JobInfo JobN
 LocalProtocolError NoSpace NotADirectory NotFound OutputStream PermissionDenied Progress ProtocolError RecipeNotFound
 RemoteProtocolError RequestRefused ResourceAmounts Resources ResultLost Run RunEnded RunId RunInfo RunNotFound
 RunTaken Sandbox SandboxError SandboxGone SandboxId SandboxInfo SandboxNotFound SandboxRefused SessionName
-SessionTaken SpawnedMany Spawning StartFailed State StreamBroken Tool ToolNotFound TransportError Unauthenticated
-Unsupported
+SessionTaken Share ShareInfo SpawnedMany Spawning StartFailed State StreamBroken Tool ToolNotFound TransportError
+Unauthenticated Unsupported
 """.split()
 
 

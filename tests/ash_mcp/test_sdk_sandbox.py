@@ -13,6 +13,7 @@ from ash_mcp import (
     Hive,
     JobNotFound,
     LocalProtocolError,
+    NotFound,
     Progress,
     RecipeNotFound,
     Sandbox,
@@ -141,6 +142,19 @@ async def test_a_network_is_set_by_its_word_or_a_list_and_is_in_the_info(hive: H
         assert box.info.network == ("pypi.org", "*.pypi.org")
         assert (await hive.set_network(box.session, "none")).network == "none"
         assert [info.network for info in await hive.list()] == ["none"]
+
+
+async def test_a_share_is_made_with_a_token_that_is_shown_once_listed_and_revoked(box: Sandbox):
+    narrow, whole = await box.share(tools=[TERMINAL], ttl_seconds=60), await box.share()
+    assert narrow.info.tools == (TERMINAL,) and (narrow.info.expires_at or 0) > narrow.info.created_at + 50
+    assert whole.info.expires_at is None and whole.headers == {"Authorization": f"Bearer {whole.token}"}
+    assert narrow.token not in repr(narrow)
+    assert await box.shares() == [narrow.info, whole.info]
+    with pytest.raises(NotFound):
+        await box.revoke_shares("nobody")
+    assert await box.revoke_shares(narrow.id) == [narrow.id]
+    assert await box.revoke_shares() == [whole.id]
+    assert await box.shares() == []
 
 
 async def test_commands_take_words_stdin_and_environment(box: Sandbox):

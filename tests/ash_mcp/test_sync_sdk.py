@@ -90,6 +90,8 @@ def test_whole_walk_without_await(hive: sync.Hive):
         assert job.wait(timeout_seconds=10).exit_code == 0
         assert [chunk.data for chunk in job] == [b"word\n"]
         assert box.set_network("none").network == box.info.network == "none"
+        share = box.share(ttl_seconds=60)
+        assert box.shares() == [share.info] and box.revoke_shares(share.id) == [share.id]
         assert hive.attach("walk").id == box.id
     assert hive.list() == []
     with pytest.raises(SandboxGone):

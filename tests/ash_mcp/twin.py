@@ -30,6 +30,7 @@ from ash_mcp.types import (
     SandboxInfo,
     Scope,
     SessionName,
+    ShareInfo,
     State,
     new_run_id,
     new_sandbox_id,
@@ -43,6 +44,7 @@ from ash_mcp.wire import (
     http_status,
     info_to_json,
     run_to_json,
+    share_to_json,
     tool_failure,
 )
 from tests.ash_mcp.twin_runner import Json, TwinRunner
@@ -66,6 +68,7 @@ TOOLS = [
 class TwinBox:
     info: SandboxInfo
     runner: TwinRunner
+    shares: list[ShareInfo] = field(default_factory=list[ShareInfo])
 
 
 @dataclass
@@ -137,6 +140,7 @@ class TwinHive:
             "extend": self._extend,
             "network": self._network,
             "run": self._run,
+            "share": self._share,
             "ash_tools": lambda asked: self._alive(asked["session"]) and {"tools": TOOLS},
             "ash_logs": lambda asked: self._alive(asked["session"]) and {"log": "ready\n"[-asked["tail_bytes"] :]},
         }
@@ -272,6 +276,26 @@ class TwinHive:
         box = self._alive(asked["session"])
         box.info = dataclasses.replace(box.info, expires_at=time.time() + asked["ttl_seconds"])
         return self._shape(box)
+
+    def _share(self, asked: Json) -> Json:
+        box = self._alive(asked["session"])
+        action, token, revoked = asked.get("action", "mint"), None, list[str]()
+        shown = box.shares
+        if action == "mint":
+            token = f"ashs_{len(box.shares)}_secret"
+            expires_at = None if "ttl_seconds" not in asked else time.time() + asked["ttl_seconds"]
+            tools = tuple(asked.get("tool_names", [tool["name"] for tool in TOOLS]))
+            made = ShareInfo(id=str(len(box.shares)), tools=tools, created_at=time.time(), expires_at=expires_at)
+            box.shares.append(made)
+            shown = [made]
+        elif action == "revoke":
+            revoked = asked.get("share_ids", [share.id for share in box.shares])
+            unknown = set(revoked) - {share.id for share in box.shares}
+            if unknown:
+                raise errors.NotFound(f"there is no share {unknown}")
+            box.shares = shown = [share for share in box.shares if share.id not in revoked]
+        shape = {"session": box.info.session, "sandbox_id": box.info.id, "token": token, "revoked": revoked}
+        return {**shape, "url": "http://hive.test/s/x/mcp", "shares": [share_to_json(share) for share in shown]}
 
     def _call(self, asked: Json) -> tuple[str, Json]:
         box = self._alive(asked["session"])

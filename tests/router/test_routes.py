@@ -12,6 +12,7 @@ import pytest
 
 from ash_mcp.errors import ConnectFailed
 from ash_mcp.types import DEFAULT_SCOPE, EVERY_SCOPE, Endpoint, Principal, SandboxId, Scope, SessionName
+from ash_router.admission.shares import Share, Shares
 from ash_router.routes import REFILL_SECONDS, Routes
 from ash_router.store.base import RouteChanges
 from ash_router.store.memory import CHANGES_REMEMBERED, MemoryStore
@@ -308,3 +309,39 @@ async def test_an_alias_names_a_sandbox_on_every_process_while_it_lives():
     assert await there.holder("trainer-1") == "sbx-1"  # until it hears of the end
     await there.catch_up()
     assert await there.holder("trainer-1") is None
+
+
+def shares(version: int, *ids: str) -> Shares:
+    held = (Share(id=share, sha256="0", tools=("run",), created_at=0.0) for share in ids)
+    return Shares(version, tuple(held))
+
+
+async def test_older_news_gives_no_share_back():
+    store = HeldStore()
+    here, there = Routes(store), Routes(store)
+    old, new = replace(route(1), shares=shares(1, "gone", "kept")), replace(route(1), shares=shares(2, "kept"))
+    await there.bind(old)
+    await here.bind(old)
+    await there.bind(new)
+    await here.bind(old)
+    assert here.shared("gone") is not None, "it has not heard of it yet"
+    await here.catch_up()
+    for routes in (here, there):
+        assert routes.shared("gone") is None
+        found = routes.shared("kept")
+        assert found is not None and (found.sandbox_id, found.names) == (old.id, {old.id, old.session})
+    await store.drop_route(old.id)
+    await here.bind(old)
+    assert here.shared("gone") is None
+    assert [record["shares"]["version"] for record in await store.routes()] == [2]
+    await here.unbind(old.id)
+    assert here.shared("kept") is None
+
+
+async def test_a_store_that_lacks_shares_for_now_lets_nobody_be_refused_for_it():
+    store = HeldStore()
+    routes = Routes(store)
+    await routes.learn_shares()
+    store.anew = True
+    with pytest.raises(ConnectFailed):
+        await routes.learn_shares()

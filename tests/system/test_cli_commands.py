@@ -108,6 +108,25 @@ def test_several_are_spawned_in_a_run_and_ended_with_it(shell: Shell) -> None:
     shell.ash("destroy", "--run", "shell", "--all", code=2)
 
 
+def test_a_sandbox_is_shared_and_taken_back(shell: Shell) -> None:
+    shell.ash("spawn", "echo", "--session", "lent")
+    lines = shell.ash("share", "new", "lent", "--tool", "echo", "--ttl", "1h").splitlines()
+    assert [line.split()[0] for line in lines] == ["url", "token"] and "opens echo until" in shell.err
+    whole = shell.json("share", "new", "lent", "--json")
+    assert whole["token"].startswith(f"ashs_{whole['share_id']}_") and "whoami" in whole["tool_names"]
+    listed = shell.json("share", "list", "lent", "--json")["shares"]
+    assert [share["tool_names"] for share in listed] == [["echo"], whole["tool_names"]]
+    assert "token" not in json.dumps(listed) and whole["share_id"] in shell.ash("share", "list", "lent")
+    assert shell.ash("share", "revoke", "lent", whole["share_id"]) == f"Revoked {whole['share_id']}\n"
+    shell.ash("share", "revoke", "lent", "nobody", code=1)
+    assert "no share nobody" in shell.err
+    shell.ash("share", "revoke", "lent", "--all")
+    assert shell.ash("share", "list", "lent") == "" and "No shares" in shell.err
+    shell.ash("share", "new", "lent", "--tool", "nothing", code=1)
+    assert "lists no tool 'nothing'" in shell.err
+    shell.ash("destroy", "lent")
+
+
 def test_people_get_words_and_tables(shell: Shell) -> None:
     said = shell.ash("spawn", "echo", "--session", "words")
     assert "words is ready: echo" in said and "whoami" in said

@@ -6,6 +6,9 @@ hive_tools         the hive's tools as hosts see them
 arguments          what they take
 handlers           what they do
 results            what they answer
+sharing            the one that hands a sandbox to somebody else
+answer             what any of them gives back
+guests             what whoever comes with a share is shown
 signatures         tools as one line each
 steady_progress    what their callers hear meanwhile
 expansion          which sandboxes' tools a list shows, and pages

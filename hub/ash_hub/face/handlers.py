@@ -8,11 +8,11 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote
 
 from ash_hub.backends.base import Backend
+from ash_hub.face.answer import Answer
 from ash_hub.face.arguments import (
     DEFAULT_LEASE_SECONDS,
     CallAsk,
@@ -28,9 +28,11 @@ from ash_hub.face.arguments import (
     ToolsAsk,
 )
 from ash_hub.face.results import spawned, spawned_several, text_of_tools
+from ash_hub.face.sharing import ShareAsk, ShareTool
 from ash_hub.lifecycle.batches import Batch, spawn_batch
 from ash_hub.lifecycle.sandbox import Sandbox
 from ash_hub.lifecycle.sandboxes import Sandboxes
+from ash_hub.lifecycle.sharing import Sharing
 from ash_hub.serving.audit import Audit
 from ash_hub.settings import HubSettings
 from ash_hub.spawning.runner_client import RunnerClient
@@ -52,21 +54,12 @@ from ash_mcp.wire import failure_to_json, info_to_json, network_text, run_to_jso
 from ash_router.admission.base import Admitted
 from ash_router.upstream.call_tokens import CallTokens
 
-__all__ = ["Answer", "HiveOperations"]
+__all__ = ["HiveOperations"]
 
 SANDBOX_SCHEME: Final = "sandbox://"
 MAX_RESOURCE_BYTES: Final = 512 * 1024
 """Clients refuse events over 1 MiB, and base64 adds a third."""
 _READ_SECONDS: Final = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A tool's answer: its JSON, the same as text, and whether it changed the caller's tool list."""
-
-    structured: dict[str, Any]
-    text: str
-    lists_changed: bool = False
 
 
 class HiveOperations:
@@ -79,6 +72,7 @@ class HiveOperations:
         tokens: CallTokens,
         settings: HubSettings,
         audit: Audit,
+        sharing: Sharing,
         catch_up: Callable[[], Awaitable[None]],
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -90,6 +84,7 @@ class HiveOperations:
         self._settings = settings
         self._audit = audit
         self._clock = clock
+        self._sharing = ShareTool(sharing, audit)
         self._by_ask: Mapping[type[Any], Callable[[Admitted, Any, Progress], Awaitable[Answer]]] = {
             SpawnAsk: self._spawn,
             SpawnSomeAsk: self._spawn_some,
@@ -102,6 +97,7 @@ class HiveOperations:
             ReadAsk: self._read,
             ToolsAsk: self._tools,
             LogsAsk: self._logs,
+            ShareAsk: self._share,
         }
 
     async def answer(self, caller: Admitted, ask: object, progress: Progress) -> Answer:
@@ -110,6 +106,8 @@ class HiveOperations:
         Raises:
             AshError: The operation was refused or failed.
         """
+        if caller.principal.share is not None:
+            raise PermissionDenied("a share opens tools of its sandbox, and none of the hive")
         if caller.principal.sandbox is not None and isinstance(ask, SpawnAsk | RunAsk | DestroyAsk | ExtendAsk):
             raise PermissionDenied("your key is for one sandbox only: it may neither make nor end nor extend any")
         if not isinstance(ask, SpawnAsk):
@@ -277,6 +275,10 @@ class HiveOperations:
         self._audit.network_set(caller, sandbox, network_text(sandbox.record.network))
         shape = self._shape(sandbox)
         return Answer(shape, f"Sandbox {sandbox.session} has network: {network_text(shape['network'])}.")
+
+    async def _share(self, caller: Admitted, ask: ShareAsk, progress: Progress) -> Answer:
+        del progress
+        return await self._sharing.answer(caller, ask)
 
     async def _call(self, caller: Admitted, ask: CallAsk, progress: Progress) -> Answer:
         """Always raise: the relay takes every `call` that it can pass on to a sandbox, so this one is malformed."""

@@ -25,6 +25,7 @@ from ash_hub.face.arguments import (
     with_sandbox,
 )
 from ash_hub.face.results import Contents, Destroyed, RunShape, SandboxList, SandboxShape, Spawned
+from ash_hub.face.sharing import ShareAsk, Shared
 from ash_hub.spawning.schema_references import inline_references
 from ash_hub.spawning.toolsets import MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH
 
@@ -133,6 +134,15 @@ HIVE_TOOLS: Final = {
             "renewed for lease_seconds. With renew=true the lease of the open run starts anew.",
             RunAsk,
             RunShape,
+        ),
+        HiveTool(
+            "share",
+            "Hand a sandbox to another agent",
+            "Mint a token that opens one sandbox's tools, or only some, for another agent, and nothing else of yours: "
+            "give it the url and the token. Also list a sandbox's shares, or revoke them.",
+            ShareAsk,
+            Shared,
+            destructive=True,
         ),
         HiveTool(
             "call",

@@ -20,10 +20,12 @@ from mcp.shared.exceptions import MCPError
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import BaseModel, ValidationError
 
+from ash_hub.face.answer import Answer
 from ash_hub.face.arguments import with_session
 from ash_hub.face.expansion import listed_sandboxes
 from ash_hub.face.fixed_list_hosts import fixed_list_host, note_of_tools
-from ash_hub.face.handlers import Answer, HiveOperations
+from ash_hub.face.guests import guest_tools, is_guest, no_resource, unknown_to_guest, with_instructions
+from ash_hub.face.handlers import HiveOperations
 from ash_hub.face.hive_tools import HIVE_TOOLS, INSTRUCTIONS, UNLISTED_TOOLS, listed_hive_tools
 from ash_hub.face.notices import ClientKey, Notices
 from ash_hub.face.splicing import set_listed_tools
@@ -47,6 +49,7 @@ log = logging.getLogger("ash.hub")
 
 Context = ServerRequestContext[Any, Any]
 SESSION_HEADER = "mcp-session-id"
+_GREETINGS = ("initialize", "server/discover")
 MAX_NAME_CHARS = 128
 """Of a client's own name and version, where they are kept."""
 
@@ -111,6 +114,8 @@ class Face:
             self._clients.note(client, _client_info(ctx), ctx.protocol_version, owner)
             if isinstance(client, str):
                 self._notices.add_session(client, owner, caller.scope, ctx.session)
+        if request is not None and ctx.method in _GREETINGS and is_guest(self._caller(request)):
+            return with_instructions(result)
         return result
 
     async def _list_tools(self, ctx: Context, params: types.PaginatedRequestParams) -> dict[str, Any]:
@@ -118,6 +123,8 @@ class Face:
         caller = self._caller(request)
         await self._operations.catch_up()
         fetched = self._notices.fetching(_client_key(ctx, caller))
+        if is_guest(caller):
+            return self._list_guest_tools(ctx, caller, params.cursor)
         own = self._sandboxes.registry.of(caller.principal, caller.scope)
         shown: list[Sandbox] = []
         if self._settings.expand if caller.expand is None else caller.expand:
@@ -135,6 +142,18 @@ class Face:
         is_last = page.next_cursor is None
         set_listed_tools(request.scope, page.tools, fetched if is_last else None)
         following = {} if is_last else {"nextCursor": page.next_cursor}
+        return _complete({"tools": [], **following})
+
+    def _list_guest_tools(self, ctx: Context, caller: Admitted, cursor: str | None) -> dict[str, Any]:
+        request: Any = ctx.request
+        registry = self._sandboxes.registry
+        try:
+            page = guest_tools(self._listings, registry, caller.principal, ctx.protocol_version, cursor)
+        except AshError as error:
+            code = types.INVALID_PARAMS if isinstance(error, ConfigError) else jsonrpc_code(error)
+            raise MCPError(code, error.message, failure_to_json(error)) from error
+        set_listed_tools(request.scope, page.tools)
+        following = {} if page.next_cursor is None else {"nextCursor": page.next_cursor}
         return _complete({"tools": [], **following})
 
     async def _call_tool(self, ctx: Context, params: types.CallToolRequestParams) -> dict[str, Any]:
@@ -177,6 +196,8 @@ class Face:
         await self._notices.until_fetched(client, self._settings.list_fetch_seconds)
 
     def _parse(self, caller: Admitted, name: str, arguments: dict[str, Any]) -> BaseModel:
+        if is_guest(caller):
+            raise unknown_to_guest(self._sandboxes.registry, caller.principal, name)
         tool = HIVE_TOOLS.get(name) or UNLISTED_TOOLS.get(name)
         if tool is None:
             raise self._unknown_tool(caller, name)
@@ -211,7 +232,9 @@ class Face:
     async def _list_templates(
         self, ctx: Context, params: types.PaginatedRequestParams
     ) -> types.ListResourceTemplatesResult:
-        del ctx, params
+        del params
+        if is_guest(self._caller(ctx.request)):
+            return types.ListResourceTemplatesResult(resource_templates=[])
         template = types.ResourceTemplate(
             uri_template="sandbox://{session}/{+path}",
             name="sandbox-file",
@@ -224,6 +247,8 @@ class Face:
         uri = str(params.uri)
         session = uri.partition("://")[2].partition("/")[0]
         caller = self._caller(ctx.request)
+        if is_guest(caller):
+            raise no_resource(uri)
         await self._operations.catch_up()
         try:
             contents = await self._operations.read(caller, session, uri)

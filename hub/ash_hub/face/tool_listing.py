@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from ash_hub.face.expansion import START, Cursor, cut_page
 from ash_hub.lifecycle.sandbox import Sandbox
-from ash_hub.spawning.toolsets import Listing
+from ash_hub.spawning.toolsets import Listing, Toolset
 
 __all__ = ["Listings", "Page"]
 
@@ -33,6 +33,8 @@ MAX_KEPT_BYTES: Final = 64 * 1024 * 1024
 
 # The placeholder for the session's name. It cannot occur in JSON, which escapes this byte.
 _OPEN: Final = b"\0"
+_NO_SESSION: Final = 0
+"""In place of `Listing.room`: the tools have their own names."""
 _ENVELOPE: Final = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
 
 Written = tuple[bytes, ...]
@@ -91,6 +93,32 @@ class Listings:
         tools, following = cut_page(sandboxes, lambda sandbox: self._tools_of(sandbox, version), begin, room)
         return Page(b",".join((*own, *tools)), str(following) if following is not None else None)
 
+    def guest_page(self, version: str, sandbox: Sandbox, names: Collection[str], cursor: str | None) -> Page:
+        """Return a page of a sandbox's pinned tools of these names, under the sandbox's own names.
+
+        Raises:
+            ConfigError: The cursor is not valid.
+        """
+        begin = START if cursor is None else Cursor.parse(cursor)
+
+        def tools_of(sandbox: Sandbox) -> Sequence[bytes]:
+            assert sandbox.toolset is not None
+            written = self._under_own_names(sandbox.toolset, version)
+            chosen = zip(sandbox.toolset.tools, written, strict=True)
+            return [text for tool, text in chosen if text and tool.name in names]
+
+        tools, following = cut_page([sandbox], tools_of, begin, self._page_bytes)
+        return Page(b",".join(tools), str(following) if following is not None else None)
+
+    def _under_own_names(self, toolset: Toolset, version: str) -> Written:
+        """Return each tool of a toolset in its order, encoded; empty for one that cannot be listed in that version."""
+        key = (toolset.digest, _NO_SESSION, _shape(version))
+        written = self._kept.get(key)
+        if written is not None:
+            self._kept.move_to_end(key)
+            return written
+        return self._keep(key, tuple(_try_to_write(tool.to_json(), version) for tool in toolset.tools))
+
     def _own_tools(self, version: str, notes: Mapping[str, str]) -> Written:
         shape = _shape(version)
         if shape not in self._own_written:
@@ -135,14 +163,19 @@ def _shape(version: str) -> type[BaseModel] | object:
 def _templates(listing: Listing, version: str) -> Written:
     written: list[bytes] = []
     for name, tool in listing.tools:
-        try:
-            fields = _write(tool.to_json(f"_{name}"), version)
-        except (ValidationError, ValueError):
-            # the SDK would refuse the whole list because of it
-            log.warning("a tool cannot be listed in protocol %s", version, extra={"tool": tool.name})
-            continue
-        written.append(fields.replace(b'{"name":"_', b'{"name":"' + _OPEN + b"_", 1))
+        fields = _try_to_write(tool.to_json(f"_{name}"), version)
+        if fields:
+            written.append(fields.replace(b'{"name":"_', b'{"name":"' + _OPEN + b"_", 1))
     return tuple(written)
+
+
+def _try_to_write(tool: Mapping[str, Any], version: str) -> bytes:
+    """Return a sandbox's tool encoded; empty where the SDK would refuse a whole list because of it."""
+    try:
+        return _write(tool, version)
+    except (ValidationError, ValueError):
+        log.warning("a tool cannot be listed in protocol %s", version, extra={"tool": tool["name"]})
+        return b""
 
 
 def _write(tool: Mapping[str, Any], version: str) -> bytes:

@@ -393,10 +393,16 @@ class Controller:
             return View(state=None, record=None, phase=instance.phase if instance else None, has_route=has_route)
         if instance is not None:
             await self._take_over(sandbox, instance, record)
+            has_route = self._has_route(sandbox)
         elif not is_starting and not sandbox.state.ended and sandbox.record.ending is None:
             await self._learn_end(sandbox)
         view = await self._view(sandbox, instance, record if instance is not None else sandbox.record, has_route)
         return replace(view, is_starting_here=True) if is_starting else view
+
+    def _has_route(self, sandbox: Sandbox) -> bool:
+        """Return whether a sandbox has a route with all of its shares that its record has, and with none less."""
+        route = self._parts.routes.get(sandbox.id)
+        return route is not None and route.shares.version >= sandbox.record.shares.version
 
     async def _take_over(self, sandbox: Sandbox, instance: Instance, record: Record | None) -> None:
         self._parts.watch.tell(instance)  # its event may be missing
@@ -481,6 +487,7 @@ class Controller:
         epoch = self.store_epoch
         if not self._is_held(sandbox):
             await hold_again(self._parts.store, sandbox)
+        sandbox.held_in = None  # until the store has its route: one that is bound here only must be told again
         if sandbox.record.ready_at is not None and sandbox.toolset is not None and sandbox.endpoint is not None:
             await self._bind(sandbox)
         sandbox.held_epoch = epoch
@@ -497,6 +504,7 @@ class Controller:
                 endpoint=sandbox.endpoint,
                 tool_names=listing.renamed,
                 alias=sandbox.alias,
+                shares=sandbox.record.shares,
             )
         )
 

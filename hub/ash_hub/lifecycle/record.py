@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, cast
 
 from ash_mcp.types import Cause, EndReason, Scope, SessionName
+from ash_router.admission.shares import NO_SHARES, Shares
 from ash_router.store.base import Run
 
 __all__ = ["RECORD_VERSION", "Ending", "Record", "UnreadableRecord"]
 
 RECORD_VERSION: Final = 7
-_WITHOUT_RUN: Final = 6
-"""The version before, which knew no runs. What is in none is still written so, for replicas that read no newer one."""
+_WITHOUT_RUN_OR_SHARES: Final = 6
+"""The version before knew neither. What has neither is still written so, for replicas that read no newer one."""
 
 
 class UnreadableRecord(Exception):
@@ -65,6 +66,8 @@ class Record:
     network: str | tuple[str, ...] = "none"
     """The policy in force, as `SandboxSpec.network`. It changes by `Backend.set_network` alone, in the same step."""
     warnings: tuple[str, ...] = ()
+    shares: Shares = NO_SHARES
+    """Whom it was handed to."""
     ending: Ending | None = None
     """None while the sandbox is wanted."""
     run: Run | None = None
@@ -72,9 +75,10 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         shape: dict[str, Any] = {"version": RECORD_VERSION, **asdict(self), "warnings": list(self.warnings)}
-        if self.run is None:
-            del shape["run"]
-            shape["version"] = _WITHOUT_RUN
+        shape["shares"] = self.shares.to_json()
+        if self.run is None and self.shares == NO_SHARES:
+            del shape["run"], shape["shares"]
+            shape["version"] = _WITHOUT_RUN_OR_SHARES
         return shape
 
     @classmethod
@@ -85,7 +89,7 @@ class Record:
             UnreadableRecord: It is of another version, or no record at all.
         """
         try:
-            if found["version"] not in (RECORD_VERSION, _WITHOUT_RUN):
+            if found["version"] not in (RECORD_VERSION, _WITHOUT_RUN_OR_SHARES):
                 raise UnreadableRecord(f"record of version {found['version']!r}")
             return _read(found)
         except (KeyError, TypeError, ValueError) as error:
@@ -93,6 +97,7 @@ class Record:
 
 
 def _read(found: Mapping[str, Any]) -> Record:
+    is_whole = found["version"] == RECORD_VERSION
     ready_at, ending, toolset = found["ready_at"], found["ending"], found["toolset"]
     key, alias = found["key"], found["alias"]
     return Record(
@@ -112,8 +117,9 @@ def _read(found: Mapping[str, Any]) -> Record:
         alias=str(alias) if alias is not None else None,
         network=_read_network(found["network"]),
         warnings=tuple(str(warning) for warning in found["warnings"]),
+        shares=Shares.from_json(found["shares"]) if is_whole else NO_SHARES,
         ending=_read_ending(ending) if ending is not None else None,
-        run=Run.from_json(found["run"]) if found["version"] == RECORD_VERSION else None,
+        run=Run.from_json(found["run"]) if is_whole and found["run"] is not None else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""The audit: one line of JSON for each spawn, claim, change of network, end and refused request.
+"""The audit: one line of JSON for each spawn, claim, change of network, share, end and refused request.
 
 A line says who, what, from where, and the outcome.
 
@@ -12,7 +12,7 @@ import datetime
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Final, Protocol
 
 from ash_hub.serving.redaction import redacted
@@ -67,6 +67,13 @@ class Audit:
     def network_set(self, caller: Admitted, sandbox: Subject, policy: str) -> None:
         """A caller changed what a sandbox may reach."""
         self._write("network", "done", **_who(caller), **_of(sandbox), policy=policy)
+
+    def shared(self, caller: Admitted, sandbox: Subject, share_id: str, tools: Collection[str]) -> None:
+        """A caller handed some tools of a sandbox to whoever has the token of a share."""
+        self._write("share", "done", **_who(caller), **_of(sandbox), share=share_id, tools=len(tools))
+
+    def unshared(self, caller: Admitted, sandbox: Subject, share_id: str) -> None:
+        self._write("unshare", "done", **_who(caller), **_of(sandbox), share=share_id)
 
     def destroyed(self, caller: Admitted, sandbox: Subject) -> None:
         self._write("destroy", "done", **_who(caller), **_of(sandbox))

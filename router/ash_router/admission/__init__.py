@@ -7,5 +7,8 @@ request_scope         path, scope and expansion that a request asks for
 bearer                bearer tokens of every kind
 credential_verdict    what a credential turns out to be
 api_keys, oidc, jwks  the two kinds of tokens
+secret_tokens         random tokens that are kept as hashes
+shares                what opens one sandbox's endpoint to somebody else
+share_tokens          the tokens of shares, and their one door
 peers                 the user at the other end of a loopback connection
 """

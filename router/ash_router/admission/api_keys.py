@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import hmac
 import json
 import logging
 import os
-import re
-import secrets
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -20,6 +16,7 @@ from typing import Any, Final, Protocol, TypeVar, cast
 from ash_mcp.errors import ConfigError, NotFound
 from ash_mcp.types import NO_LIMITS, Principal, PrincipalLimits, valid_scope
 from ash_router.admission.credential_verdict import Known, Rejected
+from ash_router.admission.secret_tokens import digest_of, is_token_of, new_token, token_pattern
 
 __all__ = [
     "KEY_PATTERN",
@@ -41,14 +38,11 @@ T = TypeVar("T")
 log = logging.getLogger("ash.router")
 
 KEY_PREFIX: Final = "ash_"
-KEY_PATTERN: Final = re.compile(r"ash_(?P<id>[a-z2-7]{10})_(?P<secret>[a-z2-7]{52})")
-"""`ash_<id>_<secret>`: a distinct form, so that scanners find leaked keys."""
+KEY_PATTERN: Final = token_pattern(KEY_PREFIX)
 
 _VERSION: Final = 1
 _LOOK_EVERY_SECONDS: Final = 1.0
-_BASE32: Final = "abcdefghijklmnopqrstuvwxyz234567"
 _REJECTED: Final = Rejected("the API key is unknown, revoked or expired; ask for a new one (ash key new)")
-_NOBODY: Final = "0" * 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +52,7 @@ class ApiKey:
     id: str
     """The public part of the key, which lists and the audit show."""
     sha256: str
-    """Of the whole key, in hexadecimal. A fast hash is enough: nobody can guess a secret of 256 random bits, and each
-    request is checked against it."""
+    """Of the whole key, in hexadecimal."""
     subject: str
     """The principal of its bearer; keys with one subject share their sandboxes."""
     name: str = ""
@@ -108,11 +101,10 @@ def add_key(
     """
     bound = tuple(dict.fromkeys(scopes))
     _check(name, subject, bound)
-    key_id = "".join(secrets.choice(_BASE32) for _ in range(10))
-    text = f"{KEY_PREFIX}{key_id}_{_random_256_bits()}"
+    key_id, text = new_token(KEY_PREFIX)
     key = ApiKey(
         id=key_id,
-        sha256=_digest(text),
+        sha256=digest_of(text),
         subject=subject or f"key:{key_id}",
         name=name,
         scopes=bound or None,
@@ -293,7 +285,7 @@ class KeyRing:
         match = KEY_PATTERN.fullmatch(token)
         key = self._keys.get(match["id"]) if match is not None else None
         # an unknown key costs what a known one does
-        good = hmac.compare_digest(_digest(token), _NOBODY if key is None else key.sha256)
+        good = is_token_of(token, None if key is None else key.sha256)
         if key is None or not good or key.expired(self._clock()):
             return _REJECTED
         return Known(key.principal, f"key:{key.id}")
@@ -355,12 +347,3 @@ def _find(keys: Iterable[ApiKey], name: str) -> ApiKey:
     if len(found) > 1:
         raise ConfigError(f"{len(found)} keys are named {name!r}; say which by id: {', '.join(k.id for k in found)}")
     return found[0]
-
-
-def _random_256_bits() -> str:
-    number = secrets.randbits(256)
-    return "".join(_BASE32[(number >> shift) & 31] for shift in range(0, 260, 5))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -57,9 +57,11 @@ class Admitted:
     expand: bool | None = None
     """Whether the request asks for sandboxes' tools in `tools/list`; None: the hive's setting decides."""
     by: str = ""
-    """Which credential admitted it, for the audit: `key:<id>`, `oidc`, `peer`, or nothing."""
+    """Which credential admitted it, for the audit: `key:<id>`, `oidc`, `share:<id>`, `peer`, or nothing."""
     client: str = ""
     """The client's address and port, for the audit."""
+    url: str = ""
+    """The hive's URL, without a path, as its caller knows it."""
 
 
 @dataclass(frozen=True, slots=True)

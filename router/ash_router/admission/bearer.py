@@ -19,7 +19,11 @@ class Credentials:
     """The verifiers of a hive, one for each kind of token; the form of a token selects its verifier."""
 
     def __init__(self, *verifiers: Verifier) -> None:
-        self._verifiers = verifiers
+        self._verifiers = list(verifiers)
+
+    def add(self, verifier: Verifier) -> None:
+        """Take one more kind of token."""
+        self._verifiers.append(verifier)
 
     def verify(self, token: str) -> Verdict | Awaitable[Verdict]:
         """Return the verdict on `token`, or an awaitable of it; raises as `Verifier.verify` does."""

@@ -17,7 +17,9 @@ class Known:
 
     principal: Principal
     by: str
-    """Which credential it was, for the audit: `key:<id>` or `oidc`. Never a secret."""
+    """Which credential it was, for the audit: `key:<id>`, `oidc` or `share:<id>`. Never a secret."""
+    names: frozenset[str] | None = None
+    """With a share, the names of the one sandbox whose endpoint it opens; None for every other credential."""
 
 
 @dataclass(frozen=True, slots=True)

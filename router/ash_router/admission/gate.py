@@ -16,6 +16,7 @@ from ash_router.admission.credential_verdict import Known, Rejected, Verdict
 from ash_router.admission.host_names import NameRules
 from ash_router.admission.peers import Peers
 from ash_router.admission.request_scope import RequestScope, read_request_scope
+from ash_router.admission.share_tokens import ShareTokens, verdict_for_share
 
 __all__ = ["HEALTH_PATH", "METRICS_PATH", "READY_CALLS_PATH", "READY_PATH", "Gate"]
 
@@ -60,6 +61,10 @@ class Gate:
         self._public_url = public_url.rstrip("/") if public_url is not None else None
         self.holder: Callable[[str], Awaitable[SandboxId | None]] | None = None
         """Returns the sandbox that a uuid of the seed's REST gives access to; None: no uuid gives any."""
+
+    def take_shares(self, tokens: ShareTokens) -> None:
+        """Admit also who comes with the token of a share."""
+        self._credentials.add(tokens)
 
     def base_url(self, head: Head) -> str:
         """Return the hive's URL, without a path, as the caller of an admitted request knows it."""
@@ -110,6 +115,8 @@ class Gate:
     def _decided(self, head: Head, asked: RequestScope, verdict: Verdict) -> Admitted | Refusal:
         if isinstance(verdict, Rejected):
             return self._unauthenticated(head, verdict)
+        if verdict.names is not None:
+            return verdict_for_share(asked, verdict, head, self.base_url(head))
         if asked.path == METRICS_PATH and verdict.principal.subject != LOCAL.subject:
             # they count everybody's sandboxes
             return Refusal(
@@ -118,7 +125,7 @@ class Gate:
                     "or open them with ASH_HUB_AUTH__OPEN_PATHS"
                 )
             )
-        return asked.verdict_for(verdict, head.client)
+        return asked.verdict_for(verdict, head.client, self.base_url(head))
 
     def _without_credential(self, head: Head, asked: RequestScope) -> Admitted | Refusal:
         if not self._local:
@@ -128,7 +135,8 @@ class Gate:
                 "this hive wants a bearer token: an API key (ash key new), or one of its login provider if it has any",
             )
         if self._peers is None or self._peers.welcome(head.connection, head.client, head.server):
-            return asked.verdict_for(Known(LOCAL, "peer" if self._peers is not None else ""), head.client)
+            known = Known(LOCAL, "peer" if self._peers is not None else "")
+            return asked.verdict_for(known, head.client, self.base_url(head))
         return self._unauthenticated(
             head,
             None,

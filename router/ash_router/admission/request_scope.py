@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import parse_qs, unquote
 
 from ash_mcp import errors
@@ -11,7 +13,10 @@ from ash_mcp.wire import HEADER_SCOPE, MCP_PATH
 from ash_router.admission.base import Admitted, Head, Refusal
 from ash_router.admission.credential_verdict import Known
 
-__all__ = ["RequestScope", "read_request_scope"]
+__all__ = ["ENDPOINT_PATH", "RequestScope", "address_of", "read_request_scope"]
+
+ENDPOINT_PATH: Final = re.compile(r"/s/([A-Za-z0-9-]{1,128})/mcp/?")
+"""The path of a sandbox's own endpoint, decoded: it is matched as a whole, and the group is the sandbox's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +29,12 @@ class RequestScope:
     """None if the request names none."""
     expand: bool | None
 
-    def verdict_for(self, known: Known, client: tuple[str, int] | None) -> Admitted | Refusal:
+    def verdict_for(self, known: Known, client: tuple[str, int] | None, url: str = "") -> Admitted | Refusal:
         """Return the verdict on this request with a valid credential: a refusal if that is not for the scope.
 
         Args:
             client: The client's address and port, if known.
+            url: The hive's, as `Admitted.url`.
         """
         bound = known.principal.bound_scopes
         scope = DEFAULT_SCOPE if self.scope is None else self.scope
@@ -40,8 +46,12 @@ class RequestScope:
                 return Refusal(errors.PermissionDenied(words))
             (only,) = bound
             scope = Scope(only)
-        where = f"{client[0]}:{client[1]}" if client is not None else ""
-        return Admitted(known.principal, scope, self.path, self.expand, known.by, where)
+        return Admitted(known.principal, scope, self.path, self.expand, known.by, address_of(client), url)
+
+
+def address_of(client: tuple[str, int] | None) -> str:
+    """Return a client's address and port as the audit writes them."""
+    return f"{client[0]}:{client[1]}" if client is not None else ""
 
 
 def read_request_scope(head: Head) -> RequestScope | Refusal:

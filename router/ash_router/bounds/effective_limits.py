@@ -37,22 +37,29 @@ class EffectiveLimit:
     most: int
     by_key: bool = False
     """Whether the principal's key sets the limit, and not the hive."""
+    by_share: bool = False
+    """Whether it is the limit of each share."""
 
     def reached(self, kind: Kind) -> CapacityExceeded:
-        """Return the refusal of one more; `data["limit"]` is `key` or `owner`."""
+        """Return the refusal of one more; `data["limit"]` is `key`, `share` or `owner`."""
         what, advice, seconds = _SAID[kind]
-        if self.by_key:
+        if self.by_share:
+            whose, raised = "a share allows here", f"have the limit raised (ASH_HUB_LIMITS__{kind.upper()}_PER_SHARE)"
+        elif self.by_key:
             whose, raised = "your key allows", f"use a key with a larger --max-{kind} (ash key new)"
         else:
             setting = f"ASH_HUB_LIMITS__{kind.upper()}_PER_OWNER"
             whose, raised = "one owner may have here", f"have the limit raised ({setting})"
         message = f"you have {what.format(self.most)}, as many as {whose}; {advice}, or {raised}"
-        return CapacityExceeded(message, limit="key" if self.by_key else "owner", retry_after_seconds=seconds)
+        whose_limit = "share" if self.by_share else "key" if self.by_key else "owner"
+        return CapacityExceeded(message, limit=whose_limit, retry_after_seconds=seconds)
 
 
-def effective_limit(hive: int, key: int | None) -> EffectiveLimit:
-    """Return the limit that holds where the hive always has one; a key can only lower it."""
-    return EffectiveLimit(hive) if key is None or key >= hive else EffectiveLimit(key, by_key=True)
+def effective_limit(hive: int, key: int | None, *, by_share: bool = False) -> EffectiveLimit:
+    """Return the limit that holds where the hive always has one; a key or a share can only lower it."""
+    if key is None or key >= hive:
+        return EffectiveLimit(hive)
+    return EffectiveLimit(key, by_key=not by_share, by_share=by_share)
 
 
 def optional_limit(hive: int | None, key: int | None) -> EffectiveLimit | None:

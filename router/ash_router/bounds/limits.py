@@ -86,13 +86,16 @@ class RelayLimits:
 
     def calls_of(self, principal: Principal) -> EffectiveLimit:
         """Return how many calls a principal may have in flight."""
-        return effective_limit(self.max_in_flight_per_owner, principal.limits.calls)
+        by_share = principal.share is not None
+        return effective_limit(self.max_in_flight_per_owner, principal.limits.calls, by_share=by_share)
 
     def streams_of(self, principal: Principal) -> EffectiveLimit:
-        return effective_limit(self.max_streams_per_owner, principal.limits.streams)
+        by_share = principal.share is not None
+        return effective_limit(self.max_streams_per_owner, principal.limits.streams, by_share=by_share)
 
     def backchannels_of(self, principal: Principal) -> EffectiveLimit:
-        return effective_limit(self.max_backchannels_per_owner, principal.limits.backchannels)
+        by_share = principal.share is not None
+        return effective_limit(self.max_backchannels_per_owner, principal.limits.backchannels, by_share=by_share)
 
 
 DEFAULT_LIMITS: Final = RelayLimits()

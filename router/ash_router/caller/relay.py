@@ -366,7 +366,9 @@ class RelayProtocol(Intake):
 
     def _count_body(self) -> None:
         """Count a body that did not arrive in one read in its principal's quota of unfinished bodies."""
-        owner, size = self._verdict.principal.subject, len(self._body)
+        principal, size = self._verdict.principal, len(self._body)
+        # an owner can make many guests, and each would have room for as many bodies as an owner
+        owner = principal.subject if principal.share is None else f"guests of {principal.sandbox}"
         if self.relay.unfinished.begin(owner):
             self._body_counted_for, self._body_counted_bytes = owner, size
             self._grow_body(size)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ash_mcp.types import SessionName, valid_session_name
+from ash_mcp.types import Principal, SessionName, valid_session_name
 from ash_router.admission.base import Admitted
 from ash_router.calls.exchange import RelayedCall
 from ash_router.http import bodies
@@ -89,7 +89,7 @@ class MessageClassifier:
         era = era_of(head.fields.get(b"mcp-protocol-version"))
         session = self._session(admitted, head.fields) if era is Era.HANDSHAKE else None
         call = self._stateless_call(head, message) if era is Era.STATELESS else bodies.as_tool_call(message)
-        if call is None or (session is None and era is not Era.STATELESS):
+        if call is None or (session is None and era is not Era.STATELESS) or admitted.principal.share is not None:
             return False
         if call.name == HIVE_CALL:
             named: Any = _named_session(call.arguments)
@@ -116,14 +116,18 @@ class MessageClassifier:
     def _relayed_call(
         self, admitted: Admitted, head: RequestHead, call: ToolCall, session: LegacySession | None
     ) -> RelayedCall | None:
-        if call.name == HIVE_CALL:
+        is_guest = admitted.principal.share is not None
+        is_hive_call = call.name == HIVE_CALL and not is_guest
+        if is_guest:
+            found = self._resolve_shared_tool(admitted.principal, call.name)
+        elif is_hive_call:
             found = self._resolve_hive_call(admitted, call.arguments)
         else:
             found = self._resolve_tool_name(admitted, call.name)
         if found is None:
             return None
         route, tool = found
-        body = bodies.retarget(call, tool) if call.name == HIVE_CALL else bodies.rename(call, tool)
+        body = bodies.retarget(call, tool) if is_hive_call else bodies.rename(call, tool)
         if body is None:
             return None
         hold = None
@@ -142,6 +146,10 @@ class MessageClassifier:
             session=session,
             hold=hold,
         )
+
+    def _resolve_shared_tool(self, guest: Principal, name: str) -> tuple[Route, str] | None:
+        route = self._routes.get(guest.sandbox) if guest.sandbox is not None and name in guest.tools else None
+        return None if route is None else (route, name)
 
     def _resolve_tool_name(self, admitted: Admitted, name: str) -> tuple[Route, str] | None:
         parts = split_tool_name(name)

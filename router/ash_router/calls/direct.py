@@ -14,6 +14,7 @@ from ash_mcp.errors import AshError, ConfigError
 from ash_mcp.types import EVERY_SCOPE, Principal, SessionName
 from ash_mcp.wire import MCP_PATH
 from ash_router.admission.base import SESSION_HEADER, Admitted
+from ash_router.admission.request_scope import ENDPOINT_PATH
 from ash_router.calls.door import MCP_DOOR, RESUMPTION_DOOR, Door
 from ash_router.http.heads import Fields, RequestHead
 from ash_router.routes import Route, Routes, visible
@@ -22,7 +23,6 @@ from ash_router.sessions.session_map import LegacySession, LegacySessions, Upstr
 
 __all__ = ["SESSION_HEADER", "DirectRequest", "Resumption", "direct_request_of", "name_in", "resumption_of"]
 
-_PATH: Final = re.compile(r"/s/([A-Za-z0-9-]{1,128})/mcp/?")
 _NAME: Final = re.compile(rb"[A-Za-z0-9-]{1,128}")
 
 
@@ -69,7 +69,7 @@ def name_in(head: RequestHead, path: str) -> str | AshError | None:
 def _read_name(path: str, fields: Fields) -> str | AshError | None:
     named = None
     if path != MCP_PATH:
-        named = _PATH.fullmatch(path)
+        named = ENDPOINT_PATH.fullmatch(path)
         if named is None:
             return None
     if SESSION_HEADER not in fields:

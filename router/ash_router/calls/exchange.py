@@ -222,6 +222,8 @@ class Exchange(SandboxExchange):
     def check_timeout(self, now: float) -> None:
         """Fail if the sandbox has sent nothing for `idle_stream_seconds`; tell a caller that waits that it goes on."""
         idle = self._services.limits.idle_stream_seconds or math.inf
+        if self._fail_without_share():
+            return
         if self._moved_at + idle <= now:
             self.fail(AshTimeout(f"the sandbox sent nothing for {idle:g} s"))
         else:

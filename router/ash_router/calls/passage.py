@@ -276,6 +276,8 @@ class Passage(SandboxExchange):
         limits = self._services.limits
         on_sandbox = self._body_complete or self._caller_paused
         bound = self._silence_seconds() if on_sandbox else limits.body_timeout_seconds
+        if self._fail_without_share():
+            return
         if self._moved_at + bound > now:
             self._tell_if_quiet(now)
         elif on_sandbox:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from ash_mcp.errors import AshError, ConnectFailed, HiveFault, RemoteProtocolError, SandboxError
+from ash_mcp.errors import AshError, ConnectFailed, HiveFault, PermissionDenied, RemoteProtocolError, SandboxError
 from ash_mcp.types import Principal, SandboxId
 from ash_mcp.wire import HEADER_TOKEN
 from ash_router.bounds.deadlines import TimeoutSweeper
@@ -62,6 +62,8 @@ class Services:
     sweeper: TimeoutSweeper
     explain: Callable[[Route], Awaitable[AshError]]
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+    is_good: Callable[[Principal], bool] = lambda _: True
+    """Whether the share of a guest is still good; of any other principal always."""
 
 
 class _Reading:
@@ -246,6 +248,13 @@ class SandboxExchange(ABC):
         self._run(partial(self._fail_explained, error))
 
     # Signs of life.
+
+    def _fail_without_share(self) -> bool:
+        """Fail if the caller is a guest whose share is gone, and say whether it was so."""
+        if self._principal.share is None or self._services.is_good(self._principal):
+            return False
+        self.fail(PermissionDenied("the share of this call was revoked or has expired; what it has done is unknown"))
+        return True
 
     def _watch(self) -> None:
         """Have `check_timeout` called from now on."""

@@ -58,10 +58,13 @@ class Vouchers:
             "limits": {name: most for name, most in asdict(admitted.principal.limits).items() if most is not None},
             "spawn": admitted.principal.spawn_policy,
             "sandbox": admitted.principal.sandbox,
+            "share": admitted.principal.share,
+            "tools": sorted(admitted.principal.tools),
             "scope": admitted.scope,
             "expand": admitted.expand,
             "by": admitted.by,
             "client": admitted.client,
+            "url": admitted.url,
             "iat": int(now),
             "exp": int(now) + _TTL_SECONDS,
         }
@@ -121,5 +124,10 @@ def _admitted(claims: dict[str, Any]) -> Admitted:
         PrincipalLimits(**claims["limits"]),
         claims["spawn"],
         claims["sandbox"],
+        claims.get("share"),
+        frozenset(cast("list[str]", claims.get("tools", []))),
     )
-    return Admitted(principal, Scope(claims["scope"]), MCP_PATH, claims["expand"], claims["by"], claims["client"])
+    scope = Scope(claims["scope"])
+    return Admitted(
+        principal, scope, MCP_PATH, claims["expand"], claims["by"], claims["client"], claims.get("url", "")
+    )

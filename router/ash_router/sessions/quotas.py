@@ -17,6 +17,7 @@ from ash_router.admission.base import ADMITTED_KEY, Admitted
 from ash_router.bounds.limits import RelayLimits
 from ash_router.bounds.streams import OpenStreams
 from ash_router.http import responses
+from ash_router.sessions.guest_streams import serve_while
 
 __all__ = ["OpenRequestQuotas"]
 
@@ -40,13 +41,23 @@ class OpenRequestQuotas:
         streams: The open streams of the process, those to sandboxes among them.
         limits: How many streams a principal may have open.
         max_open: How many other requests a principal may have open.
+        is_good: Whether the share of a guest is still good.
     """
 
-    def __init__(self, app: ASGIApp, streams: OpenStreams, limits: RelayLimits, *, max_open: int = MAX_OPEN) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        streams: OpenStreams,
+        limits: RelayLimits,
+        *,
+        max_open: int = MAX_OPEN,
+        is_good: Callable[[Principal], bool] = lambda _: True,
+    ) -> None:
         self._app = app
         self._streams = streams
         self._limits = limits
         self._max_open = max_open
+        self._is_good = is_good
         self._open: dict[str, int] = {}
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
@@ -63,7 +74,10 @@ class OpenRequestQuotas:
             await _refuse(limit.reached("streams"), send)
             return
         try:
-            await self._app(scope, receive, send)
+            if principal.share is None:
+                await self._app(scope, receive, send)
+            else:
+                await serve_while(lambda: self._is_good(principal), self._app, scope, receive, send)
         finally:
             self._streams.end(owner, stream)
 

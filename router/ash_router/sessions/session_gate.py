@@ -179,7 +179,8 @@ class SessionGate:
         """Return None if there is room for one more session, the SDK's id of one that must end first, or a refusal."""
         owner = principal.subject
         held = self._sessions.count(owner) + self._opening.get(owner, 0)
-        limit = effective_limit(self._max_sessions_per_principal, principal.limits.sessions)
+        by_share = principal.share is not None
+        limit = effective_limit(self._max_sessions_per_principal, principal.limits.sessions, by_share=by_share)
         if held >= limit.most:
             return limit.reached("sessions")
         if len(self._sessions) + sum(self._opening.values()) < self._max_sessions:

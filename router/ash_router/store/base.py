@@ -280,7 +280,11 @@ class Store(Protocol):
     """Routes, names, keys, last calls, texts and events, shared by the replicas of one hive."""
 
     async def put_route(self, record: Mapping[str, Any]) -> None:
-        """Store a route under its `sandbox_id`; from then on the sandbox is not counted as starting."""
+        """Store a route under its `sandbox_id`; from then on the sandbox is not counted as starting.
+
+        One whose shares are of an earlier version than those that are stored is not kept: it is another replica's
+        older news, and would give back what was revoked.
+        """
         ...
 
     async def drop_route(self, sandbox_id: SandboxId, alias: str | None = None) -> None:

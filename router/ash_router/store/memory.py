@@ -86,7 +86,8 @@ class MemoryStore:
     async def put_route(self, record: Mapping[str, Any]) -> None:
         sandbox_id = SandboxId(record["sandbox_id"])
         self._started(sandbox_id)
-        if self._routes.get(sandbox_id) != record:
+        known = self._routes.get(sandbox_id, {})
+        if known != record and _share_version(record) >= _share_version(known):
             self._routes[sandbox_id] = dict(record)
             await self._note_change(sandbox_id)
 
@@ -391,3 +392,7 @@ def _bound_chosen(names: _Names) -> None:
 
 def _size(text: str) -> int:
     return len(text.encode())
+
+
+def _share_version(record: Mapping[str, Any]) -> int:
+    return int(record.get("shares", {}).get("version", 0))

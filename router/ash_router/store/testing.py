@@ -84,6 +84,25 @@ async def the_route_that_was_put_last_stays(store: Store) -> None:
         assert [record["session"] for record in await store.routes()] == [session]
 
 
+async def older_news_of_shares_changes_no_route(store: Store) -> None:
+    def shared(version: int, *held: str) -> dict[str, Any]:
+        return _route(ONE, shares={"version": version, "held": [{"id": share} for share in held]})
+
+    await store.put_route(shared(1, "revoked"))
+    await store.put_route(shared(2))
+    start = await store.route_changes(None)
+    for older in (shared(1, "revoked"), _route(ONE)):
+        await store.put_route(older)
+        assert [dict(record) for record in await store.routes()] == [shared(2)]
+    assert (await store.route_changes(start.version)).bound == []
+    await store.put_route(shared(10, "new"))
+    await store.put_route(shared(9, "revoked"))
+    assert [dict(record) for record in await store.routes()] == [shared(10, "new")]
+    await store.drop_route(ONE)
+    await store.put_route(_route(ONE))
+    assert [dict(record) for record in await store.routes()] == [_route(ONE)]
+
+
 async def dropping_a_route_is_idempotent(store: Store) -> None:
     await store.put_route(_route(ONE))
     await store.drop_route(ONE)
@@ -577,6 +596,7 @@ STORE_CHECKS: Sequence[Check] = (
     routes_are_kept_in_the_order_in_which_they_came,
     a_route_keeps_its_whole_record,
     the_route_that_was_put_last_stays,
+    older_news_of_shares_changes_no_route,
     dropping_a_route_is_idempotent,
     whoever_knows_a_version_is_told_what_changed_since,
     a_changed_route_is_news_and_an_unchanged_one_is_not,

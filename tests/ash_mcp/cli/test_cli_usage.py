@@ -13,7 +13,7 @@ import pytest
 from ash_mcp.cli import main
 
 NOBODY = "http://127.0.0.1:9/mcp"
-COMMANDS = "up spawn list tools call exec cp logs extend network destroy doctor config".split()
+COMMANDS = "up spawn list tools call exec cp logs extend network share destroy doctor config".split()
 
 BAD_INPUTS: dict[str, tuple[list[str], str]] = {
     "an unknown command": (["spwan"], "No such command"),
@@ -46,6 +46,9 @@ BAD_INPUTS: dict[str, tuple[list[str], str]] = {
     "a bad extension": (["extend", "sb1", "later"], "write 90s, 10m"),
     "a network of nothing": (["network", "sb1", "a.test", ""], "write none, internet, or domains"),
     "no network": (["network", "sb1"], "Missing argument"),
+    "a bad share's life": (["share", "new", "sb1", "--ttl", "soon"], "write 90s, 10m"),
+    "nothing to revoke": (["share", "revoke", "sb1"], "say --all"),
+    "too much to revoke": (["share", "revoke", "sb1", "x", "--all"], "one of the two"),
     "nothing to destroy": (["destroy"], "say --all"),
     "too much to destroy": (["destroy", "sb1", "--all"], "one of the three"),
     "an unknown host": (["config", "emacs"], "there are: claude-code"),
@@ -83,9 +86,12 @@ def test_bad_input_is_a_usage_error_that_says_what_to_do(
         ["logs", "sb1"],
         ["extend", "sb1", "1h"],
         ["network", "sb1", "pypi.org", "*.pypi.org"],
+        ["share", "new", "sb1"],
+        ["share", "list", "sb1"],
+        ["share", "revoke", "sb1", "--all"],
         ["destroy", "sb1"],
     ],
-    ids=lambda words: words[0],
+    ids=" ".join,
 )
 def test_without_a_hive_every_command_says_how_to_start_one(
     words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -8,6 +8,8 @@ import pytest
 
 from ash_hub.face.arguments import DestroyAsk, ExtendAsk, ListAsk, SpawnAsk, ToolsAsk
 from ash_hub.face.handlers import HiveOperations
+from ash_hub.face.sharing import ShareAsk
+from ash_hub.lifecycle.sharing import Sharing
 from ash_hub.serving.audit import Audit
 from ash_mcp.errors import PermissionDenied, SandboxNotFound
 from ash_mcp.types import DEFAULT_SCOPE, Principal
@@ -19,9 +21,15 @@ pytestmark = pytest.mark.anyio
 
 def operations(world: World) -> HiveOperations:
     parts: Any = world.sandboxes._parts  # pyright: ignore[reportPrivateUsage]
-    catch_up = world.controller.catch_up
     return HiveOperations(
-        world.sandboxes, world.backend, parts.tokens, parts.settings, Audit(), catch_up, parts.ledger._clock
+        world.sandboxes,
+        world.backend,
+        parts.tokens,
+        parts.settings,
+        Audit(),
+        Sharing(parts, world.controller, world.sandboxes),
+        world.controller.catch_up,
+        parts.ledger._clock,
     )
 
 
@@ -43,3 +51,13 @@ async def test_it_sees_its_sandbox_alone_and_makes_and_ends_none(world: World) -
         with pytest.raises(PermissionDenied, match="one sandbox only"):
             await tools.answer(guest, ask, no_progress)
     assert len(await world.backend.list()) == 2
+
+
+async def test_a_guest_has_none_of_the_hives_own_tools(world: World) -> None:
+    box = await world.spawn()
+    guest = Admitted(
+        Principal("share:x", sandbox=box.id, share="x", tools=frozenset({"run", "list"})), DEFAULT_SCOPE, "/mcp"
+    )
+    for ask in (ListAsk(), ToolsAsk(session="sb1"), ShareAsk(session="sb1"), DestroyAsk(session="sb1")):
+        with pytest.raises(PermissionDenied):
+            await operations(world).answer(guest, ask, no_progress)

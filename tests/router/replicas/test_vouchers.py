@@ -31,6 +31,13 @@ LIMITED = Admitted(
     DEFAULT_SCOPE,
     "/mcp",
 )
+GUEST = Admitted(
+    Principal("share:x", sandbox=SandboxId("sbx-1"), share="x", tools=frozenset({"run", "ä"})),
+    DEFAULT_SCOPE,
+    "/mcp",
+    by="share:x",
+    url="https://hive.test",
+)
 EVERY = Admitted(Principal("you", frozenset()), EVERY_SCOPE, "/mcp", False, "oidc", "")
 
 
@@ -46,7 +53,7 @@ def vouchers(replica: str, key: Ed25519PrivateKey = KEY, clock: Any = lambda: NO
     return Vouchers(key, replica, clock=clock)
 
 
-@pytest.mark.parametrize("admitted", [ME, BOUND, LIMITED, EVERY])
+@pytest.mark.parametrize("admitted", [ME, BOUND, LIMITED, GUEST, EVERY])
 def test_a_caller_is_the_same_on_the_other_side(admitted: Admitted):
     here, there = vouchers("here0000"), vouchers("there000")
     for _ in range(2):

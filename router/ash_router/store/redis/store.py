@@ -102,7 +102,8 @@ class RedisStore:
         text = json.dumps(record, separators=(",", ":"))
         keys = self._keys("routes", "order", "changed", "version", "starting", "starts")
         args = (sandbox_id, text, self._feed.name(ROUTE_NEWS), CHANGES_REMEMBERED)
-        await self._script("put_route", keys, *args, record.get("alias") or "", *self._seed_address())
+        shares = record.get("shares", {}).get("version", 0)
+        await self._script("put_route", keys, *args, record.get("alias") or "", *self._seed_address(), shares)
 
     async def drop_route(self, sandbox_id: SandboxId, alias: str | None = None) -> None:
         self._touched.pop(sandbox_id, None)

@@ -1,0 +1,150 @@
+"""Shares of sandboxes over the memory backend: who makes them, where they are kept, and when they are gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ash_hub.lifecycle.record import Record
+from ash_hub.lifecycle.sandbox import Sandbox
+from ash_hub.lifecycle.sharing import Sharing
+from ash_mcp.errors import (
+    CapacityExceeded,
+    ConfigError,
+    ConnectFailed,
+    NotFound,
+    PermissionDenied,
+    SandboxGone,
+    SandboxNotFound,
+    ToolNotFound,
+)
+from ash_mcp.types import DEFAULT_SCOPE, Principal, Scope
+from ash_router.admission.share_tokens import SharedSandbox
+from tests.hub.world import LOCAL, MakeWorld, World
+
+pytestmark = pytest.mark.anyio
+
+
+def sharing(world: World) -> Sharing:
+    parts: Any = world.sandboxes._parts  # pyright: ignore[reportPrivateUsage]
+    return Sharing(parts, world.controller, world.sandboxes)
+
+
+async def mint(world: World, box: Sandbox, tools: list[str] | None = None, ttl: float | None = None) -> str:
+    _, minted = await sharing(world).mint(LOCAL, DEFAULT_SCOPE, box.session, tools, ttl)
+    return minted.share.id
+
+
+async def record_of(world: World, box: Sandbox) -> Record:
+    instance = await world.backend.get(box.id)
+    assert instance is not None
+    return Record.from_json(instance.record)
+
+
+async def test_a_share_is_in_the_record_and_on_the_route_when_it_is_handed_out(world: World):
+    box = await world.spawn()
+    owner = sharing(world)
+    _, minted = await owner.mint(LOCAL, DEFAULT_SCOPE, box.session, None, 60)
+    shared = world.routes.shared(minted.share.id)
+    assert shared == SharedSandbox(minted.share, box.id, frozenset({box.id, box.session}))
+    assert (minted.share.tools, minted.share.expires_at) == (("run",), world.clock[0] + 60)
+    record = await record_of(world, box)
+    assert (record.shares.version, record.shares.held) == (1, (minted.share,))
+    assert minted.token not in str(record.to_json())
+    assert owner.list(LOCAL, DEFAULT_SCOPE, box.id) == (box, [minted.share])
+    world.clock[0] += 60
+    assert owner.list(LOCAL, DEFAULT_SCOPE, box.id)[1] == []
+
+
+async def test_a_revoked_share_is_gone_from_both(world: World):
+    box = await world.spawn()
+    first, second = await mint(world, box), await mint(world, box)
+    owner = sharing(world)
+    assert await owner.revoke(LOCAL, DEFAULT_SCOPE, box.session, [first]) == (box, [first])
+    assert world.routes.shared(first) is None and world.routes.shared(second) is not None
+    assert [share.id for share in (await record_of(world, box)).shares.held] == [second]
+    with pytest.raises(NotFound):
+        await owner.revoke(LOCAL, DEFAULT_SCOPE, box.session, [second, first])
+    assert world.routes.shared(second) is not None
+    assert await owner.revoke(LOCAL, DEFAULT_SCOPE, box.session, None) == (box, [second])
+    assert world.routes.shared(second) is None
+
+
+async def test_shares_end_with_their_sandbox_and_its_name_opens_no_other(world: World):
+    box = await world.spawn(session="mine")
+    share = await mint(world, box)
+    await world.sandboxes.destroy([box])
+    assert world.routes.shared(share) is None
+    await world.spawn(session="mine")
+    assert world.routes.shared(share) is None
+    with pytest.raises(SandboxGone):
+        await sharing(world).mint(LOCAL, DEFAULT_SCOPE, box.id, None, None)
+
+
+async def test_only_its_owner_shares_it_in_its_scope(world: World):
+    box = await world.spawn(Scope("run1"))
+    guest = Principal("share:x", sandbox=box.id, share="x", tools=frozenset({"run"}))
+    held = Principal("holder", sandbox=box.id)
+    for who in (guest, held):
+        with pytest.raises(PermissionDenied):
+            await sharing(world).mint(who, Scope("run1"), box.id, None, None)
+        with pytest.raises(PermissionDenied):
+            sharing(world).list(who, Scope("run1"), box.id)
+    for who, scope in ((Principal("other"), Scope("run1")), (LOCAL, Scope("run2"))):
+        with pytest.raises(SandboxNotFound):
+            await sharing(world).mint(who, scope, box.id, None, None)
+        with pytest.raises(SandboxNotFound):
+            await sharing(world).revoke(who, scope, box.id, None)
+
+
+async def test_what_it_opens_is_listed_and_bounded(make_world: MakeWorld):
+    world = await make_world(limits={"shares_per_sandbox": 2})
+    world.runner.tools = [
+        {"name": f"tool{number}" + "x" * 100, "inputSchema": {"type": "object"}} for number in range(90)
+    ]
+    box = await world.spawn()
+    for unknown in ("ash_exec", "sb1_tool", "", "tool"):
+        with pytest.raises(ToolNotFound):
+            await mint(world, box, [unknown])
+    with pytest.raises(ConfigError):
+        await mint(world, box, [])
+    with pytest.raises(ConfigError, match="bytes of names"):
+        await mint(world, box)
+    name = "tool1" + "x" * 100
+    await mint(world, box, [name, name], ttl=10)
+    assert [share.tools for share in (await record_of(world, box)).shares.held] == [(name,)]
+    await mint(world, box, [name])
+    with pytest.raises(CapacityExceeded):
+        await mint(world, box, [name])
+    world.clock[0] += 10
+    await mint(world, box, [name])
+
+
+async def test_a_hive_that_starts_again_has_the_shares_and_not_the_revoked(make_world: MakeWorld):
+    world = await make_world()
+    box = await world.spawn()
+    kept, revoked = await mint(world, box), await mint(world, box)
+    await sharing(world).revoke(LOCAL, DEFAULT_SCOPE, box.session, [revoked])
+    again = await make_world()
+    await again.controller.start()
+    assert again.routes.shared(kept) is not None and again.routes.shared(revoked) is None
+
+
+async def test_a_revocation_that_the_store_does_not_hear_of_is_told_and_holds_here(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    box = await world.spawn()
+    share = await mint(world, box)
+
+    async def away(_: Any) -> None:
+        raise ConnectFailed("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.store, "put_route", away)
+        with pytest.raises(ConnectFailed, match="revoked for good"):
+            await sharing(world).revoke(LOCAL, DEFAULT_SCOPE, box.session, [share])
+        assert world.routes.shared(share) is None
+    await world.look()
+    (stored,) = await world.store.routes()
+    assert stored["shares"] == {"version": 2, "held": []}
