@@ -176,6 +176,8 @@ class PrincipalLimits:
     """Of the handshake era."""
     backchannels: int | None = None
     """Streams on which a sandbox may ask a session something outside of any call."""
+    runs: int | None = None
+    """Open ones."""
 
 
 NO_LIMITS: Final = PrincipalLimits()

@@ -16,7 +16,7 @@ from ash_mcp.paths import default_run_dir, default_state_dir
 from ash_mcp.quantities import cpu_quantity, memory_quantity
 from ash_mcp.types import Principal, PrincipalLimits
 from ash_router.admission.base import LOCAL
-from ash_router.bounds.effective_limits import optional_limit
+from ash_router.bounds.effective_limits import effective_limit, optional_limit
 from ash_router.bounds.limits import DEFAULT_LIMITS, RelayLimits
 from ash_router.replicas.membership import split_address
 from ash_router.sessions.session_gate import MAX_SESSIONS_PER_PRINCIPAL
@@ -60,11 +60,6 @@ class Limits(BaseModel):
     backchannels_per_owner: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.max_backchannels_per_owner
     """Of one owner's such sessions on sandboxes, those on which the sandbox may ask something, in each replica."""
 
-    @property
-    def runs_allowed(self) -> RunLimits:
-        """How many runs may be open."""
-        return RunLimits(owner=self.runs_per_owner, hive=self.runs)
-
     shares_per_sandbox: Annotated[int, Field(ge=0, le=16)] = 16
     """Shares of one sandbox that are good at once; 0: none can be made."""
     calls_per_share: Annotated[int, Field(ge=1)] = 32
@@ -83,6 +78,11 @@ class Limits(BaseModel):
             sessions=self.sessions_per_share,
             backchannels=self.sessions_per_share,
         )
+
+    def runs_allowed(self, principal: Principal) -> RunLimits:
+        """Return how many runs may be open."""
+        owner = effective_limit(self.runs_per_owner, principal.limits.runs)
+        return RunLimits(owner=owner.most, hive=self.runs, owner_by_key=owner.by_key)
 
     def places(self, principal: Principal) -> PlaceLimits:
         """Return how many living sandboxes an owner, and the hive, may have; a key's limits narrow the hive's."""

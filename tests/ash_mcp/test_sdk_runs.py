@@ -107,7 +107,7 @@ async def test_a_run_owns_what_is_spawned_in_it_and_ends_it(hive: Hive):
         box = await run.spawn()
         many = await run.spawn_many(2)
         assert {made.info.run for made in (box, *many.sandboxes)} == {"train"}
-        assert [info.id for info in await hive.list(run="train")] == [box.id, *(it.id for it in many.sandboxes)]
+        assert {info.id for info in await hive.list(run="train")} == {box.id, *(it.id for it in many.sandboxes)}
         assert [it.id for it in await hive.runs()] == [run.info.id]
         async with run.spawn() as inner:
             assert inner.info.run == "train"

@@ -238,7 +238,11 @@ async def test_a_session_may_be_named_as_a_sandbox_in_every_tool(hive: Hive) -> 
 def test_what_takes_a_session_says_that_it_takes_a_sandbox_and_requires_neither() -> None:
     for tool in HIVE_TOOLS.values():
         schema = tool.to_json()["inputSchema"]
-        assert ("sandbox" in schema["properties"]) == ("session" in schema["properties"]) == (tool.name != "list")
+        assert (
+            ("sandbox" in schema["properties"])
+            == ("session" in schema["properties"])
+            == (tool.name not in {"list", "run"})
+        )
         assert {"session", "sandbox"}.isdisjoint(schema.get("required", ()))
 
 

@@ -66,6 +66,7 @@ def new(
     max_streams: Annotated[int | None, _most("Open streams of its owner that only listen.")] = None,
     max_sessions: Annotated[int | None, _most("MCP sessions of its owner.")] = None,
     max_backchannels: Annotated[int | None, _most("Such sessions on sandboxes that may ask something.")] = None,
+    max_runs: Annotated[int | None, _most("Open runs of its owner.")] = None,
     image: Annotated[list[str] | None, _asked("PATTERN", "Spawns may name only such images.")] = None,
     runtime_class: Annotated[list[str] | None, _asked("NAME", "Only such runtime classes.")] = None,
     node_selector: Annotated[list[str] | None, _asked("LABEL=PATTERN", "Only such nodes.")] = None,
@@ -93,6 +94,7 @@ def new(
         streams=max_streams,
         sessions=max_sessions,
         backchannels=max_backchannels,
+        runs=max_runs,
     )
     asked = {
         "images": image,

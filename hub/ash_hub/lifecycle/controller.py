@@ -487,7 +487,7 @@ class Controller:
         epoch = self.store_epoch
         if not self._is_held(sandbox):
             await hold_again(self._parts.store, sandbox)
-        sandbox.held_in = None  # until the store has its route: one that is bound here only must be told again
+        sandbox.held_epoch = None  # until the store has its route: one that is bound here only must be told again
         if sandbox.record.ready_at is not None and sandbox.toolset is not None and sandbox.endpoint is not None:
             await self._bind(sandbox)
         sandbox.held_epoch = epoch

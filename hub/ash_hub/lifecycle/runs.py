@@ -41,12 +41,16 @@ class Runs:
     """The runs of one hive, as its callers and this replica's controller need them.
 
     Args:
-        limits: How many may be open.
+        limits: How many a principal may have open.
         restored_at: Since when, by `clock`, renewals have surely reached the store.
     """
 
     def __init__(
-        self, store: Store, limits: RunLimits, clock: Callable[[], float], restored_at: Callable[[], float]
+        self,
+        store: Store,
+        limits: Callable[[Principal], RunLimits],
+        clock: Callable[[], float],
+        restored_at: Callable[[], float],
     ) -> None:
         self._store = store
         self._limits = limits
@@ -70,7 +74,8 @@ class Runs:
             ConnectFailed: The store is away.
         """
         run = self._new(principal, scope, name, lease_seconds, key)
-        return self._shown(await self._store.open_run(run, most=self._limits, quiet_seconds=self._quiet_seconds()))
+        most = self._limits(principal)
+        return self._shown(await self._store.open_run(run, most=most, quiet_seconds=self._quiet_seconds()))
 
     async def renew(
         self,
@@ -102,7 +107,7 @@ class Runs:
         lost: Run | None = None
         if lease_seconds is not None:
             lost = self._new(principal, scope, name, lease_seconds, None, run_id)
-        lease = await self._store.renew_run(run_id, lost, most=self._limits)
+        lease = await self._store.renew_run(run_id, lost, most=self._limits(principal))
         return self._shown(self._require_open(principal, scope, name, lease))
 
     async def find(self, principal: Principal, scope: Scope, name: str) -> Run:

@@ -229,11 +229,13 @@ class RunLimits:
 
     owner: int
     hive: int
+    owner_by_key: bool = False
+    """Whether the owner's key sets its limit."""
 
     def reached(self, which: str) -> CapacityExceeded:
         """Return the refusal of one more; `which` limit was reached: `owner` or `hive`."""
         if which == "owner":
-            return EffectiveLimit(self.owner).reached("runs")
+            return EffectiveLimit(self.owner, by_key=self.owner_by_key).reached("runs")
         said = f"this hive has {self.hive} open runs, its limit; end one, come back later"
         message = f"{said}, or have the limit raised (ASH_HUB_LIMITS__RUNS)"
         return CapacityExceeded(message, limit="hive", retry_after_seconds=10.0)
