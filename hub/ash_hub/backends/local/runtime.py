@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ash_hub.backends.runner import RUNNER_ARGUMENTS, RUNNER_MODULE
+from ash_hub.backends.runner import FORKING_MODULE, RUNNER_ARGUMENTS, RUNNER_MODULE
 from ash_mcp.errors import ConfigError
 
 __all__ = ["PYTHON_DIRECTORY", "Runtime", "compile_runner", "find_runtime"]
@@ -39,6 +39,8 @@ class Runtime:
     """Files below the binds that are hidden: they contain paths of the host, and nothing inside needs them."""
     python_path: tuple[str, ...] = ()
     host_python_path: tuple[str, ...] = ()
+    forked: str | None = None
+    """Python that defines what a fork parent loads and what its sandboxes run; None: nothing can be forked."""
     library_path: tuple[str, ...] = ()
     """Directories inside with the interpreter's shared library, if it has one of its own."""
 
@@ -86,6 +88,7 @@ def find_runtime() -> Runtime:
         python_path=tuple(inside),
         host_python_path=tuple(outside),
         library_path=library,
+        forked=f"from {FORKING_MODULE} import load, main",
     )
 
 

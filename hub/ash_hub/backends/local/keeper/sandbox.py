@@ -15,7 +15,7 @@ from typing import Any
 
 from .cgroups import Group
 from .egress import Egress
-from .launchers import Handle, LaunchError, Plan, launcher_of
+from .launchers import ForkParents, Handle, LaunchError, Plan, launcher_of
 from .launchers.launcher import ExitStatus
 from .tail import Tail
 
@@ -44,12 +44,14 @@ class Sandbox:
         tasks: asyncio.TaskGroup,
         on_end: Callable[[Sandbox], None],
         egress: Egress,
+        parents: ForkParents,
     ) -> None:
         self.id: str = request["id"]
         self._labels: Mapping[str, str] = request["labels"]
         self._warnings: list[str] = request["warnings"]
         self._plan = Plan.from_json(request["plan"])
         self._launcher: Mapping[str, Any] = request["launcher"]
+        self._parents = parents
         self._timeout: float = request["timeout"]
         self.record: Mapping[str, Any] = request["record"]
         self.revision = 0
@@ -90,6 +92,8 @@ class Sandbox:
         """
         came_up = False
         try:
+            if "key" in self._launcher and self._launcher["otherwise"] is None:
+                await self._parents.until_known(self._launcher["key"])
             self._launch()
             async with asyncio.timeout(self._timeout):
                 await self._came_up()
@@ -126,7 +130,7 @@ class Sandbox:
         with bind_listener(self._path) as listener:
             descriptors = {"listen": listener.fileno()}
             plan = replace(self._plan, descriptors=descriptors, group_entrances=tuple(entrances))
-            self._handle = launcher_of(self._launcher).launch(plan)
+            self._handle = launcher_of(self._launcher, self._parents).launch(plan)
         self._warnings = [*self._warnings, *self._handle.warnings]
         self._resume_log()
         self._tasks.create_task(self._watch(self._handle))
