@@ -6,6 +6,7 @@ import unittest
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -41,10 +42,10 @@ async def memory() -> AsyncGenerator[BackendUnderTest]:
         )
 
 
-MAKERS: dict[str, Make] = {"memory": memory, "local": under_test}
+MAKERS: dict[str, Make] = {"memory": memory, "local": under_test, "fork": partial(under_test, launcher="fork")}
 
 
-@pytest.fixture(params=["memory", pytest.param("local", marks=needs_isolation)])
+@pytest.fixture(params=["memory", *(pytest.param(name, marks=needs_isolation) for name in ("local", "fork"))])
 def make(request: pytest.FixtureRequest) -> Make:
     return MAKERS[request.param]
 

@@ -98,7 +98,7 @@ async def _warm(target: str, context: Context) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(place))
         listener.listen()
-        
+
         async with context.jobs, service.open_server(config, context) as server:
             check = tokens.TokenCheck("", sandbox_id="")
             app = RunnerApp(config, context, check, server, Health("ready"), sealed=False)
@@ -117,22 +117,23 @@ async def _warm(target: str, context: Context) -> None:
 async def _converse(place: str) -> None:
     """Ask as the hive and its callers do: health, the list, and calls, of either era."""
     await _asked(place, "GET", "/_ash/health", {}, None)
+    nothing: dict[str, Any] = {}
     meta = {
         "io.modelcontextprotocol/protocolVersion": _MODERN,
         "io.modelcontextprotocol/clientInfo": _CLIENT,
         "io.modelcontextprotocol/clientCapabilities": {},
     }
-    called = {"name": "ash_exec", "arguments": {"command": ["true"]}}
-    unknown = {"name": "no_such_tool", "arguments": {}}
-    for method, params in (("tools/list", {}), ("tools/call", called), ("tools/call", unknown)):
-        headers = {"mcp-protocol-version": _MODERN, "mcp-method": method, "mcp-name": params.get("name", "")}
+    called: dict[str, Any] = {"name": "ash_exec", "arguments": {"command": ["true"]}}
+    unknown: dict[str, Any] = {"name": "no_such_tool", "arguments": {}}
+    for method, params in (("tools/list", nothing), ("tools/call", called), ("tools/call", unknown)):
+        headers = {"mcp-protocol-version": _MODERN, "mcp-method": method, "mcp-name": str(params.get("name", ""))}
         await _asked(place, "POST", "/mcp", headers, _request(method, {**params, "_meta": meta}))
     opening = {"protocolVersion": _LEGACY, "capabilities": {}, "clientInfo": _CLIENT}
     head = await _asked(place, "POST", "/mcp", {}, _request("initialize", opening))
     session = next((line[16:] for line in head.split("\r\n") if line.lower().startswith("mcp-session-id: ")), "")
     headers = {"mcp-session-id": session, "mcp-protocol-version": _LEGACY}
     await _asked(place, "POST", "/mcp", headers, {"jsonrpc": "2.0", "method": "notifications/initialized"})
-    for method, params in (("tools/list", {}), ("tools/call", called), ("tools/call", unknown)):
+    for method, params in (("tools/list", nothing), ("tools/call", called), ("tools/call", unknown)):
         await _asked(place, "POST", "/mcp", headers, _request(method, params))
     await _asked(place, "DELETE", "/mcp", headers, None)
 

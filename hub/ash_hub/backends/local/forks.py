@@ -1,6 +1,6 @@
 """What the keeper is asked for, so that it forks sandboxes of a recipe: the plan of the parent, and what it loads.
 
-Two orders with one `identity` and another `key` are of one recipe whose files, or whose Python, have changed meanwhile.
+Two orders with one `identity` and another `key` are of one recipe whose files, or whose Python, have changed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ from ash_mcp.types import SandboxSpec
 __all__ = ["ForkOrders", "fingerprint", "fork_order", "why_not_forked"]
 
 _INSIDE = "/opt/ash/launchers"
-_MODULES = ("init.py", "rlimits.py", *(f"fork/{name}.py" for name in ("__init__", "kernel", "walls", "forked", "parent")))
+_MODULES = (
+    "init.py",
+    "rlimits.py",
+    *(f"fork/{name}.py" for name in ("__init__", "kernel", "walls", "forked", "parent")),
+)
 _MIB = 1024 * 1024
 _CHANGED_SECONDS = 2.0
 _TOLD_SECONDS = 5.0

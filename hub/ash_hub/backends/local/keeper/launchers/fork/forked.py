@@ -1,9 +1,9 @@
 """From a copy of the fork parent to the first process of a sandbox, and to what runs in it.
 
 The channel brings one message, `{"plan", "bases", "names"}` with the plan's descriptors under their names and `log`,
-`life`, `status` and `group.N` beside them. It tells `first` with a descriptor of the sandbox's first process, then `init` when the walls stand, and
-is closed once the main process runs. What goes wrong before is written to the log. The first process writes how it
-ended to `status`.
+`life`, `status` and `group.N` beside them. It tells `first` with a descriptor of the sandbox's first process, then
+`init` when the walls stand, and is closed once the main process runs. What goes wrong before is written to the log.
+The first process writes how it ended to `status`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,12 @@ def _join(names: Mapping[str, int]) -> None:
 
 
 def _be_first(
-    plan: Json, door: socket.socket, names: dict[str, int], trees: Mapping[str, int], nested: int, main: Callable[[], int]
+    plan: Json,
+    door: socket.socket,
+    names: dict[str, int],
+    trees: Mapping[str, int],
+    nested: int,
+    main: Callable[[], int],
 ) -> None:
     """Be the first process of the sandbox: build, start the main process, reap, and end."""
     me = os.pidfd_open(os.getpid())
@@ -149,15 +154,17 @@ def _run(plan: Json, door: socket.socket, descriptors: Mapping[str, int], main: 
 
 
 def _fresh_random() -> None:
-    """Part from the parent's random state. `random` and OpenSSL do it themselves after a fork; both are told once more."""
+    """Part from the parent's random state; what `random` and OpenSSL do after a fork themselves is done once more."""
     import random
     import tempfile
 
     random.seed()
-    tempfile._name_sequence = None  # type: ignore[attr-defined]  # pyright: ignore
-    if (ssl := sys.modules.get("ssl")) is not None:
+    setattr(tempfile, "_name_sequence", None)  # noqa: B010 - it looks at the pid, which siblings share
+    ssl: Any = sys.modules.get("ssl")
+    if ssl is not None:
         ssl.RAND_add(os.urandom(32), 32.0)
-    if (numpy := sys.modules.get("numpy.random")) is not None:
+    numpy: Any = sys.modules.get("numpy.random")
+    if numpy is not None:
         numpy.seed()
 
 

@@ -1,8 +1,9 @@
 """The first process of a fork parent's namespaces: it makes its walls, prepares mounts for sandboxes, and reaps.
 
 The keeper starts `main` with a socket and the log as its only descriptors. The first message there is the
-configuration: `{"plan", "load", "empty"}` (an empty directory of the host); each other one is a launch, `{"bases"}`, with the channel to the process that is to be forked. Answers are
-`{"started"}` with a descriptor of the parent, `{"ready", "shared"}` or `{"unfit"}`, and `{"ended"}`.
+configuration: `{"plan", "load", "empty"}` (an empty directory of the host); each other one is a launch, `{"bases"}`,
+with the channel to the process that is to be forked. Answers are `{"started"}` with a descriptor of the parent,
+`{"ready", "shared"}` or `{"unfit"}`, and `{"ended"}`.
 
 It has the keeper's view of the host's files, which what it starts has not, and may mount in its own user namespace.
 It runs nothing of a recipe, and reads nothing of what sandboxes are given. With it end all sandboxes of its parent.
@@ -152,7 +153,7 @@ class _Helper:
                     _say(self._keeper, {"ended": os.waitstatus_to_exitcode(ended[1])})
 
     def _launch(self, bases: Sequence[tuple[str, bool]], channel: list[int]) -> None:
-        """Hand a launch on, with what it may see of the host. If that fails, its channel is closed, which tells all."""
+        """Hand a launch on, with what it may see of the host. A channel that is closed tells that this failed."""
         trees: list[int | None] = []
         try:
             trees = [kernel.clone_tree("/proc"), kernel.clone_tree("/proc/sys/user"), *self._trees(bases)]

@@ -18,16 +18,17 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...cgroups import Group
-from ...tail import Tail
 from ..bubblewrap import SHARED
 from ..launcher import Handle, Launcher, LaunchError
 from ..plan import Plan
 from ..process import preparation
 from ..rlimits import limit
 from .handle import ForkHandle, NotHandedOver, hand_over
+
+if TYPE_CHECKING:
+    from ...cgroups import Group
 
 __all__ = ["BOOT", "ForkLauncher", "ForkParents"]
 
@@ -66,7 +67,7 @@ class _Parent:
         self._group = group
         self._on_change = on_change
         self._pidfd: int | None = None
-        self._log = Tail(_LOG_BYTES)
+        self._log = b""
         self._is_gone = False
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         self._socket.setblocking(False)
@@ -101,7 +102,7 @@ class _Parent:
     def _read_log(self) -> None:
         with contextlib.suppress(BlockingIOError):
             data = os.read(self._reading, _CHUNK)
-            self._log.add(data)
+            self._log = (self._log + data)[-_LOG_BYTES:]
             if not data:
                 asyncio.get_running_loop().remove_reader(self._reading)
 
@@ -144,7 +145,7 @@ class _Parent:
 
     def last_line(self) -> str:
         self._read_log()
-        lines = self._log.last(_LOG_BYTES).decode(errors="replace").splitlines()
+        lines = self._log.decode(errors="replace").splitlines()
         return lines[-1] if lines else "it said nothing"
 
     def launch(self, plan: Plan, *, is_loaded: bool) -> ForkHandle:
@@ -227,9 +228,7 @@ class ForkParents:
         notify: Told `{"event": "fork_parent", "name", "state", "why"}` when one is ready or cannot be had.
     """
 
-    def __init__(
-        self, group_of: Callable[[str], Group | None], empty: str, notify: Callable[[Json], None]
-    ) -> None:
+    def __init__(self, group_of: Callable[[str], Group | None], empty: str, notify: Callable[[Json], None]) -> None:
         self._group_of = group_of
         self._empty = empty
         self._notify = notify
