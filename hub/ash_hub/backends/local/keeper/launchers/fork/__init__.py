@@ -13,7 +13,8 @@
 
 The parent never reads a plan: it is sent on a channel of its own to the process that is forked for it. The helper
 alone sees the host's directories and may mount; the parent has no capability, no network and no file but what its
-recipe needs. Sandboxes are children of the helper, so they outlive the parent; they end with the helper, as with the keeper.
+recipe needs. Sandboxes are children of the helper, so they outlive the parent; they end with the helper, as with the
+keeper.
 What runs behind the walls is on the standard library alone, and on nothing of this package but what stands here and
 `init.py`.
 """
