@@ -123,7 +123,7 @@ async def test_when_its_helper_is_killed_its_sandboxes_have_ended_and_new_ones_s
         os.kill(helper, signal.SIGKILL)
         with anyio.fail_after(WAIT_SECONDS):
             async for event in backend.watch():
-                if event.instance.id == box.id and event.instance.exit is not None:
+                if event.instance is not None and event.instance.id == box.id and event.instance.exit is not None:
                     break
         another = await backend.create(replace(SPEC, id=new_sandbox_id()))
         assert (await bash(another, "echo new")).out == "new\n"
