@@ -41,10 +41,13 @@ def become(channel: int, trees: Sequence[int | None], main: Callable[[], int]) -
     try:
         _fresh_signals()
         door = socket.socket(fileno=channel)
+        os.set_inheritable(channel, False)
         data, descriptors, _, _ = socket.recv_fds(door, _MOST_BYTES, _MOST_DESCRIPTORS)
         if data:  # else the keeper has given it up
             given = json.loads(data)
             names: dict[str, int] = dict(zip(given["names"], descriptors, strict=True))
+            for descriptor in descriptors:
+                os.set_inheritable(descriptor, False)
             os.dup2(names["log"], 1)
             os.dup2(names["log"], 2)
             _join(names)
