@@ -305,6 +305,8 @@ class SandboxSpec:
     for nothing else that runs inside. A sandbox that is reached by a Unix socket is not given it."""
     mounts: Mapping[str, str] = field(default_factory=_empty)
     """Host directories that the recipe needs readable inside, as sandbox path -> host path (a recipe's own folder)."""
+    installed: bool = False
+    """Whether its recipe is one of the hive's own, and not a caller's that came with the spawn."""
     labels: Mapping[str, str] = field(default_factory=_empty)
     record: Mapping[str, Any] = field(default_factory=_empty)
     """What the hub needs to rebuild its own state (owner, scope, session, expiry); the backend stores it unread."""

@@ -6,6 +6,7 @@ import unittest
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -45,7 +46,12 @@ def read_only() -> AbstractAsyncContextManager[BackendUnderTest]:
     return under_test(machine=False)
 
 
-MAKERS: dict[str, Make] = {"memory": memory, "local": under_test, "local, read-only": read_only}
+MAKERS: dict[str, Make] = {
+    "memory": memory,
+    "local": under_test,
+    "local, read-only": read_only,
+    "fork": partial(under_test, launcher="fork"),
+}
 LOCAL = [pytest.param(name, marks=needs_isolation) for name in MAKERS if name != "memory"]
 
 

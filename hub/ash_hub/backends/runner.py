@@ -11,9 +11,11 @@ from typing import Any
 
 from ash_mcp.types import SandboxSpec
 
-__all__ = ["RUNNER_ARGUMENTS", "RUNNER_MODULE", "runner_config", "runner_environment"]
+__all__ = ["FORKING_MODULE", "RUNNER_ARGUMENTS", "RUNNER_MODULE", "runner_config", "runner_environment"]
 
 RUNNER_MODULE = "ash_recipes.runner"
+FORKING_MODULE = "ash_recipes.runner.forking"
+"""What a process that is forked for sandboxes has loaded."""
 RUNNER_ARGUMENTS = ("-P", "-s", "-m", RUNNER_MODULE)
 """What follows the interpreter."""
 

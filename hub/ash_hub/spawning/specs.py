@@ -63,6 +63,7 @@ def spec_for(
         public_key=tokens.public_key,
         key=base64.b64encode(tokens.sandbox_keys.of(sandbox_id)).decode(),
         mounts={RECIPE_MOUNT: recipe.folder} if recipe.folder is not None else {},
+        installed=isinstance(ask.recipe, str),
         labels=dict(ask.labels),
         record=record,
     )

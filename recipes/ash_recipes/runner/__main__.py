@@ -13,7 +13,7 @@ def main() -> int:
     """Return the exit code: 0 after SIGTERM, 2 when the environment is wrong."""
     # Before anything is imported: from here on SIGTERM ends with 0. What is started later brings its own way to end.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end_at_once)
+        signal.signal(number, end_at_once)
     from ash_recipes.runner import init
     from ash_recipes.runner.own_memory import KEY_VARIABLE, TOKEN_VARIABLE, close_memory, take_secret
 
@@ -42,7 +42,7 @@ def main() -> int:
     return service.run(config, listener, starting, usual)
 
 
-def _end_at_once(number: int, frame: FrameType | None) -> None:
+def end_at_once(number: int, frame: FrameType | None) -> None:
     os._exit(0)
 
 

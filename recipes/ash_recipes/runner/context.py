@@ -62,6 +62,11 @@ class Context:
     environment: Environment = field(default_factory=lambda: Environment(os.environ))
     jobs: Jobs = field(default_factory=Jobs)
 
+    def become(self, other: Context) -> None:
+        """Be as `other` from here on, for whoever holds this one."""
+        self.workspace, self.home, self.network_note = other.workspace, other.home, other.network_note
+        self.environment, self.jobs = other.environment, other.jobs
+
     @property
     def spool(self) -> Path:
         """The directory for whole outputs that were cut in an answer."""

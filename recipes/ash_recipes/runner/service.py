@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Awaitable, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -34,7 +34,7 @@ from ash_recipes.runner.starting import StartingServer, polling_loop
 from ash_recipes.runner.tokens import TokenCheck
 from ash_recipes.runner.tools import RunnerTools
 
-__all__ = ["open_server", "run"]
+__all__ = ["Http", "open_server", "quieten", "run"]
 
 RECIPE_FOLDER: Final = Path("/opt/recipe")
 """Where a recipe's own directory stands in a sandbox."""
@@ -49,17 +49,31 @@ log = logging.getLogger("ash_recipes.runner")
 
 
 def run(
-    config: RunnerConfig, listener: socket.socket, starting: StartingServer, gc_thresholds: tuple[int, int, int]
+    config: RunnerConfig,
+    listener: socket.socket,
+    starting: StartingServer | None,
+    gc_thresholds: tuple[int, int, int],
+    context: Context | None = None,
 ) -> int:
     """Serve one sandbox and return the exit code.
 
     Args:
-        starting: Answers until the recipe's server has started.
+        starting: Answers until the recipe's server has started; None: nobody does, for all is imported already.
         gc_thresholds: Of the garbage collector, set once the recipe's server has started.
+        context: The one that what is imported already knows; None: a new one.
     """
     signals = _SignalHandler()
     signals.install()
     signals.watch()
+    quieten()
+    with asyncio.Runner(loop_factory=polling_loop) as runner:
+        runner.run(_serve(config, listener, starting, signals, gc_thresholds, context))
+    end_children()
+    return 0
+
+
+def quieten() -> None:
+    """Log to standard error, and not what says nothing to whoever reads a sandbox's log."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("mcp", "httpx2", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -67,23 +81,25 @@ def run(
     logging.getLogger("mcp.client").setLevel(logging.CRITICAL)
     # The SDK warns at every log message of a tool; callers that understand them are still there.
     warnings.filterwarnings("ignore", message=".*deprecated as of 2026-07-28")
-    with asyncio.Runner(loop_factory=polling_loop) as runner:
-        runner.run(_serve(config, listener, starting, signals, gc_thresholds))
-    end_children()
-    return 0
 
 
 async def _serve(
     config: RunnerConfig,
     listener: socket.socket,
-    starting: StartingServer,
+    starting: StartingServer | None,
     signals: _SignalHandler,
     gc_thresholds: tuple[int, int, int],
+    known: Context | None,
 ) -> None:
     began = time.monotonic()
     context = _context(config)
+    if known is not None:
+        known.become(context)
+        context = known
     contexts.install(context)
-    network = asyncio.get_running_loop().run_in_executor(None, policy_problem, config.canary)
+    network: Awaitable[str | None] | None = None
+    if config.canary is not None:
+        network = asyncio.get_running_loop().run_in_executor(None, policy_problem, config.canary)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(context.jobs)
         if config.egress:
@@ -98,16 +114,17 @@ async def _serve(
         except Exception as exc:  # a recipe's own start-up code may fail with anything
             log.exception("the recipe's server could not be started")
             server = f"{type(exc).__name__}: {exc}"
-        if (policy_error := await network) is not None:
+        if network is not None and (policy_error := await network) is not None:
             log.error("%s", policy_error)
             server = policy_error
         health = Health("failed", server) if isinstance(server, str) else Health("ready")
         app = RunnerApp(config, context, TokenCheck.of(config), server, health, sealed=is_network(listener))
-        signals.http = http = _Http(app, context)
+        signals.http = http = Http(app, context)
         signals.install()  # the recipe may have had its own mind about signals
         gc.freeze()  # what there is by now stays
         gc.set_threshold(*gc_thresholds)
-        starting.hand_over(health)
+        if starting is not None:
+            starting.hand_over(health)
         log.info("serving recipe %s after %.2f s", config.recipe or "without a name", time.monotonic() - began)
         await http.serve(sockets=[listener])
 
@@ -152,7 +169,7 @@ async def open_server(config: RunnerConfig, context: Context) -> AsyncGenerator[
         yield server
 
 
-class _Http(uvicorn.Server):
+class Http(uvicorn.Server):
     """Ends every command of the sandbox as soon as it is told to end, and itself soon after."""
 
     def __init__(self, app: RunnerApp, context: Context) -> None:
@@ -190,7 +207,7 @@ class _Http(uvicorn.Server):
 class _SignalHandler:
     """Handles SIGTERM and SIGINT: ends the HTTP server, or, before there is one, the process."""
 
-    http: _Http | None = None
+    http: Http | None = None
 
     def install(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):

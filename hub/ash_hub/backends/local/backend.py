@@ -19,6 +19,8 @@ from ash_hub.backends._broadcast import Broadcast
 from ash_hub.backends.base import BackendEvent, Exit, Instance, Phase
 from ash_hub.backends.local import host
 from ash_hub.backends.local.document_files import FileDocuments
+from ash_hub.backends.local.forks import ForkOrders, why_not_forked
+from ash_hub.backends.local.keeper.launchers import Plan
 from ash_hub.backends.local.limits import Enforcement, limits_of
 from ash_hub.backends.local.link import (
     ANSWER_SECONDS,
@@ -56,6 +58,8 @@ _CLEAN_UP_SECONDS = 10.0
 _ENDING_SECONDS = 10.0
 """The time, after the grace, in which the keeper removes all of a sandbox."""
 _LOG_LINES = 20
+_PARENT_SECONDS = 60.0
+"""What a sandbox that can only be forked waits for its parent to be ready."""
 _NO_WAY_OUT = (
     "this sandbox was started with network none, so it has no way out that could be opened; spawn another with the "
     "network that it needs"
@@ -96,6 +100,8 @@ class LocalBackend:
         self._instances: dict[SandboxId, Instance] = {}
         self._ended_early: dict[SandboxId, Instance | None] = {}
         """Sandboxes whose `start` request is open. The value is their end, if that event came before the answer."""
+        self._forked: dict[str, str | None] = {}
+        """Recipes whose sandboxes are forked, or why they are not."""
         self._link: KeeperLink | None = None
         self._linking = anyio.Lock()
         self._keeper: int | None = None
@@ -114,6 +120,7 @@ class LocalBackend:
         self._runtime = self._given_runtime or find_runtime()
         await anyio.to_thread.run_sync(compile_runner, self._runtime)
         self._facts = await anyio.to_thread.run_sync(host.host_facts)
+        self._orders = ForkOrders(self._runtime, self._settings)
         if not self._settings.unsafe:
             await self._require_isolation()
         self._machine, self._no_machine = await anyio.to_thread.run_sync(self._find_machine)
@@ -164,6 +171,8 @@ class LocalBackend:
         settings = self._settings
         if settings.unsafe or not settings.machine:
             return None, None
+        if settings.launcher != "bubblewrap":
+            return None, f"the launcher is {settings.launcher}, and only bubblewrap's sandboxes are machines"
         shown = tuple(path for path in SHOWN if os.path.isdir(path) and not os.path.islink(path))
         try:
             base = None if os.geteuid() else make_base(settings.state_dir / "bases", self._facts.links, shown)
@@ -191,6 +200,9 @@ class LocalBackend:
         link = await self._link_or_fail()
         plan = replace(self._plans.plan(spec, self._runtime, limits), network=self._network(spec))
         warnings = [*self._plans.warnings, *_ignored(spec)]
+        launcher, more_seconds = await self._launcher(link, spec, plan), 0.0
+        if launcher.get("otherwise", launcher) is None:
+            more_seconds = _PARENT_SECONDS
         self._ended_early[spec.id] = None
         try:
             view = await link.request(
@@ -199,10 +211,10 @@ class LocalBackend:
                 labels=dict(spec.labels),
                 record=dict(spec.record),
                 warnings=warnings,
-                launcher=self._plans.launcher,
+                launcher=launcher,
                 plan=plan.to_json(),
                 timeout=self._settings.start_timeout_seconds,
-                seconds=self._settings.start_timeout_seconds + _ENDING_SECONDS + ANSWER_SECONDS,
+                seconds=self._settings.start_timeout_seconds + _ENDING_SECONDS + ANSWER_SECONDS + more_seconds,
             )
         except KeeperRefusal as refusal:
             raise _translated(refusal) from refusal
@@ -224,6 +236,20 @@ class LocalBackend:
             await self._rejoin()
             return self._instances.get(spec.id) or _ended(instance, _DELETED)
         return instance if end is None else self._record(end)
+
+    async def _launcher(self, link: KeeperLink, spec: SandboxSpec, plan: Plan) -> Mapping[str, Any]:
+        """Return the launcher for a sandbox, and have the keeper keep its parent ready if it is to be forked."""
+        other = self._plans.launcher
+        if self._settings.unsafe or self._settings.launcher == "bubblewrap" or why_not_forked(spec, self._runtime):
+            return other
+        order = await self._orders.of(spec, plan, limits_of(spec, self._settings), self._enforcement)
+        if self._orders.is_due(order, link.hello["pid"]):
+            try:
+                await link.request("prepare", order=order)
+            except _AWAY:
+                return other  # the start itself will tell
+        otherwise = other if self._settings.launcher == "auto" else None
+        return {"kind": "fork", "key": order["key"], "is_loaded": True, "otherwise": otherwise}
 
     async def get(self, sandbox_id: SandboxId) -> Instance | None:
         if sandbox_id not in self._instances:
@@ -364,6 +390,7 @@ class LocalBackend:
         return {
             "kind": self.kind,
             "launcher": "none" if self._settings.unsafe else self._settings.launcher,
+            "forked": dict(self._forked),
             "keeper": None if self._link is None else self._link.hello["pid"],
             "control_groups": self._enforcement.version,
             "machine": self._machine is not None,
@@ -507,6 +534,9 @@ class LocalBackend:
         if message["event"] == "egress":
             audit_decision(message)
             return
+        if message["event"] == "fork_parent":
+            self._on_parent(message)
+            return
         instance = self._instance(message["sandbox"])
         if instance.id in self._ended_early:  # the answer to its `start` says the rest, but not that it has ended
             if instance.phase is Phase.ENDED:
@@ -515,6 +545,16 @@ class LocalBackend:
             self._record(instance)
         elif instance.id in self._instances:
             self._record_removal(self._instances[instance.id])
+
+    def _on_parent(self, message: Mapping[str, Any]) -> None:
+        name, why = message["name"], message["why"]
+        if why is None:
+            _log.info("sandboxes of recipe %s are forked from here on", name)
+        elif self._settings.launcher == "auto":
+            _log.warning("sandboxes of recipe %s are started by bubblewrap, and not forked: %s", name, why)
+        else:
+            _log.warning("sandboxes of recipe %s cannot be forked: %s", name, why)
+        self._forked[name] = why
 
     def _record(self, instance: Instance) -> Instance:
         known = self._instances.get(instance.id)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ash_hub.backends.runner import RUNNER_ARGUMENTS, RUNNER_MODULE
+from ash_hub.backends.runner import FORKING_MODULE, RUNNER_ARGUMENTS, RUNNER_MODULE
 from ash_mcp.errors import ConfigError
 
 __all__ = ["PYTHON_DIRECTORY", "RUNTIME_DIRECTORY", "Runtime", "compile_runner", "find_runtime", "without_system"]
@@ -42,6 +42,8 @@ class Runtime:
     """Files below the binds that are hidden: they contain paths of the host, and nothing inside needs them."""
     python_path: tuple[str, ...] = ()
     host_python_path: tuple[str, ...] = ()
+    forked: str | None = None
+    """Python that defines what a fork parent loads and what its sandboxes run; None: nothing can be forked."""
     library_path: tuple[str, ...] = ()
     """Directories inside with the interpreter's shared library, if it has one of its own."""
     loader: tuple[str, ...] = ()
@@ -91,6 +93,7 @@ def find_runtime() -> Runtime:
         python_path=tuple(inside),
         host_python_path=tuple(outside),
         library_path=library,
+        forked=f"from {FORKING_MODULE} import load, main",
     )
 
 

@@ -52,13 +52,23 @@ _ABSENT = (
 a filter cannot see them; the C library then takes `clone`. `io_setup` takes from a number that the whole host has."""
 
 
-def for_machine(machine: str) -> bytes | None:
-    """Return the program for a machine, as `os.uname` names it; None if the filter has no numbers for it."""
+_NESTING = frozenset(
+    ("unshare", "mount", "umount2", "pivot_root", "sethostname", "move_mount", "open_tree", "mount_setattr")
+)
+"""Calls with which a process makes walls for those that it forks, in a user namespace of its own."""
+
+
+def for_machine(machine: str, *, nests: bool = False) -> bytes | None:
+    """Return the program for a machine, as `os.uname` names it; None if the filter has no numbers for it.
+
+    Args:
+        nests: Whether it is for a process that makes sandboxes, each of which gets the other one on top.
+    """
     architecture = ARCHITECTURES.get(machine)
-    return None if architecture is None else build(architecture)
+    return None if architecture is None else build(architecture, allowed=_NESTING if nests else frozenset())
 
 
-def build(architecture: Architecture) -> bytes:
+def build(architecture: Architecture, allowed: frozenset[str] = frozenset()) -> bytes:
     """Return the program as an array of `struct sock_filter`."""
     numbers = architecture.numbers
     code = [_instruction(_LOAD, _ARCHITECTURE), _instruction(_EQUAL, architecture.audit, 1, 0)]
@@ -66,7 +76,7 @@ def build(architecture: Architecture) -> bytes:
     code += [_instruction(_AT_LEAST, _X32_BIT, 0, 1), _refuse(errno.ENOSYS)]
     for names, code_of_error in ((_REFUSED, errno.EPERM), (_ABSENT, errno.ENOSYS)):
         for name in names:
-            if name in numbers:
+            if name in numbers and name not in allowed:
                 code += [_instruction(_EQUAL, numbers[name], 0, 1), _refuse(code_of_error)]
     for name, block in _conditional(numbers).items():
         code += [_instruction(_EQUAL, numbers[name], 0, len(block)), *block]

@@ -32,7 +32,13 @@ class LocalSettings(BaseModel):
     run_dir: Path
     """For sockets; its path must be short (67 characters at most), since Unix sockets allow 107."""
     log_dir: Path
-    launcher: Literal["bubblewrap"] = "bubblewrap"
+    launcher: Literal["auto", "fork", "bubblewrap"] = "bubblewrap"
+    """`auto`: sandboxes are forked from a process that has their recipe loaded, once it is ready and where that can
+    be; others are started by bubblewrap. `fork`: a sandbox waits for that process, and fails where there can be none.
+    Recipes that come with a spawn and servers that are commands are started by bubblewrap in any case. Only with
+    `bubblewrap` sandboxes are machines of their own."""
+    fork_idle_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    """How long a process that sandboxes are forked from waits for the next one."""
     unsafe: bool = False
     """Start sandboxes as plain processes, without any isolation."""
     grace_seconds: Annotated[float, Field(ge=0)] = 60.0

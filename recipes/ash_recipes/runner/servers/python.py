@@ -18,7 +18,10 @@ from ash_recipes.runner.tools import RunnerTools
 if TYPE_CHECKING:
     from fastmcp import FastMCP
 
-__all__ = ["PythonServer", "open_python"]
+__all__ = ["PythonServer", "keep_loaded", "open_python"]
+
+loaded: dict[str, FastMCP[Any]] = {}
+"""Servers that are there before anybody opens them, by their targets."""
 
 
 class PythonServer:
@@ -43,13 +46,28 @@ async def open_python(target: str, tools: RunnerTools, folder: Path | None) -> A
     """
     if folder is not None and str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-    server = _load(target)
+    server = loaded.get(target) or _load(target)
     # The SDK's own seam below FastMCP: what is not for the recipe never runs its validation and middleware.
-    server._mcp_server.middleware.insert(0, intercept(tools))  # pyright: ignore[reportPrivateUsage]
+    seam, own = server._mcp_server.middleware, intercept(tools)  # pyright: ignore[reportPrivateUsage]
+    seam.insert(0, own)
     # Who may call is checked by the runner's token; a host or an origin of the hive says nothing here.
     app = server.http_app(path="/mcp", host_origin_protection=False, stateless_http=False)
-    async with app.router.lifespan_context(app):
-        yield PythonServer(app)
+    try:
+        async with app.router.lifespan_context(app):
+            yield PythonServer(app)
+    finally:
+        seam.remove(own)
+
+
+def keep_loaded(target: str, folder: Path | None) -> None:
+    """Load `module:object` now, for each `open_python` of this process and of those that are forked from it.
+
+    Raises:
+        StartProblem: As `open_python`.
+    """
+    if folder is not None and str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    loaded[target] = _load(target)
 
 
 def _load(target: str) -> FastMCP[Any]:

@@ -27,7 +27,7 @@ from ash_hub.testing.conformance import BackendUnderTest
 from ash_hub.testing.escapes import Prison
 from ash_mcp.types import SandboxId, SandboxSpec
 
-SPEC = SandboxSpec(id=SandboxId("sbx-unused"), recipe="stand-in", server={"python": "none:none"})
+SPEC = SandboxSpec(id=SandboxId("sbx-unused"), recipe="stand-in", server={"python": "none:none"}, installed=True)
 WAIT_SECONDS = 10.0
 MIB = 1024 * 1024
 SMALL: dict[str, Any] = {
@@ -97,7 +97,10 @@ async def python(instance: Instance, code: str) -> Done:
 
 
 def stand_in() -> Runtime:
-    return replace(find_runtime(), arguments=("-P", "-s", "-c", STAND_IN))
+    # as open to others inside as one that bubblewrap starts
+    main = f"def main():\n    import ctypes; ctypes.CDLL(None).prctl(4, 1)\n    exec({STAND_IN!r}, {{}})"
+    forked = f"def load(given): return None\n{main}"
+    return replace(find_runtime(), arguments=("-P", "-s", "-c", STAND_IN), forked=forked)
 
 
 @contextmanager
@@ -244,16 +247,38 @@ def descendants(pid: int) -> list[int]:
     return [found for child in children(pid) for found in (child, *descendants(child))]
 
 
+def fork_parents(keeper: int) -> list[int]:
+    """Return the launchers of fork parents among a keeper's children."""
+    return [pid for pid in children(keeper) if b"launchers.fork" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
 def sandbox_processes(backend: LocalBackend) -> list[str]:
+    """Name what runs below the keeper, without what stays for the next sandbox."""
     keeper = backend.describe()["keeper"]
-    return [] if keeper is None else [f"process {pid}" for pid in descendants(keeper)]
+    if keeper is None:
+        return []
+    return [f"process {pid}" for pid in descendants(keeper) if not is_forker(pid)]
+
+
+def is_forker(pid: int) -> bool:
+    """Say whether a process is a fork parent or its helper, or has ended; what was forked is one namespace deeper."""
+    try:
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        is_fork = b"launchers.fork" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return status["State"].strip().startswith("Z") or (is_fork and len(status["NSpid"].split()) < 3)
 
 
 def main_process(backend: LocalBackend) -> int:
     """Return the runner's process of the only sandbox: the launcher's child's child."""
     keeper = keeper_pid(backend)
-    (launcher,) = set(children(keeper)).difference(proxies(keeper))
-    (first,) = children(launcher)
+    launchers = set(children(keeper)).difference(proxies(keeper))
+    for parent in fork_parents(keeper):
+        launchers.discard(parent)
+        launchers.update(children(parent))
+    found = [child for launcher in launchers for child in children(launcher) if not is_forker(child)]
+    (first,) = found
     (runner,) = children(first)
     return runner
 

@@ -1,24 +1,29 @@
-"""Both launchers, by one set of tests: what a handle tells of the process that a plan describes."""
+"""All launchers, by one set of tests: what a handle tells of the process that a plan describes."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator
+import tempfile
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
-from ash_hub.backends.local import host
-from ash_hub.backends.local.keeper.launchers import Handle, LaunchError, Plan, launcher_of
+from ash_hub.backends.local import host, seccomp
+from ash_hub.backends.local.forks import fork_order
+from ash_hub.backends.local.keeper.launchers import ForkParents, Handle, Launcher, LaunchError, Plan, launcher_of
 from ash_hub.backends.local.keeper.launchers.launcher import ExitStatus
 from ash_hub.backends.local.keeper.launchers.plan import Mount
-from tests.hub.backends.local.local_parts import WAIT_SECONDS, needs_isolation
+from ash_hub.backends.local.runtime import Runtime
+from tests.hub.backends.local.local_parts import SPEC, WAIT_SECONDS, needs_isolation
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +44,7 @@ PLAN = Plan(
     ),
     system_call_filter=FACTS.seccomp,
 )
-
+FORKED = "load = lambda given: None\nmain = lambda: 1"
 STARTS = 40
 START_SECONDS = 0.02
 """About what a start takes until its command runs."""
@@ -63,22 +68,59 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(params=[pytest.param("bubblewrap", marks=needs_isolation), "unsafe"])
+ISOLATED = [pytest.param(name, marks=needs_isolation) for name in ("bubblewrap", "fork")]
+
+
+@pytest.fixture(params=[*ISOLATED, "unsafe"])
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @asynccontextmanager
+async def launcher(kind: str) -> AsyncGenerator[Launcher]:
+    """Yield a launcher that is ready; one that forks has a parent with nothing loaded, and executes the command."""
+    if kind != "fork":
+        yield launcher_of(CHOICES[kind])
+        return
+    told: list[Mapping[str, Any]] = []
+    with tempfile.TemporaryDirectory() as empty:
+        parents = ForkParents(lambda name: None, empty, told.append)
+        places = (Mount("tmpfs", "/tmp"), Mount("read_only", "/"))
+        config = json.dumps({"server": {}, "env": {}, "workspace": "/", "home": "/"})
+        plan = replace(
+            PLAN,
+            mounts=(*PLAN.mounts, *places),
+            environment={**PLAN.environment, "ASH_RUNNER_CONFIG": config},
+            system_call_filter=seccomp.for_machine(os.uname().machine, nests=True),
+        )
+        runtime = Runtime(python=HOST_PYTHON, host_python=HOST_PYTHON, arguments=(), forked=FORKED)
+        order = fork_order(
+            SPEC, runtime, plan, system_call_filter=plan.system_call_filter, group={}, idle_seconds=60, changes=""
+        )
+        parents.prepare(order)
+        try:
+            with anyio.fail_after(WAIT_SECONDS):
+                await parents.until_known(order["key"])
+            assert [message["why"] for message in told] == [None]
+            choice = {"kind": "fork", "key": order["key"], "is_loaded": False, "otherwise": None}
+            yield launcher_of(choice, parents)
+        finally:
+            parents.end()
+            await anyio.sleep(0.1)  # for what is left to be reaped
+
+
+@asynccontextmanager
 async def launched(kind: str, *command: str, plan: Plan = PLAN) -> AsyncGenerator[Handle]:
     """Launch a command, and leave nothing of it."""
-    handle = launcher_of(CHOICES[kind]).launch(replace(plan, command=command))
-    try:
-        with anyio.fail_after(WAIT_SECONDS):
-            yield handle
-            handle.signal(signal.SIGKILL)
-            await handle.ended()
-    finally:
-        handle.close()
+    async with launcher(kind) as made:
+        handle = made.launch(replace(plan, command=command))
+        try:
+            with anyio.fail_after(WAIT_SECONDS):
+                yield handle
+                handle.signal(signal.SIGKILL)
+                await handle.ended()
+        finally:
+            handle.close()
 
 
 async def said(handle: Handle) -> str:
@@ -129,20 +171,23 @@ async def until_closed(reading: int) -> None:
 
 
 async def test_a_kill_at_any_moment_of_its_start_leaves_nothing(kind: str) -> None:
-    for number in range(STARTS):
-        reading, kept = os.pipe()
-        plan = replace(PLAN, command=("sleep", "1000"), descriptors={"kept": kept})
-        handle = launcher_of(CHOICES[kind]).launch(plan)
-        os.close(kept)
-        await anyio.sleep(number * START_SECONDS / STARTS)
-        handle.signal(signal.SIGKILL)
-        await handle.ended()
-        handle.close()
-        await until_closed(reading)
-        os.close(reading)
+    async with launcher(kind) as made:
+        for number in range(STARTS):
+            reading, kept = os.pipe()
+            plan = replace(PLAN, command=("sleep", "1000"), descriptors={"kept": kept})
+            handle = made.launch(plan)
+            os.close(kept)
+            await anyio.sleep(number * START_SECONDS / STARTS)
+            handle.signal(signal.SIGKILL)
+            await handle.ended()
+            handle.close()
+            await until_closed(reading)
+            os.close(reading)
 
 
 async def test_a_keeper_that_is_killed_at_any_moment_of_a_start_leaves_nothing(kind: str) -> None:
+    if kind == "fork":
+        pytest.skip("what a killed keeper leaves of forks is tested in test_forks.py")
     reading, kept = os.pipe()
     program = DYING.format(kind=kind, kept=kept, starts=STARTS, seconds=START_SECONDS)
     await anyio.run_process([sys.executable, "-c", program], pass_fds=(kept,), cwd=ROOT)
@@ -163,6 +208,8 @@ async def test_a_first_process_that_cannot_run_is_never_up(kind: str) -> None:
         with pytest.raises(LaunchError, match="could not start /no/python"):
             launcher_of(CHOICES[kind]).launch(replace(PLAN, python="/no/python"))
         return
+    if kind == "fork":
+        pytest.skip("the first process is the parent's own fork, and needs no program")
     async with launched(kind, "true", plan=replace(PLAN, python="/no/python")) as handle:
         assert not await handle.up()
         assert "/no/python" in await said(handle)
@@ -176,7 +223,8 @@ async def test_the_command_inherits_the_descriptors_of_the_plan_and_no_others(ki
             assert await handle.up()
             first, *numbers = (await said(handle)).split()
         assert first.startswith("socket:")
-        assert {int(number) for number in numbers} - {0, 1, 2} == {listener.fileno()}
+        inherited = {int(number) for number in numbers} - {0, 1, 2}
+        assert len(inherited) == 1 if kind == "fork" else inherited == {listener.fileno()}
 
 
 async def test_limits_of_a_process_hold(kind: str) -> None:

@@ -24,9 +24,9 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module")
-async def cell(anyio_backend: str) -> AsyncIterator[Jail]:
-    async with under_test() as it, jail(it) as made:
+@pytest.fixture(scope="module", params=["bubblewrap", "fork"])
+async def cell(anyio_backend: str, request: pytest.FixtureRequest) -> AsyncIterator[Jail]:
+    async with under_test(launcher=request.param) as it, jail(it) as made:
         yield made
 
 

@@ -3,7 +3,8 @@
 Requests are `{"op", "n", …}`; each has one answer `{"n", "ok": {…}}` or `{"n", "error": {"kind", "message", …}}`.
 Beside them the keeper tells every hub of a sandbox that was `started`, `annotated`, `ended` by itself or `removed`
 (`{"event": …, "sandbox": {…}}`), and one hub, so that it is written down once, of each decision of the egress proxy
-(`{"event": "egress", "sandbox": id, …}`).
+(`{"event": "egress", "sandbox": id, …}`), and of each fork parent that is ready or cannot be had (`{"event":
+"fork_parent", …}`), which hubs ask for with `prepare`.
 
 The first request is `hello`. Hubs that say the same `shared` there are replicas of one hive and all equal; any other
 second hub is refused. `leave` says that a hub goes on purpose. After the last one is gone the sandboxes stay without a
@@ -27,8 +28,9 @@ import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from .cgroups import Hierarchy
+from .cgroups import Group, Hierarchy
 from .egress import Egress
+from .launchers import ForkParents
 from .sandbox import LaunchError, Sandbox
 from .user_ranges import UserRanges
 
@@ -88,6 +90,7 @@ class Keeper:
         self._hierarchy = hierarchy
         self._egress = Egress(config["egress_command"], self._on_decision)
         self._ranges = UserRanges()
+        self._parents = ForkParents(self._group_of, "empty", self._tell_one)
         self._sandboxes: dict[str, Sandbox] = {}
         self._starts: dict[str, asyncio.Task[Exception | None]] = {}
         self._hubs: list[_Hub] = []
@@ -101,6 +104,7 @@ class Keeper:
         self._ending = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._operations: Mapping[str, Callable[[Mapping[str, Any]], Awaitable[Answer]]] = {
+            "prepare": self._prepare,
             "start": self._start,
             "stop": self._stop,
             "annotate": self._annotate,
@@ -131,6 +135,7 @@ class Keeper:
             async with asyncio.TaskGroup() as ends:
                 for sandbox in self._sandboxes.values():
                     ends.create_task(sandbox.end(0.0))
+            self._parents.end()
             self._egress.end()
 
     def _wait_for_hub(self, seconds: float) -> None:
@@ -233,6 +238,13 @@ class Keeper:
         for hub in self._hubs:
             hub.send(message)
 
+    def _group_of(self, name: str) -> Group | None:
+        return self._hierarchy.group(name) if self._hierarchy.version else None
+
+    async def _prepare(self, request: Mapping[str, Any]) -> Answer:
+        self._parents.prepare(request["order"])
+        return {}
+
     async def _start(self, request: Mapping[str, Any]) -> Answer:
         name = request["id"]
         if name in self._sandboxes:
@@ -240,8 +252,16 @@ class Keeper:
         living = sum(sandbox.phase != "ended" for sandbox in self._sandboxes.values())
         if living >= self._most:
             raise Refused("full", f"{living} sandboxes run, which is the limit of this hive")
-        group = self._hierarchy.group(name) if self._hierarchy.version else None
-        sandbox = Sandbox(request, group, self._log_bytes, self._tasks, self._on_end, self._egress, self._ranges)
+        sandbox = Sandbox(
+            request,
+            self._group_of(name),
+            self._log_bytes,
+            self._tasks,
+            self._on_end,
+            self._egress,
+            self._ranges,
+            self._parents,
+        )
         self._sandboxes[name] = sandbox
         start = self._starts[name] = self._tasks.create_task(_exception_of(sandbox.start))
         try:
@@ -273,9 +293,13 @@ class Keeper:
         """Write what the egress proxy decided into the sandbox's log, and tell one hub, which writes it down."""
         if sandbox := self._sandboxes.get(record["sandbox"]):
             sandbox.log.add(json.dumps(record, separators=(",", ":")).encode() + b"\n")
-            staying = next((hub for hub in self._hubs if not hub.has_left), None)
-            if staying is not None:
-                staying.send(record)
+            self._tell_one(record)
+
+    def _tell_one(self, message: Answer) -> None:
+        """Tell one hub, so that it is written down once."""
+        staying = next((hub for hub in self._hubs if not hub.has_left), None)
+        if staying is not None:
+            staying.send(message)
 
     def _running(self) -> bool:
         return any(sandbox.phase != "ended" for sandbox in self._sandboxes.values())

@@ -15,7 +15,7 @@ from typing import Any
 
 from .cgroups import Group
 from .egress import Egress
-from .launchers import Handle, LaunchError, Plan, launcher_of
+from .launchers import ForkParents, Handle, LaunchError, Plan, launcher_of
 from .launchers.launcher import ExitStatus
 from .tail import Tail
 from .user_ranges import RangeProblem, UserRanges
@@ -46,12 +46,14 @@ class Sandbox:
         on_end: Callable[[Sandbox], None],
         egress: Egress,
         ranges: UserRanges,
+        parents: ForkParents,
     ) -> None:
         self.id: str = request["id"]
         self._labels: Mapping[str, str] = request["labels"]
         self._warnings: list[str] = request["warnings"]
         self._plan = Plan.from_json(request["plan"])
         self._launcher: Mapping[str, Any] = request["launcher"]
+        self._parents = parents
         self._timeout: float = request["timeout"]
         self.record: Mapping[str, Any] = request["record"]
         self.revision = 0
@@ -94,6 +96,8 @@ class Sandbox:
         """
         came_up = False
         try:
+            if "key" in self._launcher and self._launcher["otherwise"] is None:
+                await self._parents.until_known(self._launcher["key"])
             self._launch()
             async with asyncio.timeout(self._timeout):
                 await self._came_up()
@@ -135,7 +139,7 @@ class Sandbox:
             descriptors = {"listen": listener.fileno()}
             of_this = {"descriptors": descriptors, "group_entrances": tuple(entrances), "hold": self._held_users}
             plan = replace(self._plan, **of_this)
-            self._handle = launcher_of(self._launcher).launch(plan)
+            self._handle = launcher_of(self._launcher, self._parents).launch(plan)
         self._warnings = [*self._warnings, *self._handle.warnings]
         self._resume_log()
         self._tasks.create_task(self._watch(self._handle))

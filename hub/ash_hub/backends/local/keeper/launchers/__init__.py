@@ -9,6 +9,8 @@
     staging.py           the same for a sandbox with users of its own: their namespace, writable roots
     bubblewrap_trial.py  for the hub: which bubblewrap this host has, and whether it works
     unsafe.py            a launcher that isolates nothing
+    fork/                a launcher that forks a warm process, behind the same walls as bubblewrap's
+    rlimits.py           limits of a process
 
 They run in the keeper, so on the standard library alone. `launcher_of` is the only place that knows them by name.
 """
@@ -19,15 +21,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from .bubblewrap import BubblewrapLauncher
+from .fork.parents import ForkLauncher, ForkParents
 from .launcher import Handle, Launcher, LaunchError
 from .plan import Plan
 from .unsafe import UnsafeLauncher
 
-__all__ = ["Handle", "LaunchError", "Launcher", "Plan", "launcher_of"]
+__all__ = ["ForkParents", "Handle", "LaunchError", "Launcher", "Plan", "launcher_of"]
 
 
-def launcher_of(choice: Mapping[str, Any]) -> Launcher:
+def launcher_of(choice: Mapping[str, Any], parents: ForkParents | None = None) -> Launcher:
     """Return the launcher that a hub chose: its `kind`, and what else that one is made with.
+
+    Args:
+        parents: What forks, for a choice of that kind.
 
     Raises:
         LaunchError: There is no such launcher.
@@ -35,6 +41,9 @@ def launcher_of(choice: Mapping[str, Any]) -> Launcher:
     match choice:
         case {"kind": "bubblewrap", "program": program, "options": options}:
             return BubblewrapLauncher(program, frozenset(options))
+        case {"kind": "fork", "key": key, "is_loaded": is_loaded, "otherwise": other} if parents is not None:
+            otherwise = None if other is None else launcher_of(other)
+            return ForkLauncher(parents, key, otherwise, is_loaded=is_loaded)
         case {"kind": "unsafe"}:
             return UnsafeLauncher()
         case _:

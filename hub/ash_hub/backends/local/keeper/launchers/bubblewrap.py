@@ -12,13 +12,13 @@ from .plan import Identity, Mount, Plan
 from .process import INIT, ProcessHandle, start
 from .staging import Staged, enter, place, set_up, user_namespace
 
-__all__ = ["BubblewrapLauncher", "mount_names", "options_for"]
+__all__ = ["SHARED", "BubblewrapLauncher", "mount_names", "options_for"]
 
 _INIT_PATH = "/opt/ash/init.py"
 _NAMES = "v"
 """The directory below the keeper's own where overlays are mounted, for each launch in a mount namespace of its own."""
 _EMPTY = "v/empty"
-_SHARED = (
+SHARED = (
     "a directory of the host is shared as it is, for something is mounted below it or its file system takes no "
     "overlay: this sandbox can watch who opens its files, lock them, and read where it lies"
 )
@@ -50,7 +50,7 @@ class BubblewrapLauncher:
                 prepare=_preparation(plan, names, shared),
                 first_process=_first_process,
             )
-            handle.warnings = [_SHARED] if os.fstat(shared).st_size else []
+            handle.warnings = [SHARED] if os.fstat(shared).st_size else []
         finally:
             os.close(shared)
         return handle

@@ -30,12 +30,9 @@ def main(arguments: list[str]) -> None:
     hold = os.environ.pop("ASH_HOLD_FD", None)
     for descriptor in (report, lifeline, *(() if hold is None else (int(hold),))):
         os.set_inheritable(descriptor, False)
-    # All signals are waited for: a handler's would be lost between its check and the wait.
-    usual = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)  # from here on its end is told by SIGIO
+    usual = watch(lifeline)
     os.write(report, b"init\n")
-    _harden(tree=reap == "tree")
+    harden(tree=reap == "tree")
     if int(processes):
         resource.setrlimit(resource.RLIMIT_NPROC, (int(processes), int(processes)))
     child = os.fork()
@@ -47,15 +44,29 @@ def main(arguments: list[str]) -> None:
     if listener is not None:
         os.close(int(listener))
     os.close(report)
-    status = _until_ended(child, lifeline)
+    status = until_ended(child, lifeline)
     if reap == "tree":
         _end_tree()
+    os._exit(exit_code(status))
+
+
+def watch(lifeline: int) -> set[signal.Signals]:
+    """Have signals wait from here on, with one for the end of the pipe; return those that waited before."""
+    # All signals are waited for: a handler's would be lost between its check and the wait.
+    usual = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)  # from here on its end is told by SIGIO
+    return {signal.Signals(number) for number in usual}
+
+
+def exit_code(status: int | None) -> int:
+    """Return what the first process ends with, for what `until_ended` returned."""
     if status is None:
-        os._exit(128 + signal.SIGKILL)
-    os._exit(os.waitstatus_to_exitcode(status) % 256 if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
+        return 128 + signal.SIGKILL
+    return os.waitstatus_to_exitcode(status) % 256 if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
 
-def _until_ended(child: int, lifeline: int) -> int | None:
+def until_ended(child: int, lifeline: int) -> int | None:
     """Pass signals on until the child has ended, and return its status; None when all is to end."""
     while not _is_closed(lifeline):
         number = signal.sigwait(_AWAITED)
@@ -68,7 +79,7 @@ def _until_ended(child: int, lifeline: int) -> int | None:
     return None
 
 
-def _harden(*, tree: bool) -> None:
+def harden(*, tree: bool) -> None:
     """Keep this process out of reach of what runs inside: its memory, environment and descriptors are not readable."""
     try:
         import ctypes

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import re
-import resource
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +14,9 @@ from pathlib import Path
 
 from .launcher import ExitStatus, LaunchError
 from .plan import Plan
+from .rlimits import limit
 
-__all__ = ["INIT", "ProcessHandle", "start"]
+__all__ = ["INIT", "ProcessHandle", "preparation", "readable", "start", "status_of"]
 
 INIT = Path(__file__).with_name("init.py")
 """The first process of every sandbox."""
@@ -75,12 +75,12 @@ class ProcessHandle:
         return first == b"init"
 
     async def ended(self) -> ExitStatus:
-        await _readable(self._launcher)
+        await readable(self._launcher)
         code = self._process.wait()
         self._end()  # where somebody killed the launcher
         if self._first is not None:
-            await _readable(self._first)
-        return _status_of(code)
+            await readable(self._first)
+        return status_of(code)
 
     def signal(self, number: int) -> None:
         if number == signal.SIGKILL or not self._is_up:
@@ -169,7 +169,7 @@ def start(
                 cwd=directory,
                 start_new_session=True,
                 umask=0o022,
-                preexec_fn=_preparation(plan, prepare),
+                preexec_fn=preparation(plan, prepare),
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise LaunchError("launch", f"could not start {command[0]}: {error}") from error
@@ -183,7 +183,7 @@ def start(
     return ProcessHandle(process, pidfd, log, up, life, status)
 
 
-def _preparation(plan: Plan, prepare: Callable[[], None] | None) -> Callable[[], None]:
+def preparation(plan: Plan, prepare: Callable[[], None] | None) -> Callable[[], None]:
     """Return what the child does before it becomes the launcher."""
 
     def run() -> None:
@@ -192,31 +192,14 @@ def _preparation(plan: Plan, prepare: Callable[[], None] | None) -> Callable[[],
             os.write(descriptor, b"0")
             os.close(descriptor)
         for name, wanted in plan.rlimits.items():  # while it may still raise them
-            _limit(name, wanted)
+            limit(name, wanted)
         if prepare is not None:
             prepare()
 
     return run
 
 
-def _limit(name: str, wanted: int) -> None:
-    """Set a limit of this process, as close to `wanted` as the one it has lets it."""
-    number = getattr(resource, f"RLIMIT_{name}")
-    most = resource.getrlimit(number)[1]
-    if name == "CORE" and most == 0:
-        # 1 byte is a stricter limit than 0 (see `limits.py`), for whoever may raise it.
-        with contextlib.suppress(ValueError):
-            resource.setrlimit(number, (wanted, wanted))
-            return
-    value = wanted
-    if most != resource.RLIM_INFINITY:
-        # NOFILE bounds what all processes of a user have in flight between sockets, too: the keeper can hand a
-        # descriptor over as long as no sandbox may have as many there as itself.
-        value = min(wanted, most // 2 if name == "NOFILE" else most)
-    resource.setrlimit(number, (value, value))
-
-
-def _status_of(code: int) -> ExitStatus:
+def status_of(code: int) -> ExitStatus:
     """Read an exit code: the first process ends with 128 and the number of the signal that killed the main one."""
     number = -code if code < 0 else code - 128
     if code < 0 or 0 < number < signal.NSIG:
@@ -230,7 +213,7 @@ def _send(pidfd: int, number: int) -> None:
         signal.pidfd_send_signal(pidfd, number)
 
 
-async def _readable(descriptor: int) -> None:
+async def readable(descriptor: int) -> None:
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
     loop.add_reader(descriptor, _resolve, ready)
@@ -250,7 +233,7 @@ async def _next_bytes(descriptor: int) -> bytes:
         try:
             return os.read(descriptor, _CHUNK)
         except BlockingIOError:
-            await _readable(descriptor)
+            await readable(descriptor)
 
 
 def _pipe(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int, int]:

@@ -1,0 +1,189 @@
+"""Fork parents of a local hive: when sandboxes are forked, what they share, and what outlives what."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+
+from ash_hub.backends.local import LocalBackend
+from ash_hub.backends.local.forks import fingerprint, why_not_forked
+from ash_hub.backends.local.runtime import Runtime
+from ash_mcp.errors import StartFailed
+from ash_mcp.types import new_sandbox_id
+from tests.hub.backends.local.local_parts import (
+    SMALL,
+    SPEC,
+    WAIT_SECONDS,
+    bash,
+    children,
+    directories,
+    ended,
+    fork_parents,
+    keeper_pid,
+    local_backend,
+    needs_isolation,
+    python,
+    stand_in,
+)
+
+pytestmark = [pytest.mark.anyio, needs_isolation]
+
+RANDOM = """
+import ctypes, json, os, random, ssl, tempfile, uuid
+ctypes.CDLL(None).prctl(4, 1)
+found = [random.random(), str(uuid.uuid4()), ssl.RAND_bytes(8).hex(), next(tempfile._get_candidate_names())]
+os.environ["FOUND"] = json.dumps(found)
+"""
+SEARCH = """
+import os
+found, memory = False, os.open("/proc/2/mem", os.O_RDONLY)
+for line in open("/proc/2/maps"):
+    start, end = (int(word, 16) for word in line.split()[0].split("-"))
+    if " rw" in line:
+        found = found or b"{0}" b"{1}" in os.pread(memory, end - start, start)
+print(found)
+"""
+"""Looks for a text in the memory of the main process, which had it from a fork if another sandbox had it before."""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def root(anyio_backend: str) -> AsyncIterator[Path]:
+    with directories() as path:
+        yield path
+
+
+def runtime(load: str = "return None", before: str = "") -> Runtime:
+    """Return the stand-in, with a parent that does this when it loads and a main process that does that first."""
+    usual = stand_in()
+    assert usual.forked is not None
+    main = usual.forked.partition("\n")[2]
+    text = f"import random, ssl, tempfile\ndef load(given):\n    {load}\n{main}\nusual = main\n"
+    return replace(usual, forked=f"{text}def main():\n    exec({before!r}, {{}})\n    usual()")
+
+
+def use(backend: LocalBackend, made: Runtime) -> None:
+    backend._runtime = made  # pyright: ignore[reportPrivateUsage]
+    backend._orders._runtime = made  # pyright: ignore[reportPrivateUsage]
+
+
+def parent_of(backend: LocalBackend) -> tuple[int, int]:
+    """Return the only helper and the parent below it."""
+    (launcher,) = fork_parents(keeper_pid(backend))
+    (helper,) = children(launcher)
+    (parent,) = [pid for pid in children(helper) if b"fork.parent" in Path(f"/proc/{pid}/cmdline").read_bytes()][:1]
+    return helper, parent
+
+
+async def until_forked(backend: LocalBackend) -> None:
+    with anyio.fail_after(WAIT_SECONDS):
+        while SPEC.recipe not in backend.describe()["forked"]:
+            await anyio.sleep(0.01)
+
+
+async def test_the_first_sandbox_does_not_wait_for_a_parent_and_a_later_one_is_forked(root: Path) -> None:
+    async with local_backend(root, launcher="auto", **SMALL) as backend:
+        first = await backend.create(replace(SPEC, id=new_sandbox_id()))
+        await until_forked(backend)
+        helper, _ = parent_of(backend)
+        before = set(children(helper))
+        second = await backend.create(replace(SPEC, id=new_sandbox_id()))
+        assert len(set(children(helper)) - before) == 1
+        assert (await bash(first, "echo 1")).out + (await bash(second, "echo 2")).out == "1\n2\n"
+
+
+async def test_a_parent_that_is_killed_is_replaced_and_its_sandboxes_live_on(root: Path) -> None:
+    async with local_backend(root, launcher="fork", **SMALL) as backend:
+        box = await backend.create(replace(SPEC, id=new_sandbox_id()))
+        helper, parent = parent_of(backend)
+        os.kill(parent, signal.SIGKILL)
+        await ended(parent)
+        another = await backend.create(replace(SPEC, id=new_sandbox_id()))
+        assert (await bash(box, "echo alive")).out + (await bash(another, "echo new")).out == "alive\nnew\n"
+        await backend.delete(box.id, grace_seconds=0)
+        with anyio.fail_after(WAIT_SECONDS):
+            await ended(helper)
+        assert (await bash(another, "echo still")).out == "still\n"
+
+
+async def test_when_its_helper_is_killed_its_sandboxes_have_ended_and_new_ones_start(root: Path) -> None:
+    async with local_backend(root, launcher="fork", **SMALL) as backend:
+        box = await backend.create(replace(SPEC, id=new_sandbox_id()))
+        helper, _ = parent_of(backend)
+        os.kill(helper, signal.SIGKILL)
+        with anyio.fail_after(WAIT_SECONDS):
+            async for event in backend.watch():
+                if event.instance is not None and event.instance.id == box.id and event.instance.exit is not None:
+                    break
+        another = await backend.create(replace(SPEC, id=new_sandbox_id()))
+        assert (await bash(another, "echo new")).out == "new\n"
+
+
+async def test_nothing_outlives_a_keeper_that_is_killed(root: Path) -> None:
+    async with local_backend(root, launcher="fork", **SMALL) as backend:
+        await backend.create(replace(SPEC, id=new_sandbox_id()))
+        helper, parent = parent_of(backend)
+        inside = [*children(helper), parent, helper]
+        os.kill(keeper_pid(backend), signal.SIGKILL)
+        with anyio.fail_after(WAIT_SECONDS):
+            await ended(*inside)
+
+
+@pytest.mark.parametrize(
+    ("load", "why"),
+    [
+        ("import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()", "threads run on"),
+        ("global kept; import socket; kept = socket.socket()", "keeps descriptors open after its warm-up: socket:"),
+        ("raise ValueError('no such thing')", "could not be loaded: ValueError: no such thing"),
+        ("return 'it said so'", "it said so"),
+    ],
+)
+async def test_what_cannot_be_forked_is_started_by_bubblewrap_and_says_why(root: Path, load: str, why: str) -> None:
+    async with local_backend(root, launcher="auto", **SMALL) as backend:
+        use(backend, runtime(load))
+        for _ in range(2):
+            box = await backend.create(replace(SPEC, id=new_sandbox_id()))
+            assert (await bash(box, "echo fine")).out == "fine\n"
+            await until_forked(backend)
+        assert why in backend.describe()["forked"][SPEC.recipe]
+    async with local_backend(root, launcher="fork", **SMALL) as backend:
+        use(backend, runtime(load))
+        with pytest.raises(StartFailed, match="has no fork parent"):
+            await backend.create(replace(SPEC, id=new_sandbox_id()))
+
+
+async def test_siblings_share_no_random_state_and_none_sees_what_another_was_given(root: Path) -> None:
+    async with local_backend(root, launcher="fork", **SMALL) as backend:
+        use(backend, runtime("random.random(); ssl.RAND_bytes(8); next(tempfile._get_candidate_names())", RANDOM))
+        boxes = [await backend.create(replace(SPEC, id=new_sandbox_id())) for _ in range(3)]
+        found = [(await python(box, "import os; print(os.environ['FOUND'])")).out for box in boxes]
+        values = [value for text in found for value in text.split(", ")]
+        assert len(set(values)) == 12, found
+        assert (await python(boxes[2], SEARCH.format(boxes[2].id[:14], boxes[2].id[14:]))).out == "True\n"
+        assert (await python(boxes[2], SEARCH.format(boxes[1].id[:14], boxes[1].id[14:]))).out == "False\n"
+
+
+def test_a_caller_s_recipe_and_a_command_are_not_forked() -> None:
+    made = stand_in()
+    assert why_not_forked(SPEC, made) is None
+    assert "came with the spawn" in str(why_not_forked(replace(SPEC, installed=False), made))
+    assert "is a command" in str(why_not_forked(replace(SPEC, server={"stdio": {"command": ["x"]}}), made))
+
+
+def test_a_changed_file_of_a_recipe_changes_its_fingerprint(tmp_path: Path) -> None:
+    spec, made = replace(SPEC, mounts={"/opt/recipe": str(tmp_path)}), stand_in()
+    (tmp_path / "tools.py").write_text("one")
+    first = fingerprint(spec, made)
+    assert fingerprint(spec, made) == first
+    (tmp_path / "tools.py").write_text("other")
+    assert fingerprint(spec, made) != first
