@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -164,6 +165,14 @@ class _Parent:
         self.children += 1
         return handle
 
+    def notice_end(self) -> None:
+        """Take it for ended if it has, also where its helper has not told so yet."""
+        if self.state == "ready" and self._pidfd is not None:
+            poll = select.poll()
+            poll.register(self._pidfd, select.POLLIN)
+            if poll.poll(0):
+                self._fail(None)
+
     def _released(self) -> None:
         self.children -= 1
         self._leave_if_idle()
@@ -314,12 +323,18 @@ class ForkParents:
 
     async def until_known(self, key: str) -> None:
         """Return once a parent is ready, or is not to be had."""
+        self._notice_end(key)
         while (parent := self._parents.get(key)) is not None and parent.state == "starting":
             await self._changed.wait()
 
     def find(self, key: str) -> tuple[_Parent | None, str]:
         """Return the parent of a key, or why there is none."""
+        self._notice_end(key)
         return self._parents.get(key), self._unfit.get(key, (0.0, "it is not ready"))[1]
+
+    def _notice_end(self, key: str) -> None:
+        if (parent := self._parents.get(key)) is not None:
+            parent.notice_end()
 
     def end(self) -> None:
         """Let all of them go."""
