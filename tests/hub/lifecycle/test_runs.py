@@ -274,6 +274,6 @@ async def test_a_record_says_its_run_and_without_one_is_of_the_version_before(wo
     plain = free.record.to_json()
     assert plain["version"] == RECORD_VERSION - 1 and {"run", "shares"}.isdisjoint(plain)
     assert Record.from_json(plain) == free.record
-    for broken in ({**shape, "run": {}}, {**shape, "version": RECORD_VERSION + 1}):
+    for broken in ({**shape, "run": "train"}, {**shape, "version": RECORD_VERSION + 1}):
         with pytest.raises(UnreadableRecord):
             Record.from_json(broken)
