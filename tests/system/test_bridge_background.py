@@ -91,7 +91,7 @@ async def test_two_bridges_start_one_hive_which_ends_when_nobody_uses_it(home: H
 
     async def use(mode: str) -> None:
         async with _client(home, mode) as client:
-            assert (await client.call_tool("list", {})).structured_content == {"sandboxes": []}
+            assert (await client.call_tool("list", {})).structured_content == {"sandboxes": [], "runs": []}
             pids.append(home.pid)
 
     async with anyio.create_task_group() as group:
@@ -109,5 +109,5 @@ async def test_a_bridge_outlives_its_hive(home: Home, mode: str) -> None:
         first = home.pid
         os.kill(first, signal.SIGKILL)
         await _ended(first)
-        assert (await client.call_tool("list", {})).structured_content == {"sandboxes": []}
+        assert (await client.call_tool("list", {})).structured_content == {"sandboxes": [], "runs": []}
         assert home.pid != first

@@ -173,11 +173,12 @@ class LocalBackend:
             return None, None
         if settings.launcher != "bubblewrap":
             return None, f"the launcher is {settings.launcher}, and only bubblewrap's sandboxes are machines"
+        bases = settings.state_dir / "bases"
         shown = tuple(path for path in SHOWN if os.path.isdir(path) and not os.path.islink(path))
         try:
-            base = None if os.geteuid() else make_base(settings.state_dir / "bases", self._facts.links, shown)
+            base = None if os.geteuid() else make_base(bases, self._facts.links, shown)
         except OSError as error:
-            raise ConfigError(f"what machines begin as cannot be written: {error}") from error
+            raise ConfigError(f"what machines begin as cannot be written to {bases}: {error.strerror}") from error
         if (why := host.machine_problem(self._facts, base, settings.first_user)) is not None:
             return None, why
         if (
