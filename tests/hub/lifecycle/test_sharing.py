@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ash_hub.lifecycle.record import Record
+from ash_hub.lifecycle.record import RECORD_VERSION, Record, UnreadableRecord
 from ash_hub.lifecycle.sandbox import Sandbox
 from ash_hub.lifecycle.sharing import Sharing
 from ash_mcp.errors import (
@@ -148,3 +148,15 @@ async def test_a_revocation_that_the_store_does_not_hear_of_is_told_and_holds_he
     await world.look()
     (stored,) = await world.store.routes()
     assert stored["shares"] == {"version": 2, "held": []}
+
+
+async def test_only_what_was_shared_is_unreadable_for_replicas_that_would_drop_its_shares(world: World):
+    box = await world.spawn()
+    assert (await record_of(world, box)).to_json()["version"] == RECORD_VERSION - 1
+    await mint(world, box)
+    shared = (await record_of(world, box)).to_json()
+    assert shared["version"] == RECORD_VERSION and Record.from_json(shared).shares.held
+    await sharing(world).revoke(LOCAL, DEFAULT_SCOPE, box.session, None)
+    assert (await record_of(world, box)).to_json()["version"] == RECORD_VERSION, "an older route may still be about"
+    with pytest.raises(UnreadableRecord):
+        Record.from_json({key: value for key, value in shared.items() if key != "shares"})
