@@ -24,7 +24,12 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module", params=["bubblewrap", "fork"])
+LAUNCHERS = ["bubblewrap", pytest.param("fork", marks=pytest.mark.heavy)]
+"""A launch by `fork` is refused while sandboxes have all descriptors in flight that their ordinary user may have. Some
+of these attempts do that, and other workers of the quick suite make them at the same time."""
+
+
+@pytest.fixture(scope="module", params=LAUNCHERS)
 async def cell(anyio_backend: str, request: pytest.FixtureRequest) -> AsyncIterator[Jail]:
     async with under_test(launcher=request.param) as it, jail(it) as made:
         yield made
