@@ -1,4 +1,4 @@
-"""What a tool of the hive answers."""
+"""The answer of one of the hive's own tools: structured content, and the same as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the keeper is asked for, so that it forks sandboxes of a recipe: the plan of the parent, and what it loads.
+"""Orders for fork parents: the plan of a recipe's parent process, and what it loads. The keeper takes them.
 
 Two orders with one `identity` and another `key` are of one recipe whose files, or whose Python, have changed.
 """
