@@ -117,6 +117,10 @@ BODIES: Final[dict[str, bytes]] = {
     "a name with a space": b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"whoami "}}',
     "a name that is a list": b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":["whoami"]}}',
     "no id": b'{"jsonrpc":"2.0","method":"tools/call","params":{"name":"whoami","arguments":{}}}',
+    "a name in capitals beside the name": b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"echo",'
+    b'"Name":"whoami","arguments":{"text":"x"}}}',
+    "a method in capitals beside the method": b'{"jsonrpc":"2.0","id":7,"method":"tools/call","Method":"ping",'
+    b'"params":{"name":"echo","arguments":{"text":"x"}}}',
     "another method": b'{"jsonrpc":"2.0","id":7,"method":"tools/Call","params":{"name":"whoami","arguments":{}}}',
 }
 

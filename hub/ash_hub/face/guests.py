@@ -1,4 +1,4 @@
-"""What the hive shows of itself to a guest: the tools of one sandbox that its share names, and nothing else.
+"""The MCP face for guests: the tools of one sandbox that a share names, and nothing else.
 
 Calls of these tools do not come here, the relay takes them before. What comes is refused as unknown, whatever it is.
 """
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from ash_hub.face.tool_listing import Listings, Page
 from ash_hub.lifecycle.registry import Registry
-from ash_mcp.errors import AshError, ConnectFailed, ToolNotFound
+from ash_mcp.errors import AshError, ConfigError, ConnectFailed, ToolNotFound
 from ash_mcp.types import Principal, State
 from ash_router.admission.base import Admitted
 
@@ -56,6 +56,8 @@ def unknown_to_guest(registry: Registry, guest: Principal, name: str) -> AshErro
     sandbox = registry.by_id(guest.sandbox) if guest.sandbox is not None else None
     if name in guest.tools and (sandbox is None or sandbox.state is not State.READY):
         return ConnectFailed("the way to the shared sandbox is not known on this replica now; try again")
+    if name in guest.tools:
+        return ConfigError("this call cannot be passed on: leave out what MCP does not name, and deep nesting")
     return ToolNotFound(f"there is no tool {name!r}; there are: {', '.join(sorted(guest.tools))}", tool=name)
 
 

@@ -18,6 +18,7 @@ from ash_router.admission.shares import Share
 __all__ = ["ShareAsk", "ShareTool", "Shared"]
 
 MAX_AT_ONCE = 256
+MAX_SECONDS = 10 * 365 * 86_400
 
 _ShareId = Annotated[str, Field(min_length=1, max_length=64)]
 _ToolName = Annotated[str, Field(min_length=1, max_length=128)]
@@ -40,7 +41,8 @@ class ShareAsk(BaseModel):
         ),
     ] = None
     ttl_seconds: Annotated[
-        float | None, Field(gt=0, description="to mint: how long it is good; absent: as long as the sandbox lives")
+        float | None,
+        Field(gt=0, le=MAX_SECONDS, description="to mint: how long it is good; absent: as long as the sandbox lives"),
     ] = None
     share_ids: Annotated[
         list[_ShareId] | None,

@@ -119,7 +119,7 @@ class MessageClassifier:
         is_guest = admitted.principal.share is not None
         is_hive_call = call.name == HIVE_CALL and not is_guest
         if is_guest:
-            found = self._resolve_shared_tool(admitted.principal, call.name)
+            found = self._resolve_shared_tool(admitted.principal, call)
         elif is_hive_call:
             found = self._resolve_hive_call(admitted, call.arguments)
         else:
@@ -147,9 +147,11 @@ class MessageClassifier:
             hold=hold,
         )
 
-    def _resolve_shared_tool(self, guest: Principal, name: str) -> tuple[Route, str] | None:
-        route = self._routes.get(guest.sandbox) if guest.sandbox is not None and name in guest.tools else None
-        return None if route is None else (route, name)
+    def _resolve_shared_tool(self, guest: Principal, call: ToolCall) -> tuple[Route, str] | None:
+        if guest.sandbox is None or call.name not in guest.tools or not bodies.has_known_members(call):
+            return None
+        route = self._routes.get(guest.sandbox)
+        return None if route is None else (route, call.name)
 
     def _resolve_tool_name(self, admitted: Admitted, name: str) -> tuple[Route, str] | None:
         parts = split_tool_name(name)
@@ -184,15 +186,17 @@ def _notice(session: LegacySession, message: Message) -> Notice | None:
     if message.method is None:
         answer = answer_for_sandbox(session, message)
         return None if answer is None else ClientAnswer(*answer)
-    if message.method == "notifications/roots/list_changed":
-        return RootsChange(session, message)
     if message.method == "notifications/cancelled" and "id" not in message.fields:
         request_id: Any = message.params.get("requestId")
         if isinstance(request_id, str | int) and not isinstance(request_id, bool):
             upstream = session.calls.get(request_id)
             return None if upstream is None else Cancellation(upstream, message)
+    if session.admitted.principal.share is not None:
+        return None
     if message.method == "logging/setLevel":
         level: Any = message.params.get("level")
         if isinstance(level, str) and level in LOG_LEVELS:
             return LevelChange(session, level)
+    if message.method == "notifications/roots/list_changed":
+        return RootsChange(session, message)
     return None

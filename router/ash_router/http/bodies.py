@@ -15,10 +15,22 @@ from typing import Any, Final, cast
 
 import orjson
 
-__all__ = ["HIVE_CALL", "Message", "ToolCall", "as_tool_call", "read_message", "rename", "retarget"]
+__all__ = [
+    "HIVE_CALL",
+    "Message",
+    "ToolCall",
+    "as_tool_call",
+    "has_known_members",
+    "read_message",
+    "rename",
+    "retarget",
+]
 
 HIVE_CALL: Final = "call"
 """The hive's own tool that names a session and a tool in its arguments."""
+
+_MEMBERS: Final = frozenset({"jsonrpc", "id", "method", "params"})
+_PARAMETERS: Final = frozenset({"name", "arguments", "_meta", "task", "inputResponses", "requestState"})
 
 # orjson reads an integer beyond 64 bits as a float; every such number has a run of this many digits.
 _LONG_NUMBER: Final = re.compile(rb"\d{19}")
@@ -122,6 +134,14 @@ def as_tool_call(message: Message) -> ToolCall | None:
     if not isinstance(name, str) or not name or not (arguments is None or isinstance(arguments, dict)):
         return None
     return ToolCall(message, request_id, name, cast("Mapping[str, Any]", arguments or {}))
+
+
+def has_known_members(call: ToolCall) -> bool:
+    """Return whether a call has no members but those that MCP names.
+
+    Some servers, such as those in Go, take `Name` for `name`: beside it, it would say another tool.
+    """
+    return call.message.fields.keys() <= _MEMBERS and call.message.params.keys() <= _PARAMETERS
 
 
 def rename(call: ToolCall, name: str) -> bytes | None:

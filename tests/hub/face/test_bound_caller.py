@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from ash_hub.face.arguments import DestroyAsk, ExtendAsk, ListAsk, SpawnAsk, ToolsAsk
 from ash_hub.face.handlers import HiveOperations
@@ -61,3 +62,9 @@ async def test_a_guest_has_none_of_the_hives_own_tools(world: World) -> None:
     for ask in (ListAsk(), ToolsAsk(session="sb1"), ShareAsk(session="sb1"), DestroyAsk(session="sb1")):
         with pytest.raises(PermissionDenied):
             await operations(world).answer(guest, ask, no_progress)
+
+
+@pytest.mark.parametrize("seconds", [0, 3e11, float("inf"), float("nan")])
+def test_a_share_lives_for_a_time_that_can_be_told(seconds: float) -> None:
+    with pytest.raises(ValidationError):
+        ShareAsk.model_validate({"session": "sb1", "ttl_seconds": seconds})
