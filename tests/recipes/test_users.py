@@ -45,6 +45,13 @@ def test_a_user_that_is_not_there_is_refused_with_those_that_are(
     assert refused.value.kind == "bad_request"
 
 
+@pytest.mark.parametrize("number", ["5000000000", "9" * 5000, "4294967295"], ids=len)
+def test_a_number_that_no_user_can_have_is_no_user(files: dict[str, str], number: str) -> None:
+    Path(files["passwd"]).write_text(f"big:x:{number}:0::/:/bin/sh\n")
+    with pytest.raises(Problem, match="no user 'big'"):
+        find_user("big", **files)
+
+
 def test_where_nobody_is_root_commands_run_as_one_user(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 5)
     with pytest.raises(Problem, match="nobody is root in this sandbox") as refused:

@@ -13,6 +13,7 @@ __all__ = ["User", "find_user"]
 _PASSWD, _GROUP = "/etc/passwd", "/etc/group"
 _FILE_BYTES = 1024 * 1024
 _NAMED = 20
+_LAST_USER = 0xFFFF_FFFE
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def find_user(name: str, *, passwd: str = _PASSWD, group: str = _GROUP) -> User 
     Raises:
         Problem: `bad_request`: there is none of that name. `not_permitted`: commands cannot run as another here.
     """
-    users = {fields[0]: fields for fields in _entries(passwd, 7) if fields[2].isdecimal() and fields[3].isdecimal()}
+    users = {fields[0]: fields for fields in _entries(passwd, 7) if _is_number(fields[2]) and _is_number(fields[3])}
     found = users.get(name)
     if found is None:
         known = ", ".join(list(users)[:_NAMED])
@@ -47,8 +48,13 @@ def find_user(name: str, *, passwd: str = _PASSWD, group: str = _GROUP) -> User 
         return None
     if os.geteuid() != 0:
         raise Problem("not_permitted", "commands run as one user here: nobody is root in this sandbox")
-    groups = [int(it[2]) for it in _entries(group, 4) if it[2].isdecimal() and name in it[3].split(",")]
+    groups = [int(it[2]) for it in _entries(group, 4) if _is_number(it[2]) and name in it[3].split(",")]
     return User(name, uid, gid, tuple(dict.fromkeys([gid, *groups])), found[5] or "/")
+
+
+def _is_number(text: str) -> bool:
+    """Return whether it is one that the kernel takes for a user or group."""
+    return text.isdecimal() and len(text) <= 10 and int(text) <= _LAST_USER
 
 
 def _entries(path: str, width: int) -> Iterator[list[str]]:

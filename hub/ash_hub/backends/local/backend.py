@@ -178,8 +178,8 @@ class LocalBackend:
         try:
             base = None if os.geteuid() else make_base(bases, self._facts.links, shown)
         except OSError as error:
-            raise ConfigError(f"what machines begin as cannot be written to {bases}: {error.strerror}") from error
-        if (why := host.machine_problem(self._facts, base, settings.first_user)) is not None:
+            return None, f"what machines begin as cannot be made in {bases}: {error.strerror}"
+        if (why := host.machine_problem(self._facts, base, settings.first_user, shown)) is not None:
             return None, why
         if (
             problem := host.user_block_problem(settings.first_user, settings.users, settings.max_sandboxes)

@@ -18,6 +18,7 @@ from ash_hub.backends.local import seccomp
 from ash_hub.backends.local.keeper import cgroups
 from ash_hub.backends.local.keeper.launchers import mount_names
 from ash_hub.backends.local.keeper.launchers.bubblewrap_trial import find_bubblewrap, try_bubblewrap, version_of
+from ash_hub.backends.local.keeper.user_ranges import lock_problem
 from ash_hub.backends.local.plans import ETC_FROM_HOST, HostFacts
 from ash_hub.backends.local.runtime import find_runtime, without_system
 from ash_hub.backends.local.settings import DEFAULT_FIRST_USER, DEFAULT_USERS, USERS_EACH
@@ -94,29 +95,34 @@ def _mounts(directories: Sequence[str]) -> frozenset[str]:
     return frozenset(shown.splitlines())
 
 
-def machine_problem(facts: HostFacts, base: Path | None, first_user: int) -> str | None:
+def machine_problem(facts: HostFacts, base: Path | None, first_user: int, shown: Sequence[str] = ()) -> str | None:
     """Return why this host can give no sandbox users and a writable root of its own, by trying it; None if it can.
 
     Args:
-        base: What roots begin as; None: only `/usr` is tried.
+        base: What roots begin as; None: it is not tried.
+        shown: Directories of the host that sandboxes may write to, too, beside `/usr`.
         first_user: The first of the users that sandboxes are given.
     """
     if os.geteuid() != 0:
         return "the hive runs as an ordinary user, whose sandboxes have one user each"
     if tuple(facts.directories) != ("/usr",):
         return "this host's programs are not all in /usr"
+    if any(mount_names.hides_mounts(path) for path in ("/usr", *shown)):
+        return "something is mounted below /usr or what belongs to it, which a writable overlay would not show"
+    if (problem := lock_problem()) is not None:
+        return problem
     try:
         without_system(find_runtime())
     except (ConfigError, OSError) as error:
         return str(error)
-    words = [sys.executable, "-I", "-S", "-c", _TRIAL, str(Path(__file__).parent), str(first_user), "/usr"]
+    words = [sys.executable, "-I", "-S", "-c", _TRIAL, str(Path(__file__).parent), str(first_user), "/usr", *shown]
     if base is not None:
         words.append(str(base))
     try:
         said = subprocess.run(words, capture_output=True, text=True, timeout=_TRIAL_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
-    if said.returncode == 0 and not said.stdout.strip():
+    if said.returncode == 0 and said.stdout.strip() == "ok":
         return None
     why = (said.stdout or said.stderr).strip().splitlines()[-1:]
     return f"the kernel refuses idmapped mounts below a writable overlay: {''.join(why)}"

@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-__all__ = ["make_base"]
+__all__ = ["make_base", "without_secrets"]
 
 _FROM_HOST = (
     *("adduser.conf", "alternatives", "apk", "bash.bashrc", "bash_completion.d", "bindresvport.blacklist"),
@@ -34,9 +34,11 @@ _OF_APT = (
     *("trusted.gpg", "trusted.gpg.d"),
 )
 """Of /etc/apt: all but its credentials."""
-_CREDENTIALS = re.compile(rb"(\w+://)[^/\s\"'@]*@")
+_CREDENTIALS = re.compile(rb"(\w+://)[^/\s\"']*@")
 _TELLING = re.compile(rb"(?im)^.*(?:proxy|password|username|sslclientkey|sslclientcert).*\n?")
 """Lines of a package manager's configuration that name the host's own way out, or a secret."""
+_SHELLS = ("bash.bashrc", "profile", "skel", "wgetrc")
+"""Left out as a whole where a line names such things: a script with a line less may not run."""
 _CONFIGURATION = ("apt", "dnf", "yum.repos.d", "pacman.conf", "pacman.d", "apk")
 _FILE_BYTES = 4 * 1024 * 1024
 
@@ -140,34 +142,50 @@ def _entries(links: Mapping[str, str], shown: Collection[str]) -> dict[str, _Ent
     for name, target in {**_LINKS, **{path.lstrip("/"): target for path, target in links.items()}}.items():
         found[name] = _Entry("link", os.fsencode(target))
     for name in (*_FROM_HOST, *(f"apt/{name}" for name in _OF_APT)):
-        _read(Path("/etc", name), found, shown, cleaned=name.split("/")[0] in _CONFIGURATION)
-    _read(Path("/var/lib/apt/extended_states"), found, shown, cleaned=False)
+        _read(Path("/etc", name), found, shown)
+    _read(Path("/var/lib/apt/extended_states"), found, shown)
     for name, (content, mode) in _written().items():
         found[f"etc/{name}"] = _Entry("file", content.encode(), mode)
     above = {str(path) for name in found for path in PurePosixPath(name).parents} - {"."}
     return {**dict.fromkeys(above, _Entry("directory")), **found}
 
 
-def _read(source: Path, found: dict[str, _Entry], shown: Collection[str], *, cleaned: bool) -> None:
+def _read(source: Path, found: dict[str, _Entry], shown: Collection[str]) -> None:
     """Take what everybody may read, links as links, and nothing that is neither file nor directory."""
     name = str(source).lstrip("/")
     try:
         status = source.lstat()
-    except OSError:
+        if str(source) in shown:
+            found[name] = _Entry("directory")
+        elif stat.S_ISLNK(status.st_mode):
+            found[name] = _Entry("link", os.fsencode(os.readlink(source)))
+        elif stat.S_ISDIR(status.st_mode) and status.st_mode & 0o005 == 0o005:
+            found[name] = _Entry("directory")
+            for entry in sorted(source.iterdir()):
+                _read(entry, found, shown)
+        elif stat.S_ISREG(status.st_mode) and status.st_mode & 0o004 and status.st_size <= _FILE_BYTES:
+            content = without_secrets(name, source.read_bytes())
+            if content is not None:
+                found[name] = _Entry("file", content, stat.S_IMODE(status.st_mode) & 0o755)
+    except OSError:  # it is not there, or was removed meanwhile
         return
-    if str(source) in shown:
-        found[name] = _Entry("directory")
-    elif stat.S_ISLNK(status.st_mode):
-        found[name] = _Entry("link", os.fsencode(os.readlink(source)))
-    elif stat.S_ISDIR(status.st_mode) and status.st_mode & 0o005 == 0o005:
-        found[name] = _Entry("directory")
-        for entry in sorted(source.iterdir()):
-            _read(entry, found, shown, cleaned=cleaned)
-    elif stat.S_ISREG(status.st_mode) and status.st_mode & 0o004 and status.st_size <= _FILE_BYTES:
-        content = source.read_bytes()
-        if cleaned and source.suffix not in (".gpg", ".asc"):
-            content = _TELLING.sub(b"", _CREDENTIALS.sub(rb"\1", content))
-        found[name] = _Entry("file", content, stat.S_IMODE(status.st_mode) & 0o755)
+
+
+def without_secrets(name: str, content: bytes) -> bytes | None:
+    """Return what of a file of the host sandboxes are given; None: nothing.
+
+    Args:
+        name: Its path, without the first slash.
+    """
+    kind = name.split("/")[1]
+    if (kind not in _CONFIGURATION and kind not in _SHELLS) or name.endswith((".gpg", ".asc")):
+        return content
+    telling = _TELLING.findall(content)
+    if any(line.rstrip().endswith(b"{") for line in telling):  # what follows in the block would be left
+        return None
+    if kind in _SHELLS:
+        return None if telling or _CREDENTIALS.search(content) else content
+    return _TELLING.sub(b"", _CREDENTIALS.sub(rb"\1", content))
 
 
 def _written() -> dict[str, tuple[str, int]]:

@@ -9,6 +9,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ import pytest
 from ash_hub.backends.base import Instance
 from ash_hub.backends.local import LocalBackend, host
 from ash_hub.backends.local.machine import CAPABILITIES
-from ash_hub.backends.local.machine_base import make_base
+from ash_hub.backends.local.machine_base import make_base, without_secrets
 from ash_hub.backends.local.settings import DEFAULT_FIRST_USER, DEFAULT_USERS, USERS_EACH
 from ash_mcp.errors import ConfigError, StartFailed
 from ash_mcp.types import ResourceAmounts, Resources, new_sandbox_id
@@ -252,6 +253,46 @@ def test_a_base_is_the_same_for_the_same_host_and_has_no_secret(tmp_path: Path) 
     assert one == two and os.listdir(tmp_path / "bases") == [one.name]
     assert (one / "bin").is_symlink() and stat.S_IMODE((one / "tmp").stat().st_mode) == 0o1777
     assert not (one / "etc/apt/auth.conf").exists() and not (one / "etc/apt/auth.conf.d").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "given"),
+    [
+        ("etc/apt/sources.list", b"deb https://user:p@ss@repo.test/ x\n", b"deb https://repo.test/ x\n"),
+        ("etc/apt/apt.conf.d/1", b'A "b";\nAcquire::http::Proxy "http://10.0.0.1";\n', b'A "b";\n'),
+        ("etc/apt/apt.conf.d/2", b'Acquire::http::Proxy {\n  "x.test" "DIRECT";\n};\n', None),
+        ("etc/wgetrc", b"tries = 2\n", b"tries = 2\n"),
+        ("etc/wgetrc", b"tries = 2\nhttp_proxy = http://user:pw@10.0.0.1\n", None),
+        ("etc/skel/.profile", b"if true; then\nexport https_proxy=http://10.0.0.1\nfi\n", None),
+        ("etc/pam.d/su", b"password required pam_unix.so\n", b"password required pam_unix.so\n"),
+    ],
+)
+def test_a_base_tells_nothing_of_the_hosts_way_out(name: str, content: bytes, given: bytes | None) -> None:
+    assert without_secrets(name, content) == given
+
+
+ON_AN_OVERLAY = """
+import os, subprocess, sys
+from ash_hub.backends.local.keeper.launchers.mount_names import own_mounts
+from ash_hub.backends.local.keeper.launchers.staging import Staged, place, set_up, user_namespace
+own_mounts()
+folder, first = sys.argv[1], int(sys.argv[2])
+for name in ("lower", "upper", "work", "seen"):
+    os.mkdir(f"{folder}/{name}")
+open(f"{folder}/lower/it", "w").close()
+where = f"lowerdir={folder}/lower,upperdir={folder}/upper,workdir={folder}/work"
+subprocess.run(["mount", "-t", "overlay", "-o", where, "overlay", f"{folder}/seen"], check=True)
+stage = place()
+set_up(stage, [Staged(f"{folder}/seen", "0", "overlay")], user_namespace(first, 65536), first, None)
+print(os.listdir(f"{stage}/0"))
+"""
+
+
+def test_a_folder_that_takes_no_idmapped_mount_is_shown_all_the_same() -> None:
+    with directories() as folder:  # on a file system that an overlay can write to
+        told = [sys.executable, "-c", ON_AN_OVERLAY, str(folder), str(DEFAULT_FIRST_USER)]
+        it = subprocess.run(told, capture_output=True, text=True, check=False, timeout=WAIT_SECONDS)
+    assert it.stdout == "['it']\n", it.stderr
 
 
 FORWARDER = """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ash_hub.backends.local.keeper.user_ranges import RangeProblem, UserRanges
+from ash_hub.backends.local.keeper.user_ranges import RangeProblem, UserRanges, lock_problem
 
 BLOCK = (1_000_000, 300)
 
@@ -58,3 +58,11 @@ def test_a_lock_file_that_others_may_write_is_refused(tmp_path: Path) -> None:
     (tmp_path / "lock").chmod(0o666)
     with pytest.raises(RangeProblem, match="not a file of this user alone"):
         UserRanges(str(tmp_path / "lock")).take(BLOCK, 100)
+
+
+def test_a_file_that_cannot_be_locked_is_a_reason_against_machines(tmp_path: Path) -> None:
+    assert lock_problem(str(tmp_path / "lock")) is None
+    assert "No such file" in (lock_problem(str(tmp_path / "absent/lock")) or "")
+    (tmp_path / "open").touch()
+    (tmp_path / "open").chmod(0o666)
+    assert "not a file of this user alone" in (lock_problem(str(tmp_path / "open")) or "")

@@ -2,8 +2,8 @@
 
 A byte of the lock file stands for the user of that number. A range is taken by a lock on its bytes, which the kernel
 gives up when the last descriptor of it is closed: the keeper has one, and so has the sandbox's first process, which
-outlives all others there. So a range is free again when nothing of its sandbox can be left, also where the keeper was
-killed.
+outlives all others there. So a range is free again when nothing of its sandbox can be left. Where the keeper was
+killed, the first process may give it up a moment before the kernel has ended the others.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import stat
 import struct
 
-__all__ = ["LOCK_FILE", "RangeProblem", "UserRanges"]
+__all__ = ["LOCK_FILE", "RangeProblem", "UserRanges", "lock_problem"]
 
 LOCK_FILE = "/run/ash-users.lock"
 _FLOCK = struct.Struct("hhqqi4x")
@@ -43,10 +43,9 @@ class UserRanges:
         first, users = block
         ranges = users // count
         try:
-            descriptor = self._opened()
+            descriptor = _opened(self._path)
         except OSError as error:
-            why = error.strerror or str(error)
-            raise RangeProblem(f"the users of sandboxes cannot be locked by {self._path}: {why}") from error
+            raise RangeProblem(_why(self._path, error)) from error
         for number in range(ranges):
             index = (self._next + number) % ranges
             start = first + index * count
@@ -62,11 +61,25 @@ class UserRanges:
             "choose a larger block of users in the settings"
         )
 
-    def _opened(self) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(self._path, flags, 0o600)
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-            os.close(descriptor)
-            raise OSError("it is not a file of this user alone")
-        return descriptor
+
+def lock_problem(path: str = LOCK_FILE) -> str | None:
+    """Return why ranges cannot be locked, by opening the file; None if they can."""
+    try:
+        os.close(_opened(path))
+    except OSError as error:
+        return _why(path, error)
+    return None
+
+
+def _why(path: str, error: OSError) -> str:
+    return f"the users of sandboxes cannot be locked by {path}: {error.strerror or error}"
+
+
+def _opened(path: str) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(path, flags, 0o600)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        os.close(descriptor)
+        raise OSError("it is not a file of this user alone")
+    return descriptor

@@ -1,4 +1,4 @@
-"""What a launch with users of its own mounts before bubblewrap starts: a stage that only its own namespace has.
+"""The stage of a machine: mounts that a launch with a range of users makes before bubblewrap starts.
 
 The sandbox's root does not own the host's files, and may not pass through the keeper's directory. So everything that
 it is to see is mounted on a stage first, as the host's root: directories of the host by mounts that show their owners
@@ -130,7 +130,12 @@ def set_up(stage: str, things: Sequence[Staged], users: int, owner: int, size: i
             os.mkdir(target, 0o755)
             lower = f"{stage}/lower/{number}"
             os.mkdir(lower)
-            _show_as_own(source, lower, users)
+            try:
+                _show_as_own(source, lower, users)
+            except OSError:
+                if thing.kind == "writable":
+                    raise
+                mount(f"/proc/self/fd/{source}", lower, _BIND)  # NFS, FUSE: its files are nobody's
             if thing.kind == "writable":
                 _writable(lower, target, f"{stage}/upper/{number}", owner)
             elif hides_mounts(thing.source) or not _overlay(lower, target, f"{stage}/empty"):
@@ -213,7 +218,7 @@ def _overlay(lower: str, target: str, empty: str) -> bool:
 
 
 def try_out(directories: Sequence[str], first: int, count: int) -> str:
-    """Mount directories as writable ones and write to them; return why that is refused, or nothing.
+    """Mount directories as writable ones and write to them; return `ok`, or why that is refused.
 
     It is done in a child, so to be called where no thread runs. Nothing of it is left.
     """
@@ -221,7 +226,8 @@ def try_out(directories: Sequence[str], first: int, count: int) -> str:
     if (child := os.fork()) == 0:
         try:
             _write_to(directories, first, count)
-        except OSError as error:
+            os.write(writing, b"ok")
+        except Exception as error:
             os.write(writing, str(error).encode() or b"it failed")
         finally:
             os._exit(0)
