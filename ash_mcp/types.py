@@ -218,10 +218,23 @@ class Endpoint:
     that whoever has the address is believed."""
     server_path: str | None = None
     """Where an image that is a server by itself serves MCP; it has no runner and proves nothing. None: a runner."""
+    has_runner: bool = field(init=False, repr=False, compare=False)
+    """Whether a runner of ours listens there: with a proof, call tokens, `/_ash/` and both eras of MCP."""
+    mcp_path: str = field(init=False, repr=False, compare=False)
+    """The path of its MCP endpoint."""
+    authority: str = field(init=False, repr=False, compare=False)
+    """What a `Host` header says there; behind a Unix socket there is no host, and it says `sandbox`."""
 
     def __post_init__(self) -> None:
         if (self.unix is None) == (self.host is None or self.port is None):
             raise ValueError("an endpoint is either a Unix socket path or a host with a port")
+        # Fields and not properties: every call reads them.
+        object.__setattr__(self, "has_runner", self.server_path is None)
+        object.__setattr__(self, "mcp_path", self.server_path or "/mcp")
+        object.__setattr__(self, "authority", "sandbox" if self.host is None else _authority(self.host, self.port))
+
+    def __hash__(self) -> int:
+        return hash(self.unix or self.host)
 
     def of(self, sandbox_id: SandboxId) -> Endpoint:
         """Return it as that of one sandbox."""
@@ -232,23 +245,10 @@ class Endpoint:
         """Whether a new connection must begin with a proof. A Unix socket that the backend made needs none."""
         return self.proves and self.has_runner and self.sandbox is not None and self.unix is None
 
-    @property
-    def has_runner(self) -> bool:
-        """Whether a runner of ours listens there: with a proof, call tokens, `/_ash/` and both eras of MCP."""
-        return self.server_path is None
 
-    @property
-    def mcp_path(self) -> str:
-        """The path of its MCP endpoint."""
-        return self.server_path or "/mcp"
-
-    @property
-    def authority(self) -> str:
-        """What a `Host` header says there; behind a Unix socket there is no host, and it says `sandbox`."""
-        if self.host is None:
-            return "sandbox"
-        host = self.host.partition("%")[0]  # a zone means something on this machine only
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+def _authority(host: str, port: int | None) -> str:
+    host = host.partition("%")[0]  # a zone means something on this machine only
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @dataclass(frozen=True, slots=True)

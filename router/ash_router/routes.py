@@ -196,11 +196,13 @@ class Routes:
 
     def resolve(self, principal: Principal, scope: Scope, name: str) -> Route | None:
         """Return the route that `name` means to this caller, by `resolve_name`; None for several as for none."""
-        owned = self._by_owner.get(principal.subject, {}).values()
         found = resolve_name(
-            principal, scope, name, known=self.named(name), by_id=self._by_id, by_name=self._by_name, owned=owned
+            principal, scope, name, by_name=self._by_name, by_id=self._by_id, named=self.named, owned_by=self._owned_by
         )
         return found[0] if len(found) == 1 else None
+
+    def _owned_by(self, owner: str) -> Iterable[Route]:
+        return self._by_owner.get(owner, {}).values()
 
     async def find(self, principal: Principal, scope: Scope, name: str) -> Route | None:
         """Like `resolve`, but ask the store before saying that there is none: another replica may just have bound it.
@@ -358,33 +360,37 @@ def resolve_name(
     scope: Scope,
     name: str,
     *,
-    known: T | None,
-    by_id: Mapping[SandboxId, T],
     by_name: Mapping[tuple[str, Scope, str], T],
-    owned: Iterable[T],
+    by_id: Mapping[SandboxId, T],
+    named: Callable[[str], T | None],
+    owned_by: Callable[[str], Iterable[T]],
 ) -> list[T]:
     """Return what `name`, a session name, an id or an alias, means to a caller: several only under `*`.
 
     There can be several only in scope `*`, unless one of the default scope has the name: that one wins.
 
     Args:
-        known: What has that id or alias.
         by_name: By owner, scope and session name.
-        owned: Everything that the caller owns, in any scope; what it may not see is skipped.
+        named: Returns what has an id or alias.
+        owned_by: Returns everything that an owner has, in any scope; what the caller may not see is skipped.
     """
 
     def sees(thing: T) -> bool:
         return visible(principal, scope, thing.id, thing.owner, thing.scope)
 
-    if known is not None:  # an id is nobody's name
-        return [known] if sees(known) else []
+    # An id or an alias is nobody's session name, so the order of these does not matter, but for the time it takes.
+    found = by_name.get((principal.subject, DEFAULT_SCOPE if scope == EVERY_SCOPE else scope, name))
+    if found is not None and sees(found):
+        return [found]
+    found = named(name)
+    if found is not None:
+        return [found] if sees(found) else []
     if principal.sandbox is not None:
         only = by_id.get(principal.sandbox)
         return [only] if only is not None and only.session == name else []
-    named = by_name.get((principal.subject, DEFAULT_SCOPE if scope == EVERY_SCOPE else scope, name))
-    if named is not None and sees(named):
-        return [named]
-    return [thing for thing in owned if thing.session == name and sees(thing)] if scope == EVERY_SCOPE else []
+    if scope != EVERY_SCOPE:
+        return []
+    return [thing for thing in owned_by(principal.subject) if thing.session == name and sees(thing)]
 
 
 def _to_record(route: Route) -> dict[str, object]:

@@ -84,16 +84,11 @@ class Registry:
             SandboxNotFound: None that the caller may know of, or several; the message lists those that there are.
         """
         known = self._by_id.values()
-        named = resolve_name(
-            principal,
-            scope,
-            name,
-            known=self.named(name),
-            by_id=self._by_id,
-            by_name=self._by_name,
-            owned=known,
+        by_name, by_id = self._by_name, self._by_id
+        means = resolve_name(
+            principal, scope, name, by_name=by_name, by_id=by_id, named=self.named, owned_by=lambda _: known
         )
-        found = [sandbox for sandbox in named if not sandbox.state.ended] or named
+        found = [sandbox for sandbox in means if not sandbox.state.ended] or means
         if not found:
             raise SandboxNotFound(_unknown(name, self.of(principal, scope)), session=name)
         if len(found) > 1:

@@ -84,6 +84,11 @@ class RelayLimits:
         )
         return CapacityExceeded(message, retry_after_seconds=1.0)
 
+    def allows_call(self, principal: Principal, in_flight: int) -> bool:
+        """Say whether a principal may have one more call in flight; if not, `calls_of` says why."""
+        most = principal.limits.calls
+        return in_flight < self.max_in_flight_per_owner and (most is None or in_flight < most)
+
     def calls_of(self, principal: Principal) -> EffectiveLimit:
         """Return how many calls a principal may have in flight."""
         by_share = principal.share is not None

@@ -48,18 +48,28 @@ class Turns:
         Args:
             work: Its weight; a call is 1.
         """
-        if self._begun.get(owner, 0) >= self._part:
-            self._queues.setdefault(owner, OrderedDict())[waiter] = work
+        begun = self._begun
+        done = begun.get(owner, 0)
+        if done >= self._part:
+            queue = self._queues.get(owner)
+            if queue is None:
+                queue = self._queues[owner] = OrderedDict()
+            queue[waiter] = work
             return
-        self.spend(owner, work)
+        begun[owner] = done + work
+        if not self._going:
+            self._go()
         waiter.begin()
 
     def spend(self, owner: str, work: float) -> None:
         """Count work that needed no turn, so that the principal begins less in the next ones."""
         self._begun[owner] = self._begun.get(owner, 0) + work
         if not self._going:
-            self._going = True
-            self._soon(self._next)
+            self._go()
+
+    def _go(self) -> None:
+        self._going = True
+        self._soon(self._next)
 
     def leave(self, owner: str, waiter: Waiter) -> None:
         """Remove a waiting request; no-op for one that has begun."""
@@ -77,9 +87,9 @@ class Turns:
             self._begin_more(owner)
             if self._begun[owner] <= 0:
                 del self._begun[owner]
-        self._going = bool(self._begun)
-        if self._going:
-            self._soon(self._next)
+        self._going = False
+        if self._begun:
+            self._go()
 
     def _begin_more(self, owner: str) -> None:
         queue = self._queues.get(owner)

@@ -142,7 +142,7 @@ class MessageClassifier:
             head=head,
             body=body,
             tool=tool,
-            progress_token=call.message.progress_token,
+            message=call.message,
             session=session,
             hold=hold,
         )

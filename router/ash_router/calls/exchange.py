@@ -30,7 +30,7 @@ from ash_router.calls.sandbox_exchange import SandboxExchange, Services
 from ash_router.calls.sandbox_response import EventEditor, Reply
 from ash_router.calls.stateless_results import StatelessResults
 from ash_router.http import framing, responses
-from ash_router.http.bodies import RequestId
+from ash_router.http.bodies import Message, RequestId
 from ash_router.http.framing import Headers, ResponseHead
 from ash_router.http.heads import RequestHead
 from ash_router.http.responses import Caller
@@ -61,8 +61,8 @@ class RelayedCall:
     """As it is sent to the sandbox."""
     tool: str
     """The tool's name within its sandbox."""
-    progress_token: str | int | None = None
-    """With which the caller asked for progress."""
+    message: Message | None = None
+    """The caller's own request."""
     session: LegacySession | None = None
     """The hub session of a handshake-era call, else None."""
     hold: AbstractContextManager[None] | None = None
@@ -230,7 +230,8 @@ class Exchange(SandboxExchange):
             self._tell_if_quiet(now)
 
     def _token(self) -> str | int | None:
-        return self._call.progress_token
+        message = self._call.message
+        return None if message is None else message.progress_token
 
     def _may_tell(self) -> bool:
         return b"text/event-stream" in (self._call.head.fields.get(b"accept") or b"")

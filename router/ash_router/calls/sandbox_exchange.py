@@ -203,13 +203,14 @@ class SandboxExchange(ABC):
     # The sandbox.
 
     def received(self, head: ResponseHead | None, data: bytes, complete: bool) -> None:
-        if head is not None and not self._reply.takes(head):
+        reply = self._reply
+        if head is not None and not reply.takes(head):
             self.fail(RemoteProtocolError(f"the sandbox answered HTTP {head.status} without a message"))
             return
         if complete:
             self._connection = None
         self._moved_at = self._loop.time()
-        out = self._reply.frame(head, data, complete)
+        out = reply.frame(head, data, complete)
         if out:
             self._caller.write(out)
         if complete:
@@ -217,7 +218,7 @@ class SandboxExchange(ABC):
             self._caller.finished()
         if len(data) > _SMALL_BYTES:
             self._count_output(len(data))
-        if self._reply.is_stream and self._token() is not None and _PROGRESS in data:
+        if reply.is_stream and self._token() is not None and _PROGRESS in data:
             self._heard_at = self._moved_at
             self._progress = max(self._progress, *(float(found) for found in _PROGRESS_VALUE.findall(data)), 0.0)
 
@@ -289,9 +290,8 @@ class SandboxExchange(ABC):
     def _count(self, sandbox_id: SandboxId | None) -> bool:
         """Enter the call in the ledger; where its principal has too many in flight, refuse it and return False."""
         services, owner = self._services, self._principal.subject
-        limit = services.limits.calls_of(self._principal)
-        if services.ledger.of_owner(owner) >= limit.most:
-            self._refuse(limit.reached("calls"))
+        if not services.limits.allows_call(self._principal, services.ledger.of_owner(owner)):
+            self._refuse(services.limits.calls_of(self._principal).reached("calls"))
             return False
         self._entry = services.ledger.begin(sandbox_id, owner, self.fail)
         return True

@@ -178,16 +178,17 @@ class Connection(asyncio.Protocol):
             self.close()  # it speaks out of turn
             return
         if not self._reading:
-            if self._early:
-                data, self._early = self._early + data, b""
-            elif self._same is not None and not self._no_body and self._same.is_head_of(data):
-                self._early = data
-                return
-            body = None if self._same is None or self._no_body else self._same.body_of(data)
+            early, same = self._early, None if self._no_body else self._same
+            if early:
+                data, self._early = early + data, b""
+            body = None if same is None else same.body_of(data)
             if body is not None:
                 self._sink = None
                 self._release(self, not self._sending)
                 self._give(sink, self._same_head, body, True)
+                return
+            if same is not None and not early and same.is_head_of(data):
+                self._early = data
                 return
             self._begin()
             self._came = data
