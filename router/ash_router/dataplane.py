@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
-from ash_mcp.errors import AshError, ConfigError, ConnectFailed, HiveFault, SandboxNotFound, StreamBroken
+from ash_mcp.errors import AshError, ConfigError, ConnectFailed, HiveFault, SandboxNotFound, StreamBroken, Unsupported
 from ash_mcp.types import Principal, SandboxId
 from ash_mcp.wire import MCP_PATH
 from ash_router.admission.base import Admitted, Refusal
@@ -17,7 +17,8 @@ from ash_router.bounds.streams import OpenStreams
 from ash_router.bounds.turns import Turns
 from ash_router.bounds.unfinished import Unfinished
 from ash_router.calls.classifier import Cancellation, ClientAnswer, LevelChange, MessageClassifier, RootsChange
-from ash_router.calls.direct import DirectRequest, direct_request_of, name_in, resumption_of
+from ash_router.calls.direct import DirectRequest, direct_request_of, door_in, resumption_of
+from ash_router.calls.door import browser_refusal
 from ash_router.calls.sandbox_exchange import Services
 from ash_router.http.framing import ResponseHead, response_problem
 from ash_router.http.heads import RequestHead
@@ -151,19 +152,27 @@ class DataPlane:
     def direct_request(self, admitted: Admitted, method: str, head: RequestHead) -> DirectRequest | Refusal | None:
         """Return the direct request that a head makes, the refusal of a bad one, or None if it makes none."""
         # a guest's requests are not passed through: each is read, and the hive answers all but its calls
-        name = None if admitted.principal.share is not None else name_in(head, admitted.path)
-        if name is None:
+        asked = None if admitted.principal.share is not None else door_in(head, admitted.path)
+        if asked is None:
             is_resumption = method == "GET" and admitted.path == MCP_PATH
             return resumption_of(self._sessions, admitted, head.fields) if is_resumption else None
-        if isinstance(name, AshError):
-            return Refusal(name)
-        found = direct_request_of(self.routes, admitted, name, method)
+        if isinstance(asked, AshError):
+            return Refusal(asked)
+        _, mark, query = head.target.partition(b"?")
+        found = direct_request_of(self.routes, admitted, asked, method, mark + query)
         if found is None:
-            return Refusal(self._explain_missing_route(admitted, name) or SandboxNotFound("route not found"))
+            return Refusal(self._explain_missing_route(admitted, asked.name) or SandboxNotFound("route not found"))
         if not found.door.takes(method):
             allowed = ", ".join(sorted(found.door.methods or ()))
-            return Refusal(ConfigError(f"a sandbox's endpoint takes {allowed}"), 405, (("allow", allowed),))
-        return found
+            return Refusal(ConfigError(f"a sandbox's {asked.kind} takes {allowed}"), 405, (("allow", allowed),))
+        return self._door_refusal(found, head) or found
+
+    def _door_refusal(self, direct: DirectRequest, head: RequestHead) -> Refusal | None:
+        """Return why a request to a living sandbox does not pass its door, or None."""
+        error = browser_refusal(head.fields) if direct.door.for_programs else None
+        if error is None and not direct.door.is_mcp and not direct.route.endpoint.has_runner:
+            error = Unsupported("this sandbox is an image that is a server by itself: it has an MCP endpoint only")
+        return None if error is None else Refusal(error)
 
     @property
     def looks_up(self) -> bool:

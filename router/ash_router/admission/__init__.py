@@ -3,6 +3,7 @@
 base                  what admission is: a head in, a verdict out
 gate                  the admission of a hive
 host_names            the names by which a hive may be addressed
+door_paths            the paths of the doors to one sandbox
 request_scope         path, scope and expansion that a request asks for
 bearer                bearer tokens of every kind
 credential_verdict    what a credential turns out to be

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Final
 from urllib.parse import parse_qs, unquote
 
 from ash_mcp import errors
@@ -12,11 +10,9 @@ from ash_mcp.types import DEFAULT_SCOPE, EVERY_SCOPE, Scope, valid_scope
 from ash_mcp.wire import HEADER_SCOPE, MCP_PATH
 from ash_router.admission.base import Admitted, Head, Refusal
 from ash_router.admission.credential_verdict import Known
+from ash_router.admission.door_paths import DoorKind, DoorPath, read_door_path
 
-__all__ = ["ENDPOINT_PATH", "RequestScope", "address_of", "read_request_scope"]
-
-ENDPOINT_PATH: Final = re.compile(r"/s/([A-Za-z0-9-]{1,128})/mcp/?")
-"""The path of a sandbox's own endpoint, decoded: it is matched as a whole, and the group is the sandbox's name."""
+__all__ = ["RequestScope", "address_of", "read_request_scope"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +24,8 @@ class RequestScope:
     scope: Scope | None
     """None if the request names none."""
     expand: bool | None
+    door: DoorPath | None = None
+    """The door to one sandbox that the path leads to."""
 
     def verdict_for(self, known: Known, client: tuple[str, int] | None, url: str = "") -> Admitted | Refusal:
         """Return the verdict on this request with a valid credential: a refusal if that is not for the scope.
@@ -58,6 +56,11 @@ def read_request_scope(head: Head) -> RequestScope | Refusal:
     """Return what a request's path, query and headers ask for, or the refusal of a malformed or contradicting one."""
     raw_path, _, raw_query = head.target.partition(b"?")
     path = unquote(raw_path.decode("latin-1"))
+    door = read_door_path(raw_path, path)
+    if isinstance(door, str):
+        return Refusal(errors.ConfigError(door))
+    if door is not None and door.kind is not DoorKind.MCP:
+        raw_query = b""  # it is the sandbox's, whatever it says of a scope
     try:
         query = parse_qs(raw_query.decode("latin-1"), keep_blank_values=True, max_num_fields=64)
     except ValueError:
@@ -77,4 +80,4 @@ def read_request_scope(head: Head) -> RequestScope | Refusal:
         return Refusal(errors.ConfigError(f"expand={expand!r} is unknown; use expand=none or expand=all"))
     if path == f"{MCP_PATH}/":
         path = MCP_PATH
-    return RequestScope(path, scope, None if expand is None else expand == "all")
+    return RequestScope(path, scope, None if expand is None else expand == "all", door)

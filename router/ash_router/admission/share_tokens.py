@@ -12,7 +12,8 @@ from ash_mcp.types import DEFAULT_SCOPE, Principal, PrincipalLimits, SandboxId
 from ash_mcp.wire import MCP_PATH
 from ash_router.admission.base import SESSION_HEADER, Admitted, Head, Refusal
 from ash_router.admission.credential_verdict import Known, Rejected, Verdict
-from ash_router.admission.request_scope import ENDPOINT_PATH, RequestScope, address_of
+from ash_router.admission.door_paths import DoorKind
+from ash_router.admission.request_scope import RequestScope, address_of
 from ash_router.admission.secret_tokens import is_token_of, token_pattern
 from ash_router.admission.shares import SHARE_PREFIX, Share
 
@@ -107,10 +108,10 @@ def verdict_for_share(asked: RequestScope, known: Known, head: Head, url: str) -
     Every other request gets the same refusal, whether what it names exists or not.
     """
     named = head.all(SESSION_HEADER)
-    match = ENDPOINT_PATH.fullmatch(asked.path)
-    if match is not None:
-        named.append(match[1])
-    is_door = match is not None or asked.path == MCP_PATH
+    is_door = asked.path == MCP_PATH
+    if asked.door is not None:
+        named.append(asked.door.name)
+        is_door = asked.door.kind is DoorKind.MCP
     if not is_door or not named or known.names is None or not known.names.issuperset(named):
         return Refusal(PermissionDenied(_ONE_DOOR))
     return Admitted(known.principal, DEFAULT_SCOPE, MCP_PATH, None, known.by, address_of(head.client), url)

@@ -331,7 +331,8 @@ class Intake(HttpToolsProtocol):
 
     def _refusal(self, error: AshError, status: int | None, headers: Sequence[tuple[str, str]]) -> bytes:
         """Return the whole answer of a refused request."""
-        return responses.refusal(self, error, status, headers)
+        answer = responses.refusal(self, error, status, headers)
+        return responses.without_body(answer) if (self.scope or {}).get("method") == "HEAD" else answer
 
     def _answer_fault(self, error: BaseException) -> None:
         """Answer a request in whose handling the hive failed, or close its connection if the answer may have begun."""

@@ -150,7 +150,8 @@ class RelayProtocol(Intake):
     def on_body(self, body: bytes) -> None:
         if self._passage is not None:
             self._passed_bytes += len(body)
-            if self._passed_bytes > self.relay.limits.max_direct_body_bytes:
+            most = self._passage.max_body_bytes
+            if most is not None and self._passed_bytes > most:
                 self._direct_body_exceeded()
                 return
             self._passage.body(body)
@@ -302,7 +303,8 @@ class RelayProtocol(Intake):
 
     def _pass(self, passage: Passage) -> None:
         announced = self._head.fields.get(b"content-length")
-        if announced is not None and int(announced) > self.relay.limits.max_direct_body_bytes:
+        most = passage.max_body_bytes
+        if announced is not None and most is not None and int(announced) > most:
             self._direct_body_exceeded()
             return
         self._phase = Phase.PASSING

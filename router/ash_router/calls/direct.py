@@ -1,27 +1,27 @@
-"""Recognises requests to a sandbox's own endpoint: `/mcp` with `X-Session-ID`, and `/s/<sandbox>/mcp`. Pure.
+"""Recognises requests to a door of one sandbox: `/s/<sandbox>/…`, and `/mcp` with `X-Session-ID`. Pure.
 
-The path is matched after percent-decoding and as a whole, and never used again: what is asked of the sandbox is the
-door's target, so no spelling of a path leads to anything else in it.
+What is asked of the sandbox is the door's target, and below it what `door_paths.py` has found to be canonical. So no
+spelling of a path leads to anything else in it.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ash_mcp.errors import AshError, ConfigError
 from ash_mcp.types import EVERY_SCOPE, Principal, SessionName
 from ash_mcp.wire import MCP_PATH
 from ash_router.admission.base import SESSION_HEADER, Admitted
-from ash_router.admission.request_scope import ENDPOINT_PATH
-from ash_router.calls.door import MCP_DOOR, RESUMPTION_DOOR, Door
+from ash_router.admission.door_paths import DoorKind, DoorPath, read_door_path
+from ash_router.calls.door import DOORS, MCP_DOOR, RESUMPTION_DOOR, Door
 from ash_router.http.heads import Fields, RequestHead
 from ash_router.routes import Route, Routes, visible
 from ash_router.sessions.server_requests import find_resumed
 from ash_router.sessions.session_map import LegacySession, LegacySessions, UpstreamSession
 
-__all__ = ["SESSION_HEADER", "DirectRequest", "Resumption", "direct_request_of", "name_in", "resumption_of"]
+__all__ = ["SESSION_HEADER", "DirectRequest", "Resumption", "direct_request_of", "door_in", "resumption_of"]
 
 _NAME: Final = re.compile(rb"[A-Za-z0-9-]{1,128}")
 
@@ -50,49 +50,60 @@ class DirectRequest:
     """Set for a resumption; None if the caller's MCP session is with the sandbox itself."""
 
     @property
-    def is_get(self) -> bool:
-        """Whether its method is GET: it opens a stream to listen to and counts as no call."""
-        return self.method == "GET"
+    def listens(self) -> bool:
+        """Whether it opens an MCP stream that only listens, and so counts as no call."""
+        return self.method == "GET" and self.door.is_mcp
 
 
-def name_in(head: RequestHead, path: str) -> str | AshError | None:
-    """Return the sandbox name in a request, the error if it names two, or None if it names none.
+def door_in(head: RequestHead, path: str) -> DoorPath | AshError | None:
+    """Return the door that a request asks for, the error if it names two sandboxes, or None if it names none.
 
     Args:
         path: As admitted: percent-decoded once.
     """
     if head.named is None or head.named[0] != path:
-        head.named = path, _read_name(path, head.fields)
+        head.named = path, _read_door(head, path)
     return head.named[1]
 
 
-def _read_name(path: str, fields: Fields) -> str | AshError | None:
-    named = None
+def _read_door(head: RequestHead, path: str) -> DoorPath | AshError | None:
+    door: DoorPath | str | None = DoorPath(DoorKind.MCP, "")
     if path != MCP_PATH:
-        named = ENDPOINT_PATH.fullmatch(path)
-        if named is None:
+        door = read_door_path(head.target.partition(b"?")[0], path)
+        if isinstance(door, str):
+            return ConfigError(door)
+        if door is None or door.kind not in DOORS:
             return None
-    if SESSION_HEADER not in fields:
-        return None if named is None else named[1]
-    value = fields[SESSION_HEADER]
-    if value is None or (named is not None and value.decode("latin-1") != named[1]):
+    if SESSION_HEADER not in head.fields:
+        return None if path == MCP_PATH else door
+    value = head.fields[SESSION_HEADER]
+    if value is None or (path != MCP_PATH and value.decode("latin-1") != door.name):
         return ConfigError("the request names more than one sandbox; name it once, in X-Session-ID or in the path")
     # a malformed name resolves like one that nobody has
-    return value.decode("ascii") if _NAME.fullmatch(value) is not None else ""
+    return replace(door, name=value.decode("ascii") if _NAME.fullmatch(value) is not None else "")
 
 
-def direct_request_of(routes: Routes, admitted: Admitted, name: str, method: str) -> DirectRequest | None:
-    """Return the direct request to the caller's sandbox that `name` means; None if there is no such sandbox.
+def direct_request_of(
+    routes: Routes, admitted: Admitted, asked: DoorPath, method: str, query: bytes = b""
+) -> DirectRequest | None:
+    """Return the request at a door to the caller's sandbox that `asked` names; None if there is no such sandbox.
 
     A session name is one of the request's scope. An id or an alias needs none: it is good in every scope that the
     caller's key is for, since whoever sends one has no reason to know its scope.
+
+    Args:
+        query: With its question mark; it goes to the sandbox, but for that of its MCP endpoint.
     """
+    principal, name = admitted.principal, asked.name
     route = routes.named(name)
-    if route is not None:
-        seen = visible(admitted.principal, EVERY_SCOPE, route.sandbox_id, route.owner, route.scope)
-        return DirectRequest(admitted.principal, route, method) if seen else None
-    route = routes.resolve(admitted.principal, admitted.scope, SessionName(name))
-    return None if route is None else DirectRequest(admitted.principal, route, method)
+    if route is None:
+        route = routes.resolve(principal, admitted.scope, SessionName(name))
+    elif not visible(principal, EVERY_SCOPE, route.sandbox_id, route.owner, route.scope):
+        route = None
+    if route is None:
+        return None
+    rest = b"" if asked.kind is DoorKind.MCP else asked.rest + query
+    return DirectRequest(principal, route, method, DOORS[asked.kind], rest)
 
 
 def resumption_of(sessions: LegacySessions, admitted: Admitted, fields: Fields) -> DirectRequest | None:

@@ -25,7 +25,7 @@ from ash_mcp.types import SandboxId
 from ash_mcp.wire import MODERN_VERSION, failure_to_json
 from ash_router.calls.direct import DirectRequest
 from ash_router.calls.sandbox_exchange import SandboxExchange, Services
-from ash_router.calls.sandbox_response import Reply
+from ash_router.calls.sandbox_response import PassedReply, Reply
 from ash_router.http import bodies, framing, responses
 from ash_router.http.heads import RequestHead
 from ash_router.http.responses import Caller
@@ -93,6 +93,8 @@ class Passage(SandboxExchange):
         self._head = head
         self._forwarded_lines = forwarded_lines
         self._endpoint = direct.route.endpoint
+        if not direct.door.is_mcp:
+            self._kept = None  # nothing of it is looked at
         super().__init__(sender, direct.principal, direct.route, _reply_to(sender, direct), services, paused=paused)
 
     @property
@@ -100,9 +102,14 @@ class Passage(SandboxExchange):
         """Whether the answer has begun."""
         return self._reply.begun
 
+    @property
+    def max_body_bytes(self) -> int | None:
+        """How long the request's body may be; None: as long as it likes."""
+        return self._services.limits.max_direct_body_bytes if self._direct.door.has_body_cap else None
+
     def start(self) -> None:
         """Count the request; the first `flush` queues it for its turn."""
-        if self._enter_stream() if self._direct.is_get else self._enter_call(self._direct.route.sandbox_id):
+        if self._enter_stream() if self._direct.listens else self._enter_call(self._direct.route.sandbox_id):
             self._watch()
         else:
             self._pending = b""  # refused: nothing is sent, and its turn answers
@@ -110,7 +117,8 @@ class Passage(SandboxExchange):
     def start_whole(self, body: bytes) -> None:
         """`start` and send a request whose body is complete."""
         self._pending = body
-        self._kept = body if len(body) <= self._max_kept_bytes else None
+        if self._kept is not None:
+            self._kept = body if len(body) <= self._max_kept_bytes else None
         self._body_complete = True
         self.start()
         self.flush()
@@ -186,6 +194,7 @@ class Passage(SandboxExchange):
             more=not self._body_complete,
             on_pressure=None if self._body_complete else self._pause_caller,
             is_head=direct.method == "HEAD",
+            problem_of=direct.door.problem_of,
         )
         if self._paused:
             connection.pause()
@@ -236,7 +245,9 @@ class Passage(SandboxExchange):
         return self._progress_token
 
     def _may_tell(self) -> bool:
-        return not self._direct.is_get if self._reply.begun else self._may_begin()
+        if not self._direct.door.is_mcp:
+            return False
+        return not self._direct.listens if self._reply.begun else self._may_begin()
 
     def _may_begin(self) -> bool:
         """Return whether the hive may begin the answer: of a session only the sandbox can, as it may not know it."""
@@ -249,12 +260,13 @@ class Passage(SandboxExchange):
 
     def stopping(self) -> None:
         """End a stream that only listens: the hive stops, and it would never end by itself."""
-        if self._direct.is_get:
+        if self._direct.listens:
             self.fail(StreamBroken("the hive stops"))
 
     def _whole_failure(self, error: AshError, status: int | None) -> bytes:
         nonce = (responses.NONCE.decode(), responses.new_nonce().decode())
-        return responses.refusal(self._sender, error, status, [nonce])
+        answer = responses.refusal(self._sender, error, status, [nonce])
+        return responses.without_body(answer) if self._direct.method == "HEAD" else answer
 
     def _late_failure(self, error: AshError) -> bytes | None:
         return self._failure(error)
@@ -287,20 +299,22 @@ class Passage(SandboxExchange):
 
     def _silence_seconds(self) -> float:
         """Return how long the sandbox may be silent, in seconds."""
-        return self._services.limits.idle_stream_seconds or math.inf
+        return self._direct.door.silent_seconds or self._services.limits.idle_stream_seconds or math.inf
 
     def _end(self) -> None:
         if self._caller_paused:
             self._pause_caller(False)
         super()._end()
-        if self._direct.is_get:
+        if self._direct.listens:
             self._services.streams.end(self._principal.subject, self)
 
 
 def _reply_to(sender: Sender, direct: DirectRequest) -> Reply:
     headers, resumed = direct.door.headers, direct.resumed
+    if not direct.door.is_mcp:
+        return PassedReply(sender, direct.door.lines, headers=headers, is_head=direct.method == "HEAD")
     if resumed is None:
-        return Reply(sender, headers=headers)
+        return Reply(sender, direct.door.lines, headers=headers)
     return Reply(
         sender,
         framing.lines_of([(b"mcp-session-id", resumed.session.id.encode())]),

@@ -13,7 +13,7 @@ from ash_router.http import framing, responses
 from ash_router.http.framing import ResponseHead
 from ash_router.http.responses import Caller
 
-__all__ = ["EventEditor", "Reply"]
+__all__ = ["EventEditor", "PassedReply", "Reply"]
 
 _STREAM_LINES: Final = framing.status_line(200) + framing.lines_of(
     [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache, no-transform")]
@@ -178,3 +178,28 @@ class Reply:
             data += b"".join(self._pending_events)
             self._pending_events = None
         return data
+
+
+class PassedReply(Reply):
+    """An answer that is not MCP: nothing is ever added to its body, and one that breaks off is cut off.
+
+    Args:
+        is_head: It answers a `HEAD`: the length that its head has is that of a body which does not come.
+    """
+
+    def __init__(
+        self, caller: Caller, lines: bytes = b"", *, headers: HeaderPolicy = CALL_HEADERS, is_head: bool = False
+    ) -> None:
+        super().__init__(caller, lines, headers=headers)
+        self._is_head = is_head
+
+    def cut(self, message: bytes | None) -> bytes | None:
+        del message
+        return None
+
+    def _begin(self, head: ResponseHead, whole_length: int | None) -> bytes:
+        if not self._is_head:
+            return super()._begin(head, whole_length)
+        self.begun = True
+        length = b"" if head.length is None else b"content-length: %d\r\n" % head.length
+        return responses.passed_head(self._caller, *self._said(head), length, self._lines)

@@ -33,7 +33,7 @@ class RequestHead:
         self.target = target
         self.headers = headers
         self.named: tuple[str, Any] | None = None
-        """Cache of `direct.name_in`: the path that it read, and what it returned."""
+        """Cache of `direct.door_in`: the path that it read, and what it returned."""
         self._fields: Fields | None = None
         self._tool: tuple[str | None] | None = None
         self._lines: dict[frozenset[bytes], bytes] = {}

@@ -42,6 +42,7 @@ __all__ = [
     "text_refusal",
     "unreadable",
     "whole_failure",
+    "without_body",
 ]
 
 NONCE: Final = HEADER_NONCE.encode()
@@ -164,6 +165,11 @@ def text_refusal(caller: Caller, words: str, error: AshError, status: int) -> by
     body = f"{words}\n".encode()
     ours = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body)), FROM_HUB]
     return head(caller, status, ours, retry_after(error)) + body
+
+
+def without_body(answer: bytes) -> bytes:
+    """Return the head of a whole answer, which is what answers a `HEAD`."""
+    return answer[: answer.index(b"\r\n\r\n") + 4]
 
 
 def json_refusal(error: AshError, *, code: int | None = None) -> bytes:

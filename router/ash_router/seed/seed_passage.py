@@ -14,7 +14,7 @@ from ash_router.calls.direct import DirectRequest
 from ash_router.calls.door import Door, HeaderPolicy
 from ash_router.calls.passage import Passage, Sender
 from ash_router.calls.sandbox_exchange import Services
-from ash_router.calls.sandbox_response import Reply
+from ash_router.calls.sandbox_response import PassedReply
 from ash_router.http import framing, responses
 from ash_router.http.framing import Headers, ResponseHead
 from ash_router.http.heads import RequestHead
@@ -24,8 +24,6 @@ __all__ = ["SEED_DOOR", "SeedPassage", "forwarded_lines", "rest_of", "text_refus
 
 _FORWARDED: Final = frozenset({b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"})
 _MARK: Final = b"%b: 1\r\nconnection: close\r\n" % HEADER_SEED_ROUTER.encode()
-
-_END: Final = b"\r\n\r\n"
 
 SEED_DOOR: Final = Door(MCP_PATH.encode(), None, HeaderPolicy(_FORWARDED, frozenset(), is_denylist=True))
 """A server of the seed's: whatever is below `/mcp`, and nearly all headers."""
@@ -50,8 +48,7 @@ class SeedPassage(Passage):
         paused: bool = False,
     ) -> None:
         super().__init__(sender, direct, head, forwarded, services, paused=paused)
-        reply = _HeadReply if direct.method == "HEAD" else _PlainReply
-        self._reply = reply(sender, headers=direct.door.headers)
+        self._reply = _PlainReply(sender, headers=direct.door.headers, is_head=direct.method == "HEAD")
         self._answer_seconds = answer_seconds
 
     def _enter_call(self, sandbox_id: SandboxId | None) -> bool:
@@ -79,31 +76,17 @@ class SeedPassage(Passage):
         return text_refusal(self._sender, words, error, status, self._direct.method)
 
 
-class _PlainReply(Reply):
-    """An answer that passes as it is; one that breaks off is cut off."""
+class _PlainReply(PassedReply):
+    """An answer that passes as it is, without a word of who gave it."""
 
     def _said(self, head: ResponseHead) -> tuple[bytes, bytes]:
         return self._headers.response_lines(head), b""
-
-    def cut(self, message: bytes | None) -> bytes | None:
-        del message
-        return None
-
-
-class _HeadReply(_PlainReply):
-    """The answer to a `HEAD`: the length that it has is that of a body which does not come."""
-
-    def _begin(self, head: ResponseHead, whole_length: int | None) -> bytes:
-        del whole_length
-        self.begun = True
-        length = b"" if head.length is None else b"content-length: %d\r\n" % head.length
-        return responses.passed_head(self._caller, *self._said(head), length, self._lines)
 
 
 def text_refusal(caller: Caller, words: str, error: AshError, status: int, method: str) -> bytes:
     """Return the whole answer that refuses a request as the seed did: to a `HEAD` without its body."""
     answer = responses.text_refusal(caller, words, error, status)
-    return answer[: answer.index(_END) + len(_END)] if method == "HEAD" else answer
+    return responses.without_body(answer) if method == "HEAD" else answer
 
 
 def rest_of(target: bytes) -> bytes:

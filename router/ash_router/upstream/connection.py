@@ -72,7 +72,7 @@ class Connection(asyncio.Protocol):
         problem_of: Callable[[ResponseHead], str | None] = response_problem,
     ) -> None:
         self.endpoint = endpoint
-        self._problem_of = problem_of
+        self._problem_of = self._problem_now = problem_of
         self._release = release
         self._max_head_bytes = max_head_bytes
         self._max_headers = max_headers
@@ -100,6 +100,7 @@ class Connection(asyncio.Protocol):
         more: bool = False,
         on_pressure: Callable[[bool], None] | None = None,
         is_head: bool = False,
+        problem_of: Callable[[ResponseHead], str | None] | None = None,
     ) -> None:
         """Send one request; its response goes to `sink`.
 
@@ -107,6 +108,7 @@ class Connection(asyncio.Protocol):
             more: The rest of the request follows by `send_more`.
             on_pressure: Learns when the sandbox reads too slowly (True) and when it has caught up.
             is_head: It is a `HEAD`, after whose answer the connection is closed: the parser cannot go on behind it.
+            problem_of: Says of this request why its answer is not taken; None: as of every other.
         """
         assert self._transport is not None and self._sink is None
         self._reading, self._early = False, b""
@@ -114,6 +116,7 @@ class Connection(asyncio.Protocol):
         self._sending = more
         self._on_pressure = on_pressure
         self._no_body = is_head
+        self._problem_now = problem_of or self._problem_of
         self._transport.write(data)
 
     def send_more(self, data: bytes, *, more: bool) -> None:
@@ -267,7 +270,7 @@ class Connection(asyncio.Protocol):
         """Give the sink what is new; of an answer with a length not before its body begins."""
         sink, head, complete = self._sink, self._head, self._complete
         assert sink is not None and head is not None
-        if self._head_is_new and (problem := self._problem_of(head)) is not None:
+        if self._head_is_new and (problem := self._problem_now(head)) is not None:
             self._refuse(problem)
             return
         if self._head_is_new and head.length and not head.is_stream and not self._parts and not complete:
@@ -278,7 +281,8 @@ class Connection(asyncio.Protocol):
         if complete:
             self._sink = None
             # a 2, so not behind an interim answer
-            if is_new and self._came is not None and self._reusable and self._came.startswith(b"HTTP/1.1 2"):
+            is_usual = is_new and self._reusable and self._problem_now is self._problem_of
+            if is_usual and self._came is not None and self._came.startswith(b"HTTP/1.1 2"):
                 self._same, self._same_head = SameHead.of(self._came), head
             # the rest of a request that was answered early must not be taken for the next one
             self._release(self, self._reusable and not self._sending)
