@@ -94,6 +94,8 @@ class DataPlane:
         )
         self._handshakes = Handshakes(self._upstreams, tokens, limits, self.spawn)
         self._tasks: set[asyncio.Task[None]] = set()
+        self.tunnels = OpenStreams()
+        """The open WebSockets by the id of their sandbox."""
         self.services = Services(
             self._upstreams,
             self._handshakes,
@@ -106,6 +108,7 @@ class DataPlane:
             explain,
             self.spawn,
             is_good,
+            self.tunnels,
         )
         self.unfinished = Unfinished(limits.max_unfinished_per_owner, limits.max_unfinished_bytes_per_owner)
         sessions.attach(self._end_sessions)
@@ -119,7 +122,8 @@ class DataPlane:
         return self._reopen is not None and await self._reopen(admitted, session_id)
 
     def forget(self, sandbox_id: SandboxId) -> None:
-        """Drop what is kept of a sandbox that has ended: idle connections and sessions on it."""
+        """Drop what is kept of a sandbox that has ended: idle connections, sessions on it and WebSockets to it."""
+        self.tunnels.fail_of(sandbox_id, StreamBroken("the sandbox has ended"))
         self._upstreams.forget(lambda endpoint: endpoint.sandbox == sandbox_id)
         self._sessions.forget_sandbox(sandbox_id)
         self._handshakes.forget(sandbox_id)

@@ -64,6 +64,10 @@ class Ledger:
             del self._owners[call.owner]
         self._note(call.sandbox_id, self._clock())
 
+    def note_use(self, sandbox_id: SandboxId) -> None:
+        """Take what is no call, such as typing in a terminal, for one that has just ended: the sandbox is not idle."""
+        self._note(sandbox_id, self._clock())
+
     def abort(self, sandbox_id: SandboxId, error: AshError) -> int:
         """End every call to a sandbox with `error` and return how many there were."""
         return self._abort(self._in_flight.get(sandbox_id, ()), error)

@@ -38,6 +38,11 @@ class OpenStreams:
         if not streams:
             self._open.pop(owner, None)
 
+    def fail_of(self, owner: str, error: AshError) -> None:
+        """End all streams of one owner."""
+        for stream in list(self._open.get(owner, ())):
+            stream.fail(error)
+
     def fail_all(self, error: AshError) -> None:
         for streams in list(self._open.values()):
             for stream in list(streams):

@@ -4,7 +4,7 @@
 version for them.
 
 A connection has one request at a time. A request pipelined behind an unanswered one is dropped and the connection is
-closed after the answer, so that the client sends it again. `Upgrade` is ignored: there is no WebSocket here.
+closed after the answer, so that the client sends it again. `Upgrade` is ignored but at doors that take WebSockets.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ash_router.http import framing, responses
 from ash_router.http.framing import Headers
 from ash_router.http.heads import RequestHead
 
-__all__ = ["Intake", "Phase"]
+__all__ = ["BUSY", "Intake", "Phase"]
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ class Phase(Enum):
     """A call is with its sandbox."""
     PASSING = auto()
     """A request to a sandbox's own endpoint, or another replica's: its body is passed on as it comes."""
+    TUNNELLING = auto()
+    """A WebSocket is opened or open: all that comes belongs to it."""
     ASGI = auto()
     """The ASGI app has the request."""
     DRAINING = auto()
@@ -86,7 +88,8 @@ def _no_place(error: OSError) -> CapacityExceeded:
     )
 
 
-_BUSY = (Phase.ADMITTING, Phase.COLLECTING, Phase.RELAYING, Phase.PASSING)
+BUSY = (Phase.ADMITTING, Phase.COLLECTING, Phase.RELAYING, Phase.PASSING, Phase.TUNNELLING)
+"""The phases of a request that the ASGI app does not have."""
 
 
 class Intake(HttpToolsProtocol):
@@ -107,6 +110,8 @@ class Intake(HttpToolsProtocol):
     _pipelined = False
     _received_all = False
     _skipped_upgrade = False
+    _wants_upgrade = False
+    """Whether the request asks for another protocol, by the parser's word."""
     _resuming = False
     _timer: asyncio.TimerHandle | None = None
     _admitting: asyncio.Task[None] | None = None
@@ -176,7 +181,7 @@ class Intake(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         if self._resuming:
             return
-        if self._phase in _BUSY or (self._phase is Phase.ASGI and not self.cycle.response_complete):
+        if self._phase in BUSY or (self._phase is Phase.ASGI and not self.cycle.response_complete):
             self._stop_pipelining()
             raise httptools.HttpParserError("pipelined")
         if self._phase is not Phase.DRAINING:
@@ -216,7 +221,8 @@ class Intake(HttpToolsProtocol):
             self._head = RequestHead(self._version, method, self.url, self.headers)
         else:
             return
-        self._skipped_upgrade = self.parser.should_upgrade() and framing.has_body(self.headers)
+        self._wants_upgrade = self.parser.should_upgrade()
+        self._skipped_upgrade = self._wants_upgrade and framing.has_body(self.headers)
         self.scope["method"] = method.decode("ascii")
         self.scope["http_version"] = self._version
         self.scope["query_string"] = self.url.partition(b"?")[2]

@@ -3,6 +3,7 @@
     head ──▶ admitting ──▶ collecting ──▶ relaying ──▶ head     a POST that may be for a sandbox
                   │            └──▶ asgi ──▶ head               and is not
                   ├──▶ passing ──▶ head                         a sandbox's own endpoint, or another replica's
+                  ├──▶ tunnelling                               a WebSocket to a sandbox, until either side closes
                   ├──▶ asgi                                     everything else
                   └──▶ draining                                 refused: answered, then closed
 
@@ -12,7 +13,8 @@ Reading heads and admission are in the base class, `intake.py`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, Final
 from urllib.parse import quote
@@ -20,20 +22,22 @@ from urllib.parse import quote
 from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from ash_mcp.errors import AshTimeout, ConfigError, ConnectFailed, SandboxNotFound
+from ash_mcp.errors import AshError, AshTimeout, ConfigError, ConnectFailed, PermissionDenied, SandboxNotFound
 from ash_mcp.wire import MCP_PATH
 from ash_router.admission.base import ADMITTED_KEY, Admission, Admitted, Refusal
 from ash_router.bounds.limits import RelayLimits
-from ash_router.caller.intake import Intake, Phase
+from ash_router.caller.intake import BUSY, Intake, Phase
 from ash_router.calls.classifier import Cancellation, ClientAnswer, LevelChange, RootsChange
 from ash_router.calls.direct import DirectRequest
 from ash_router.calls.exchange import Exchange, RelayedCall
 from ash_router.calls.passage import Passage
-from ash_router.dataplane import DataPlane
-from ash_router.http import bodies, framing, responses
+from ash_router.calls.tunnel import Tunnel
+from ash_router.dataplane import SILENT_SECONDS, DataPlane
+from ash_router.http import bodies, framing, responses, websocket
 from ash_router.http.heads import RequestHead, SameHead
 from ash_router.replicas.forwarding import Forward, Forwarder, Forwarding
 from ash_router.sessions.session_gate import INITIALIZE_KEY
+from ash_router.upstream import liveness
 
 __all__ = ["Relay", "RelayLimits", "RelayProtocol"]
 
@@ -113,6 +117,11 @@ class RelayProtocol(Intake):
             self._answer_fault(error)
 
     def _take(self, data: bytes) -> None:
+        if self._phase is Phase.TUNNELLING:
+            if isinstance(self._exchange, Tunnel):
+                self._exchange.body(data)
+                self._exchange.flush()
+            return
         is_first = self._phase is Phase.HEAD and not self._in_head and not self._pipelined
         if is_first and self._repeatable is not None:
             body = self._repeatable.same.body_of(data)
@@ -136,7 +145,7 @@ class RelayProtocol(Intake):
     # What uvicorn's server calls.
 
     def shutdown(self) -> None:
-        if self._phase in (Phase.ADMITTING, Phase.COLLECTING, Phase.RELAYING, Phase.PASSING):
+        if self._phase in BUSY:
             self._keep_alive = False
             if isinstance(self._exchange, Passage):
                 self._exchange.stopping()
@@ -215,7 +224,7 @@ class RelayProtocol(Intake):
         self._verdict = verdict
         direct = self.relay.direct_request(verdict, self.scope["method"], self._head)
         if isinstance(direct, DirectRequest):
-            self._pass(self._passage_to(direct))
+            self._take_direct(direct)
             return
         if direct is not None:
             if not (isinstance(direct.error, SandboxNotFound) and self._look_up(self._readmit)):
@@ -224,6 +233,15 @@ class RelayProtocol(Intake):
         if self.forwarder is not None and self._try_forward(self.forwarder):
             return
         self._enter(verdict)
+
+    def _take_direct(self, direct: DirectRequest) -> None:
+        takes = direct.door.websocket
+        if takes != "ignored" and self._wants_upgrade and websocket.asks_for_one(self._head):
+            self._open_tunnel(direct)
+        elif takes == "required":
+            self._refuse(ConfigError("this is a WebSocket: open one here"), 426, (("upgrade", "websocket"),))
+        else:
+            self._pass(self._passage_to(direct))
 
     def _enter(self, verdict: Admitted) -> None:
         """Take a request to the hive's own endpoints."""
@@ -295,11 +313,14 @@ class RelayProtocol(Intake):
     # Passing a request to a sandbox's own endpoint, or to another replica.
 
     def _passage_to(self, direct: DirectRequest) -> Passage:
+        services, paused = self.relay.services, self.flow.write_paused
+        return Passage(self, direct, self._head, self._forwarded_lines(), services, paused=paused)
+
+    def _forwarded_lines(self) -> bytes:
         if self._forwarded_cache is None or self._forwarded_cache[0] is not self._head:
             client = self.client[0] if self.client is not None else ""
             self._forwarded_cache = self._head, framing.forwarded(self._head.headers, client, self.scheme or "http")
-        services, paused = self.relay.services, self.flow.write_paused
-        return Passage(self, direct, self._head, self._forwarded_cache[1], services, paused=paused)
+        return self._forwarded_cache[1]
 
     def _pass(self, passage: Passage) -> None:
         announced = self._head.fields.get(b"content-length")
@@ -349,6 +370,40 @@ class RelayProtocol(Intake):
         if passage is not None:
             passage.caller_left()
         return passage is not None and passage.begun
+
+    # Passing a WebSocket.
+
+    def _open_tunnel(self, direct: DirectRequest) -> None:
+        self._keep_alive = False
+        if self._pipelined:  # what came meanwhile was dropped
+            self._refuse(ConfigError("what follows a WebSocket's handshake has to wait for the answer to it"), 400)
+            return
+        self._phase = Phase.TUNNELLING
+        with suppress(OSError):  # on a Unix socket
+            liveness.keep_alive(self.transport.get_extra_info("socket"), SILENT_SECONDS)
+        services, paused = self.relay.services, self.flow.write_paused
+        tunnel = self._exchange = Tunnel(self, direct, self._head, self._forwarded_lines(), services, paused=paused)
+        tunnel.start()
+        tunnel.flush()
+
+    def refusal_now(self) -> AshError | Awaitable[AshError | None] | None:
+        verdict = self._verdict_on(self._head)
+        return self._refusal_of(verdict) if isinstance(verdict, Admitted | Refusal) else self._refusal_later(verdict)
+
+    async def _refusal_later(self, verdict: Awaitable[Admitted | Refusal]) -> AshError | None:
+        return self._refusal_of(await verdict)
+
+    def _refusal_of(self, verdict: Admitted | Refusal) -> AshError | None:
+        if isinstance(verdict, Refusal):
+            return None if verdict.status == 503 else verdict.error  # who knows the credential is away
+        if verdict.principal.subject != self._verdict.principal.subject:
+            return PermissionDenied("the credential is another principal's now")
+        direct = self.relay.direct_request(verdict, self.scope["method"], self._head)
+        # a route that is not known may be so for a moment; the end of a sandbox ends its WebSockets by itself
+        return direct.error if isinstance(direct, Refusal) and not isinstance(direct.error, SandboxNotFound) else None
+
+    def has_vanished(self) -> bool:
+        return liveness.is_silent(self.transport.get_extra_info("socket"), SILENT_SECONDS)
 
     # Collecting the body of a message to `/mcp`.
 
@@ -467,7 +522,7 @@ class RelayProtocol(Intake):
     def finished(self) -> None:
         """The answer is complete: await the next request, or drain the rest of this one, or close."""
         self._exchange = self._passage = None
-        if self._phase is Phase.PASSING and not self._received_all:
+        if self._phase is Phase.TUNNELLING or (self._phase is Phase.PASSING and not self._received_all):
             self._drain()
             return
         self._phase = Phase.HEAD

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from ash_mcp.errors import AshError, PermissionDenied
 from ash_mcp.wire import FILES_PATH, MCP_PATH
@@ -74,6 +74,9 @@ class Door:
     """How long the sandbox may be silent; None: `RelayLimits.idle_stream_seconds`."""
     problem_of: Callable[[ResponseHead], str | None] | None = None
     """Says why an answer is not taken, or None; None: as the pool of connections has it."""
+    websocket: Literal["ignored", "taken", "required"] = "ignored"
+    """Whether a WebSocket is passed, or is the only thing that is. Where handshakes are ignored, they are plain
+    requests. Such a door is not MCP's, and `headers` has to pass `websocket.REQUEST_HEADERS`."""
 
     def takes(self, method: str) -> bool:
         """Return whether requests with this method pass."""

@@ -11,7 +11,7 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
@@ -64,6 +64,8 @@ class Services:
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
     is_good: Callable[[Principal], bool] = lambda _: True
     """Whether the share of a guest is still good; of any other principal always."""
+    tunnels: OpenStreams = field(default_factory=OpenStreams)
+    """The open WebSockets by the id of their sandbox, which ends them with itself."""
 
 
 class _Reading:
@@ -216,8 +218,7 @@ class SandboxExchange(ABC):
         if complete:
             self._end()
             self._caller.finished()
-        if len(data) > _SMALL_BYTES:
-            self._count_output(len(data))
+        self._count_output(len(data))
         if reply.is_stream and self._token() is not None and _PROGRESS in data:
             self._heard_at = self._moved_at
             self._progress = max(self._progress, *(float(found) for found in _PROGRESS_VALUE.findall(data)), 0.0)
@@ -227,6 +228,8 @@ class SandboxExchange(ABC):
 
         A read takes up to 200 KiB, so without turns a principal's answers would fill each turn of the loop.
         """
+        if size <= _SMALL_BYTES:
+            return
         turns, owner, work = self._services.turns, self._principal.subject, size / _OUTPUT_BYTES
         if self._connection is None:  # that was the last part
             turns.spend(owner, work)

@@ -44,6 +44,7 @@ __all__ = [
     "sse_tail",
     "status_line",
     "unframed_problem",
+    "value_problem",
 ]
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -320,10 +321,15 @@ def unframed_problem(head: ResponseHead) -> str | None:
     if not 200 <= head.status <= 599:
         return f"the sandbox answered with status {head.status}"
     for key, value in head.headers:
-        if _VALUE.fullmatch(value) is None:
-            return "the sandbox sent a header value with a control character"
         if key == b"transfer-encoding" and value.strip().lower() != b"chunked":
             return "the sandbox sent an unknown transfer coding"
+    return value_problem(head)
+
+
+def value_problem(head: ResponseHead) -> str | None:
+    """Return that a response has a header value which cannot be passed on, or None."""
+    if any(_VALUE.fullmatch(value) is None for _, value in head.headers):
+        return "the sandbox sent a header value with a control character"
     return None
 
 

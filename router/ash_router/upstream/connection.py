@@ -61,6 +61,10 @@ class Connection(asyncio.Protocol):
     """Whether the answer ends with its head, whatever that says of a body."""
     _early = b""
     """A head that is known, whose body is still to come."""
+    _may_switch = False
+    """Whether the request asks for another protocol."""
+    _switched = False
+    """Whether the connection has another protocol now: all that comes is passed on as it is."""
 
     def __init__(
         self,
@@ -101,6 +105,7 @@ class Connection(asyncio.Protocol):
         on_pressure: Callable[[bool], None] | None = None,
         is_head: bool = False,
         problem_of: Callable[[ResponseHead], str | None] | None = None,
+        may_switch: bool = False,
     ) -> None:
         """Send one request; its response goes to `sink`.
 
@@ -109,6 +114,8 @@ class Connection(asyncio.Protocol):
             on_pressure: Learns when the sandbox reads too slowly (True) and when it has caught up.
             is_head: It is a `HEAD`, after whose answer the connection is closed: the parser cannot go on behind it.
             problem_of: Says of this request why its answer is not taken; None: as of every other.
+            may_switch: It asks for another protocol. If the answer is a 101, what follows goes to `sink` as it comes,
+                and is complete with the end of the connection.
         """
         assert self._transport is not None and self._sink is None
         self._reading, self._early = False, b""
@@ -117,6 +124,7 @@ class Connection(asyncio.Protocol):
         self._on_pressure = on_pressure
         self._no_body = is_head
         self._problem_now = problem_of or self._problem_of
+        self._may_switch = may_switch
         self._transport.write(data)
 
     def send_more(self, data: bytes, *, more: bool) -> None:
@@ -180,6 +188,9 @@ class Connection(asyncio.Protocol):
         if sink is None:
             self.close()  # it speaks out of turn
             return
+        if self._switched:
+            self._give(sink, None, data, False)
+            return
         if not self._reading:
             early, same = self._early, None if self._no_body else self._same
             if early:
@@ -199,7 +210,10 @@ class Connection(asyncio.Protocol):
             self._came = self._came + data if self._head_is_new else None
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
+        except httptools.HttpParserUpgrade as upgrade:
+            self._switch(data[upgrade.args[0] :])
+            return
+        except httptools.HttpParserError as exc:
             self._refuse(f"the sandbox's answer is not HTTP as it should be: {exc}")
             return
         if self._head is None:
@@ -226,7 +240,8 @@ class Connection(asyncio.Protocol):
         self._release(self, False)
         if sink is None:
             return
-        if self._reading and self._head is not None and self._ends_with_connection() and exc is None:
+        ends_well = self._switched or (self._reading and self._head is not None and self._ends_with_connection())
+        if ends_well and exc is None:
             self._give(sink, None, b"", True)
         else:
             sink.broken(StreamBroken("the connection to the sandbox broke before the call was answered"))
@@ -247,7 +262,7 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        self._interim = 100 <= status < 200
+        self._interim = 100 <= status < 200 and not (status == 101 and self._may_switch)
         if self._interim:
             self._headers = []
             return
@@ -265,6 +280,15 @@ class Connection(asyncio.Protocol):
             self._complete = True
 
     # Inner steps.
+
+    def _switch(self, first: bytes) -> None:
+        """Pass on everything from now on, as its 101 says that the protocol is another one."""
+        sink, head = self._sink, self._head
+        if sink is None or head is None or head.status != 101:
+            self._refuse("the sandbox's answer is not HTTP as it should be: it changes the protocol unasked")
+            return
+        self._switched = True
+        self._give(sink, head, first, False)
 
     def _pass_on(self) -> None:
         """Give the sink what is new; of an answer with a length not before its body begins."""
