@@ -28,6 +28,7 @@ __all__ = [
     "Instance",
     "Phase",
     "Places",
+    "Warming",
 ]
 
 
@@ -79,6 +80,9 @@ class Instance:
     """The `SandboxSpec.record` (or the newest one given to `annotate`), stored unread."""
     revision: int = 0
     """Counts the changes of the record: 0 as it was created, one more with each `annotate` or `set_network`."""
+    copy_of: str | None = None
+    """What its server is a copy of, as it was before there was anything of a sandbox in it. Servers that are copies of
+    the same have the same tools. None: it is no copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,4 +260,13 @@ class HostClock(Protocol):
         Every hub that has these sandboxes, at once or after another, is told the same, within a second; setting the
         machine's clock does not change it.
         """
+        ...
+
+
+@runtime_checkable
+class Warming(Protocol):
+    """What a backend has, too, that can make the next start of a recipe faster."""
+
+    async def warm(self, spec: SandboxSpec) -> None:
+        """Prepare for sandboxes like this one, of which none is made. Never fails."""
         ...

@@ -42,7 +42,7 @@ from ash_hub.backends.local.settings import LocalSettings
 from ash_hub.backends.local.starter import start_keeper
 from ash_hub.backends.network import audit_decision, require_network
 from ash_mcp.errors import AshError, CapacityExceeded, ConfigError, Conflict, ConnectFailed, StartFailed, Unsupported
-from ash_mcp.types import Cause, Endpoint, SandboxId, SandboxSpec
+from ash_mcp.types import Cause, Endpoint, Resources, SandboxId, SandboxSpec
 from ash_router.store.clock import lead, steady
 
 __all__ = ["KEEPER_DIED", "LocalBackend"]
@@ -120,10 +120,10 @@ class LocalBackend:
         self._runtime = self._given_runtime or find_runtime()
         await anyio.to_thread.run_sync(compile_runner, self._runtime)
         self._facts = await anyio.to_thread.run_sync(host.host_facts)
-        self._orders = ForkOrders(self._runtime, self._settings)
         if not self._settings.unsafe:
             await self._require_isolation()
         self._machine, self._no_machine = await anyio.to_thread.run_sync(self._find_machine)
+        self._orders = ForkOrders(self._runtime, self._settings)
         self._tasks = await anyio.create_task_group().__aenter__()
         try:
             await self._join_or_start()
@@ -171,8 +171,6 @@ class LocalBackend:
         settings = self._settings
         if settings.unsafe or not settings.machine:
             return None, None
-        if settings.launcher != "bubblewrap":
-            return None, f"the launcher is {settings.launcher}, and only bubblewrap's sandboxes are machines"
         bases = settings.state_dir / "bases"
         shown = tuple(path for path in SHOWN if os.path.isdir(path) and not os.path.islink(path))
         try:
@@ -238,12 +236,19 @@ class LocalBackend:
             return self._instances.get(spec.id) or _ended(instance, _DELETED)
         return instance if end is None else self._record(end)
 
+    async def warm(self, spec: SandboxSpec) -> None:
+        with contextlib.suppress(AshError, *_AWAY, KeeperRefusal):
+            limits = limits_of(spec, self._settings, machine=self._machine is not None)
+            plan = self._plans.plan(spec, self._runtime, limits)
+            await self._launcher(await self._link_or_fail(), spec, plan)
+
     async def _launcher(self, link: KeeperLink, spec: SandboxSpec, plan: Plan) -> Mapping[str, Any]:
         """Return the launcher for a sandbox, and have the keeper keep its parent ready if it is to be forked."""
         other = self._plans.launcher
         if self._settings.unsafe or self._settings.launcher == "bubblewrap" or why_not_forked(spec, self._runtime):
             return other
-        order = await self._orders.of(spec, plan, limits_of(spec, self._settings), self._enforcement)
+        usual = limits_of(replace(spec, resources=Resources()), self._settings)  # whatever this one asks for
+        order = await self._orders.of(spec, plan, usual, self._enforcement)
         if self._orders.is_due(order, link.hello["pid"]):
             try:
                 await link.request("prepare", order=order)
@@ -549,6 +554,9 @@ class LocalBackend:
 
     def _on_parent(self, message: Mapping[str, Any]) -> None:
         name, why = message["name"], message["why"]
+        if message["state"] == "refused":
+            _log.warning("a sandbox of recipe %s was started by bubblewrap, and not forked: %s", name, why)
+            return
         if why is None:
             _log.info("sandboxes of recipe %s are forked from here on", name)
         elif self._settings.launcher == "auto":
@@ -573,12 +581,13 @@ class LocalBackend:
         return Instance(
             id=SandboxId(view["id"]),
             phase=Phase(view["phase"]),
-            endpoint=Endpoint(unix=str(self._paths.directory / view["socket"])),
+            endpoint=Endpoint(unix=f"{self._paths.directory}/{view['socket']}"),
             exit=_exit(view),
             warnings=tuple(view["warnings"]),
             labels=view["labels"],
             record=view["record"],
             revision=view["revision"],
+            copy_of=view["copy_of"],
         )
 
 

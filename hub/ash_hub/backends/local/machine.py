@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ash_hub.backends.local.keeper.launchers.plan import Identity, Mount, Plan
 from ash_hub.backends.local.limits import Enforcement, Limits
@@ -13,7 +13,7 @@ from ash_hub.backends.local.runtime import RUNTIME_DIRECTORY, Runtime
 from ash_hub.backends.local.settings import USERS_EACH
 from ash_mcp.types import SandboxSpec
 
-__all__ = ["CAPABILITIES", "MACHINE_HOME", "SHOWN", "Machine", "MachinePlans"]
+__all__ = ["CAPABILITIES", "MACHINE_HOME", "SHOWN", "WAY_OUT", "Machine", "MachinePlans"]
 
 MACHINE_HOME = "/root"
 CAPABILITIES = (
@@ -88,7 +88,7 @@ class MachinePlans(IsolatedPlans):
         yield Mount("tmpfs", WORKSPACE, size=limits.workspace_bytes, mode="0755")
         yield from self._outlet(spec)
         if spec.network != "none":
-            for path, text in _WAY_OUT.items():
+            for path, text in WAY_OUT.items():
                 yield Mount("file", path, content=text.encode(), mode="0644")
         yield from (Mount("read_only", path) for path in ("/proc", "/dev", RUNTIME_DIRECTORY))
 
@@ -101,7 +101,7 @@ _ENVIRONMENT: Mapping[str, str] = {
     "PIP_BREAK_SYSTEM_PACKAGES": "1",
     "PIP_ROOT_USER_ACTION": "ignore",
 }
-_WAY_OUT: Mapping[str, str] = {
+WAY_OUT: Mapping[str, str] = {
     "/etc/environment": "".join(
         f'{name}="{value}"\n'
         for upper, value in (("HTTP_PROXY", _PROXY), ("HTTPS_PROXY", _PROXY), ("NO_PROXY", "localhost,127.0.0.1,::1"))
@@ -121,9 +121,15 @@ def _pinned(mounts: list[Mount]) -> Iterator[Mount]:
     fixed = {"/", *(mount.target for mount in mounts if mount.kind != "file")}
     for mount in mounts:
         if mount.kind in ("bind", "tmpfs", "covered"):
-            for above in reversed(PurePosixPath(mount.target).parents):
-                if str(above) not in fixed:
-                    fixed.add(str(above))
-                    if not str(above).startswith(f"{RUNTIME_DIRECTORY}/"):
-                        yield Mount("pinned", str(above))
+            for above in _directories_above(mount.target):
+                if above not in fixed:
+                    fixed.add(above)
+                    if not above.startswith(f"{RUNTIME_DIRECTORY}/"):
+                        yield Mount("pinned", above)
         yield mount
+
+
+def _directories_above(path: str) -> list[str]:
+    """Return the directories that an absolute path passes through, from the second one on."""
+    parts = path.split("/")[1:-1]
+    return ["/" + "/".join(parts[: number + 1]) for number in range(len(parts))]

@@ -52,10 +52,8 @@ _ABSENT = (
 a filter cannot see them; the C library then takes `clone`. `io_setup` takes from a number that the whole host has."""
 
 
-_NESTING = frozenset(
-    ("unshare", "mount", "umount2", "pivot_root", "sethostname", "move_mount", "open_tree", "mount_setattr")
-)
-"""Calls with which a process makes walls for those that it forks, in a user namespace of its own."""
+_NESTING = frozenset(("setns", "unshare", "mount", "umount2", "move_mount", "open_tree", "mount_setattr"))
+"""Calls with which what a process forks enters the walls that were made for it, and mounts its `/proc` there."""
 
 
 def for_machine(machine: str, *, nests: bool = False) -> bytes | None:

@@ -36,7 +36,7 @@ from .user_ranges import UserRanges
 
 __all__ = ["MOST_UNREAD_BYTES", "PROTOCOL", "SOCKET_NAME", "Keeper"]
 
-PROTOCOL = 9
+PROTOCOL = 10
 """Raised when a hub and a keeper of different versions would not understand each other."""
 SOCKET_NAME = "keeper.sock"
 _LINE_LIMIT = 16 * 1024 * 1024
@@ -90,7 +90,7 @@ class Keeper:
         self._hierarchy = hierarchy
         self._egress = Egress(config["egress_command"], self._on_decision)
         self._ranges = UserRanges()
-        self._parents = ForkParents(self._group_of, "empty", self._tell_one)
+        self._parents = ForkParents(self._group_of, self._ranges, self._tell_one)
         self._sandboxes: dict[str, Sandbox] = {}
         self._starts: dict[str, asyncio.Task[Exception | None]] = {}
         self._hubs: list[_Hub] = []

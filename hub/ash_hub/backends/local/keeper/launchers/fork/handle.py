@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -13,16 +14,23 @@ from collections.abc import Callable, Sequence
 from ..launcher import ExitStatus, LaunchError
 from ..plan import Plan
 from ..process import readable, status_of
-from . import walls
+from .order import capabilities_of, walls_order
+from .walls import late
 
 __all__ = ["ForkHandle", "NotHandedOver", "hand_over"]
 
 _MOST_BYTES = 4096
 _STATUS_BYTES = 16
+_CROWDED = "sandboxes have all descriptors on their way that the kernel allows the hive's user"
 
 
 class NotHandedOver(Exception):
     """A launch could not be given to a parent; nothing is left of it."""
+
+    def __init__(self, why: str, *, passes: bool = False) -> None:
+        super().__init__(why)
+        self.passes = passes
+        """Whether the next one may be."""
 
 
 class ForkHandle:
@@ -56,6 +64,7 @@ class ForkHandle:
         self._release = release
         self._hangs = hangs
         self.log = log
+        self.copy_of: str | None = None
         self.warnings: Sequence[str] = ()
         asyncio.get_running_loop().add_reader(channel, self._hear)
 
@@ -160,14 +169,19 @@ def hand_over(
         for number, entrance in enumerate(plan.group_entrances):
             named[f"group.{number}"] = os.open(entrance, os.O_WRONLY | os.O_CLOEXEC)
             theirs.callback(os.close, named[f"group.{number}"])
+        if plan.hold is not None:
+            named["hold"] = plan.hold
         data = plan.to_json()
-        bases = walls.bases_of(data)
-        message = {"plan": {**data, "is_loaded": is_loaded}, "bases": bases, "names": list(named)}
+        order = walls_order(plan, data)
+        more = {"is_loaded": is_loaded, "kept_capabilities": capabilities_of(plan), "mounts": late(data["mounts"])}
+        message = {"plan": {**data, **more}, "names": list(named)}
         try:
             socket.send_fds(channel, [json.dumps(message).encode()], list(named.values()))
-            socket.send_fds(helper, [json.dumps({"bases": bases}).encode()], [their_channel.fileno()])
+            socket.send_fds(helper, [json.dumps(order).encode()], [their_channel.fileno()])
         except OSError as error:
-            raise NotHandedOver(str(error)) from error
+            if error.errno == errno.ETOOMANYREFS:
+                raise NotHandedOver(_CROWDED, passes=True) from error
+            raise NotHandedOver(str(error), passes=error.errno in (errno.EAGAIN, errno.ENOBUFS)) from error
         ours.pop_all()
     return ForkHandle(channel, log, life, status, parent, release, hangs)
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import resource
+import socket
 import struct
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "NO_DEVICES",
@@ -13,15 +17,20 @@ __all__ = [
     "NO_SET_UID",
     "READ_ONLY",
     "attach",
+    "bound_capabilities",
     "clone_tree",
-    "drop_capabilities",
+    "close_all_but",
     "filter_calls",
+    "fold_pages",
+    "fork",
+    "join",
     "make_private",
     "mount",
     "move_root",
-    "overlay",
     "restrict",
     "restrict_here",
+    "send_patiently",
+    "set_capabilities",
     "set_dumpable",
     "unmount",
     "unshare",
@@ -38,9 +47,13 @@ _CAPABILITY_VERSION = 0x20080522
 _LAST_CAPABILITY = 63
 
 # The newer ones have the same number on every architecture.
-_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 442
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+_PATIENCE_SECONDS, _PAUSE_SECONDS = 2.0, 0.02
+_HUGE, _COLLAPSE = 2 * 1024 * 1024, 25
 _libc = ctypes.CDLL(None, use_errno=True)
+_python = ctypes.PyDLL(None, use_errno=True)
+"""The same, for calls that keep Python's lock."""
 
 
 def _checked(result: int, what: str) -> int:
@@ -58,6 +71,11 @@ def _call(number: int, what: str, *arguments: ctypes.c_void_p | ctypes.c_char_p 
 def unshare(flags: int) -> None:
     """Give this process new namespaces, as the `CLONE_NEW*` flags say; that of processes only to its children."""
     _checked(_libc.unshare(flags), "unshare")
+
+
+def join(namespace: int) -> None:
+    """Enter a namespace, by its descriptor."""
+    _checked(_libc.setns(namespace, 0), "setns")
 
 
 def mount(kind: str, target: str, flags: int = 0, options: str = "") -> None:
@@ -96,23 +114,6 @@ def attach(tree: int, target: str) -> None:
     _call(_MOVE_MOUNT, f"mount on {target}", tree, b"", -100, os.fsencode(target), _MOVE_FROM_DESCRIPTOR)
 
 
-def overlay(directory: int, empty: int) -> int:
-    """Return a descriptor of a read-only overlay of a directory, attached nowhere, with inodes of its own.
-
-    Args:
-        empty: An empty directory; an overlay without a place to write takes two.
-    """
-    made = _call(_FSOPEN, "fsopen overlay", b"overlay", 1)
-    try:
-        lower = f"/proc/self/fd/{directory}:/proc/self/fd/{empty}".encode()
-        _call(_FSCONFIG, "overlay lowerdir", made, 1, b"lowerdir", lower, 0)
-        _call(_FSCONFIG, "overlay ro", made, 0, b"ro", None, 0)
-        _call(_FSCONFIG, "overlay", made, 6, None, None, 0)
-        return _call(_FSMOUNT, "fsmount", made, 1, READ_ONLY | NO_SET_UID | NO_DEVICES)
-    finally:
-        os.close(made)
-
-
 def move_root(new: str) -> None:
     """Make `new`, a mount, the root of this process, and let go of the old one with all that is mounted below."""
     old = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -133,17 +134,69 @@ def set_dumpable(value: int) -> None:
     _libc.prctl(_PR_SET_DUMPABLE, value, 0, 0, 0)
 
 
-def drop_capabilities(keep: Iterable[int] = ()) -> None:
-    """Give up every capability but `keep`, for good."""
-    kept = frozenset(keep)
+def bound_capabilities(most: Iterable[int] = ()) -> None:
+    """Let nothing that this process becomes have other capabilities than these."""
+    kept = frozenset(most)
     _libc.prctl(_PR_CAP_AMBIENT, 4, 0, 0, 0)
     for capability in range(_LAST_CAPABILITY + 1):
         if capability not in kept and _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
             break  # this kernel has no more
+
+
+def set_capabilities(kept: Iterable[int] = ()) -> None:
+    """Give up every capability but these, for good."""
     bits = sum(1 << capability for capability in kept)
     low, high = bits & 0xFFFFFFFF, bits >> 32
     header = struct.pack("Ii", _CAPABILITY_VERSION, 0)
     _checked(_libc.capset(header, struct.pack("6I", low, low, 0, high, high, 0)), "capset")
+
+
+def fork() -> int:
+    """Fork as `os.fork` does, without what Python does after it in the child.
+
+    That writes to many pages, each of which is copied for it. For a process of one thread, whose child has nothing to
+    do with threads or random numbers.
+    """
+    return _checked(_python.fork(), "fork")
+
+
+def fold_pages() -> None:
+    """Have this process's memory in pages of 2 MiB where that can be: a fork copies one entry for each page."""
+    with open("/proc/self/maps") as table:
+        lines = [line.split() for line in table]
+    for place, access, *_, name in (line if len(line) > 5 else [*line, ""] for line in lines):
+        first, last = (int(end, 16) for end in place.split("-"))
+        first, last = -(-first // _HUGE) * _HUGE, last // _HUGE * _HUGE
+        if access.startswith("rw") and name in ("", "[heap]") and first < last:
+            _libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _COLLAPSE)
+
+
+def send_patiently(to: socket.socket, data: bytes, descriptors: Sequence[int]) -> None:
+    """Send a message with descriptors; wait a while for others of this user that have too many on their way.
+
+    Raises:
+        OSError: It cannot be sent.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            socket.send_fds(to, [data], descriptors, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS or time.monotonic() > deadline:
+                raise
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return
+
+
+def close_all_but(kept: set[int]) -> None:
+    """Close every descriptor of this process but these."""
+    start = 0
+    for number in sorted(kept):
+        if start < number:  # Python takes an empty range for all that there are
+            os.closerange(start, number)
+        start = number + 1
+    os.closerange(start, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 def filter_calls(program: bytes | None) -> None:

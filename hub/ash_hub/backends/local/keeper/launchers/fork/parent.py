@@ -2,9 +2,9 @@
 
 It is started behind walls of its own, with one socket, to the helper. The first message there is
 `{"source", "given"}`: Python that defines `load(given)`, which returns why this cannot be forked, or None, and
-`main()`, which is what a sandbox runs. Each other message is descriptors for a launch, the channel first, and a byte
-for each mount, 1 if it came. It reads nothing from a channel: what a sandbox is given is read by the process that is
-forked for it.
+`main()`, which is what a sandbox runs. It answers `ready`, or why it cannot be forked. Each other message is
+descriptors for a launch: the channel, and a socket from which the namespaces come that are made for it. It reads
+nothing from a channel: what a sandbox is given is read by the process that is forked for it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import forked, kernel
@@ -27,6 +27,7 @@ __all__ = ["main"]
 
 _MOST_BYTES = 180_000
 _MOST_DESCRIPTORS = 64
+_MOST_WORDS = 2000
 _SETTLE_SECONDS = 2.0
 """For threads of the warm-up to end."""
 _PAUSE_SECONDS = 0.01
@@ -40,19 +41,20 @@ def main() -> None:
     run, problem = _loaded(order["source"], order["given"])
     problem = problem or _why_not(door.fileno())
     if run is None or problem is not None:
-        door.send(json.dumps({"unfit": problem}).encode())
+        door.send((problem or "it does not say why")[:_MOST_WORDS].encode())
         return
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what is forked here
     gc.collect()
     gc.freeze()
-    door.send(b'{"ready":true}')
+    kernel.fold_pages()
+    door.send(b"ready")
     while True:
         there, descriptors, _, _ = socket.recv_fds(door, _MOST_BYTES, _MOST_DESCRIPTORS)
         if not there:
             return
-        if os.fork() == 0:
+        if kernel.fork() == 0:
             door.close()
-            forked.become(descriptors[0], _placed(there, descriptors[1:]), run)
+            forked.become(descriptors[0], descriptors[1], run)
         for descriptor in descriptors:
             os.close(descriptor)
 
@@ -84,8 +86,3 @@ def _open() -> list[tuple[int, str]]:
         with contextlib.suppress(FileNotFoundError):  # the one that the list itself was read by
             found.append((int(name), os.readlink(f"/proc/self/fd/{name}")))
     return found
-
-
-def _placed(there: bytes, trees: Sequence[int]) -> list[int | None]:
-    rest = iter(trees)
-    return [next(rest) if flag else None for flag in there]

@@ -18,18 +18,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bubblewrap import SHARED
-from ..launcher import Handle, Launcher, LaunchError
+from ..launcher import Handle, Launcher, LaunchError, LaunchPutOff
 from ..plan import Plan
 from ..process import preparation
 from ..rlimits import limit
 from .handle import ForkHandle, NotHandedOver, hand_over
+from .order import walls_order
 
 if TYPE_CHECKING:
     from ...cgroups import Group
+    from ...user_ranges import UserRanges
 
 __all__ = ["BOOT", "ForkLauncher", "ForkParents"]
 
@@ -49,15 +52,24 @@ _LOG_BYTES = 16_384
 _CHUNK = 65_536
 _MESSAGE_BYTES = 180_000
 _CHECK_SECONDS = 10.0
-_REMOVAL_TRIES = 100
+_REMOVAL_TRIES, _REMOVAL_PAUSE_SECONDS = 100, 0.02
 
 Json = Mapping[str, Any]
 
 
 class _Parent:
-    """One fork parent with its helper."""
+    """One fork parent with its helper.
 
-    def __init__(self, order: Json, group: Group | None, empty: str, on_change: Callable[[_Parent], None]) -> None:
+    Args:
+        ranges: Where a range of users is taken from, if its plan asks for one: the first of them is the parent's user.
+
+    Raises:
+        OSError: It could not be started, or there are no users for it.
+    """
+
+    def __init__(
+        self, order: Json, group: Group | None, ranges: UserRanges, on_change: Callable[[_Parent], None]
+    ) -> None:
         self.order = order
         self.state = "starting"
         """`starting`, `ready`, or `ended`: it forks no more, but its sandboxes may run."""
@@ -70,6 +82,9 @@ class _Parent:
         self._pidfd: int | None = None
         self._log = b""
         self._is_gone = False
+        self.cleared = asyncio.Event()
+        """Set when nothing of it is left, or what is left was given up."""
+        plan, held = _with_users(Plan.from_json(order["plan"]), ranges)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         self._socket.setblocking(False)
         self._reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -77,23 +92,26 @@ class _Parent:
         if group is not None:
             group.create(order["group"])
             entrances = group.entrances()
-        plan = Plan(command=(), python="", rlimits={}, group_entrances=tuple(entrances))
-        with theirs, os.fdopen(writing, "wb") as log:
+        start = Plan(command=(), python="", rlimits={}, group_entrances=tuple(entrances))
+        with theirs, os.fdopen(writing, "wb") as log, contextlib.ExitStack() as stack:
+            kept = (theirs.fileno(), *held)
+            for descriptor in held:
+                stack.callback(os.close, descriptor)
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-S", "-c"),
-                    *(BOOT.format(path=str(_LAUNCHERS), module="helper"), str(theirs.fileno())),
+                    *(BOOT.format(path=str(_LAUNCHERS), module="helper"), *map(str, kept)),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=kept,
                 env={},
                 cwd="/",
                 start_new_session=True,
-                preexec_fn=preparation(plan, lambda: limit("CORE", 1)),
+                preexec_fn=preparation(start, lambda: limit("CORE", 1)),
             )
-        config = {"plan": order["plan"], "load": order["load"], "empty": empty}
+        config = {"walls": walls_order(plan, plan.to_json()), "plan": order["plan"], "load": order["load"]}
         self._socket.send(json.dumps(config).encode())
         loop = asyncio.get_running_loop()
         loop.add_reader(self._socket, self._hear)
@@ -127,6 +145,7 @@ class _Parent:
                 self._timer.cancel()
                 if self.state == "starting":
                     self.state, self.is_shared = "ready", shared
+                    self.used_at = time.monotonic()
                     self._on_change(self)
             case {"unfit": why}:
                 self._fail(str(why))
@@ -216,16 +235,22 @@ class _Parent:
         ended = self._process.poll() is not None
         removed = self._group is None or self._group.remove()
         if not (ended and removed) and tries:
-            asyncio.get_running_loop().call_later(0.02, self._clean_up, tries - 1)
+            asyncio.get_running_loop().call_later(_REMOVAL_PAUSE_SECONDS, self._clean_up, tries - 1)
             return
         asyncio.get_running_loop().remove_reader(self._reading)
         os.close(self._reading)
         if self._pidfd is not None:
             os.close(self._pidfd)
+        self.cleared.set()
 
-    @property
-    def is_gone(self) -> bool:
-        return self._is_gone
+
+def _with_users(plan: Plan, ranges: UserRanges) -> tuple[Plan, list[int]]:
+    """Return a plan that says which users it has, and the descriptor that holds them, if it is to have any."""
+    identity = plan.identity
+    if not identity.users:
+        return plan, []
+    first, held = ranges.take(plan.user_block, identity.users)
+    return replace(plan, identity=replace(identity, first_user=first)), [held]
 
 
 class ForkParents:
@@ -233,18 +258,22 @@ class ForkParents:
 
     Args:
         group_of: Makes a control group of a name; None where there are none.
-        empty: An empty directory.
-        notify: Told `{"event": "fork_parent", "name", "state", "why"}` when one is ready or cannot be had.
+        ranges: Where parents of machines take their users from.
+        notify: Told `{"event": "fork_parent", "name", "state", "why"}` when one is ready, takes no launch or cannot be
+            had.
     """
 
-    def __init__(self, group_of: Callable[[str], Group | None], empty: str, notify: Callable[[Json], None]) -> None:
+    def __init__(
+        self, group_of: Callable[[str], Group | None], ranges: UserRanges, notify: Callable[[Json], None]
+    ) -> None:
         self._group_of = group_of
-        self._empty = empty
+        self._ranges = ranges
         self._notify = notify
         self._parents: dict[str, _Parent] = {}
         self._deaths: dict[str, list[float]] = {}
         self._unfit: dict[str, tuple[float, str]] = {}
         self._changed = asyncio.Event()
+        self._uncleared: list[_Parent] = []
         self._numbers = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -268,10 +297,10 @@ class ForkParents:
 
     def _start(self, order: Json) -> None:
         self._numbers += 1
-        os.makedirs(self._empty, mode=0o700, exist_ok=True)
         group = self._group_of(f"fork-{self._numbers}")
         try:
-            self._parents[order["key"]] = _Parent(order, group, os.path.abspath(self._empty), self._on_change)
+            made = self._parents[order["key"]] = _Parent(order, group, self._ranges, self._on_change)
+            self._uncleared = [*(parent for parent in self._uncleared if not parent.cleared.is_set()), made]
         except (OSError, subprocess.SubprocessError) as error:
             self._give_up(order, f"it could not be started: {error}")
         if self._timer is None:
@@ -304,6 +333,10 @@ class ForkParents:
             del self._unfit[next(iter(self._unfit))]
         self._notify({"event": "fork_parent", "name": order["name"], "state": "unfit", "why": why})
 
+    def tell_of_refusal(self, parent: _Parent, why: str) -> None:
+        """Have it written down that a parent took no launch, which another launcher started."""
+        self._notify({"event": "fork_parent", "name": parent.order["name"], "state": "refused", "why": why})
+
     def _retire(self, key: str) -> None:
         self._parents.pop(key).retire()
         self._tell()
@@ -315,7 +348,7 @@ class ForkParents:
     def _end_idle(self) -> None:
         self._timer = None
         for key, parent in list(self._parents.items()):
-            if time.monotonic() - parent.used_at > parent.order["idle_seconds"]:
+            if parent.state != "starting" and time.monotonic() - parent.used_at > parent.order["idle_seconds"]:
                 self._retire(key)
         self._deaths = {key: deaths for key, deaths in self._deaths.items() if key in self._parents}
         if self._parents:
@@ -343,6 +376,12 @@ class ForkParents:
         for key in list(self._parents):
             self._retire(key)
 
+    async def cleared(self) -> None:
+        """Return once nothing of those is left that were let go and have no sandboxes, a few seconds at most."""
+        for parent in self._uncleared:
+            if not parent.children:
+                await parent.cleared.wait()
+
 
 class ForkLauncher:
     """Has a parent fork a plan; where none is ready, another launcher starts it.
@@ -364,8 +403,13 @@ class ForkLauncher:
                 raise NotHandedOver(why)
             handle = parent.launch(plan, is_loaded=self._is_loaded)
         except NotHandedOver as problem:
+            if self._otherwise is None and problem.passes:
+                raise LaunchPutOff("fork", f"it could not be forked now: {problem}") from problem
             if self._otherwise is None:
                 raise LaunchError("fork", f"its recipe has no fork parent: {problem}") from problem
+            if parent is not None:
+                self._parents.tell_of_refusal(parent, str(problem))
             return self._otherwise.launch(plan)
         handle.warnings = [SHARED] if parent.is_shared else []
+        handle.copy_of = self._key if self._is_loaded else None
         return handle
