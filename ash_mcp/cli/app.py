@@ -100,14 +100,20 @@ def _load_share() -> typer.Typer:
     return share
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"ash {__version__}")
+        raise typer.Exit
+
+
 def _shared_options(
     url: Annotated[str | None, typer.Option(help="The hive, for any command; else ASH_URL.")] = None,
     scope: Annotated[str | None, typer.Option(help="Part of the hive, for any command; else ASH_SCOPE.")] = None,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
-    if version:
-        say(f"ash {__version__}")
-        raise typer.Exit
+    del version
     # Commands read these variables where they are not told otherwise, those of other packages too.
     os.environ.update({name: value for name, value in (("ASH_URL", url), ("ASH_SCOPE", scope)) if value is not None})
 

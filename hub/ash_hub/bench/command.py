@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
@@ -24,6 +24,10 @@ AT_ONCE: Final = 20
 
 
 def bench(
+    what: Annotated[
+        Literal["density"] | None,
+        typer.Argument(help="`density`: what a sandbox of this machine costs, and how many it holds."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
     short: Annotated[bool, typer.Option("--short", help="Fewer samples: seconds instead of half a minute.")] = False,
     private: Annotated[
@@ -38,6 +42,9 @@ def bench(
     ] = False,
     in_a_row: Annotated[int, typer.Option(min=1, help="With --kubernetes: spawns one after another.")] = IN_A_ROW,
     at_once: Annotated[int, typer.Option(min=0, help="With --kubernetes: spawns at once.")] = AT_ONCE,
+    sandboxes: Annotated[
+        int | None, typer.Option(min=1, help="With density: how many are to live at once.", show_default="1000")
+    ] = None,
 ) -> None:
     """Measure spawns and calls, beside the same sandbox's server called directly.
 
@@ -54,7 +61,11 @@ def bench(
 
     async def run() -> None:
         with _steps(quiet=as_json) as step:
-            if kubernetes:
+            if what == "density":
+                from ash_hub.bench import density
+
+                found.extend(await density.measure(short=short, many=sandboxes, step=step))
+            elif kubernetes:
                 from ash_hub.bench import cluster
 
                 found.extend(await cluster.measure(in_a_row, at_once, step))

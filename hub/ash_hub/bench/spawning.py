@@ -15,7 +15,7 @@ import anyio
 from ash_hub.bench.target import Target, open_target
 from ash_mcp.client import Hive
 
-__all__ = ["SpawnCost", "measure_spawn_cost"]
+__all__ = ["RECIPE", "SpawnCost", "measure_spawn_cost", "processes_of"]
 
 RECIPE: Final = "general"
 _SETTLE_SECONDS: Final = 0.02
@@ -90,13 +90,15 @@ async def measure_spawn_cost(
     )
 
 
+def processes_of(target: Target) -> set[int]:
+    """Return the processes of a hive on this machine: its own, its keeper, and all that these have started."""
+    keepers = [pid for pid in _pids() if _cwd(pid).startswith(f"{target.run_dir}/")]
+    return {target.pid, *keepers, *(it for pid in keepers for it in _descendants(pid))}
+
+
 def _used(target: Target) -> float:
     """Return the processor time of a hive's processes so far, with those that were reaped, in seconds."""
-    keepers = [pid for pid in _pids() if _cwd(pid).startswith(f"{target.run_dir}/")]
-    return (
-        sum(_ticks(pid) for pid in {target.pid, *keepers, *(it for pid in keepers for it in _descendants(pid))})
-        * _TICK
-    )
+    return sum(_ticks(pid) for pid in processes_of(target)) * _TICK
 
 
 def _pids() -> Iterator[int]:

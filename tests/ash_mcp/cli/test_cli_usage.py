@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ash_mcp import __version__
 from ash_mcp.cli import main
 
 NOBODY = "http://127.0.0.1:9/mcp"
@@ -61,6 +62,11 @@ def ash(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
     said = capsys.readouterr()
     assert isinstance(left.value.code, int)
     return left.value.code, said.out, said.err
+
+
+def test_the_version_is_printed_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ash(capsys, "--version")
+    assert code == 0 and out == f"ash {__version__}\n"
 
 
 @pytest.mark.parametrize(("words", "says"), BAD_INPUTS.values(), ids=list(BAD_INPUTS))
@@ -134,6 +140,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 def test_help_imports_nothing_heavy() -> None:
     program = """
 import sys
+from ash_mcp import __version__
 from ash_mcp.cli import main
 try:
     main(["--help"])
