@@ -21,7 +21,7 @@ from ash_hub.backends.local import host
 from ash_hub.backends.local.document_files import FileDocuments
 from ash_hub.backends.local.forks import ForkOrders, why_not_forked
 from ash_hub.backends.local.keeper.launchers import Plan
-from ash_hub.backends.local.limits import Enforcement, limits_of
+from ash_hub.backends.local.limits import Enforcement, Limits, limits_of
 from ash_hub.backends.local.link import (
     ANSWER_SECONDS,
     SILENT,
@@ -120,10 +120,10 @@ class LocalBackend:
         self._runtime = self._given_runtime or find_runtime()
         await anyio.to_thread.run_sync(compile_runner, self._runtime)
         self._facts = await anyio.to_thread.run_sync(host.host_facts)
-        self._orders = ForkOrders(self._runtime, self._settings)
         if not self._settings.unsafe:
             await self._require_isolation()
         self._machine, self._no_machine = await anyio.to_thread.run_sync(self._find_machine)
+        self._orders = ForkOrders(self._runtime, self._settings)
         self._tasks = await anyio.create_task_group().__aenter__()
         try:
             await self._join_or_start()
@@ -171,8 +171,6 @@ class LocalBackend:
         settings = self._settings
         if settings.unsafe or not settings.machine:
             return None, None
-        if settings.launcher != "bubblewrap":
-            return None, f"the launcher is {settings.launcher}, and only bubblewrap's sandboxes are machines"
         bases = settings.state_dir / "bases"
         shown = tuple(path for path in SHOWN if os.path.isdir(path) and not os.path.islink(path))
         try:
@@ -201,7 +199,7 @@ class LocalBackend:
         link = await self._link_or_fail()
         plan = replace(self._plans.plan(spec, self._runtime, limits), network=self._network(spec))
         warnings = [*self._plans.warnings, *_ignored(spec)]
-        launcher, more_seconds = await self._launcher(link, spec, plan), 0.0
+        launcher, more_seconds = await self._launcher(link, spec, plan, limits), 0.0
         if launcher.get("otherwise", launcher) is None:
             more_seconds = _PARENT_SECONDS
         self._ended_early[spec.id] = None
@@ -238,12 +236,14 @@ class LocalBackend:
             return self._instances.get(spec.id) or _ended(instance, _DELETED)
         return instance if end is None else self._record(end)
 
-    async def _launcher(self, link: KeeperLink, spec: SandboxSpec, plan: Plan) -> Mapping[str, Any]:
+    async def _launcher(
+        self, link: KeeperLink, spec: SandboxSpec, plan: Plan, limits: Limits
+    ) -> Mapping[str, Any]:
         """Return the launcher for a sandbox, and have the keeper keep its parent ready if it is to be forked."""
         other = self._plans.launcher
         if self._settings.unsafe or self._settings.launcher == "bubblewrap" or why_not_forked(spec, self._runtime):
             return other
-        order = await self._orders.of(spec, plan, limits_of(spec, self._settings), self._enforcement)
+        order = await self._orders.of(spec, plan, limits, self._enforcement)
         if self._orders.is_due(order, link.hello["pid"]):
             try:
                 await link.request("prepare", order=order)

@@ -24,7 +24,8 @@ from ash_hub.backends.local.keeper import launchers
 from ash_hub.backends.local.keeper.launchers.fork.parents import BOOT
 from ash_hub.backends.local.keeper.launchers.plan import Mount, Plan
 from ash_hub.backends.local.limits import Enforcement, Limits
-from ash_hub.backends.local.runtime import Runtime
+from ash_hub.backends.local.machine import WAY_OUT
+from ash_hub.backends.local.runtime import RUNTIME_DIRECTORY, Runtime
 from ash_hub.backends.local.settings import LocalSettings
 from ash_mcp.types import SandboxSpec
 
@@ -36,7 +37,8 @@ _MODULES = (
     "rlimits.py",
     *(f"fork/{name}.py" for name in ("__init__", "kernel", "walls", "forked", "parent")),
 )
-_MIB = 1024 * 1024
+_PLACE_BYTES = 16 * 1024 * 1024
+"""Of each place that a parent can write to."""
 _CHANGED_SECONDS = 2.0
 _TOLD_SECONDS = 5.0
 _MOST_ORDERS = 64
@@ -77,11 +79,18 @@ class ForkOrders:
                 group=enforcement.for_keeper(replace(limits, cpu=None)),
                 idle_seconds=self._settings.fork_idle_seconds,
                 changes=changes,
+                user_block=self._spare_users(plan),
             )
             if len(self._known) >= _MOST_ORDERS:
                 self._known.clear()
             self._known[same] = time.monotonic(), order
         return order
+
+    def _spare_users(self, plan: Plan) -> tuple[int, int]:
+        """Return the users that are left when there are as many machines as there may be."""
+        first, users = plan.user_block
+        taken = self._settings.max_sandboxes * plan.identity.users
+        return first + taken, max(users - taken, 0)
 
     def is_due(self, order: Mapping[str, Any], keeper: int) -> bool:
         """Say whether a keeper, by its process, is to be told, and take it for told then."""
@@ -101,6 +110,7 @@ def fork_order(
     group: Mapping[str, Any],
     idle_seconds: float,
     changes: str,
+    user_block: tuple[int, int] = (0, 0),
 ) -> dict[str, Any]:
     """Return the order for the parent of a sandbox, as `ForkParents.prepare` takes it. Pure but for our own files.
 
@@ -109,17 +119,21 @@ def fork_order(
         system_call_filter: For a process that makes namespaces and mounts.
         group: The limits of the parent's control group.
         changes: What `fingerprint` returned.
+        user_block: The first of the host's users that parents of machines can have, and how many there are.
     """
     assert runtime.forked is not None
     config = json.loads(plan.environment["ASH_RUNNER_CONFIG"])
     parent = replace(
         plan,
-        command=(plan.python, "-P", "-s", "-c", BOOT.format(path=_INSIDE, module="parent"), "@fd:door@"),
+        command=(*plan.loader, plan.python, "-P", "-s", "-c", BOOT.format(path=_INSIDE, module="parent"), "@fd:door@"),
         environment={name: value for name, value in plan.environment.items() if not name.startswith("ASH_")},
         mounts=tuple(_mounts(plan, spec)),
         own_directories=(),
         rlimits={},
         processes=0,
+        capabilities=(),
+        user_block=user_block,
+        writable_bytes=_PLACE_BYTES if plan.identity.users else None,
         group={},
         system_call_filter=system_call_filter,
         network=None,
@@ -133,15 +147,21 @@ def fork_order(
 
 def _mounts(plan: Plan, spec: SandboxSpec) -> Iterator[Mount]:
     """Yield the sandbox's mounts, without what is its own, and with the launcher's own modules."""
+    closed = RUNTIME_DIRECTORY if plan.identity.users else "/"
     for mount in plan.mounts:
-        if mount.kind == "read_only" and mount.target == "/":
+        if mount.kind == "read_only" and mount.target == closed:
             for name in _MODULES:
                 content = (Path(launchers.__file__).parent / name).read_bytes()
                 yield Mount("file", f"{_INSIDE}/{name}", content=content, mode="0444")
         if mount.kind == "tmpfs":
-            yield mount._replace(size=16 * _MIB)
-        elif mount.kind != "bind" or not mount.source.endswith(f"/e/{spec.id}"):
+            yield mount._replace(size=_PLACE_BYTES)
+        elif not _is_own(mount, spec):
             yield mount
+
+
+def _is_own(mount: Mount, spec: SandboxSpec) -> bool:
+    """Say whether a mount is of one sandbox, or of those with a network: its way out, and what nobody is to move."""
+    return mount.kind == "pinned" or mount.target in WAY_OUT or mount.source.endswith(f"/e/{spec.id}")
 
 
 def fingerprint(spec: SandboxSpec, runtime: Runtime) -> str:

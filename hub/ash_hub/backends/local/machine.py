@@ -13,7 +13,7 @@ from ash_hub.backends.local.runtime import RUNTIME_DIRECTORY, Runtime
 from ash_hub.backends.local.settings import USERS_EACH
 from ash_mcp.types import SandboxSpec
 
-__all__ = ["CAPABILITIES", "MACHINE_HOME", "SHOWN", "Machine", "MachinePlans"]
+__all__ = ["CAPABILITIES", "MACHINE_HOME", "SHOWN", "WAY_OUT", "Machine", "MachinePlans"]
 
 MACHINE_HOME = "/root"
 CAPABILITIES = (
@@ -88,7 +88,7 @@ class MachinePlans(IsolatedPlans):
         yield Mount("tmpfs", WORKSPACE, size=limits.workspace_bytes, mode="0755")
         yield from self._outlet(spec)
         if spec.network != "none":
-            for path, text in _WAY_OUT.items():
+            for path, text in WAY_OUT.items():
                 yield Mount("file", path, content=text.encode(), mode="0644")
         yield from (Mount("read_only", path) for path in ("/proc", "/dev", RUNTIME_DIRECTORY))
 
@@ -101,7 +101,7 @@ _ENVIRONMENT: Mapping[str, str] = {
     "PIP_BREAK_SYSTEM_PACKAGES": "1",
     "PIP_ROOT_USER_ACTION": "ignore",
 }
-_WAY_OUT: Mapping[str, str] = {
+WAY_OUT: Mapping[str, str] = {
     "/etc/environment": "".join(
         f'{name}="{value}"\n'
         for upper, value in (("HTTP_PROXY", _PROXY), ("HTTPS_PROXY", _PROXY), ("NO_PROXY", "localhost,127.0.0.1,::1"))

@@ -53,9 +53,9 @@ a filter cannot see them; the C library then takes `clone`. `io_setup` takes fro
 
 
 _NESTING = frozenset(
-    ("unshare", "mount", "umount2", "pivot_root", "sethostname", "move_mount", "open_tree", "mount_setattr")
+    ("setns", "unshare", "mount", "umount2", "move_mount", "open_tree", "mount_setattr")
 )
-"""Calls with which a process makes walls for those that it forks, in a user namespace of its own."""
+"""Calls with which what a process forks enters the walls that were made for it, and mounts its `/proc` there."""
 
 
 def for_machine(machine: str, *, nests: bool = False) -> bytes | None:

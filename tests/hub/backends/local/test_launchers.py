@@ -22,6 +22,7 @@ from ash_hub.backends.local.forks import fork_order
 from ash_hub.backends.local.keeper.launchers import ForkParents, Handle, Launcher, LaunchError, Plan, launcher_of
 from ash_hub.backends.local.keeper.launchers.launcher import ExitStatus
 from ash_hub.backends.local.keeper.launchers.plan import Mount
+from ash_hub.backends.local.keeper.user_ranges import UserRanges
 from ash_hub.backends.local.runtime import Runtime
 from tests.hub.backends.local.local_parts import SPEC, WAIT_SECONDS, needs_isolation
 
@@ -83,8 +84,8 @@ async def launcher(kind: str) -> AsyncGenerator[Launcher]:
         yield launcher_of(CHOICES[kind])
         return
     told: list[Mapping[str, Any]] = []
-    with tempfile.TemporaryDirectory() as empty:
-        parents = ForkParents(lambda name: None, empty, told.append)
+    if True:
+        parents = ForkParents(lambda name: None, UserRanges(), told.append)
         places = (Mount("tmpfs", "/tmp"), Mount("read_only", "/"))
         config = json.dumps({"server": {}, "env": {}, "workspace": "/", "home": "/"})
         plan = replace(

@@ -90,7 +90,7 @@ class Keeper:
         self._hierarchy = hierarchy
         self._egress = Egress(config["egress_command"], self._on_decision)
         self._ranges = UserRanges()
-        self._parents = ForkParents(self._group_of, "empty", self._tell_one)
+        self._parents = ForkParents(self._group_of, self._ranges, self._tell_one)
         self._sandboxes: dict[str, Sandbox] = {}
         self._starts: dict[str, asyncio.Task[Exception | None]] = {}
         self._hubs: list[_Hub] = []

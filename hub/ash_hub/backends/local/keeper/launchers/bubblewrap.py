@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from .mount_names import DEVICES, own_mounts, seal, show
 from .plan import Identity, Mount, Plan
 from .process import INIT, ProcessHandle, start
-from .staging import Staged, enter, place, set_up, user_namespace
+from .staging import enter, place, set_up, staged, user_namespace
 
 __all__ = ["SHARED", "BubblewrapLauncher", "mount_names", "options_for"]
 
@@ -54,16 +54,6 @@ class BubblewrapLauncher:
         finally:
             os.close(shared)
         return handle
-
-
-def staged(plan: Plan) -> list[Staged]:
-    """Return what a launch with users of its own puts on its stage: all that it shows of the host."""
-    found: list[Staged] = []
-    for number, mount in enumerate(plan.mounts):
-        if mount.kind in ("bind", "writable") and not (mount.optional and not os.path.exists(mount.source)):
-            shown = "overlay" if mount.overlay is not None else mount.kind
-            found.append(Staged(mount.source, str(number), shown))
-    return found
 
 
 def mount_names(plan: Plan) -> dict[str, str]:

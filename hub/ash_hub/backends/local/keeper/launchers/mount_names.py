@@ -17,11 +17,9 @@ import contextlib
 import ctypes
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
-__all__ = ["DEVICES", "checked", "hides_mounts", "mount", "own_mounts", "seal", "show"]
+__all__ = ["DEVICES", "checked", "hides_mounts", "mount", "mount_points", "own_mounts", "seal", "show"]
 
 DEVICES = tuple(f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero"))
 """Nodes of the host that bubblewrap binds into every /dev."""
@@ -67,7 +65,7 @@ def show(pairs: Sequence[tuple[str, str]], empty: str) -> bool:
         OSError: The kernel does not let this user do it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    mounted, is_whole = _mount_points(), True
+    mounted, is_whole = mount_points(), True
     second = os.open(empty, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     for target, directory in pairs:
         first = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -87,11 +85,11 @@ def show(pairs: Sequence[tuple[str, str]], empty: str) -> bool:
 
 def hides_mounts(directory: str, mounted: Sequence[str] | None = None) -> bool:
     """Return whether something is mounted below a directory, which an overlay of it would not show."""
-    points = _mount_points() if mounted is None else mounted
+    points = mount_points() if mounted is None else mounted
     return any(point.startswith(f"{directory}/") for point in points if point not in _UNSEEN)
 
 
-def _mount_points() -> list[str]:
+def mount_points() -> list[str]:
     with open("/proc/self/mountinfo") as table:
         return [line.split()[4].replace("\\040", " ") for line in table]
 
@@ -121,15 +119,16 @@ def checked(result: int) -> int:
     return result
 
 
-def _try(directories: Sequence[str], place: Path) -> None:
+def _try(directories: Sequence[str], place: str) -> None:
     """Print what this user may do, with a place for mounts."""
     own_mounts()
-    (place / "empty").mkdir()
+    os.mkdir(f"{place}/empty")
     for number, directory in enumerate(directories):
-        seen = place / str(number)
-        seen.mkdir()
-        show([(str(seen), directory)], str(place / "empty"))
-        table = Path("/proc/self/mountinfo").read_text().splitlines()
+        seen = f"{place}/{number}"
+        os.mkdir(seen)
+        show([(seen, directory)], f"{place}/empty")
+        with open("/proc/self/mountinfo") as file:
+            table = file.read().splitlines()
         if any(f" {seen} " in line and " - overlay " in line for line in table) and os.listdir(seen):
             os.write(1, os.fsencode(directory) + b"\n")
     seal(DEVICES)
@@ -137,10 +136,12 @@ def _try(directories: Sequence[str], place: Path) -> None:
 
 
 if __name__ == "__main__":
+    import tempfile
+
     with tempfile.TemporaryDirectory() as made:
         # In a child: its namespaces end with it, and the directory can be removed.
         if (child := os.fork()) == 0:
             with contextlib.suppress(OSError):
-                _try(sys.argv[1:], Path(made))
+                _try(sys.argv[1:], made)
             os._exit(0)
         os.waitpid(child, 0)

@@ -16,11 +16,14 @@ import os
 import signal
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from .mount_names import checked, hides_mounts, mount, own_mounts
+from .mount_names import checked, hides_mounts, mount, mount_points, own_mounts
 
-__all__ = ["Staged", "enter", "place", "set_up", "try_out", "user_namespace"]
+if TYPE_CHECKING:
+    from .plan import Plan
+
+__all__ = ["CAPABILITY_NUMBERS", "Staged", "enter", "place", "set_up", "staged", "try_out", "user_namespace"]
 
 _NEW_USER = 0x10000000
 _READ_ONLY, _BIND, _RECURSIVE = 0x1, 0x1000, 0x4000
@@ -32,7 +35,7 @@ _FROM_EMPTY_PATH = 0x4
 _IDMAP = 0x00100000
 _PARENT_DEATH_SIGNAL = 1
 _CAPABILITY_VERSION, _BOUNDING_SET_DROP = 0x20080522, 24
-_CAPABILITIES = {
+CAPABILITY_NUMBERS = {
     **{"CHOWN": 0, "DAC_OVERRIDE": 1, "DAC_READ_SEARCH": 2, "FOWNER": 3, "FSETID": 4, "KILL": 5, "SETGID": 6},
     **{"SETUID": 7, "SETPCAP": 8, "NET_BIND_SERVICE": 10, "SYS_CHROOT": 18},
 }
@@ -52,15 +55,27 @@ class Staged(NamedTuple):
     """`bind`, `overlay` (read-only, with inodes of its own) or `writable`."""
 
 
+def staged(plan: Plan) -> list[Staged]:
+    """Return what a launch with users of its own puts on its stage: all that it shows of the host."""
+    found: list[Staged] = []
+    for number, mount in enumerate(plan.mounts):
+        if mount.kind in ("bind", "writable") and not (mount.optional and not os.path.exists(mount.source)):
+            shown = "overlay" if mount.overlay is not None else mount.kind
+            found.append(Staged(mount.source, str(number), shown))
+    return found
+
+
 def place() -> str:
     """Return the directory that a launch covers with its stage, in a mount namespace that nobody else has."""
     return next(path for path in _PLACES if os.path.isdir(path) and not os.path.islink(path))
 
 
-def user_namespace(first: int, count: int) -> int:
+def user_namespace(first: int, count: int, owner: int | None = None) -> int:
     """Return a descriptor of a new user namespace that maps 0 and those that follow to the host's `first` and on.
 
-    Its owner is `first` too, so that what the kernel counts for owners of namespaces is the sandbox's own.
+    Args:
+        owner: Who may enter it. None: `first` too, so that what the kernel counts for owners of namespaces is the
+            sandbox's own.
 
     Raises:
         OSError: The kernel does not let this user do it.
@@ -71,8 +86,9 @@ def user_namespace(first: int, count: int) -> int:
     if (helper := os.fork()) == 0:
         with contextlib.suppress(BaseException):
             os.setgroups([])
-            os.setresgid(first, first, first)
-            os.setresuid(first, first, first)
+            user = first if owner is None else owner
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
             checked(libc.unshare(_NEW_USER))
             checked(libc.prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0))
             if os.getppid() == parent:  # else it has died before that could be told
@@ -96,12 +112,12 @@ def user_namespace(first: int, count: int) -> int:
         os.waitpid(helper, 0)
 
 
-def set_up(stage: str, things: Sequence[Staged], users: int, owner: int, size: int | None) -> bool:
+def set_up(stage: str, things: Sequence[Staged], users: int | None, owner: int, size: int | None) -> bool:
     """Mount things on a stage, in a process that has its own mounts.
 
     Args:
         stage: A directory of the host, which the stage covers.
-        users: The descriptor of the sandbox's user namespace.
+        users: The descriptor of the sandbox's user namespace. None: what is shown keeps its owners.
         owner: The host's number of the sandbox's root.
         size: In bytes, of the space that the writable ones share; None is as much as memory allows.
 
@@ -112,6 +128,7 @@ def set_up(stage: str, things: Sequence[Staged], users: int, owner: int, size: i
         OSError: The kernel does not let this user do it.
     """
     opened = [os.open(thing.source, os.O_PATH | os.O_CLOEXEC) for thing in things]
+    mounted = mount_points()
     _tmpfs(stage, "mode=0711")
     for number, name in enumerate(("empty", "lower", "upper")):
         os.mkdir(f"{stage}/{name}", 0o711 if number else 0o755)
@@ -131,14 +148,17 @@ def set_up(stage: str, things: Sequence[Staged], users: int, owner: int, size: i
             lower = f"{stage}/lower/{number}"
             os.mkdir(lower)
             try:
-                _show_as_own(source, lower, users)
+                if users is None:
+                    mount(f"/proc/self/fd/{source}", lower, _BIND)
+                else:
+                    _show_as_own(source, lower, users)
             except OSError:
                 if thing.kind == "writable":
                     raise
                 mount(f"/proc/self/fd/{source}", lower, _BIND)  # NFS, FUSE: its files are nobody's
             if thing.kind == "writable":
                 _writable(lower, target, f"{stage}/upper/{number}", owner)
-            elif hides_mounts(thing.source) or not _overlay(lower, target, f"{stage}/empty"):
+            elif hides_mounts(thing.source, mounted) or not _overlay(lower, target, f"{stage}/empty"):
                 mount(lower, target, _BIND)
                 is_whole = False
         os.close(source)
@@ -165,7 +185,7 @@ def enter(users: int, bounding: Sequence[str]) -> None:
     low, high = every & 0xFFFF_FFFF, every >> 32
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
     checked(libc.capset(header, struct.pack("=6I", low, low, low, high, high, high)))
-    for number in set(range(last + 1)) - {_CAPABILITIES[name] for name in bounding}:
+    for number in set(range(last + 1)) - {CAPABILITY_NUMBERS[name] for name in bounding}:
         checked(libc.prctl(_BOUNDING_SET_DROP, number, 0, 0, 0))
 
 

@@ -1,7 +1,7 @@
 """From a copy of the fork parent to the first process of a sandbox, and to what runs in it.
 
-The channel brings one message, `{"plan", "bases", "names"}` with the plan's descriptors under their names and `log`,
-`life`, `status` and `group.N` beside them. It tells `first` with a descriptor of the sandbox's first process, then
+The channel brings one message, `{"plan", "names"}` with the plan's descriptors under their names and `log`, `life`,
+`status`, `group.N` and perhaps `hold` beside them. It tells `first` with a descriptor of the sandbox's first process, then
 `init` when the walls stand, and is closed once the main process runs. What goes wrong before is written to the log.
 The first process writes how it ended to `status`.
 """
@@ -36,8 +36,8 @@ _PR_SET_NAME = 15
 Json = Mapping[str, Any]
 
 
-def become(channel: int, trees: Sequence[int | None], main: Callable[[], int]) -> NoReturn:
-    """Leave the parent behind: be what the channel says, and never return."""
+def become(channel: int, namespaces: Sequence[int], main: Callable[[], int]) -> NoReturn:
+    """Leave the parent behind: be what the channel says behind the walls that were made for it. Never return."""
     try:
         _fresh_signals()
         door = socket.socket(fileno=channel)
@@ -51,13 +51,10 @@ def become(channel: int, trees: Sequence[int | None], main: Callable[[], int]) -
             os.dup2(names["log"], 1)
             os.dup2(names["log"], 2)
             _join(names)
-            proc, nested, *shown = trees
-            assert proc is not None and nested is not None
-            walls.enter_namespaces(given["plan"]["identity"], proc)
+            walls.enter(namespaces, users=given["plan"]["identity"]["users"])
+            walls.leave_kinds(processes=True)
             if os.fork() == 0:
-                bases = [path for path, _ in given["bases"]]
-                there = {path: tree for path, tree in zip(bases, shown, strict=True) if tree is not None}
-                _be_first(given["plan"], door, names, there, nested, main)
+                _be_first(given["plan"], door, names, main)
     except OSError as error:
         os.write(2, f"the sandbox's walls could not be made: {error}\n".encode())
     except BaseException:
@@ -80,21 +77,12 @@ def _join(names: Mapping[str, int]) -> None:
             os.write(descriptor, b"0")
 
 
-def _be_first(
-    plan: Json,
-    door: socket.socket,
-    names: dict[str, int],
-    trees: Mapping[str, int],
-    nested: int,
-    main: Callable[[], int],
-) -> None:
-    """Be the first process of the sandbox: build, start the main process, reap, and end."""
+def _be_first(plan: Json, door: socket.socket, names: dict[str, int], main: Callable[[], int]) -> None:
+    """Be the first process of the sandbox: start the main process, reap, and end."""
     me = os.pidfd_open(os.getpid())
-    socket.send_fds(door, [b"first\n"], [me], socket.MSG_NOSIGNAL)
+    kernel.send_patiently(door, b"first\n", [me])
     os.setsid()
-    walls.name_host(plan["identity"])
-    walls.raise_loopback()
-    walls.build_root(plan["mounts"], trees, nested=nested)
+    walls.finish(plan["mounts"])
     os.chdir(plan["directory"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     kept = {name: number for name, number in names.items() if name != "log" and not name.startswith("group.")}
@@ -102,9 +90,10 @@ def _be_first(
     for name, wanted in plan["rlimits"].items():
         limit(name, wanted)
     code = plan["system_call_filter"]
-    kernel.drop_capabilities()
+    kernel.bound_capabilities(plan["kept_capabilities"])
+    kernel.set_capabilities(plan["kept_capabilities"])
     kernel.filter_calls(None if code is None else base64.b64decode(code))
-    status, life = kept.pop("status"), kept.pop("life")
+    status, life, hold = kept.pop("status"), kept.pop("life"), kept.pop("hold", None)
     usual = watch(life)
     door.send(b"init\n", socket.MSG_NOSIGNAL)
     harden(tree=False)
@@ -115,6 +104,8 @@ def _be_first(
         signal.pthread_sigmask(signal.SIG_SETMASK, usual)
         os.close(status)
         os.close(life)
+        if hold is not None:
+            os.close(hold)
         _run(plan, door, kept, main)
     for number in kept.values():
         os.close(number)

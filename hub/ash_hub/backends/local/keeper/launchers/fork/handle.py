@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from ..launcher import ExitStatus, LaunchError
 from ..plan import Plan
 from ..process import readable, status_of
-from . import walls
+from .order import capabilities_of, walls_order
 
 __all__ = ["ForkHandle", "NotHandedOver", "hand_over"]
 
@@ -160,12 +160,14 @@ def hand_over(
         for number, entrance in enumerate(plan.group_entrances):
             named[f"group.{number}"] = os.open(entrance, os.O_WRONLY | os.O_CLOEXEC)
             theirs.callback(os.close, named[f"group.{number}"])
-        data = plan.to_json()
-        bases = walls.bases_of(data)
-        message = {"plan": {**data, "is_loaded": is_loaded}, "bases": bases, "names": list(named)}
+        if plan.hold is not None:
+            named["hold"] = plan.hold
+        order = walls_order(plan)
+        more = {"is_loaded": is_loaded, "kept_capabilities": capabilities_of(plan)}
+        message = {"plan": {**plan.to_json(), **more}, "names": list(named)}
         try:
             socket.send_fds(channel, [json.dumps(message).encode()], list(named.values()))
-            socket.send_fds(helper, [json.dumps({"bases": bases}).encode()], [their_channel.fileno()])
+            socket.send_fds(helper, [json.dumps(order).encode()], [their_channel.fileno()])
         except OSError as error:
             raise NotHandedOver(str(error)) from error
         ours.pop_all()

@@ -1,12 +1,13 @@
-"""The first process of a fork parent's namespaces: it makes its walls, prepares mounts for sandboxes, and reaps.
+"""The first process of a fork parent's namespaces: it has walls made, for its parent and for sandboxes, and reaps.
 
-The keeper starts `main` with a socket and the log as its only descriptors. The first message there is the
-configuration: `{"plan", "load", "empty"}` (an empty directory of the host); each other one is a launch, `{"bases"}`,
-with the channel to the process that is to be forked. Answers are `{"started"}` with a descriptor of the parent,
-`{"ready", "shared"}` or `{"unfit"}`, and `{"ended"}`.
+The keeper starts `main` with a socket, the log and perhaps the lock on a range of users as its only descriptors. The
+first message there is the configuration: `{"walls", "plan", "load"}`, an order of walls and the plan of the parent;
+each other one is an order of walls for a launch, with the channel to the process that is to be forked. Answers are
+`{"started"}` with a descriptor of the parent, `{"ready", "shared"}` or `{"unfit"}`, and `{"ended"}`.
 
-It has the keeper's view of the host's files, which what it starts has not, and may mount in its own user namespace.
-It runs nothing of a recipe, and reads nothing of what sandboxes are given. With it end all sandboxes of its parent.
+It has the keeper's view of the host's files, which what it starts has not, and may mount: as the host's root where
+sandboxes have users of their own, else in its own user namespace. It runs nothing of a recipe, and reads nothing of
+what sandboxes are given. With it end all sandboxes of its parent.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .. import staging
 from . import kernel, walls
 
 __all__ = ["MOST_BYTES", "main", "receive"]
@@ -29,11 +31,11 @@ __all__ = ["MOST_BYTES", "main", "receive"]
 MOST_BYTES = 180_000
 """Of one message; what a socket takes at once."""
 _MOST_DESCRIPTORS = 64
-_SETPCAP, _SYS_ADMIN = 8, 21
+_KEPT = (8, 18, 21)
+"""SETPCAP, SYS_CHROOT and SYS_ADMIN, to enter mounts and to make them."""
 _PARENT_PID = 30_001
 """Far from the low numbers that processes in a sandbox have: libraries that reseed after a fork look at the pid, and
 one that a sandbox's process had in common with the parent would tell them that there was none."""
-_UNSEEN = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
 
 Json = Mapping[str, Any]
 
@@ -41,13 +43,14 @@ Json = Mapping[str, Any]
 def main() -> None:
     """Be the helper of the parent that the keeper's first message describes."""
     keeper = socket.socket(fileno=int(sys.argv[1]))
-    os.set_inheritable(keeper.fileno(), False)
+    for number in sys.argv[1:]:
+        os.set_inheritable(int(number), False)
     data, _ = receive(keeper)
     if not data:
         return
     config = json.loads(data)
     try:
-        walls.enter_namespaces(config["plan"]["identity"])
+        walls.enter_namespaces(config["walls"]["identity"])
     except OSError as error:
         keeper.send(json.dumps({"unfit": f"this host refuses new namespaces: {error.strerror or error}"}).encode())
         return
@@ -82,9 +85,11 @@ def _say(keeper: socket.socket, message: Json, *descriptors: int) -> None:
 class _Helper:
     def __init__(self, keeper: socket.socket, config: Json) -> None:
         self._keeper = keeper
+        self._order: Json = config["walls"]
         self._plan: Json = config["plan"]
         self._load: Json = config["load"]
-        self._empty_path: str = config["empty"]
+        self._owner: int = self._order["identity"]["first_user"] or 0
+        """The host's user that the parent is, where sandboxes have users of their own."""
         self._shared = False
 
     def run(self) -> None:
@@ -92,15 +97,12 @@ class _Helper:
         os.setsid()
         os.umask(0o022)
         kernel.mount("proc", "/proc", kernel.NO_SET_UID | kernel.NO_DEVICES | kernel.NO_EXECUTION)
-        walls.raise_loopback()
-        walls.name_host(self._plan["identity"])
-        kernel.drop_capabilities((_SETPCAP, _SYS_ADMIN))
-        with contextlib.suppress(OSError), open("/proc/sys/kernel/ns_last_pid", "w") as last:
-            last.write(str(_PARENT_PID - 1))
+        if not self._order["identity"]["users"]:
+            kernel.bound_capabilities(_KEPT)
+            kernel.set_capabilities(_KEPT)
         wakeup, wakes = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        self._empty = os.open(self._empty_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._forker, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._forker.send(json.dumps(self._load).encode())
         self._parent = self._start_parent(theirs)
@@ -109,21 +111,73 @@ class _Helper:
         self._serve(wakeup)
 
     def _start_parent(self, theirs: socket.socket) -> int:
-        bases = walls.bases_of(self._plan)
-        trees = self._trees(bases)
-        child = os.fork()
-        if child:
-            _close(trees)
+        mine, makers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._fork(lambda: self._make_walls(self._order, makers, ()))
+        makers.close()
+        said, namespaces = receive(mine)
+        mine.close()
+        if not said:
+            raise OSError(0, "its walls could not be made")
+        self._shared = said != b"+"
+        with contextlib.suppress(OSError), open("/proc/sys/kernel/ns_last_pid", "w") as last:
+            last.write(str(_PARENT_PID - 1))
+        child = self._fork(lambda: self._become_parent(namespaces, theirs))
+        for namespace in namespaces:
+            os.close(namespace)
+        return child
+
+    def _fork(self, then: Callable[[], None]) -> int:
+        if child := os.fork():
             return child
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            kernel.unshare(0x00020000)
-            _become_parent(self._plan, _named(bases, trees), theirs)
+            then()
         except BaseException as error:
-            _say(self._keeper, {"unfit": f"its walls could not be made: {error}"})
+            os.write(2, f"walls could not be made: {error}\n".encode())
         finally:
             os._exit(1)
+
+    def _make_walls(self, order: Json, to: socket.socket, more: Sequence[int]) -> None:
+        """Make them and hand them on, after other descriptors."""
+        self._keeper.close()
+        identity, stage = order["identity"], order["place"]
+        things = [staging.Staged(*thing) for thing in order["stage"]]
+        count, first = identity["users"], identity["first_user"]
+        kernel.unshare(0x00020000)
+        kernel.make_private(receives=False)
+        users = staging.user_namespace(first, count, self._owner) if count else None
+        whole = staging.set_up(stage, things, users, first or 0, order["writable_bytes"])
+        if users is None:
+            user, group = os.geteuid(), os.getegid()
+            kernel.unshare(0x10000000)
+            walls.map_self(identity, user, group)
+        else:
+            walls.enter([users], users=count)
+        walls.seal_users(shares_watchers=bool(count))
+        made = walls.build_root(order, stage)
+        kernel.send_patiently(to, b"+" if whole else b"-", [*more, *made])
+
+    def _become_parent(self, namespaces: Sequence[int], door: socket.socket) -> None:
+        plan, mounts = self._plan, self._order["mounts"]
+        self._keeper.close()
+        walls.enter(namespaces[1:])
+        os.close(namespaces[0])
+        walls.leave_kinds(processes=False)
+        walls.finish(mounts)
+        os.chdir(plan["directory"])
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        kernel.bound_capabilities()
+        if self._order["identity"]["users"]:
+            os.setgroups([])
+            os.setresgid(self._owner, self._owner, self._owner)
+            os.setresuid(self._owner, self._owner, self._owner)
+        kernel.set_capabilities()
+        os.set_inheritable(door.fileno(), True)
+        code = plan["system_call_filter"]
+        kernel.filter_calls(None if code is None else base64.b64decode(code))
+        words = [str(door.fileno()) if word == "@fd:door@" else word for word in plan["command"]]
+        os.execve(words[0], words, dict(plan["environment"]))
 
     def _serve(self, wakeup: int) -> None:
         poll = select.poll()
@@ -137,13 +191,24 @@ class _Helper:
                     data, descriptors = receive(self._keeper)
                     if not data:
                         return
-                    self._launch(json.loads(data)["bases"], descriptors)
-                else:
-                    data, _ = receive(self._forker)
-                    if data:
-                        _say(self._keeper, {**json.loads(data), "shared": self._shared})
-                    else:
-                        poll.unregister(self._forker.fileno())
+                    self._launch(json.loads(data), descriptors)
+                elif not self._pass_on():
+                    poll.unregister(self._forker.fileno())
+
+    def _pass_on(self) -> bool:
+        """Tell the keeper what the parent says; False if it says no more. Nothing that it sends can do harm."""
+        data, descriptors = receive(self._forker)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        said: Any = None
+        with contextlib.suppress(ValueError):
+            said = json.loads(data)
+        if said == {"ready": True}:
+            _say(self._keeper, {"ready": True, "shared": self._shared})
+        elif data:
+            why = said.get("unfit") if isinstance(said, dict) else None
+            _say(self._keeper, {"unfit": str(why)[:1000]})
+        return bool(data)
 
     def _reap(self, wakeup: int) -> None:
         os.read(wakeup, 4096)
@@ -152,71 +217,11 @@ class _Helper:
                 if ended[0] == self._parent:
                     _say(self._keeper, {"ended": os.waitstatus_to_exitcode(ended[1])})
 
-    def _launch(self, bases: Sequence[tuple[str, bool]], channel: list[int]) -> None:
-        """Hand a launch on, with what it may see of the host. A channel that is closed tells that this failed."""
-        trees: list[int | None] = []
+    def _launch(self, order: Json, channel: Sequence[int]) -> None:
+        """Have walls made for a launch and handed on. A channel that is closed tells that this failed."""
         try:
-            trees = [kernel.clone_tree("/proc"), kernel.clone_tree("/proc/sys/user"), *self._trees(bases)]
-            given = [tree for tree in trees if tree is not None]
-            there = bytes(tree is not None for tree in trees)
-            socket.send_fds(self._forker, [there], [*channel, *given], socket.MSG_DONTWAIT)
+            self._fork(lambda: self._make_walls(order, self._forker, channel))
         except OSError as error:
             os.write(2, f"a launch failed: {error}\n".encode())
-        finally:
-            _close([*channel, *trees])
-
-    def _trees(self, bases: Sequence[tuple[str, bool]]) -> list[int | None]:
-        """Return the mounts for a root, in order, None for what is not there.
-
-        What an overlay cannot show appears as it is.
-        """
-        mounted = _mount_points()
-        trees: list[int | None] = []
-        for path, is_overlay in bases:
-            if not os.path.exists(path):
-                trees.append(None)
-                continue
-            hides = any(point.startswith(f"{path}/") for point in mounted if point not in _UNSEEN)
-            tree = self._overlay(path) if is_overlay and not hides else None
-            if tree is None:
-                self._shared = self._shared or is_overlay
-                tree = kernel.clone_tree(path)
-                kernel.restrict(tree, kernel.READ_ONLY | kernel.NO_SET_UID | kernel.NO_DEVICES)
-            trees.append(tree)
-        return trees
-
-    def _overlay(self, path: str) -> int | None:
-        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            return kernel.overlay(directory, self._empty)
-        except OSError:
-            return None
-        finally:
-            os.close(directory)
-
-
-def _named(bases: Sequence[tuple[str, bool]], trees: Sequence[int | None]) -> dict[str, int]:
-    return {path: tree for (path, _), tree in zip(bases, trees, strict=True) if tree is not None}
-
-
-def _close(descriptors: Sequence[int | None]) -> None:
-    for descriptor in descriptors:
-        if descriptor is not None:
+        for descriptor in channel:
             os.close(descriptor)
-
-
-def _become_parent(plan: Json, trees: Mapping[str, int], door: socket.socket) -> None:
-    walls.build_root(plan["mounts"], trees)
-    os.chdir(plan["directory"])
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    code = plan["system_call_filter"]
-    kernel.drop_capabilities()
-    os.set_inheritable(door.fileno(), True)
-    kernel.filter_calls(None if code is None else base64.b64decode(code))
-    words = [str(door.fileno()) if word == "@fd:door@" else word for word in plan["command"]]
-    os.execve(words[0], words, dict(plan["environment"]))
-
-
-def _mount_points() -> list[str]:
-    with open("/proc/self/mountinfo") as table:
-        return [line.split()[4].replace("\\040", " ") for line in table]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import socket
 import struct
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "NO_DEVICES",
@@ -13,15 +16,17 @@ __all__ = [
     "NO_SET_UID",
     "READ_ONLY",
     "attach",
+    "bound_capabilities",
     "clone_tree",
-    "drop_capabilities",
     "filter_calls",
+    "join",
     "make_private",
     "mount",
     "move_root",
-    "overlay",
     "restrict",
     "restrict_here",
+    "send_patiently",
+    "set_capabilities",
     "set_dumpable",
     "unmount",
     "unshare",
@@ -38,8 +43,9 @@ _CAPABILITY_VERSION = 0x20080522
 _LAST_CAPABILITY = 63
 
 # The newer ones have the same number on every architecture.
-_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 442
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+_PATIENCE_SECONDS, _PAUSE_SECONDS = 2.0, 0.02
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -58,6 +64,11 @@ def _call(number: int, what: str, *arguments: ctypes.c_void_p | ctypes.c_char_p 
 def unshare(flags: int) -> None:
     """Give this process new namespaces, as the `CLONE_NEW*` flags say; that of processes only to its children."""
     _checked(_libc.unshare(flags), "unshare")
+
+
+def join(namespace: int) -> None:
+    """Enter a namespace, by its descriptor."""
+    _checked(_libc.setns(namespace, 0), "setns")
 
 
 def mount(kind: str, target: str, flags: int = 0, options: str = "") -> None:
@@ -96,23 +107,6 @@ def attach(tree: int, target: str) -> None:
     _call(_MOVE_MOUNT, f"mount on {target}", tree, b"", -100, os.fsencode(target), _MOVE_FROM_DESCRIPTOR)
 
 
-def overlay(directory: int, empty: int) -> int:
-    """Return a descriptor of a read-only overlay of a directory, attached nowhere, with inodes of its own.
-
-    Args:
-        empty: An empty directory; an overlay without a place to write takes two.
-    """
-    made = _call(_FSOPEN, "fsopen overlay", b"overlay", 1)
-    try:
-        lower = f"/proc/self/fd/{directory}:/proc/self/fd/{empty}".encode()
-        _call(_FSCONFIG, "overlay lowerdir", made, 1, b"lowerdir", lower, 0)
-        _call(_FSCONFIG, "overlay ro", made, 0, b"ro", None, 0)
-        _call(_FSCONFIG, "overlay", made, 6, None, None, 0)
-        return _call(_FSMOUNT, "fsmount", made, 1, READ_ONLY | NO_SET_UID | NO_DEVICES)
-    finally:
-        os.close(made)
-
-
 def move_root(new: str) -> None:
     """Make `new`, a mount, the root of this process, and let go of the old one with all that is mounted below."""
     old = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -133,17 +127,39 @@ def set_dumpable(value: int) -> None:
     _libc.prctl(_PR_SET_DUMPABLE, value, 0, 0, 0)
 
 
-def drop_capabilities(keep: Iterable[int] = ()) -> None:
-    """Give up every capability but `keep`, for good."""
-    kept = frozenset(keep)
+def bound_capabilities(most: Iterable[int] = ()) -> None:
+    """Let nothing that this process becomes have other capabilities than these."""
+    kept = frozenset(most)
     _libc.prctl(_PR_CAP_AMBIENT, 4, 0, 0, 0)
     for capability in range(_LAST_CAPABILITY + 1):
         if capability not in kept and _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
             break  # this kernel has no more
+
+
+def set_capabilities(kept: Iterable[int] = ()) -> None:
+    """Give up every capability but these, for good."""
     bits = sum(1 << capability for capability in kept)
     low, high = bits & 0xFFFFFFFF, bits >> 32
     header = struct.pack("Ii", _CAPABILITY_VERSION, 0)
     _checked(_libc.capset(header, struct.pack("6I", low, low, 0, high, high, 0)), "capset")
+
+
+def send_patiently(to: socket.socket, data: bytes, descriptors: Sequence[int]) -> None:
+    """Send a message with descriptors; wait a while for others of this user that have too many on their way.
+
+    Raises:
+        OSError: It cannot be sent.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            socket.send_fds(to, [data], descriptors, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS or time.monotonic() > deadline:
+                raise
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return
 
 
 def filter_calls(program: bytes | None) -> None:

@@ -2,8 +2,8 @@
 
 It is started behind walls of its own, with one socket, to the helper. The first message there is
 `{"source", "given"}`: Python that defines `load(given)`, which returns why this cannot be forked, or None, and
-`main()`, which is what a sandbox runs. Each other message is descriptors for a launch, the channel first, and a byte
-for each mount, 1 if it came. It reads nothing from a channel: what a sandbox is given is read by the process that is
+`main()`, which is what a sandbox runs. Each other message is descriptors for a launch: the channel, and the namespaces
+that were made for it. It reads nothing from a channel: what a sandbox is given is read by the process that is
 forked for it.
 """
 
@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import forked, kernel
@@ -52,7 +52,7 @@ def main() -> None:
             return
         if os.fork() == 0:
             door.close()
-            forked.become(descriptors[0], _placed(there, descriptors[1:]), run)
+            forked.become(descriptors[0], descriptors[1:], run)
         for descriptor in descriptors:
             os.close(descriptor)
 
@@ -85,7 +85,3 @@ def _open() -> list[tuple[int, str]]:
             found.append((int(name), os.readlink(f"/proc/self/fd/{name}")))
     return found
 
-
-def _placed(there: bytes, trees: Sequence[int]) -> list[int | None]:
-    rest = iter(trees)
-    return [next(rest) if flag else None for flag in there]

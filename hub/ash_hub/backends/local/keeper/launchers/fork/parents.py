@@ -18,18 +18,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...user_ranges import RangeProblem
 from ..bubblewrap import SHARED
 from ..launcher import Handle, Launcher, LaunchError
 from ..plan import Plan
 from ..process import preparation
 from ..rlimits import limit
 from .handle import ForkHandle, NotHandedOver, hand_over
+from .order import walls_order
 
 if TYPE_CHECKING:
     from ...cgroups import Group
+    from ...user_ranges import UserRanges
 
 __all__ = ["BOOT", "ForkLauncher", "ForkParents"]
 
@@ -55,9 +59,19 @@ Json = Mapping[str, Any]
 
 
 class _Parent:
-    """One fork parent with its helper."""
+    """One fork parent with its helper.
 
-    def __init__(self, order: Json, group: Group | None, empty: str, on_change: Callable[[_Parent], None]) -> None:
+    Args:
+        ranges: Where a range of users is taken from, if its plan asks for one: the first of them is the parent's user.
+
+    Raises:
+        OSError: It could not be started.
+        RangeProblem: There are no users for it.
+    """
+
+    def __init__(
+        self, order: Json, group: Group | None, ranges: UserRanges, on_change: Callable[[_Parent], None]
+    ) -> None:
         self.order = order
         self.state = "starting"
         """`starting`, `ready`, or `ended`: it forks no more, but its sandboxes may run."""
@@ -70,6 +84,7 @@ class _Parent:
         self._pidfd: int | None = None
         self._log = b""
         self._is_gone = False
+        plan, held = _with_users(Plan.from_json(order["plan"]), ranges)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         self._socket.setblocking(False)
         self._reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -77,23 +92,26 @@ class _Parent:
         if group is not None:
             group.create(order["group"])
             entrances = group.entrances()
-        plan = Plan(command=(), python="", rlimits={}, group_entrances=tuple(entrances))
-        with theirs, os.fdopen(writing, "wb") as log:
+        start = Plan(command=(), python="", rlimits={}, group_entrances=tuple(entrances))
+        with theirs, os.fdopen(writing, "wb") as log, contextlib.ExitStack() as stack:
+            kept = (theirs.fileno(), *held)
+            for descriptor in held:
+                stack.callback(os.close, descriptor)
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-S", "-c"),
-                    *(BOOT.format(path=str(_LAUNCHERS), module="helper"), str(theirs.fileno())),
+                    *(BOOT.format(path=str(_LAUNCHERS), module="helper"), *map(str, kept)),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=kept,
                 env={},
                 cwd="/",
                 start_new_session=True,
-                preexec_fn=preparation(plan, lambda: limit("CORE", 1)),
+                preexec_fn=preparation(start, lambda: limit("CORE", 1)),
             )
-        config = {"plan": order["plan"], "load": order["load"], "empty": empty}
+        config = {"walls": walls_order(plan), "plan": order["plan"], "load": order["load"]}
         self._socket.send(json.dumps(config).encode())
         loop = asyncio.get_running_loop()
         loop.add_reader(self._socket, self._hear)
@@ -228,18 +246,29 @@ class _Parent:
         return self._is_gone
 
 
+def _with_users(plan: Plan, ranges: UserRanges) -> tuple[Plan, list[int]]:
+    """Return a plan that says which users it has, and the descriptor that holds them, if it is to have any."""
+    identity = plan.identity
+    if not identity.users:
+        return plan, []
+    first, held = ranges.take(plan.user_block, identity.users)
+    return replace(plan, identity=replace(identity, first_user=first)), [held]
+
+
 class ForkParents:
     """All of them, by what a sandbox must have in common with its parent.
 
     Args:
         group_of: Makes a control group of a name; None where there are none.
-        empty: An empty directory.
+        ranges: Where parents of machines take their users from.
         notify: Told `{"event": "fork_parent", "name", "state", "why"}` when one is ready or cannot be had.
     """
 
-    def __init__(self, group_of: Callable[[str], Group | None], empty: str, notify: Callable[[Json], None]) -> None:
+    def __init__(
+        self, group_of: Callable[[str], Group | None], ranges: UserRanges, notify: Callable[[Json], None]
+    ) -> None:
         self._group_of = group_of
-        self._empty = empty
+        self._ranges = ranges
         self._notify = notify
         self._parents: dict[str, _Parent] = {}
         self._deaths: dict[str, list[float]] = {}
@@ -268,11 +297,10 @@ class ForkParents:
 
     def _start(self, order: Json) -> None:
         self._numbers += 1
-        os.makedirs(self._empty, mode=0o700, exist_ok=True)
         group = self._group_of(f"fork-{self._numbers}")
         try:
-            self._parents[order["key"]] = _Parent(order, group, os.path.abspath(self._empty), self._on_change)
-        except (OSError, subprocess.SubprocessError) as error:
+            self._parents[order["key"]] = _Parent(order, group, self._ranges, self._on_change)
+        except (OSError, subprocess.SubprocessError, RangeProblem) as error:
             self._give_up(order, f"it could not be started: {error}")
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_CHECK_SECONDS, self._end_idle)

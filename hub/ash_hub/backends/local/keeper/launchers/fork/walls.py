@@ -1,7 +1,8 @@
-"""The walls of a sandbox, made by the process that is to be behind them: namespaces, a root, and no privileges.
+"""The walls of a sandbox: a process of its own makes them, and whoever is to be behind them enters.
 
-A plan comes as the JSON of `launchers.plan.Plan`; what bubblewrap is told by `launchers/bubblewrap.py` is done here.
-Directories of the host come as trees: descriptors of mounts that are attached nowhere, made by whoever may see them.
+`make` stages what is shown of the host, makes the namespaces and builds the root; it sees the host's files and may
+mount. `enter` needs no more than to own the user namespace. What belongs to a namespace of processes, `/proc`, comes
+last (`finish`), from the first process there. What bubblewrap is told by `launchers/bubblewrap.py` is done here.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from typing import Any
 
 from . import kernel
 
-__all__ = ["bases_of", "build_root", "enter_namespaces", "name_host", "raise_loopback"]
+__all__ = ["MOST_WATCHERS", "NAMESPACES", "build_root", "enter", "enter_namespaces", "finish", "map_self", "seal_users"]
 
 _NEW_MOUNTS, _NEW_CGROUP, _NEW_UTS, _NEW_IPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
 _NEW_USER, _NEW_PIDS, _NEW_NETWORK = 0x10000000, 0x20000000, 0x40000000
-_ALL = _NEW_MOUNTS | _NEW_CGROUP | _NEW_UTS | _NEW_IPC | _NEW_USER | _NEW_PIDS | _NEW_NETWORK
-_PLACE = "/tmp"
-"""A directory of every root, on which the next one is built in mounts that nobody else sees."""
+NAMESPACES = ("user", "mnt", "net", "ipc", "uts")
+"""Those that come as descriptors, in this order. A sandbox makes those of processes and of control groups itself."""
+MOST_WATCHERS = 32
+"""Inotify instances that a sandbox may have, where all that are forked from one process share those of its user."""
+_PLACE = "lower"
+"""A directory of the stage that nobody needs by then, on which the root is built."""
 _SAFE = kernel.NO_SET_UID | kernel.NO_DEVICES
 _SHOWN = kernel.READ_ONLY | _SAFE
 _NODES = ("full", "null", "random", "tty", "urandom", "zero")
@@ -39,96 +43,137 @@ _LINKS = {
 Json = Mapping[str, Any]
 
 
-def bases_of(plan: Json) -> list[tuple[str, bool]]:
-    """Return the directories and files of the host that a plan shows, and whether each is to be an overlay."""
-    found: dict[str, bool] = {}
-    for mount in plan["mounts"]:
-        if mount["kind"] == "bind":
-            over = mount.get("overlay")
-            found[over if over is not None else mount["source"]] = over is not None
-    return sorted(found.items())
-
-
-def enter_namespaces(identity: Json, proc: int | None = None) -> None:
-    """Enter new namespaces of every kind, as one mapped user and without privileges outside; a child is in all.
-
-    Args:
-        proc: A tree with a writable `/proc` that has this process in it, where the one that is there is read-only.
-    """
+def enter_namespaces(identity: Json) -> None:
+    """Enter namespaces for a helper: of users as well, unless it is to give users away, for which it stays root."""
+    if identity["users"]:
+        kernel.unshare(_NEW_MOUNTS | _NEW_PIDS | _NEW_IPC | _NEW_UTS)
+        kernel.make_private(receives=True)
+        return
     user, group = os.geteuid(), os.getegid()
-    kernel.unshare(_ALL)
+    kernel.unshare(_NEW_USER | _NEW_MOUNTS | _NEW_PIDS | _NEW_IPC | _NEW_UTS | _NEW_NETWORK | _NEW_CGROUP)
+    kernel.make_private(receives=True)
+    map_self(identity, user, group)
+
+
+def map_self(identity: Json, user: int, group: int) -> None:
+    """Map the one user that this process was to the one that it is to be, in its new user namespace."""
     kernel.set_dumpable(1)  # else the files below belong to the host's root
-    kernel.make_private(receives=proc is None)
-    if proc is not None:
-        kernel.attach(proc, "/proc")
     maps = {"setgroups": "deny", "uid_map": f"{identity['uid']} {user} 1", "gid_map": f"{identity['gid']} {group} 1"}
     for name, text in maps.items():
         _write(f"/proc/self/{name}", text)
+    kernel.set_dumpable(0)
 
 
-def raise_loopback() -> None:
-    """Have 127.0.0.1 in a network namespace of one's own."""
+def seal_users(*, shares_watchers: bool) -> None:
+    """Have no user namespace below this one, and, where siblings share inotify instances, a bounded number of them."""
+    _write("/proc/sys/user/max_user_namespaces", "0")
+    if shares_watchers:
+        _write("/proc/sys/user/max_inotify_instances", str(MOST_WATCHERS))
+
+
+def build_root(order: Json, stage: str) -> list[int]:
+    """Make namespaces and the root of an order in them, and return descriptors of all, as `NAMESPACES` names them.
+
+    Args:
+        order: As `fork.order.walls_order` makes it.
+        stage: Where what is shown of the host is mounted.
+    """
+    kernel.unshare(_NEW_MOUNTS | _NEW_NETWORK | _NEW_IPC | _NEW_UTS)
+    kernel.make_private(receives=False)
+    _raise_loopback()
+    socket.sethostname(order["identity"]["host_name"])
+    place = f"{stage}/{_PLACE}"
+    kernel.mount("tmpfs", place, _SAFE, "mode=0711")
+    new, covers = f"{place}/root", f"{place}/covers"
+    os.mkdir(new)
+    os.mkdir(covers)
+    kernel.mount("tmpfs", new, _SAFE, "mode=0755")
+    root = _Root(new, covers, {int(number): f"{stage}/{path}" for number, path in order["sources"].items()})
+    root.build(order["mounts"])
+    made = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in NAMESPACES]
+    kernel.move_root(new)
+    return made
+
+
+def enter(namespaces: Sequence[int], *, users: int = 0) -> None:
+    """Enter namespaces that were made before: all of those in `NAMESPACES`, or those after the user's alone.
+
+    Args:
+        users: How many users there are in the user namespace; with any, become their root there.
+    """
+    for number, namespace in enumerate(namespaces):
+        kernel.join(namespace)
+        os.close(namespace)
+        if number == 0 and users:
+            os.setgroups([])
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+
+
+def leave_kinds(*, processes: bool) -> None:
+    """Have a new namespace of control groups, and one of processes for what is forked from here on."""
+    kernel.unshare(_NEW_CGROUP | (_NEW_PIDS if processes else 0))
+
+
+def finish(mounts: Sequence[Json]) -> None:
+    """Mount what is of a namespace of processes, as a process in it."""
+    kernel.mount("proc", "/proc", _SAFE | kernel.NO_EXECUTION)
+    # Only where there was one to be seen may another be mounted; that one goes now.
+    own = kernel.clone_tree("/proc")
+    kernel.unmount("/proc")
+    kernel.unmount("/proc")
+    kernel.attach(own, "/proc")
+    os.close(own)
+    _Root("", "", {}).add([mount for mount in mounts if _is_late(mount)])
+
+
+def _is_late(mount: Json) -> bool:
+    return mount["kind"] != "proc" and mount["target"].startswith("/proc")
+
+
+def _raise_loopback() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
         fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", 0x1 | 0x40))
 
 
-def name_host(identity: Json) -> None:
-    socket.sethostname(identity["host_name"])
-
-
-def build_root(mounts: Sequence[Json], trees: Mapping[str, int], *, nested: int | None = None) -> None:
-    """Make the root that `mounts` describe, and have this process and its children in it.
-
-    Args:
-        trees: What of the host can be shown, by its path there.
-        nested: A tree with the writable limits of user namespaces, where there shall be none below this one.
-    """
-    kernel.mount("tmpfs", _PLACE, _SAFE, "mode=0700")
-    new, stage = f"{_PLACE}/root", f"{_PLACE}/stage"
-    os.mkdir(new)
-    os.mkdir(stage)
-    kernel.mount("tmpfs", new, _SAFE, "mode=0755")
-    if nested is not None:
-        os.mkdir(f"{_PLACE}/limits")
-        kernel.attach(nested, f"{_PLACE}/limits")
-        _write(f"{_PLACE}/limits/max_user_namespaces", "0")
-    _Root(new, stage, trees).build(mounts)
-    kernel.move_root(new)
-
-
 class _Root:
-    def __init__(self, new: str, stage: str, trees: Mapping[str, int]) -> None:
+    def __init__(self, new: str, covers: str, sources: Mapping[int, str]) -> None:
         self._new = new
-        self._stage = stage
-        self._staged: dict[str, str] = {}
+        self._place = covers
+        self._sources = sources
         self._covers = 0
-        for number, (path, tree) in enumerate(trees.items()):
-            place = f"{stage}/{number}"
-            _make_like(place, os.fstat(tree).st_mode)
-            kernel.attach(tree, place)
-            self._staged[path] = place
 
     def build(self, mounts: Sequence[Json]) -> None:
-        for mount in mounts:
-            getattr(self, f"_{mount['kind']}")(mount, self._new + mount["target"])
+        """Mount all, with the `/proc` that is there now in the place of the one to come."""
+        self.add([{**mount, "number": number} for number, mount in enumerate(mounts) if not _is_late(mount)])
 
-    def _bind(self, mount: Json, target: str) -> None:
-        base = mount["source"] if mount.get("overlay") is None else mount["overlay"]
-        source = self._staged.get(base, "") + mount["source"].removeprefix(base)
+    def add(self, mounts: Sequence[Json]) -> None:
+        for mount in mounts:
+            target = self._new + mount["target"]
+            if mount["kind"] in ("bind", "writable"):
+                self._staged(mount, target, self._sources.get(mount["number"]))
+            else:
+                getattr(self, f"_{mount['kind']}")(mount, target)
+
+    def _staged(self, mount: Json, target: str, source: str | None) -> None:
         try:
-            mode = os.stat(source).st_mode
+            mode = os.stat(source or "").st_mode
         except FileNotFoundError:
             if mount.get("optional"):
                 return
             raise FileNotFoundError(f"{mount['source']} cannot be shown: the host has none") from None
         _make_like(target, mode)
-        self._show(source, target, _SHOWN)
+        self._show(source or "", target, _SAFE if mount["kind"] == "writable" else _SHOWN)
 
     def _show(self, source: str, target: str, flags: int) -> None:
         tree = kernel.clone_tree(source)
         kernel.restrict(tree, flags)
         kernel.attach(tree, target)
         os.close(tree)
+
+    def _pinned(self, mount: Json, target: str) -> None:
+        os.makedirs(target, exist_ok=True)
+        self._show(target, target, _SAFE)
 
     def _tmpfs(self, mount: Json, target: str) -> None:
         os.makedirs(target, exist_ok=True)
@@ -139,14 +184,15 @@ class _Root:
 
     def _file(self, mount: Json, target: str) -> None:
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(target, flags, 0o600)
         os.write(descriptor, base64.b64decode(mount.get("content", "")))
         os.fchmod(descriptor, int(mount.get("mode", "0666"), 8))
         os.close(descriptor)
 
     def _covered(self, mount: Json, target: str) -> None:
         self._covers += 1
-        cover = f"{self._stage}/cover{self._covers}"
+        cover = f"{self._place}/{self._covers}"
         self._file({**mount, "mode": "0444"}, cover)
         self._show(cover, target, _SHOWN)
         os.unlink(cover)
@@ -163,7 +209,7 @@ class _Root:
 
     def _proc(self, mount: Json, target: str) -> None:
         os.makedirs(target, exist_ok=True)
-        kernel.mount("proc", target, _SAFE | kernel.NO_EXECUTION)
+        self._show("/proc", target, 0)
 
     def _devices(self, mount: Json, target: str) -> None:
         os.makedirs(target, exist_ok=True)
