@@ -67,10 +67,13 @@ class Fleet:
     box: Instance
 
 
-@pytest.fixture(scope="module")
-async def fleet(anyio_backend: str) -> AsyncIterator[Fleet]:
+LAUNCHERS = ["bubblewrap", "fork"]
+
+
+@pytest.fixture(scope="module", params=LAUNCHERS)
+async def fleet(anyio_backend: str, request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
     with directories() as root:
-        async with local_backend(root, **SMALL) as backend:
+        async with local_backend(root, launcher=request.param, **SMALL) as backend:
             yield Fleet(backend, await backend.create(replace(SPEC, id=new_sandbox_id())))
 
 
@@ -332,13 +335,14 @@ def answers(name: str) -> bool:
 
 
 @pytest.mark.heavy
-async def test_package_managers_install_through_the_egress_proxy() -> None:
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+async def test_package_managers_install_through_the_egress_proxy(launcher: str) -> None:
     hosts = hosts_of_this_machine()
     if not any(answers(name) for name in hosts):
         pytest.skip(f"none of {', '.join(hosts)} answers this machine")
     policy = tuple(entry for name in hosts for entry in way_to(name))
     with directories() as root:
-        async with local_backend(root) as backend:
+        async with local_backend(root, launcher=launcher) as backend:
             spec = replace(SPEC, id=new_sandbox_id(), network=policy, env={"STAND_IN": FORWARDER})
             box = await backend.create(spec)
 
