@@ -79,6 +79,9 @@ class Instance:
     """The `SandboxSpec.record` (or the newest one given to `annotate`), stored unread."""
     revision: int = 0
     """Counts the changes of the record: 0 as it was created, one more with each `annotate` or `set_network`."""
+    copy_of: str | None = None
+    """What its server is a copy of, as it was before there was anything of a sandbox in it. Servers that are copies of
+    the same have the same tools. None: it is no copy."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from ash_hub.spawning.refusal_pace import RefusalPace
 from ash_hub.spawning.spawn_policy import Allowed, SpawnPolicy
 from ash_hub.spawning.spawn_request import SpawnAsk
 from ash_hub.spawning.specs import fingerprint, network_of, spec_for
-from ash_hub.spawning.starting import Progress
+from ash_hub.spawning.starting import CLAIM_SECONDS, Handover, Progress
 from ash_mcp.errors import AshError, CapacityExceeded, ConnectFailed, SandboxGone, StartFailed
 from ash_mcp.types import (
     DEFAULT_SCOPE,
@@ -51,7 +51,6 @@ LOOK_SECONDS: Final = 0.5
 """How often whoever waits for an end looks whether the backend is still there."""
 SHOWN_SECONDS: Final = 30.0
 """How long a start that is through waits for a store that is away."""
-CLAIM_SECONDS: Final = 60.0
 
 
 class Sandboxes:
@@ -264,12 +263,15 @@ class Sandboxes:
             return spec_for(sandbox.id, record, recipe, ask, self._parts.tokens, network_note=allowed.network_note)
 
         wanted = fingerprint(made({}))
+        handover = Handover(ask.env, ask.secrets)
         started = await self._parts.pool.acquire(wanted)
         if started is None:
-            started = await self._parts.starter.start(sandbox.owner, recipe, spec, progress, allowed.waiting)
+            waiting = allowed.waiting
+            started = await self._parts.starter.start(sandbox.owner, recipe, spec, progress, waiting, handover)
+        else:
+            await progress(0.9, "handing over the environment")
+            await self._parts.starter.claim(started, handover)
         sandbox.toolset = await self._parts.shelf.put(started.toolset)
-        await progress(0.9, "handing over the environment")
-        await self._parts.starter.claim(started, ask.env, ask.secrets)
         await self._record_ready(sandbox, started, allowed)
         log.info("spawned", extra={"sandbox": sandbox.id, "session": sandbox.session, "recipe": sandbox.recipe})
 

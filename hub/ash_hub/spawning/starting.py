@@ -5,6 +5,8 @@ A pool does it ahead, a spawn at once.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -21,18 +23,29 @@ from ash_hub.spawning.runner_client import RunnerClient
 from ash_hub.spawning.sandbox_requests import SandboxRequests
 from ash_hub.spawning.server_client import ServerClient
 from ash_hub.spawning.start_turns import StartTurns
-from ash_hub.spawning.toolsets import pin
+from ash_hub.spawning.toolsets import Toolset, pin
 from ash_mcp.errors import AshError, ConfigError, RequestRefused, StartFailed
 from ash_mcp.types import SandboxId, SandboxSpec
 from ash_router.bounds.effective_limits import EffectiveLimit
 from ash_router.upstream.call_tokens import CallTokens
 
-__all__ = ["Progress", "Starter"]
+__all__ = ["CLAIM_SECONDS", "Handover", "Progress", "Starter"]
 
 LOG_TAIL_BYTES: Final = 4096
+CLAIM_SECONDS: Final = 60.0
+MOST_KNOWN: Final = 64
+"""Toolsets that are known before a start."""
 
 Progress = Callable[[float, str], Awaitable[None]]
 """Told the share of a start that is done (0 to 1) and what happens now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What a sandbox gets when it becomes somebody's."""
+
+    env: Mapping[str, str]
+    secrets: Mapping[str, str]
 
 
 @dataclass(slots=True)
@@ -57,6 +70,8 @@ class Starter:
         self._watch = watch
         self._tokens = tokens
         self._turns = StartTurns(at_once=at_once, waiting=waiting)
+        self._toolsets: dict[tuple[str, str], Toolset] = {}
+        """Those of servers that are copies of each other, with what their recipe says of tools; the oldest first."""
         self._pinning = anyio.CapacityLimiter(1)  # more threads would only take turns with the loop's
 
     def client(self, instance: Instance) -> SandboxRequests:
@@ -72,11 +87,13 @@ class Starter:
         spec: Callable[[], SandboxSpec],
         progress: Progress,
         waiting: EffectiveLimit | None = None,
+        handover: Handover | None = None,
     ) -> Started:
         """Return a started sandbox with its tools pinned, once it is its owner's turn.
 
         Args:
             spec: Asked when it is; what it returns is created.
+            handover: What it is claimed with, after its tools are known; None: that is done later.
 
         Raises:
             StartFailed: With the step that failed and the last lines of the sandbox's log.
@@ -91,21 +108,44 @@ class Starter:
                 await progress(0.3, "starting its MCP server")
                 at.step = "start"
                 instance = await news.running(recipe.start_timeout_seconds, lambda waits: progress(0.3, waits))
-                await self.client(instance).wait_ready(recipe.start_timeout_seconds)
-                await progress(0.8, "reading its tools")
-                at.step = "tools"
-                listed = await self.client(instance).list_tools(recipe.start_timeout_seconds)
-                toolset = await anyio.to_thread.run_sync(pin, listed, recipe.tools, limiter=self._pinning)
-            return Started(instance, toolset)
+                toolset = self._known_toolset(instance, recipe)
+                if toolset is None or handover is None:
+                    await self.client(instance).wait_ready(recipe.start_timeout_seconds)
+                if toolset is None:
+                    await progress(0.8, "reading its tools")
+                    at.step = "tools"
+                    toolset = await self._pinned(instance, recipe)
+                started = Started(instance, toolset)
+                if handover is not None:
+                    await progress(0.9, "handing over the environment")
+                    at.step = "claim"
+                    await self._claim(started, handover)
+            return started
 
-    async def claim(self, started: Started, env: Mapping[str, str], secrets: Mapping[str, str]) -> None:
-        """Make a started sandbox somebody's. One without a runner has been given its environment at its creation."""
-        sandbox_id, client = started.instance.id, self.client(started.instance)
-        if not isinstance(client, RunnerClient):
-            return
+    def _known_toolset(self, instance: Instance, recipe: Recipe) -> Toolset | None:
+        """Return the toolset of a server that this one is a copy of, as another copy listed it before it was claimed."""
+        return None if instance.copy_of is None else self._toolsets.get((instance.copy_of, _digest_of(recipe)))
+
+    async def _pinned(self, instance: Instance, recipe: Recipe) -> Toolset:
+        listed = await self.client(instance).list_tools(recipe.start_timeout_seconds)
+        toolset = await anyio.to_thread.run_sync(pin, listed, recipe.tools, limiter=self._pinning)
+        if instance.copy_of is not None:
+            while len(self._toolsets) >= MOST_KNOWN:
+                del self._toolsets[next(iter(self._toolsets))]
+            self._toolsets[instance.copy_of, _digest_of(recipe)] = toolset
+        return toolset
+
+    async def claim(self, started: Started, handover: Handover) -> None:
+        """Make a started sandbox somebody's, of which nothing was handed over yet."""
+        sandbox_id = started.instance.id
         async with self._explained("claim", sandbox_id), self._watch.start_of(sandbox_id) as news:
             news.tell(started.instance)
-            await client.claim(env, secrets, timeout_seconds=60.0)
+            await self._claim(started, handover)
+
+    async def _claim(self, started: Started, handover: Handover) -> None:
+        client = self.client(started.instance)
+        if isinstance(client, RunnerClient):  # one without was given its environment at its creation
+            await client.claim(handover.env, handover.secrets, timeout_seconds=CLAIM_SECONDS)
 
     @asynccontextmanager
     async def _explained(self, step: str, sandbox_id: SandboxId) -> AsyncGenerator[_At]:
@@ -128,3 +168,7 @@ class Starter:
             raw = await self._backend.logs(sandbox_id, tail_bytes=LOG_TAIL_BYTES)
             return "\n".join(raw.decode(errors="replace").splitlines()[-20:])
         return ""
+
+
+def _digest_of(recipe: Recipe) -> str:
+    return hashlib.sha256(json.dumps(recipe.tools, sort_keys=True, default=str).encode()).hexdigest()

@@ -57,13 +57,16 @@ class ToolsetShelf:
         Raises:
             StartFailed: It is too large, or cannot be kept: a hub that took over could not serve its sandboxes.
         """
+        is_kept = self._clock() < self._kept_at.get(toolset.digest, -math.inf) + _KEEP_AGAIN_SECONDS
+        if is_kept and self._known.get(toolset.digest) is toolset:
+            return toolset
         text = _text_of(toolset)
         size = len(text.encode())
         if size > MAX_DOCUMENT_BYTES:
             raise StartFailed(
                 f"its tool list takes {size} bytes, and {MAX_DOCUMENT_BYTES} can be kept of one", step="tools"
             )
-        if self._clock() >= self._kept_at.get(toolset.digest, -math.inf) + _KEEP_AGAIN_SECONDS:
+        if not is_kept:
             try:
                 await self._backend.documents.keep(DocumentKind.TOOLSETS, toolset.digest, text.encode())
             except ConnectFailed as error:

@@ -116,12 +116,13 @@ class RunnerApp:
             await _refuse(send, 409, "conflict", "this sandbox has been claimed already, with something else")
 
     async def _apply(self, more: dict[str, str]) -> tuple[int, dict[str, Any]]:
+        if isinstance(self._server, str):
+            return 500, refusal("start_failed", self._server)
         self._context.environment.claim(more)
-        if not isinstance(self._server, str):
-            try:
-                await self._server.claimed(more)
-            except Exception as exc:  # whatever a recipe's server fails with on its second start
-                return 500, refusal("start_failed", f"the recipe's server did not start again: {exc}")
+        try:
+            await self._server.claimed(more)
+        except Exception as exc:  # whatever a recipe's server fails with on its second start
+            return 500, refusal("start_failed", f"the recipe's server did not start again: {exc}")
         return 200, {"claimed": True}
 
     def _claimed_variables(self, body: bytes) -> dict[str, str]:

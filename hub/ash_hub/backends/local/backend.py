@@ -579,6 +579,7 @@ class LocalBackend:
             labels=view["labels"],
             record=view["record"],
             revision=view["revision"],
+            copy_of=view["copy_of"],
         )
 
 

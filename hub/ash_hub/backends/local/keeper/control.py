@@ -36,7 +36,7 @@ from .user_ranges import UserRanges
 
 __all__ = ["MOST_UNREAD_BYTES", "PROTOCOL", "SOCKET_NAME", "Keeper"]
 
-PROTOCOL = 9
+PROTOCOL = 10
 """Raised when a hub and a keeper of different versions would not understand each other."""
 SOCKET_NAME = "keeper.sock"
 _LINE_LIMIT = 16 * 1024 * 1024

@@ -70,6 +70,7 @@ class Sandbox:
         self._ranges = ranges
         self._held_users: int | None = None
         self._handle: Handle | None = None
+        self._copy_of: str | None = None
         self._reads_log = False
         self._gone = asyncio.Event()
         self._tasks = tasks
@@ -86,6 +87,7 @@ class Sandbox:
             "labels": self._labels,
             "record": self.record,
             "revision": self.revision,
+            "copy_of": self._copy_of,
         }
 
     async def start(self) -> None:
@@ -141,6 +143,7 @@ class Sandbox:
             plan = replace(self._plan, **of_this)
             self._handle = launcher_of(self._launcher, self._parents).launch(plan)
         self._warnings = [*self._warnings, *self._handle.warnings]
+        self._copy_of = self._handle.copy_of
         self._resume_log()
         self._tasks.create_task(self._watch(self._handle))
 

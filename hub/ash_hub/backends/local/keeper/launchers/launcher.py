@@ -47,6 +47,11 @@ class Handle(Protocol):
         ...
 
     @property
+    def copy_of(self) -> str | None:
+        """Of which fork parent its main process is a copy, by the parent's key; None: of none."""
+        ...
+
+    @property
     def warnings(self) -> Sequence[str]:
         """What could not be done for this launch, a sentence each."""
         ...

@@ -51,6 +51,7 @@ class ProcessHandle:
         self._is_up = False
         self._is_closed = False
         self.log = log
+        self.copy_of: str | None = None
         self.warnings: Sequence[str] = ()
 
     @property

@@ -19,7 +19,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from ..init import exit_code, harden, until_ended, watch
@@ -30,13 +30,14 @@ __all__ = ["become"]
 
 _MOST_BYTES = 180_000
 _MOST_DESCRIPTORS = 64
+_WALLS_SECONDS = 30.0
 _MARK = re.compile(r"@fd:([a-z0-9_.-]+)@")
 _PR_SET_NAME = 15
 
 Json = Mapping[str, Any]
 
 
-def become(channel: int, namespaces: Sequence[int], main: Callable[[], int]) -> NoReturn:
+def become(channel: int, maker: int, main: Callable[[], int]) -> NoReturn:
     """Leave the parent behind: be what the channel says behind the walls that were made for it. Never return."""
     try:
         _fresh_signals()
@@ -51,7 +52,7 @@ def become(channel: int, namespaces: Sequence[int], main: Callable[[], int]) -> 
             os.dup2(names["log"], 1)
             os.dup2(names["log"], 2)
             _join(names)
-            walls.enter(namespaces, users=given["plan"]["identity"]["users"])
+            walls.enter(_received(maker), users=given["plan"]["identity"]["users"])
             walls.leave_kinds(processes=True)
             if os.fork() == 0:
                 _be_first(given["plan"], door, names, main)
@@ -61,6 +62,20 @@ def become(channel: int, namespaces: Sequence[int], main: Callable[[], int]) -> 
         os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(0)
+
+
+def _received(maker: int) -> list[int]:
+    """Return the namespaces that are made for this sandbox, once they are.
+
+    Raises:
+        OSError: They could not be made.
+    """
+    with socket.socket(fileno=maker) as source:
+        source.settimeout(_WALLS_SECONDS)
+        _, namespaces, _, _ = socket.recv_fds(source, 1, _MOST_DESCRIPTORS)
+    if not namespaces:
+        raise OSError(0, "see the log of the keeper")
+    return namespaces
 
 
 def _fresh_signals() -> None:

@@ -56,6 +56,7 @@ class ForkHandle:
         self._release = release
         self._hangs = hangs
         self.log = log
+        self.copy_of: str | None = None
         self.warnings: Sequence[str] = ()
         asyncio.get_running_loop().add_reader(channel, self._hear)
 

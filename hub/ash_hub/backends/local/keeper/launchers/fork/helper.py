@@ -112,7 +112,7 @@ class _Helper:
 
     def _start_parent(self, theirs: socket.socket) -> int:
         mine, makers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._fork(lambda: self._make_walls(self._order, makers, ()))
+        self._fork(lambda: self._make_walls(self._order, makers))
         makers.close()
         said, namespaces = receive(mine)
         mine.close()
@@ -138,8 +138,8 @@ class _Helper:
         finally:
             os._exit(1)
 
-    def _make_walls(self, order: Json, to: socket.socket, more: Sequence[int]) -> None:
-        """Make them and hand them on, after other descriptors."""
+    def _make_walls(self, order: Json, to: socket.socket) -> None:
+        """Make them and hand them on."""
         self._keeper.close()
         identity, stage = order["identity"], order["place"]
         things = [staging.Staged(*thing) for thing in order["stage"]]
@@ -156,7 +156,7 @@ class _Helper:
             walls.enter([users], users=count)
         walls.seal_users(shares_watchers=bool(count))
         made = walls.build_root(order, stage)
-        kernel.send_patiently(to, b"+" if whole else b"-", [*more, *made])
+        kernel.send_patiently(to, b"+" if whole else b"-", made)
 
     def _become_parent(self, namespaces: Sequence[int], door: socket.socket) -> None:
         plan, mounts = self._plan, self._order["mounts"]
@@ -218,10 +218,14 @@ class _Helper:
                     _say(self._keeper, {"ended": os.waitstatus_to_exitcode(ended[1])})
 
     def _launch(self, order: Json, channel: Sequence[int]) -> None:
-        """Have walls made for a launch and handed on. A channel that is closed tells that this failed."""
+        """Have a launch forked, and walls made for it meanwhile. A channel that is closed tells that this failed."""
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            self._fork(lambda: self._make_walls(order, self._forker, channel))
+            socket.send_fds(self._forker, [b"+"], [*channel, theirs.fileno()], socket.MSG_DONTWAIT)
+            self._fork(lambda: self._make_walls(order, mine))
         except OSError as error:
             os.write(2, f"a launch failed: {error}\n".encode())
+        mine.close()
+        theirs.close()
         for descriptor in channel:
             os.close(descriptor)

@@ -2,8 +2,8 @@
 
 It is started behind walls of its own, with one socket, to the helper. The first message there is
 `{"source", "given"}`: Python that defines `load(given)`, which returns why this cannot be forked, or None, and
-`main()`, which is what a sandbox runs. Each other message is descriptors for a launch: the channel, and the namespaces
-that were made for it. It reads nothing from a channel: what a sandbox is given is read by the process that is
+`main()`, which is what a sandbox runs. Each other message is descriptors for a launch: the channel, and a socket from
+which the namespaces come that are made for it. It reads nothing from a channel: what a sandbox is given is read by the process that is
 forked for it.
 """
 
@@ -52,7 +52,7 @@ def main() -> None:
             return
         if os.fork() == 0:
             door.close()
-            forked.become(descriptors[0], descriptors[1:], run)
+            forked.become(descriptors[0], descriptors[1], run)
         for descriptor in descriptors:
             os.close(descriptor)
 

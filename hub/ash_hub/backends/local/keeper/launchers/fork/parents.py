@@ -396,4 +396,5 @@ class ForkLauncher:
                 raise LaunchError("fork", f"its recipe has no fork parent: {problem}") from problem
             return self._otherwise.launch(plan)
         handle.warnings = [SHARED] if parent.is_shared else []
+        handle.copy_of = self._key if self._is_loaded else None
         return handle
