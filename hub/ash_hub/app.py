@@ -165,6 +165,7 @@ async def _running(parts: Assembly) -> AsyncGenerator[None]:
         group.start_soon(parts.notices.run)
         await parts.controller.start()
         group.start_soon(parts.shelf.run)
+        group.start_soon(parts.sandboxes.warm)
         yield
         group.cancel_scope.cancel()
 

@@ -28,6 +28,7 @@ __all__ = [
     "Instance",
     "Phase",
     "Places",
+    "Warming",
 ]
 
 
@@ -259,4 +260,13 @@ class HostClock(Protocol):
         Every hub that has these sandboxes, at once or after another, is told the same, within a second; setting the
         machine's clock does not change it.
         """
+        ...
+
+
+@runtime_checkable
+class Warming(Protocol):
+    """What a backend has, too, that can make the next start of a recipe faster."""
+
+    async def warm(self, spec: SandboxSpec) -> None:
+        """Prepare for sandboxes like this one, of which none is made. Never fails."""
         ...

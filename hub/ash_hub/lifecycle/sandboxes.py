@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import anyio
 
+from ash_hub.backends.base import Warming
 from ash_hub.lifecycle.controller import Controller
 from ash_hub.lifecycle.parts import Parts
 from ash_hub.lifecycle.record import Record
@@ -43,6 +44,7 @@ from ash_router.store.base import Run
 
 __all__ = ["Sandboxes"]
 
+WARM_AFTER_SECONDS: Final = 3.0
 log = logging.getLogger("ash.hub")
 
 END_SECONDS: Final = 30.0
@@ -115,6 +117,16 @@ class Sandboxes:
             raise ConnectFailed(f"this hive cannot change its sandboxes now: {why}")
 
     # -- spawning
+
+    async def warm(self) -> None:
+        """Have the backend prepare for the spawns that name no recipe, once whoever started the hive was answered."""
+        backend, ask = self._parts.backend, SpawnAsk()
+        if not isinstance(backend, Warming) or not isinstance(ask.recipe, str):
+            return
+        await anyio.sleep(WARM_AFTER_SECONDS)
+        with suppress(AshError):
+            recipe = self._parts.catalog.get(ask.recipe)
+            await backend.warm(spec_for(new_sandbox_id(), {}, recipe, ask, self._parts.tokens))
 
     async def spawn(
         self,

@@ -236,6 +236,12 @@ class LocalBackend:
             return self._instances.get(spec.id) or _ended(instance, _DELETED)
         return instance if end is None else self._record(end)
 
+    async def warm(self, spec: SandboxSpec) -> None:
+        with contextlib.suppress(AshError, *_AWAY, KeeperRefusal):
+            limits = limits_of(spec, self._settings, machine=self._machine is not None)
+            plan = self._plans.plan(spec, self._runtime, limits)
+            await self._launcher(await self._link_or_fail(), spec, plan, limits)
+
     async def _launcher(
         self, link: KeeperLink, spec: SandboxSpec, plan: Plan, limits: Limits
     ) -> Mapping[str, Any]:

@@ -32,11 +32,10 @@ class LocalSettings(BaseModel):
     run_dir: Path
     """For sockets; its path must be short (67 characters at most), since Unix sockets allow 107."""
     log_dir: Path
-    launcher: Literal["auto", "fork", "bubblewrap"] = "bubblewrap"
+    launcher: Literal["auto", "fork", "bubblewrap"] = "auto"
     """`auto`: sandboxes are forked from a process that has their recipe loaded, once it is ready and where that can
     be; others are started by bubblewrap. `fork`: a sandbox waits for that process, and fails where there can be none.
-    Recipes that come with a spawn and servers that are commands are started by bubblewrap in any case. Only with
-    `bubblewrap` sandboxes are machines of their own."""
+    Recipes that come with a spawn and servers that are commands are started by bubblewrap in any case."""
     fork_idle_seconds: Annotated[float, Field(gt=0)] = 3600.0
     """How long a process that sandboxes are forked from waits for the next one."""
     unsafe: bool = False

@@ -114,7 +114,9 @@ def directories() -> Generator[Path]:
 
 
 def settings_in(root: Path, **more: Any) -> LocalSettings:
-    return LocalSettings(state_dir=root / "state", run_dir=root / "run", log_dir=root / "log", **more)
+    """Return settings for a hive that starts its sandboxes by bubblewrap, unless another launcher is named."""
+    places = {"state_dir": root / "state", "run_dir": root / "run", "log_dir": root / "log"}
+    return LocalSettings.model_validate({"launcher": "bubblewrap", **places, **more})
 
 
 @asynccontextmanager
