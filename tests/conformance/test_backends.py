@@ -51,6 +51,7 @@ MAKERS: dict[str, Make] = {
     "local": under_test,
     "local, read-only": read_only,
     "fork": partial(under_test, launcher="fork"),
+    "fork, read-only": partial(under_test, launcher="fork", machine=False),
 }
 LOCAL = [pytest.param(name, marks=needs_isolation) for name in MAKERS if name != "memory"]
 

@@ -34,7 +34,9 @@ class Home:
     @property
     def settings(self) -> LocalSettings:
         state = self.folder / "state"
-        return LocalSettings(state_dir=state, run_dir=self.folder / "run", log_dir=state / "log")
+        return LocalSettings(
+            state_dir=state, run_dir=self.folder / "run", log_dir=state / "log", launcher="bubblewrap"
+        )
 
     def start(self, *before: str, seconds: float = START_SECONDS) -> str:
         """Start a hub, with words before its command, and return its URL once it serves."""

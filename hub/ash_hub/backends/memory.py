@@ -45,6 +45,8 @@ class MemoryBackend:
         self._logs: dict[SandboxId, bytearray] = {}
         self.networks: dict[SandboxId, str | tuple[str, ...]] = {}
         """The policy of each sandbox that was started with a network."""
+        self.copy_of: str | None = None
+        """What sandboxes that are made from now on are copies of."""
         self._failures: list[AshError] = []
 
     async def __aenter__(self) -> Self:
@@ -71,6 +73,7 @@ class MemoryBackend:
             endpoint=endpoint,
             labels=dict(spec.labels),
             record=dict(spec.record),
+            copy_of=self.copy_of,
         )
         self._logs[spec.id] = bytearray(self._said)
         if spec.network != "none":

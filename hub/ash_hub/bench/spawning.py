@@ -55,7 +55,7 @@ class SpawnCost:
 async def measure_spawn_cost(
     count: int = 50, *, launcher: str = "fork", processes: int = 5, step: Callable[[str], None] = lambda text: None
 ) -> SpawnCost:
-    """Spawn sandboxes one after the other in a hive of its own, call each once, and start bare processes in between."""
+    """Spawn sandboxes one after the other in a hive of its own, call each once, and start bare ones in between."""
     ready: list[float] = []
     called: list[float] = []
     process: list[float] = []
@@ -91,9 +91,12 @@ async def measure_spawn_cost(
 
 
 def _used(target: Target) -> float:
-    """Return the processor time of a hive's processes so far, in seconds; with those that have ended and were reaped."""
+    """Return the processor time of a hive's processes so far, with those that were reaped, in seconds."""
     keepers = [pid for pid in _pids() if _cwd(pid).startswith(f"{target.run_dir}/")]
-    return sum(_ticks(pid) for pid in {target.pid, *keepers, *(it for pid in keepers for it in _descendants(pid))}) * _TICK
+    return (
+        sum(_ticks(pid) for pid in {target.pid, *keepers, *(it for pid in keepers for it in _descendants(pid))})
+        * _TICK
+    )
 
 
 def _pids() -> Iterator[int]:

@@ -50,7 +50,7 @@ def doctor(
     if kind == "local":
         from ash_hub.backends.local.host import probe
 
-        checks = probe()
+        checks = [*probe(), *_launchers(settings)]
     elif kind == "kubernetes":
         checks = _cluster(settings, as_json=as_json)
     else:
@@ -62,6 +62,29 @@ def doctor(
     else:
         _tell(checks, lacking, _SENTENCES[kind])
     raise typer.Exit(1 if lacking else 0)
+
+
+def _launchers(settings: HubSettings) -> list[Check]:
+    """Say which launcher starts sandboxes, and why."""
+    from ash_hub.backends.checks import Check
+    from ash_hub.backends.local.fork_trial import try_to_fork
+    from ash_hub.backends.local.host import host_facts, isolation_works
+    from ash_hub.backends.local.runtime import find_runtime
+    from ash_hub.backends.local.settings import LocalSettings
+
+    chosen = settings.backend.get("launcher", LocalSettings.model_fields["launcher"].default)
+    if chosen == "bubblewrap":
+        return [Check("launcher", True, "bubblewrap for every sandbox, as ASH_HUB_BACKEND__LAUNCHER says")]
+    facts = host_facts()
+    if isolation_works(facts) is not None:
+        return []  # said already, with what to do
+    problem = try_to_fork(facts, find_runtime())
+    if problem is None:
+        way = "sandboxes of an installed recipe are forked from a process that has it loaded; bubblewrap starts others"
+        return [Check("launcher", True, f"{chosen}: {way}")]
+    lost = "every sandbox is started by bubblewrap" if chosen == "auto" else "no sandbox of an installed recipe starts"
+    fix = "set ASH_HUB_BACKEND__LAUNCHER=bubblewrap" if chosen == "fork" else "nothing is lost but speed and memory"
+    return [Check("launcher", False, f"{chosen}, but {lost}: {problem}", fix)]
 
 
 def _cluster(settings: HubSettings, *, as_json: bool) -> list[Check]:

@@ -123,7 +123,7 @@ class Starter:
             return started
 
     def _known_toolset(self, instance: Instance, recipe: Recipe) -> Toolset | None:
-        """Return the toolset of a server that this one is a copy of, as another copy listed it before it was claimed."""
+        """Return the toolset of what this server is a copy of: as another copy listed it before that was claimed."""
         return None if instance.copy_of is None else self._toolsets.get((instance.copy_of, _digest_of(recipe)))
 
     async def _pinned(self, instance: Instance, recipe: Recipe) -> Toolset:

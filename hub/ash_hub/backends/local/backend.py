@@ -242,9 +242,7 @@ class LocalBackend:
             plan = self._plans.plan(spec, self._runtime, limits)
             await self._launcher(await self._link_or_fail(), spec, plan, limits)
 
-    async def _launcher(
-        self, link: KeeperLink, spec: SandboxSpec, plan: Plan, limits: Limits
-    ) -> Mapping[str, Any]:
+    async def _launcher(self, link: KeeperLink, spec: SandboxSpec, plan: Plan, limits: Limits) -> Mapping[str, Any]:
         """Return the launcher for a sandbox, and have the keeper keep its parent ready if it is to be forked."""
         other = self._plans.launcher
         if self._settings.unsafe or self._settings.launcher == "bubblewrap" or why_not_forked(spec, self._runtime):
@@ -555,6 +553,9 @@ class LocalBackend:
 
     def _on_parent(self, message: Mapping[str, Any]) -> None:
         name, why = message["name"], message["why"]
+        if message["state"] == "refused":
+            _log.warning("a sandbox of recipe %s was started by bubblewrap, and not forked: %s", name, why)
+            return
         if why is None:
             _log.info("sandboxes of recipe %s are forked from here on", name)
         elif self._settings.launcher == "auto":

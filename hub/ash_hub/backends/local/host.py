@@ -41,6 +41,10 @@ _TELLING = (
     *("sched_debug", "slabinfo", "timer_list", "vmallocinfo", "modules", "partitions", "diskstats", "locks"),
 )
 _OVERLAYS = "let Python mount overlays, as Linux 5.11 does"
+_QUOTAS_OF_MACHINES = (
+    "each sandbox has users of its own; pseudoterminals are the whole host's, and sandboxes that are forked from one "
+    "process share its inotify instances (fs.inotify.max_user_instances), 32 each at most"
+)
 _QUOTAS = (
     "shared by the hive's user with all sandboxes: inotify instances, epoll watches, pipe pages, descriptors in "
     "flight; and by the whole host, pseudoterminals"
@@ -286,7 +290,7 @@ def _options(facts: HostFacts, *, machine: bool) -> list[Check]:
             f"the host's own {kept}; they {shared}",
             "let Python make user namespaces and mounts",
         ),
-        Check("kernel quotas", True, "each sandbox has users of its own; pseudoterminals are the whole host's")
+        Check("kernel quotas", True, _QUOTAS_OF_MACHINES)
         if machine
         else Check("kernel quotas", False, _QUOTAS, "give the hive a user that has nothing else to do"),
         Check(

@@ -52,9 +52,7 @@ _ABSENT = (
 a filter cannot see them; the C library then takes `clone`. `io_setup` takes from a number that the whole host has."""
 
 
-_NESTING = frozenset(
-    ("setns", "unshare", "mount", "umount2", "move_mount", "open_tree", "mount_setattr")
-)
+_NESTING = frozenset(("setns", "unshare", "mount", "umount2", "move_mount", "open_tree", "mount_setattr"))
 """Calls with which what a process forks enters the walls that were made for it, and mounts its `/proc` there."""
 
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
 from ash_hub.backends.local import LocalBackend
-from ash_hub.backends.local.forks import fingerprint, why_not_forked
+from ash_hub.backends.local.forks import fingerprint, fork_order, why_not_forked
+from ash_hub.backends.local.keeper.launchers.fork import kernel, parents
+from ash_hub.backends.local.keeper.launchers.fork.walls import MOST_WATCHERS
+from ash_hub.backends.local.keeper.user_ranges import UserRanges
+from ash_hub.backends.local.limits import limits_of
 from ash_hub.backends.local.runtime import Runtime
+from ash_hub.backends.local.settings import DEFAULT_FIRST_USER, USERS_EACH
 from ash_mcp.errors import StartFailed
 from ash_mcp.types import new_sandbox_id
 from tests.hub.backends.local.local_parts import (
@@ -83,6 +91,11 @@ def parent_of(backend: LocalBackend) -> tuple[int, int]:
     (helper,) = children(launcher)
     (parent,) = [pid for pid in children(helper) if b"fork.parent" in Path(f"/proc/{pid}/cmdline").read_bytes()][:1]
     return helper, parent
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
 async def until_forked(backend: LocalBackend) -> None:
@@ -187,3 +200,87 @@ def test_a_changed_file_of_a_recipe_changes_its_fingerprint(tmp_path: Path) -> N
     assert fingerprint(spec, made) == first
     (tmp_path / "tools.py").write_text("other")
     assert fingerprint(spec, made) != first
+
+
+async def test_a_recipe_whose_files_have_changed_gets_another_parent_and_its_sandboxes_live_on(root: Path) -> None:
+    folder = root / "recipe"
+    folder.mkdir()
+    (folder / "tools.py").write_text("one")
+    spec = replace(SPEC, mounts={"/opt/recipe": str(folder)})
+    async with local_backend(root, launcher="fork", **SMALL) as backend:
+        first = await backend.create(replace(spec, id=new_sandbox_id()))
+        helper, parent = parent_of(backend)
+        (folder / "tools.py").write_text("other")
+        backend._orders._known.clear()  # pyright: ignore[reportPrivateUsage] - else it is seen after two seconds
+        second = await backend.create(replace(spec, id=new_sandbox_id()))
+        assert first.copy_of is not None and second.copy_of not in (None, first.copy_of)
+        with anyio.fail_after(WAIT_SECONDS):
+            await ended(parent)
+        assert (await bash(first, "echo old")).out + (await bash(second, "echo new")).out == "old\nnew\n"
+        await backend.delete(first.id, grace_seconds=0)
+        with anyio.fail_after(WAIT_SECONDS):
+            await ended(helper)
+
+
+async def test_a_parent_that_nobody_needs_ends(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Mapping[str, Any]] = []
+    monkeypatch.setattr(parents, "_CHECK_SECONDS", 0.05)
+    nothing = replace(stand_in(), forked="load = lambda given: None\nmain = lambda: 1")
+    made = parents.ForkParents(lambda name: None, UserRanges(), told.append)
+    async with local_backend(root, **SMALL, machine=False) as backend:
+        plan = backend._plans.plan(SPEC, nothing, limits_of(SPEC, backend._settings))  # pyright: ignore[reportPrivateUsage]
+    order = fork_order(SPEC, nothing, plan, system_call_filter=None, group={}, idle_seconds=0.2, changes="")
+    before = set(children(os.getpid()))
+    made.prepare(order)
+    with anyio.fail_after(WAIT_SECONDS):
+        await made.until_known(order["key"])
+        assert made.find(order["key"])[0] is not None
+        while made.find(order["key"])[0] is not None:
+            await anyio.sleep(0.02)
+        while set(children(os.getpid())) - before:
+            await anyio.sleep(0.02)
+    made.end()
+
+
+async def test_a_recipe_is_loaded_before_anybody_spawns_it(root: Path) -> None:
+    async with local_backend(root, launcher="auto", **SMALL) as backend:
+        await backend.warm(replace(SPEC, id=new_sandbox_id()))
+        await until_forked(backend)
+        box = await backend.create(replace(SPEC, id=new_sandbox_id(), network="internet"))
+        assert box.copy_of is not None and (await bash(box, "echo forked")).out == "forked\n"
+
+
+async def test_the_parent_of_machines_is_a_user_that_no_sandbox_has_and_can_do_nothing(root: Path) -> None:
+    async with local_backend(root, launcher="fork", **SMALL) as backend:
+        if not backend.describe()["machine"]:
+            pytest.skip("this host can have no machines")
+        box = await backend.create(replace(SPEC, id=new_sandbox_id()))
+        _, parent = parent_of(backend)
+        fields = status_of(parent)
+        user = int(fields["Uid"].split()[0])
+        first = int((await bash(box, "cat /proc/self/uid_map")).out.split()[1])
+        assert len(set(fields["Uid"].split())) == 1 and fields["Groups"].strip() == ""
+        assert user >= DEFAULT_FIRST_USER + 200 * USERS_EACH and not first <= user < first + USERS_EACH
+        assert {int(fields[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
+        assert fields["NoNewPrivs"] == "1" and fields["Seccomp"] == "2"
+        open_here = {os.readlink(f"/proc/{parent}/fd/{it}").split(":")[0] for it in os.listdir(f"/proc/{parent}/fd")}
+        assert open_here == {"/dev/null", "pipe", "socket"}
+        assert (await bash(box, "cat /proc/sys/user/max_inotify_instances")).out == f"{MOST_WATCHERS}\n"
+
+
+def test_a_message_with_descriptors_waits_for_those_that_are_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = [OSError(errno.ETOOMANYREFS, "too many"), OSError(errno.ETOOMANYREFS, "too many")]
+    sent: list[bytes] = []
+
+    def send(to: socket.socket, buffers: list[bytes], descriptors: list[int], flags: int) -> None:
+        if refused:
+            raise refused.pop()
+        sent.extend(buffers)
+
+    monkeypatch.setattr(socket, "send_fds", send)
+    with socket.socket() as any_socket:
+        kernel.send_patiently(any_socket, b"x", [])
+        assert sent == [b"x"]
+        refused.append(OSError(errno.EPIPE, "gone"))
+        with pytest.raises(OSError, match="gone"):
+            kernel.send_patiently(any_socket, b"y", [])

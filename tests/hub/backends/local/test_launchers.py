@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -20,7 +20,7 @@ import pytest
 from ash_hub.backends.local import host, seccomp
 from ash_hub.backends.local.forks import fork_order
 from ash_hub.backends.local.keeper.launchers import ForkParents, Handle, Launcher, LaunchError, Plan, launcher_of
-from ash_hub.backends.local.keeper.launchers.launcher import ExitStatus
+from ash_hub.backends.local.keeper.launchers.launcher import ExitStatus, LaunchPutOff
 from ash_hub.backends.local.keeper.launchers.plan import Mount
 from ash_hub.backends.local.keeper.user_ranges import UserRanges
 from ash_hub.backends.local.runtime import Runtime
@@ -84,30 +84,29 @@ async def launcher(kind: str) -> AsyncGenerator[Launcher]:
         yield launcher_of(CHOICES[kind])
         return
     told: list[Mapping[str, Any]] = []
-    if True:
-        parents = ForkParents(lambda name: None, UserRanges(), told.append)
-        places = (Mount("tmpfs", "/tmp"), Mount("read_only", "/"))
-        config = json.dumps({"server": {}, "env": {}, "workspace": "/", "home": "/"})
-        plan = replace(
-            PLAN,
-            mounts=(*PLAN.mounts, *places),
-            environment={**PLAN.environment, "ASH_RUNNER_CONFIG": config},
-            system_call_filter=seccomp.for_machine(os.uname().machine, nests=True),
-        )
-        runtime = Runtime(python=HOST_PYTHON, host_python=HOST_PYTHON, arguments=(), forked=FORKED)
-        order = fork_order(
-            SPEC, runtime, plan, system_call_filter=plan.system_call_filter, group={}, idle_seconds=60, changes=""
-        )
-        parents.prepare(order)
-        try:
-            with anyio.fail_after(WAIT_SECONDS):
-                await parents.until_known(order["key"])
-            assert [message["why"] for message in told] == [None]
-            choice = {"kind": "fork", "key": order["key"], "is_loaded": False, "otherwise": None}
-            yield launcher_of(choice, parents)
-        finally:
-            parents.end()
-            await anyio.sleep(0.1)  # for what is left to be reaped
+    parents = ForkParents(lambda name: None, UserRanges(), told.append)
+    places = (Mount("tmpfs", "/tmp"), Mount("read_only", "/"))
+    config = json.dumps({"server": {}, "env": {}, "workspace": "/", "home": "/"})
+    plan = replace(
+        PLAN,
+        mounts=(*PLAN.mounts, *places),
+        environment={**PLAN.environment, "ASH_RUNNER_CONFIG": config},
+        system_call_filter=seccomp.for_machine(os.uname().machine, nests=True),
+    )
+    runtime = Runtime(python=HOST_PYTHON, host_python=HOST_PYTHON, arguments=(), forked=FORKED)
+    order = fork_order(
+        SPEC, runtime, plan, system_call_filter=plan.system_call_filter, group={}, idle_seconds=60, changes=""
+    )
+    parents.prepare(order)
+    try:
+        with anyio.fail_after(WAIT_SECONDS):
+            await parents.until_known(order["key"])
+        assert [message["why"] for message in told] == [None]
+        choice = {"kind": "fork", "key": order["key"], "is_loaded": False, "otherwise": None}
+        yield launcher_of(choice, parents)
+    finally:
+        parents.end()
+        await anyio.sleep(0.1)  # for what is left to be reaped
 
 
 @asynccontextmanager
@@ -255,3 +254,21 @@ async def test_a_handle_can_be_closed_twice(kind: str) -> None:
 def test_a_launcher_that_is_not_known_is_a_failed_launch() -> None:
     with pytest.raises(LaunchError, match="no launcher 'forks'"):
         launcher_of({"kind": "forks"})
+
+
+@needs_isolation
+async def test_a_launch_for_which_too_many_descriptors_are_on_their_way_is_put_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ETOOMANYREFS, "too many references")
+
+    async with launcher("fork") as made:
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "send_fds", refuse)
+            with pytest.raises(LaunchPutOff, match="all descriptors on their way"):
+                made.launch(replace(PLAN, command=("true",)))
+        handle = made.launch(replace(PLAN, command=("true",)))
+        assert await handle.up()
+        await handle.ended()
+        handle.close()

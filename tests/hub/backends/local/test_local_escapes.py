@@ -24,14 +24,23 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-LAUNCHERS = ["bubblewrap", pytest.param("fork", marks=pytest.mark.heavy)]
-"""A launch by `fork` is refused while sandboxes have all descriptors in flight that their ordinary user may have. Some
-of these attempts do that, and other workers of the quick suite make them at the same time."""
+SANDBOXES = {
+    "bubblewrap": {"launcher": "bubblewrap"},
+    "bubblewrap, read-only": {"launcher": "bubblewrap", "machine": False},
+    "fork": {"launcher": "fork"},
+    "fork, read-only": {"launcher": "fork", "machine": False},
+}
+QUICK = "bubblewrap"
+"""The others are heavy. A launch by `fork` is refused while sandboxes have all descriptors in flight that their
+ordinary user may have. Some of these attempts do that, and other workers of the quick suite make them at the same
+time."""
 
 
-@pytest.fixture(scope="module", params=LAUNCHERS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=() if name == QUICK else pytest.mark.heavy) for name in SANDBOXES]
+)
 async def cell(anyio_backend: str, request: pytest.FixtureRequest) -> AsyncIterator[Jail]:
-    async with under_test(launcher=request.param) as it, jail(it) as made:
+    async with under_test(**SANDBOXES[request.param]) as it, jail(it) as made:
         yield made
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from .cgroups import Group
 from .egress import Egress
 from .launchers import ForkParents, Handle, LaunchError, Plan, launcher_of
-from .launchers.launcher import ExitStatus
+from .launchers.launcher import ExitStatus, LaunchPutOff
 from .tail import Tail
 from .user_ranges import RangeProblem, UserRanges
 
@@ -31,6 +31,7 @@ _BREATH_SECONDS = 0.005
 _END_SECONDS = 2.0
 """How long what is to end at once has until its launcher is killed, too."""
 _KILL_SECONDS = 5.0
+_PUT_OFF_SECONDS, _PAUSE_SECONDS = 3.0, 0.05
 _REMOVAL_SECONDS = 2.0
 
 
@@ -100,7 +101,7 @@ class Sandbox:
         try:
             if "key" in self._launcher and self._launcher["otherwise"] is None:
                 await self._parents.until_known(self._launcher["key"])
-            self._launch()
+            await self._launch()
             async with asyncio.timeout(self._timeout):
                 await self._came_up()
                 came_up = True
@@ -118,7 +119,7 @@ class Sandbox:
         if self.phase == "starting":
             self.phase = "running"
 
-    def _launch(self) -> None:
+    async def _launch(self) -> None:
         entrances: list[str] = []
         if self._group is not None:
             limits = self._plan.group
@@ -141,11 +142,22 @@ class Sandbox:
             descriptors = {"listen": listener.fileno()}
             of_this = {"descriptors": descriptors, "group_entrances": tuple(entrances), "hold": self._held_users}
             plan = replace(self._plan, **of_this)
-            self._handle = launcher_of(self._launcher, self._parents).launch(plan)
+            self._handle = await self._launched(plan)
         self._warnings = [*self._warnings, *self._handle.warnings]
         self._copy_of = self._handle.copy_of
         self._resume_log()
         self._tasks.create_task(self._watch(self._handle))
+
+    async def _launched(self, plan: Plan) -> Handle:
+        """Have the launcher start it, again and again for a while where it is put off."""
+        gives_up_at = asyncio.get_running_loop().time() + _PUT_OFF_SECONDS
+        while True:
+            try:
+                return launcher_of(self._launcher, self._parents).launch(plan)
+            except LaunchPutOff:
+                if asyncio.get_running_loop().time() > gives_up_at:
+                    raise
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     def _take_users(self) -> None:
         identity = self._plan.identity

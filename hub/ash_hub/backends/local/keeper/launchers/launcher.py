@@ -12,7 +12,7 @@ from typing import Protocol
 
 from .plan import Plan
 
-__all__ = ["ExitStatus", "Handle", "LaunchError", "Launcher"]
+__all__ = ["ExitStatus", "Handle", "LaunchError", "LaunchPutOff", "Launcher"]
 
 
 class LaunchError(Exception):
@@ -21,6 +21,10 @@ class LaunchError(Exception):
     def __init__(self, step: str, message: str) -> None:
         super().__init__(message)
         self.step = step
+
+
+class LaunchPutOff(LaunchError):
+    """Nothing was started, for what passes: the same launch may succeed in a moment."""
 
 
 @dataclass(frozen=True, slots=True)

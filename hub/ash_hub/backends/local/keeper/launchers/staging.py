@@ -58,10 +58,10 @@ class Staged(NamedTuple):
 def staged(plan: Plan) -> list[Staged]:
     """Return what a launch with users of its own puts on its stage: all that it shows of the host."""
     found: list[Staged] = []
-    for number, mount in enumerate(plan.mounts):
-        if mount.kind in ("bind", "writable") and not (mount.optional and not os.path.exists(mount.source)):
-            shown = "overlay" if mount.overlay is not None else mount.kind
-            found.append(Staged(mount.source, str(number), shown))
+    for number, it in enumerate(plan.mounts):
+        if it.kind in ("bind", "writable") and not (it.optional and not os.path.exists(it.source)):
+            shown = "overlay" if it.overlay is not None else it.kind
+            found.append(Staged(it.source, str(number), shown))
     return found
 
 

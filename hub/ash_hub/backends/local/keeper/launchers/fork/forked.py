@@ -1,9 +1,9 @@
 """From a copy of the fork parent to the first process of a sandbox, and to what runs in it.
 
 The channel brings one message, `{"plan", "names"}` with the plan's descriptors under their names and `log`, `life`,
-`status`, `group.N` and perhaps `hold` beside them. It tells `first` with a descriptor of the sandbox's first process, then
-`init` when the walls stand, and is closed once the main process runs. What goes wrong before is written to the log.
-The first process writes how it ended to `status`.
+`status`, `group.N` and perhaps `hold` beside them. It tells `first` with a descriptor of the sandbox's first process,
+then `init` when the walls stand, and is closed once the main process runs. What goes wrong before is written to the
+log. The first process writes how it ended to `status`.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -19,10 +20,16 @@ __all__ = ["ForkHandle", "NotHandedOver", "hand_over"]
 
 _MOST_BYTES = 4096
 _STATUS_BYTES = 16
+_CROWDED = "sandboxes have all descriptors on their way that the kernel allows the hive's user"
 
 
 class NotHandedOver(Exception):
     """A launch could not be given to a parent; nothing is left of it."""
+
+    def __init__(self, why: str, *, passes: bool = False) -> None:
+        super().__init__(why)
+        self.passes = passes
+        """Whether the next one may be."""
 
 
 class ForkHandle:
@@ -170,7 +177,9 @@ def hand_over(
             socket.send_fds(channel, [json.dumps(message).encode()], list(named.values()))
             socket.send_fds(helper, [json.dumps(order).encode()], [their_channel.fileno()])
         except OSError as error:
-            raise NotHandedOver(str(error)) from error
+            if error.errno == errno.ETOOMANYREFS:
+                raise NotHandedOver(_CROWDED, passes=True) from error
+            raise NotHandedOver(str(error), passes=error.errno in (errno.EAGAIN, errno.ENOBUFS)) from error
         ours.pop_all()
     return ForkHandle(channel, log, life, status, parent, release, hangs)
 

@@ -33,6 +33,7 @@ MOST_BYTES = 180_000
 _MOST_DESCRIPTORS = 64
 _KEPT = (8, 18, 21)
 """SETPCAP, SYS_CHROOT and SYS_ADMIN, to enter mounts and to make them."""
+_MOST_WORDS = 2000
 _PARENT_PID = 30_001
 """Far from the low numbers that processes in a sandbox have: libraries that reseed after a fork look at the pid, and
 one that a sandbox's process had in common with the parent would tell them that there was none."""
@@ -200,14 +201,10 @@ class _Helper:
         data, descriptors = receive(self._forker)
         for descriptor in descriptors:
             os.close(descriptor)
-        said: Any = None
-        with contextlib.suppress(ValueError):
-            said = json.loads(data)
-        if said == {"ready": True}:
+        if data == b"ready":
             _say(self._keeper, {"ready": True, "shared": self._shared})
         elif data:
-            why = said.get("unfit") if isinstance(said, dict) else None
-            _say(self._keeper, {"unfit": str(why)[:1000]})
+            _say(self._keeper, {"unfit": data[:_MOST_WORDS].decode(errors="replace")})
         return bool(data)
 
     def _reap(self, wakeup: int) -> None:

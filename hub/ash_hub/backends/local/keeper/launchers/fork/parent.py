@@ -2,9 +2,9 @@
 
 It is started behind walls of its own, with one socket, to the helper. The first message there is
 `{"source", "given"}`: Python that defines `load(given)`, which returns why this cannot be forked, or None, and
-`main()`, which is what a sandbox runs. Each other message is descriptors for a launch: the channel, and a socket from
-which the namespaces come that are made for it. It reads nothing from a channel: what a sandbox is given is read by the process that is
-forked for it.
+`main()`, which is what a sandbox runs. It answers `ready`, or why it cannot be forked. Each other message is
+descriptors for a launch: the channel, and a socket from which the namespaces come that are made for it. It reads
+nothing from a channel: what a sandbox is given is read by the process that is forked for it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ __all__ = ["main"]
 
 _MOST_BYTES = 180_000
 _MOST_DESCRIPTORS = 64
+_MOST_WORDS = 2000
 _SETTLE_SECONDS = 2.0
 """For threads of the warm-up to end."""
 _PAUSE_SECONDS = 0.01
@@ -40,12 +41,12 @@ def main() -> None:
     run, problem = _loaded(order["source"], order["given"])
     problem = problem or _why_not(door.fileno())
     if run is None or problem is not None:
-        door.send(json.dumps({"unfit": problem}).encode())
+        door.send((problem or "it does not say why")[:_MOST_WORDS].encode())
         return
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what is forked here
     gc.collect()
     gc.freeze()
-    door.send(b'{"ready":true}')
+    door.send(b"ready")
     while True:
         there, descriptors, _, _ = socket.recv_fds(door, _MOST_BYTES, _MOST_DESCRIPTORS)
         if not there:
@@ -84,4 +85,3 @@ def _open() -> list[tuple[int, str]]:
         with contextlib.suppress(FileNotFoundError):  # the one that the list itself was read by
             found.append((int(name), os.readlink(f"/proc/self/fd/{name}")))
     return found
-

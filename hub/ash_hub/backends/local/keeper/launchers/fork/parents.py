@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...user_ranges import RangeProblem
 from ..bubblewrap import SHARED
-from ..launcher import Handle, Launcher, LaunchError
+from ..launcher import Handle, Launcher, LaunchError, LaunchPutOff
 from ..plan import Plan
 from ..process import preparation
 from ..rlimits import limit
@@ -145,6 +145,7 @@ class _Parent:
                 self._timer.cancel()
                 if self.state == "starting":
                     self.state, self.is_shared = "ready", shared
+                    self.used_at = time.monotonic()
                     self._on_change(self)
             case {"unfit": why}:
                 self._fail(str(why))
@@ -261,7 +262,8 @@ class ForkParents:
     Args:
         group_of: Makes a control group of a name; None where there are none.
         ranges: Where parents of machines take their users from.
-        notify: Told `{"event": "fork_parent", "name", "state", "why"}` when one is ready or cannot be had.
+        notify: Told `{"event": "fork_parent", "name", "state", "why"}` when one is ready, takes no launch or cannot be
+            had.
     """
 
     def __init__(
@@ -332,6 +334,10 @@ class ForkParents:
             del self._unfit[next(iter(self._unfit))]
         self._notify({"event": "fork_parent", "name": order["name"], "state": "unfit", "why": why})
 
+    def tell_of_refusal(self, parent: _Parent, why: str) -> None:
+        """Have it written down that a parent took no launch, which another launcher started."""
+        self._notify({"event": "fork_parent", "name": parent.order["name"], "state": "refused", "why": why})
+
     def _retire(self, key: str) -> None:
         self._parents.pop(key).retire()
         self._tell()
@@ -343,7 +349,7 @@ class ForkParents:
     def _end_idle(self) -> None:
         self._timer = None
         for key, parent in list(self._parents.items()):
-            if time.monotonic() - parent.used_at > parent.order["idle_seconds"]:
+            if parent.state != "starting" and time.monotonic() - parent.used_at > parent.order["idle_seconds"]:
                 self._retire(key)
         self._deaths = {key: deaths for key, deaths in self._deaths.items() if key in self._parents}
         if self._parents:
@@ -392,8 +398,12 @@ class ForkLauncher:
                 raise NotHandedOver(why)
             handle = parent.launch(plan, is_loaded=self._is_loaded)
         except NotHandedOver as problem:
+            if self._otherwise is None and problem.passes:
+                raise LaunchPutOff("fork", f"it could not be forked now: {problem}") from problem
             if self._otherwise is None:
                 raise LaunchError("fork", f"its recipe has no fork parent: {problem}") from problem
+            if parent is not None:
+                self._parents.tell_of_refusal(parent, str(problem))
             return self._otherwise.launch(plan)
         handle.warnings = [SHARED] if parent.is_shared else []
         handle.copy_of = self._key if self._is_loaded else None

@@ -18,7 +18,16 @@ from typing import Any
 
 from . import kernel
 
-__all__ = ["MOST_WATCHERS", "NAMESPACES", "build_root", "enter", "enter_namespaces", "finish", "map_self", "seal_users"]
+__all__ = [
+    "MOST_WATCHERS",
+    "NAMESPACES",
+    "build_root",
+    "enter",
+    "enter_namespaces",
+    "finish",
+    "map_self",
+    "seal_users",
+]
 
 _NEW_MOUNTS, _NEW_CGROUP, _NEW_UTS, _NEW_IPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
 _NEW_USER, _NEW_PIDS, _NEW_NETWORK = 0x10000000, 0x20000000, 0x40000000
