@@ -19,7 +19,7 @@ LOCK_FILE = "/run/ash-users.lock"
 _FLOCK = struct.Struct("hhqqi4x")
 
 
-class RangeProblem(Exception):
+class RangeProblem(OSError):
     """No range can be taken; the message says why and what to do."""
 
 

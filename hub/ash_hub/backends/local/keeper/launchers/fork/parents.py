@@ -22,7 +22,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...user_ranges import RangeProblem
 from ..bubblewrap import SHARED
 from ..launcher import Handle, Launcher, LaunchError, LaunchPutOff
 from ..plan import Plan
@@ -65,8 +64,7 @@ class _Parent:
         ranges: Where a range of users is taken from, if its plan asks for one: the first of them is the parent's user.
 
     Raises:
-        OSError: It could not be started.
-        RangeProblem: There are no users for it.
+        OSError: It could not be started, or there are no users for it.
     """
 
     def __init__(
@@ -302,7 +300,7 @@ class ForkParents:
         group = self._group_of(f"fork-{self._numbers}")
         try:
             self._parents[order["key"]] = _Parent(order, group, self._ranges, self._on_change)
-        except (OSError, subprocess.SubprocessError, RangeProblem) as error:
+        except (OSError, subprocess.SubprocessError) as error:
             self._give_up(order, f"it could not be started: {error}")
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_CHECK_SECONDS, self._end_idle)
