@@ -66,4 +66,4 @@ async def _tried(facts: HostFacts, runtime: Runtime) -> str | None:
         return f"it was not ready within {_SECONDS:g} s"
     finally:
         parents.end()
-        await asyncio.sleep(0.1)  # for what is left to be reaped
+        await parents.cleared()

@@ -230,15 +230,13 @@ async def test_a_parent_that_nobody_needs_ends(root: Path, monkeypatch: pytest.M
     async with local_backend(root, **SMALL, machine=False) as backend:
         plan = backend._plans.plan(SPEC, nothing, limits_of(SPEC, backend._settings))  # pyright: ignore[reportPrivateUsage]
     order = fork_order(SPEC, nothing, plan, system_call_filter=None, group={}, idle_seconds=0.2, changes="")
-    before = set(children(os.getpid()))
     made.prepare(order)
     with anyio.fail_after(WAIT_SECONDS):
         await made.until_known(order["key"])
         assert made.find(order["key"])[0] is not None
         while made.find(order["key"])[0] is not None:
             await anyio.sleep(0.02)
-        while set(children(os.getpid())) - before:
-            await anyio.sleep(0.02)
+        await made.cleared()
     made.end()
 
 

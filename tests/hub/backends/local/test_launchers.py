@@ -106,7 +106,7 @@ async def launcher(kind: str) -> AsyncGenerator[Launcher]:
         yield launcher_of(choice, parents)
     finally:
         parents.end()
-        await anyio.sleep(0.1)  # for what is left to be reaped
+        await parents.cleared()
 
 
 @asynccontextmanager

@@ -101,7 +101,7 @@ def _be_first(plan: Json, door: socket.socket, names: dict[str, int], main: Call
     os.chdir(plan["directory"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     kept = {name: number for name, number in names.items() if name != "log" and not name.startswith("group.")}
-    _close_all_but({0, 1, 2, door.fileno(), *kept.values()})
+    kernel.close_all_but({0, 1, 2, door.fileno(), *kept.values()})
     for name, wanted in plan["rlimits"].items():
         limit(name, wanted)
     code = plan["system_call_filter"]
@@ -175,15 +175,6 @@ def _fresh_random() -> None:
     numpy: Any = sys.modules.get("numpy.random")
     if numpy is not None:
         numpy.seed()
-
-
-def _close_all_but(kept: set[int]) -> None:
-    start = 0
-    for number in sorted(kept):
-        if start < number:  # Python takes an empty range for all that there are
-            os.closerange(start, number)
-        start = number + 1
-    os.closerange(start, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 def _substituted(word: str, numbers: Mapping[str, int]) -> str:

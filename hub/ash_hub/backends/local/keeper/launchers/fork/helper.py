@@ -149,12 +149,8 @@ class _Helper:
         kernel.make_private(receives=False)
         users = staging.user_namespace(first, count, self._owner) if count else None
         whole = staging.set_up(stage, things, users, first or 0, order["writable_bytes"])
-        if users is None:
-            user, group = os.geteuid(), os.getegid()
-            kernel.unshare(0x10000000)
-            walls.map_self(identity, user, group)
-        else:
-            walls.enter([users], users=count)
+        users = walls.one_user(identity, f"{stage}/empty") if users is None else users
+        walls.enter([users], users=count)
         walls.seal_users(shares_watchers=bool(count))
         made = walls.build_root(order, stage)
         kernel.send_patiently(to, b"+" if whole else b"-", made)

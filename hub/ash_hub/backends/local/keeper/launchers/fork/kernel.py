@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import socket
 import struct
 import time
@@ -18,6 +19,7 @@ __all__ = [
     "attach",
     "bound_capabilities",
     "clone_tree",
+    "close_all_but",
     "filter_calls",
     "join",
     "make_private",
@@ -160,6 +162,16 @@ def send_patiently(to: socket.socket, data: bytes, descriptors: Sequence[int]) -
             time.sleep(_PAUSE_SECONDS)
         else:
             return
+
+
+def close_all_but(kept: set[int]) -> None:
+    """Close every descriptor of this process but these."""
+    start = 0
+    for number in sorted(kept):
+        if start < number:  # Python takes an empty range for all that there are
+            os.closerange(start, number)
+        start = number + 1
+    os.closerange(start, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 def filter_calls(program: bytes | None) -> None:

@@ -52,7 +52,7 @@ _LOG_BYTES = 16_384
 _CHUNK = 65_536
 _MESSAGE_BYTES = 180_000
 _CHECK_SECONDS = 10.0
-_REMOVAL_TRIES = 100
+_REMOVAL_TRIES, _REMOVAL_PAUSE_SECONDS = 100, 0.02
 
 Json = Mapping[str, Any]
 
@@ -82,6 +82,8 @@ class _Parent:
         self._pidfd: int | None = None
         self._log = b""
         self._is_gone = False
+        self.cleared = asyncio.Event()
+        """Set when nothing of it is left, or what is left was given up."""
         plan, held = _with_users(Plan.from_json(order["plan"]), ranges)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         self._socket.setblocking(False)
@@ -233,16 +235,13 @@ class _Parent:
         ended = self._process.poll() is not None
         removed = self._group is None or self._group.remove()
         if not (ended and removed) and tries:
-            asyncio.get_running_loop().call_later(0.02, self._clean_up, tries - 1)
+            asyncio.get_running_loop().call_later(_REMOVAL_PAUSE_SECONDS, self._clean_up, tries - 1)
             return
         asyncio.get_running_loop().remove_reader(self._reading)
         os.close(self._reading)
         if self._pidfd is not None:
             os.close(self._pidfd)
-
-    @property
-    def is_gone(self) -> bool:
-        return self._is_gone
+        self.cleared.set()
 
 
 def _with_users(plan: Plan, ranges: UserRanges) -> tuple[Plan, list[int]]:
@@ -274,6 +273,7 @@ class ForkParents:
         self._deaths: dict[str, list[float]] = {}
         self._unfit: dict[str, tuple[float, str]] = {}
         self._changed = asyncio.Event()
+        self._uncleared: list[_Parent] = []
         self._numbers = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -299,7 +299,8 @@ class ForkParents:
         self._numbers += 1
         group = self._group_of(f"fork-{self._numbers}")
         try:
-            self._parents[order["key"]] = _Parent(order, group, self._ranges, self._on_change)
+            made = self._parents[order["key"]] = _Parent(order, group, self._ranges, self._on_change)
+            self._uncleared = [*(parent for parent in self._uncleared if not parent.cleared.is_set()), made]
         except (OSError, subprocess.SubprocessError) as error:
             self._give_up(order, f"it could not be started: {error}")
         if self._timer is None:
@@ -374,6 +375,12 @@ class ForkParents:
             self._timer.cancel()
         for key in list(self._parents):
             self._retire(key)
+
+    async def cleared(self) -> None:
+        """Return once nothing of those is left that were let go and have no sandboxes, a few seconds at most."""
+        for parent in self._uncleared:
+            if not parent.children:
+                await parent.cleared.wait()
 
 
 class ForkLauncher:

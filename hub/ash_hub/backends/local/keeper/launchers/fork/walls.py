@@ -8,6 +8,7 @@ last (`finish`), from the first process there. What bubblewrap is told by `launc
 from __future__ import annotations
 
 import base64
+import errno
 import fcntl
 import os
 import socket
@@ -25,7 +26,7 @@ __all__ = [
     "enter",
     "enter_namespaces",
     "finish",
-    "map_self",
+    "one_user",
     "seal_users",
 ]
 
@@ -61,15 +62,54 @@ def enter_namespaces(identity: Json) -> None:
     user, group = os.geteuid(), os.getegid()
     kernel.unshare(_NEW_USER | _NEW_MOUNTS | _NEW_PIDS | _NEW_IPC | _NEW_UTS | _NEW_NETWORK | _NEW_CGROUP)
     kernel.make_private(receives=True)
-    map_self(identity, user, group)
+    _map_self(identity, user, group)
 
 
-def map_self(identity: Json, user: int, group: int) -> None:
+def one_user(identity: Json, place: str) -> int:
+    """Return a descriptor of a new user namespace with the one user that this process is.
+
+    A process that maps its user is for that moment open to others of the same number, as the fork parent is. So this
+    is done by one that sees nothing of the host.
+
+    Args:
+        place: An empty directory.
+
+    Raises:
+        OSError: The kernel does not let this user do it.
+    """
+    mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    if (child := os.fork()) == 0:
+        try:
+            user, group = os.geteuid(), os.getegid()
+            kernel.close_all_but({2, theirs.fileno(), proc})
+            kernel.unshare(_NEW_MOUNTS)
+            kernel.mount("tmpfs", place, _SAFE, "size=4k")
+            kernel.move_root(place)
+            kernel.unshare(_NEW_USER)
+            _map_self(identity, user, group, proc)
+            kernel.send_patiently(theirs, b"+", [os.open("self/ns/user", os.O_RDONLY, dir_fd=proc)])
+        except OSError as error:
+            os.write(2, f"no user namespace could be made: {error}\n".encode())
+        finally:
+            os._exit(0)
+    theirs.close()
+    os.close(proc)
+    with mine:
+        _, found, _, _ = socket.recv_fds(mine, 1, 1)
+    os.waitpid(child, 0)
+    if not found:
+        raise OSError(errno.EPERM, "no user namespace can be made")
+    os.set_inheritable(found[0], False)
+    return found[0]
+
+
+def _map_self(identity: Json, user: int, group: int, proc: int | None = None) -> None:
     """Map the one user that this process was to the one that it is to be, in its new user namespace."""
     kernel.set_dumpable(1)  # else the files below belong to the host's root
     maps = {"setgroups": "deny", "uid_map": f"{identity['uid']} {user} 1", "gid_map": f"{identity['gid']} {group} 1"}
     for name, text in maps.items():
-        _write(f"/proc/self/{name}", text)
+        _write(f"self/{name}" if proc is not None else f"/proc/self/{name}", text, proc)
     kernel.set_dumpable(0)
 
 
@@ -249,8 +289,8 @@ def _make_like(path: str, mode: int) -> None:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
 
 
-def _write(path: str, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+def _write(path: str, text: str, directory: int | None = None) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
         os.write(descriptor, text.encode())
     finally:
