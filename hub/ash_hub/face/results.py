@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from ash_hub.face.signatures import arguments_of, first_line, fit
-from ash_hub.spawning.toolsets import Listing
+from ash_hub.spawning.toolsets import Listing, PinnedTool
 from ash_mcp.wire import network_text
 
 __all__ = [
@@ -190,10 +190,17 @@ def _shapes(session: str, listing: Listing) -> list[list[dict[str, Any]]]:
     for name, tool in listing.tools:
         names.append({"name": f"{session}_{name}", **({"tool": tool.name} if tool.name != name else {})})
     whole = [
-        {**shape, "arguments": arguments_of(tool.input_schema)}
+        {**shape, "arguments": _arguments_of(tool, listing)}
         for shape, (_, tool) in zip(names, listing.tools, strict=True)
     ]
     return [whole, names]
+
+
+def _arguments_of(tool: PinnedTool, listing: Listing) -> str:
+    known = listing.signatures.get(tool.name)
+    if known is None:
+        known = listing.signatures[tool.name] = arguments_of(tool.input_schema)
+    return known
 
 
 def _lines(session: str, listing: Listing) -> list[list[str]]:
@@ -203,7 +210,7 @@ def _lines(session: str, listing: Listing) -> list[list[str]]:
     described: list[str] = []
     for name, tool in listing.tools:
         own = f" [tool={tool.name}]" if tool.name != name else ""
-        line = f"- {session}_{name}({arguments_of(tool.input_schema)}){own}"
+        line = f"- {session}_{name}({_arguments_of(tool, listing)}){own}"
         said = first_line(tool.description)
         names.append(f"- {session}_{name}{own}")
         called.append(line)

@@ -94,6 +94,8 @@ class Listing:
     """Listed name -> own name, where they differ."""
     room: int
     """How many characters a name behind `<session>_` may have. Listings of a toolset with equal room are equal."""
+    signatures: dict[str, str] = field(default_factory=dict[str, str], compare=False, repr=False)
+    """What tools take in one line each, by their own names; kept by whoever writes that."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)

@@ -580,7 +580,7 @@ class LocalBackend:
         return Instance(
             id=SandboxId(view["id"]),
             phase=Phase(view["phase"]),
-            endpoint=Endpoint(unix=str(self._paths.directory / view["socket"])),
+            endpoint=Endpoint(unix=f"{self._paths.directory}/{view['socket']}"),
             exit=_exit(view),
             warnings=tuple(view["warnings"]),
             labels=view["labels"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ash_hub.backends.local.keeper.launchers.plan import Identity, Mount, Plan
 from ash_hub.backends.local.limits import Enforcement, Limits
@@ -121,9 +121,15 @@ def _pinned(mounts: list[Mount]) -> Iterator[Mount]:
     fixed = {"/", *(mount.target for mount in mounts if mount.kind != "file")}
     for mount in mounts:
         if mount.kind in ("bind", "tmpfs", "covered"):
-            for above in reversed(PurePosixPath(mount.target).parents):
-                if str(above) not in fixed:
-                    fixed.add(str(above))
-                    if not str(above).startswith(f"{RUNTIME_DIRECTORY}/"):
-                        yield Mount("pinned", str(above))
+            for above in _directories_above(mount.target):
+                if above not in fixed:
+                    fixed.add(above)
+                    if not above.startswith(f"{RUNTIME_DIRECTORY}/"):
+                        yield Mount("pinned", above)
         yield mount
+
+
+def _directories_above(path: str) -> list[str]:
+    """Return the directories that an absolute path passes through, from the second one on."""
+    parts = path.split("/")[1:-1]
+    return ["/" + "/".join(parts[: number + 1]) for number in range(len(parts))]

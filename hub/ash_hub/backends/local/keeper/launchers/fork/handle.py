@@ -15,6 +15,7 @@ from ..launcher import ExitStatus, LaunchError
 from ..plan import Plan
 from ..process import readable, status_of
 from .order import capabilities_of, walls_order
+from .walls import late
 
 __all__ = ["ForkHandle", "NotHandedOver", "hand_over"]
 
@@ -170,9 +171,10 @@ def hand_over(
             theirs.callback(os.close, named[f"group.{number}"])
         if plan.hold is not None:
             named["hold"] = plan.hold
-        order = walls_order(plan)
-        more = {"is_loaded": is_loaded, "kept_capabilities": capabilities_of(plan)}
-        message = {"plan": {**plan.to_json(), **more}, "names": list(named)}
+        data = plan.to_json()
+        order = walls_order(plan, data)
+        more = {"is_loaded": is_loaded, "kept_capabilities": capabilities_of(plan), "mounts": late(data["mounts"])}
+        message = {"plan": {**data, **more}, "names": list(named)}
         try:
             socket.send_fds(channel, [json.dumps(message).encode()], list(named.values()))
             socket.send_fds(helper, [json.dumps(order).encode()], [their_channel.fileno()])

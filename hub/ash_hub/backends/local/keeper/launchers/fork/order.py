@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from ..plan import Mount, Plan
@@ -11,14 +12,16 @@ from ..staging import CAPABILITY_NUMBERS, Staged, place, staged
 __all__ = ["capabilities_of", "walls_order"]
 
 
-def walls_order(plan: Plan) -> dict[str, Any]:
+def walls_order(plan: Plan, data: Mapping[str, Any]) -> dict[str, Any]:
     """Return an order of walls in JSON.
 
     Its `stage` is what is shown of the host (`staging.Staged`), below `place`; `sources` says where there each of the
     `mounts` is, by its number.
+
+    Args:
+        data: The plan in JSON.
     """
     things, sources = _by_mount(plan) if plan.identity.users else _by_base(plan)
-    data = plan.to_json()
     return {
         "mounts": data["mounts"],
         "identity": data["identity"],

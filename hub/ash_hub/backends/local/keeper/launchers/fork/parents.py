@@ -111,7 +111,7 @@ class _Parent:
                 start_new_session=True,
                 preexec_fn=preparation(start, lambda: limit("CORE", 1)),
             )
-        config = {"walls": walls_order(plan), "plan": order["plan"], "load": order["load"]}
+        config = {"walls": walls_order(plan, plan.to_json()), "plan": order["plan"], "load": order["load"]}
         self._socket.send(json.dumps(config).encode())
         loop = asyncio.get_running_loop()
         loop.add_reader(self._socket, self._hear)

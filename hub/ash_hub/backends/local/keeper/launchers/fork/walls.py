@@ -26,6 +26,7 @@ __all__ = [
     "enter",
     "enter_namespaces",
     "finish",
+    "late",
     "one_user",
     "seal_users",
 ]
@@ -173,7 +174,12 @@ def finish(mounts: Sequence[Json]) -> None:
     kernel.unmount("/proc")
     kernel.attach(own, "/proc")
     os.close(own)
-    _Root("", "", {}).add([mount for mount in mounts if _is_late(mount)])
+    _Root("", "", {}).add(late(mounts))
+
+
+def late(mounts: Sequence[Json]) -> list[Json]:
+    """Return those that `finish` mounts."""
+    return [mount for mount in mounts if _is_late(mount)]
 
 
 def _is_late(mount: Json) -> bool:
