@@ -54,7 +54,7 @@ def become(channel: int, maker: int, main: Callable[[], int]) -> NoReturn:
             _join(names)
             walls.enter(_received(maker), users=given["plan"]["identity"]["users"])
             walls.leave_kinds(processes=True)
-            if os.fork() == 0:
+            if kernel.fork() == 0:
                 _be_first(given["plan"], door, names, main)
     except OSError as error:
         os.write(2, f"the sandbox's walls could not be made: {error}\n".encode())

@@ -46,12 +46,13 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what is forked here
     gc.collect()
     gc.freeze()
+    kernel.fold_pages()
     door.send(b"ready")
     while True:
         there, descriptors, _, _ = socket.recv_fds(door, _MOST_BYTES, _MOST_DESCRIPTORS)
         if not there:
             return
-        if os.fork() == 0:
+        if kernel.fork() == 0:
             door.close()
             forked.become(descriptors[0], descriptors[1], run)
         for descriptor in descriptors:
