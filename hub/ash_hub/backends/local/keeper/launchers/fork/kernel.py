@@ -154,8 +154,8 @@ def set_capabilities(kept: Iterable[int] = ()) -> None:
 def fork() -> int:
     """Fork as `os.fork` does, without what Python does after it in the child.
 
-    That writes to many pages, each of which is copied for it. For a process of one thread, whose child has nothing to do
-    with threads or random numbers.
+    That writes to many pages, each of which is copied for it. For a process of one thread, whose child has nothing to
+    do with threads or random numbers.
     """
     return _checked(_python.fork(), "fork")
 
