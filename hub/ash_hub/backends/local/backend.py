@@ -21,7 +21,7 @@ from ash_hub.backends.local import host
 from ash_hub.backends.local.document_files import FileDocuments
 from ash_hub.backends.local.forks import ForkOrders, why_not_forked
 from ash_hub.backends.local.keeper.launchers import Plan
-from ash_hub.backends.local.limits import Enforcement, Limits, limits_of
+from ash_hub.backends.local.limits import Enforcement, limits_of
 from ash_hub.backends.local.link import (
     ANSWER_SECONDS,
     SILENT,
@@ -42,7 +42,7 @@ from ash_hub.backends.local.settings import LocalSettings
 from ash_hub.backends.local.starter import start_keeper
 from ash_hub.backends.network import audit_decision, require_network
 from ash_mcp.errors import AshError, CapacityExceeded, ConfigError, Conflict, ConnectFailed, StartFailed, Unsupported
-from ash_mcp.types import Cause, Endpoint, SandboxId, SandboxSpec
+from ash_mcp.types import Cause, Endpoint, Resources, SandboxId, SandboxSpec
 from ash_router.store.clock import lead, steady
 
 __all__ = ["KEEPER_DIED", "LocalBackend"]
@@ -199,7 +199,7 @@ class LocalBackend:
         link = await self._link_or_fail()
         plan = replace(self._plans.plan(spec, self._runtime, limits), network=self._network(spec))
         warnings = [*self._plans.warnings, *_ignored(spec)]
-        launcher, more_seconds = await self._launcher(link, spec, plan, limits), 0.0
+        launcher, more_seconds = await self._launcher(link, spec, plan), 0.0
         if launcher.get("otherwise", launcher) is None:
             more_seconds = _PARENT_SECONDS
         self._ended_early[spec.id] = None
@@ -240,14 +240,15 @@ class LocalBackend:
         with contextlib.suppress(AshError, *_AWAY, KeeperRefusal):
             limits = limits_of(spec, self._settings, machine=self._machine is not None)
             plan = self._plans.plan(spec, self._runtime, limits)
-            await self._launcher(await self._link_or_fail(), spec, plan, limits)
+            await self._launcher(await self._link_or_fail(), spec, plan)
 
-    async def _launcher(self, link: KeeperLink, spec: SandboxSpec, plan: Plan, limits: Limits) -> Mapping[str, Any]:
+    async def _launcher(self, link: KeeperLink, spec: SandboxSpec, plan: Plan) -> Mapping[str, Any]:
         """Return the launcher for a sandbox, and have the keeper keep its parent ready if it is to be forked."""
         other = self._plans.launcher
         if self._settings.unsafe or self._settings.launcher == "bubblewrap" or why_not_forked(spec, self._runtime):
             return other
-        order = await self._orders.of(spec, plan, limits, self._enforcement)
+        usual = limits_of(replace(spec, resources=Resources()), self._settings)  # whatever this one asks for
+        order = await self._orders.of(spec, plan, usual, self._enforcement)
         if self._orders.is_due(order, link.hello["pid"]):
             try:
                 await link.request("prepare", order=order)

@@ -23,7 +23,7 @@ from ash_hub.backends.local.limits import limits_of
 from ash_hub.backends.local.runtime import Runtime
 from ash_hub.backends.local.settings import DEFAULT_FIRST_USER, USERS_EACH
 from ash_mcp.errors import StartFailed
-from ash_mcp.types import new_sandbox_id
+from ash_mcp.types import ResourceAmounts, Resources, new_sandbox_id
 from tests.hub.backends.local.local_parts import (
     SMALL,
     SPEC,
@@ -282,3 +282,11 @@ def test_a_message_with_descriptors_waits_for_those_that_are_on_their_way(monkey
         refused.append(OSError(errno.EPIPE, "gone"))
         with pytest.raises(OSError, match="gone"):
             kernel.send_patiently(any_socket, b"y", [])
+
+
+async def test_a_parent_has_the_memory_of_the_settings_and_not_that_of_its_first_sandbox(root: Path) -> None:
+    async with local_backend(root, launcher="auto", **SMALL) as backend:
+        small = Resources(limits=ResourceAmounts(memory="96Mi"))
+        await backend.warm(replace(SPEC, id=new_sandbox_id(), resources=small))
+        ((_, order),) = backend._orders._known.values()  # pyright: ignore[reportPrivateUsage]
+        assert order["group"].get("memory_bytes", SMALL["memory_bytes"]) == SMALL["memory_bytes"]
