@@ -34,6 +34,7 @@ _MOST_DESCRIPTORS = 64
 _KEPT = (8, 18, 21)
 """SETPCAP, SYS_CHROOT and SYS_ADMIN, to enter mounts and to make them."""
 _MOST_WORDS = 2000
+_WALLS_SECONDS = 45.0
 _PARENT_PID = 30_001
 """Far from the low numbers that processes in a sandbox have: libraries that reseed after a fork look at the pid, and
 one that a sandbox's process had in common with the parent would tell them that there was none."""
@@ -115,6 +116,7 @@ class _Helper:
         mine, makers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._fork(lambda: self._make_walls(self._order, makers))
         makers.close()
+        mine.settimeout(_WALLS_SECONDS)
         said, namespaces = receive(mine)
         mine.close()
         if not said:
@@ -212,13 +214,12 @@ class _Helper:
 
     def _launch(self, order: Json, channel: Sequence[int]) -> None:
         """Have a launch forked, and walls made for it meanwhile. A channel that is closed tells that this failed."""
-        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            socket.send_fds(self._forker, [b"+"], [*channel, theirs.fileno()], socket.MSG_DONTWAIT)
-            self._fork(lambda: self._make_walls(order, mine))
+            mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with mine, theirs:
+                socket.send_fds(self._forker, [b"+"], [*channel, theirs.fileno()], socket.MSG_DONTWAIT)
+                self._fork(lambda: self._make_walls(order, mine))
         except OSError as error:
             os.write(2, f"a launch failed: {error}\n".encode())
-        mine.close()
-        theirs.close()
         for descriptor in channel:
             os.close(descriptor)
