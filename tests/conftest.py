@@ -19,6 +19,9 @@ pytest_plugins = ["tests.reporting"]
 # collection makes objects that live as long as the run: looking through them again and again is a third of its time
 gc.disable()
 # deadlines and the time that inputs take measure the machine
+if os.geteuid() != 0:
+    # a machine begins as a copy of the whole system: for the tests that are about it
+    os.environ.setdefault("ASH_HUB_BACKEND__MACHINE", "false")
 settings.register_profile("ash", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ash")
 

@@ -48,9 +48,7 @@ def doctor(
     settings = read_settings({"backend": {"kind": backend} if backend is not None else None})
     kind = settings.backend["kind"]
     if kind == "local":
-        from ash_hub.backends.local.host import probe
-
-        checks = [*probe(), *_launchers(settings)]
+        checks = [*_this_machine(settings), *_launchers(settings)]
     elif kind == "kubernetes":
         checks = _cluster(settings, as_json=as_json)
     else:
@@ -62,6 +60,21 @@ def doctor(
     else:
         _tell(checks, lacking, _SENTENCES[kind])
     raise typer.Exit(1 if lacking else 0)
+
+
+def _this_machine(settings: HubSettings) -> list[Check]:
+    from ash_hub.backends.local import LocalSettings
+    from ash_hub.backends.local.host import probe
+    from ash_hub.chosen_backend import explained
+    from ash_mcp.errors import ConfigError
+
+    places = {"state_dir": settings.state_dir, "run_dir": settings.run_dir, "log_dir": settings.logs}
+    try:
+        with explained("local"):
+            chosen = LocalSettings.model_validate({**settings.backend, **places})
+    except ConfigError as error:
+        raise typer.BadParameter(error.message) from error
+    return probe(chosen)
 
 
 def _launchers(settings: HubSettings) -> list[Check]:

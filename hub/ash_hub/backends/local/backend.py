@@ -21,6 +21,7 @@ from ash_hub.backends.local import host
 from ash_hub.backends.local.document_files import FileDocuments
 from ash_hub.backends.local.forks import ForkOrders, why_not_forked
 from ash_hub.backends.local.keeper.launchers import Plan
+from ash_hub.backends.local.keeper.used_directories import hold, remove_unused
 from ash_hub.backends.local.limits import Enforcement, limits_of
 from ash_hub.backends.local.link import (
     ANSWER_SECONDS,
@@ -34,7 +35,10 @@ from ash_hub.backends.local.link import (
     KeeperSilent,
 )
 from ash_hub.backends.local.machine import SHOWN, Machine, MachinePlans
-from ash_hub.backends.local.machine_base import make_base
+from ash_hub.backends.local.machine_base import base_entries, make_base
+from ash_hub.backends.local.ordinary import OrdinaryMachine, OrdinaryPlans, name_of_copy
+from ash_hub.backends.local.ordinary_host import find_ordinary, system_directory
+from ash_hub.backends.local.own_system import SystemProblem, make_copy
 from ash_hub.backends.local.paths import HivePaths, hive_paths
 from ash_hub.backends.local.plans import IsolatedPlans, Plans, UnsafePlans
 from ash_hub.backends.local.runtime import Runtime, compile_runner, find_runtime, without_system
@@ -58,6 +62,8 @@ _CLEAN_UP_SECONDS = 10.0
 _ENDING_SECONDS = 10.0
 """The time, after the grace, in which the keeper removes all of a sandbox."""
 _LOG_LINES = 20
+_SPARE_BASES, _FRESH_SECONDS = 3, 60.0
+"""Of what machines begin as: how many that nobody uses stay, and how old one is that nobody is making any more."""
 _PARENT_SECONDS = 60.0
 """What a sandbox that can only be forked waits for its parent to be ready."""
 _NO_WAY_OUT = (
@@ -110,6 +116,11 @@ class LocalBackend:
         """Why the keeper cannot be joined although its process may live; its sandboxes count as running meanwhile."""
         self._unfinished_deletes: set[SandboxId] = set()
         """Sandboxes to delete as soon as the keeper can be joined again."""
+        self._ordinary: OrdinaryMachine | None = None
+        """What machines are made of where an ordinary user runs the hive."""
+        self._copied = anyio.Event()
+        self._base: int | None = None
+        """A descriptor that keeps what machines begin as from being removed."""
         self._is_closing = False
         self._lead = lead()
         """Seconds that `now` is ahead of the steady clock; the keeper's own value once one is joined."""
@@ -127,6 +138,10 @@ class LocalBackend:
         self._tasks = await anyio.create_task_group().__aenter__()
         try:
             await self._join_or_start()
+            if self._ordinary is not None and self._machine is None:
+                self._tasks.start_soon(self._copy_system, self._ordinary)
+            else:
+                self._copied.set()
         except KeeperSilent as silent:
             await self._end_tasks()
             raise ConfigError(
@@ -157,6 +172,9 @@ class LocalBackend:
         # Not given the exception in flight: a task group would wrap it into an exception group.
         self._tasks.cancel_scope.cancel()
         await self._tasks.__aexit__(None, None, None)
+        base, self._base = self._base, None
+        if base is not None:
+            os.close(base)
 
     async def _require_isolation(self) -> None:
         """Refuse to run without isolation, saying what to install."""
@@ -171,10 +189,14 @@ class LocalBackend:
         settings = self._settings
         if settings.unsafe or not settings.machine:
             return None, None
+        if os.geteuid() != 0:
+            return self._find_ordinary()
         bases = settings.state_dir / "bases"
         shown = tuple(path for path in SHOWN if os.path.isdir(path) and not os.path.islink(path))
         try:
-            base = None if os.geteuid() else make_base(bases, self._facts.links, shown)
+            base = make_base(bases, self._facts.links, shown)
+            self._base = hold(str(base))
+            remove_unused(bases, base.name, spare=_SPARE_BASES, fresh_seconds=_FRESH_SECONDS)
         except OSError as error:
             return None, f"what machines begin as cannot be made in {bases}: {error.strerror}"
         if (why := host.machine_problem(self._facts, base, settings.first_user, shown)) is not None:
@@ -182,21 +204,64 @@ class LocalBackend:
         if (
             problem := host.user_block_problem(settings.first_user, settings.users, settings.max_sandboxes)
         ) is not None:
+            if settings.model_fields_set.isdisjoint(("first_user", "users")):
+                return None, problem  # of a block that nobody chose
             raise ConfigError(problem)
         self._runtime = without_system(self._runtime)
         return Machine(base=str(base), user_block=(settings.first_user, settings.users), shown=shown), None
 
+    def _find_ordinary(self) -> tuple[Machine | None, str | None]:
+        """Do the same for an ordinary user, whose machines begin as a copy of the system that may not be there yet."""
+        if self._settings.launcher == "fork":
+            return None, "the launcher is fork, and an ordinary user's machines are started by bubblewrap: choose auto"
+        found = find_ordinary(self._facts, self._settings.max_sandboxes)
+        if isinstance(found, str):
+            return None, found
+        self._ordinary = found
+        name = name_of_copy(base_entries(self._facts.links), found.users, self._settings.system_without)
+        copy = system_directory(self._settings) / name
+        with contextlib.suppress(OSError):
+            return self._begin_as(copy, found), None
+        return None, f"what machines begin as, a copy of the host's system, is just being made in {copy.parent}"
+
+    def _begin_as(self, copy: Path, ordinary: OrdinaryMachine) -> Machine:
+        self._base = hold(str(copy))
+        self._runtime = without_system(self._runtime)
+        return Machine(base=str(copy), user_block=ordinary.block)
+
+    async def _copy_system(self, ordinary: OrdinaryMachine) -> None:
+        """Have the system copied; sandboxes that are spawned from then on are machines."""
+        place, without = system_directory(self._settings), self._settings.system_without
+        try:
+            entries = await anyio.to_thread.run_sync(base_entries, self._facts.links)
+            name = name_of_copy(entries, ordinary.users, without)
+            copy = await make_copy(place, name, ordinary.users, entries, without, self._settings.system_bytes)
+            self._machine, self._no_machine = self._begin_as(copy, ordinary), None
+            _log.info("sandboxes are machines from here on, with a root of their own")
+        except (SystemProblem, OSError) as problem:
+            self._no_machine = str(problem)
+            _log.warning("sandboxes have a read-only system: %s", problem)
+        self._plans = self._isolated_plans()
+        self._copied.set()
+
+    async def machine_known(self) -> None:
+        """Return when it is known whether sandboxes are machines: no copy of the system is being made."""
+        await self._copied.wait()
+
     def _isolated_plans(self) -> IsolatedPlans:
         if self._machine is None:
             return IsolatedPlans(self._facts, self._enforcement, self._paths.directory, self._no_machine)
+        if self._ordinary is not None:
+            base = self._machine.base
+            return OrdinaryPlans(self._facts, self._enforcement, self._paths.directory, base, self._ordinary)
         return MachinePlans(self._facts, self._enforcement, self._paths.directory, self._machine)
 
     async def create(self, spec: SandboxSpec) -> Instance:
         """Start a sandbox and return it once its main process runs."""
         _require_supported(spec)
         require_network(spec.network, private=self._settings.private_egress)
-        limits = limits_of(spec, self._settings, machine=self._machine is not None)
         link = await self._link_or_fail()
+        limits = limits_of(spec, self._settings, machine=self._machine is not None)
         plan = replace(self._plans.plan(spec, self._runtime, limits), network=self._network(spec))
         warnings = [*self._plans.warnings, *_ignored(spec)]
         launcher, more_seconds = await self._launcher(link, spec, plan), 0.0
@@ -247,6 +312,8 @@ class LocalBackend:
         other = self._plans.launcher
         if self._settings.unsafe or self._settings.launcher == "bubblewrap" or why_not_forked(spec, self._runtime):
             return other
+        if self._ordinary is not None and self._machine is not None:
+            return other  # what is forked by an ordinary user has its one user
         usual = limits_of(replace(spec, resources=Resources()), self._settings)  # whatever this one asks for
         order = await self._orders.of(spec, plan, usual, self._enforcement)
         if self._orders.is_due(order, link.hello["pid"]):

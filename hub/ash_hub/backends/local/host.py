@@ -19,9 +19,13 @@ from ash_hub.backends.local.keeper import cgroups
 from ash_hub.backends.local.keeper.launchers import mount_names
 from ash_hub.backends.local.keeper.launchers.bubblewrap_trial import find_bubblewrap, try_bubblewrap, version_of
 from ash_hub.backends.local.keeper.user_ranges import lock_problem
+from ash_hub.backends.local.ordinary_host import find_ordinary, ordinary_checks
 from ash_hub.backends.local.plans import ETC_FROM_HOST, HostFacts
+from ash_hub.backends.local.refusals import namespace_fix
+from ash_hub.backends.local.refusals import sysctl as _sysctl
 from ash_hub.backends.local.runtime import find_runtime, without_system
-from ash_hub.backends.local.settings import DEFAULT_FIRST_USER, DEFAULT_USERS, USERS_EACH
+from ash_hub.backends.local.settings import USERS_EACH, LocalSettings
+from ash_hub.backends.local.subordinates import subordinate_lines
 from ash_mcp.errors import ConfigError
 
 __all__ = [
@@ -49,20 +53,23 @@ _QUOTAS = (
     "shared by the hive's user with all sandboxes: inotify instances, epoll watches, pipe pages, descriptors in "
     "flight; and by the whole host, pseudoterminals"
 )
-_APPARMOR = (
-    "write `abi <abi/4.0>, include <tunables/global> profile bwrap /usr/bin/bwrap flags=(unconfined) { userns, }` "
-    "to /etc/apparmor.d/bwrap and run `sudo apparmor_parser -r /etc/apparmor.d/bwrap`, or run "
-    "`sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0`"
+_QUOTAS_OF_ORDINARY = (
+    "each sandbox has users of its own; pseudoterminals are the whole host's, and inotify instances (16 for each), "
+    "watches (8192) and processes count for the hive's user as well"
 )
 
 
-def probe() -> list[Check]:
-    """Return the checks of this host for `ash doctor`; one starts a trial sandbox."""
+def probe(settings: LocalSettings | None = None) -> list[Check]:
+    """Return the checks of this host for `ash doctor`; one starts a trial sandbox.
+
+    Args:
+        settings: Of a hive; None: nothing is looked at that depends on them.
+    """
     facts = host_facts()
     checks = [_linux(), _bubblewrap(facts)]
     if facts.bubblewrap:
-        problem = machine_problem(facts, None, DEFAULT_FIRST_USER)
-        checks += [_namespaces(facts), *_machine(problem), *_options(facts, machine=problem is None)]
+        machines, has_users = _machines(facts, settings) if settings is not None else ([], False)
+        checks += [_namespaces(facts), *machines, *_options(facts, machine=has_users)]
     checks += [_seccomp(facts), _cores(), *_groups(), _python(), _redis()]
     return checks
 
@@ -154,7 +161,7 @@ def user_block_problem(first: int, count: int, machines: int = 1) -> str | None:
     if last > 0x7FFF_FFFE:
         return f"the users {first} to {last} go beyond 2147483646: choose others with {settings}"
     for path in ("/etc/subuid", "/etc/subgid"):
-        for name, begin, length in _subordinate(path):
+        for name, begin, length in subordinate_lines(path):
             if begin <= last and first < begin + length:
                 return (
                     f"the users {first} to {last} overlap those that {path} gives to {name} ({begin} to "
@@ -166,20 +173,6 @@ def user_block_problem(first: int, count: int, machines: int = 1) -> str | None:
     if taken is not None:
         return f"the users {first} to {last} include {taken} of this host: choose others with {settings}"
     return None
-
-
-def _subordinate(path: str) -> list[tuple[str, int, int]]:
-    found: list[tuple[str, int, int]] = []
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        name, _, numbers = line.partition(":")
-        begin, _, length = numbers.partition(":")
-        if begin.isdecimal() and length.isdecimal():
-            found.append((name, int(begin), int(length)))
-    return found
 
 
 def namespaced_processes() -> bool:
@@ -235,40 +228,35 @@ def _namespaces(facts: HostFacts) -> Check:
     if failure is None:
         who = "root" if os.geteuid() == 0 else "an ordinary user"
         return Check("namespaces", True, f"a trial sandbox ran, as {who}", required=True)
-    return Check("namespaces", False, f"a trial sandbox failed: {failure}", _namespace_fix(), required=True)
-
-
-def _namespace_fix() -> str:
-    if _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
-        return f"AppArmor forbids user namespaces here: {_APPARMOR}"
-    if _sysctl("kernel/unprivileged_userns_clone") == "0":
-        return "unprivileged user namespaces are off: run `sudo sysctl kernel.unprivileged_userns_clone=1`"
-    if _sysctl("user/max_user_namespaces") == "0":
-        return "user namespaces are off: run `sudo sysctl user.max_user_namespaces=15000`"
-    return (
-        "allow user namespaces and mounts: in a container start it with `--security-opt seccomp=unconfined "
-        "--security-opt apparmor=unconfined --security-opt systempaths=unconfined`, or run the hive on the host"
+    return Check(
+        "namespaces",
+        False,
+        f"a trial sandbox failed: {failure}",
+        namespace_fix(facts.bubblewrap, _sysctl),
+        required=True,
     )
 
 
-def _sysctl(name: str) -> str:
-    try:
-        return Path("/proc/sys", name).read_text().strip()
-    except OSError:
-        return ""
-
-
-def _machine(problem: str | None) -> list[Check]:
-    if problem is not None:
-        lost = "sandboxes have a read-only system, and nobody is root in them"
-        fix = "run the hive as root, on Linux 5.19 or later with /usr on ext4, xfs or btrfs"
-        return [Check("ordinary machine", False, f"{lost}: {problem}", fix)]
-    taken = user_block_problem(DEFAULT_FIRST_USER, DEFAULT_USERS)
+def _machines(facts: HostFacts, settings: LocalSettings) -> tuple[list[Check], bool]:
+    """Return what is to be said of machines, and whether each sandbox has users of its own."""
+    if settings.unsafe or not settings.machine:
+        return [Check("ordinary machine", True, "not wanted: sandboxes have a read-only system")], False
+    if os.geteuid() != 0:
+        found = find_ordinary(facts, settings.max_sandboxes)
+        return ordinary_checks(found, facts, settings), not isinstance(found, str) and found.lacks is None
+    lost = "sandboxes have a read-only system, and nobody is root in them"
+    if (problem := machine_problem(facts, None, settings.first_user)) is not None:
+        fix = "run the hive on Linux 5.19 or later, with /usr on ext4, xfs or btrfs and nothing mounted below it"
+        return [Check("ordinary machine", False, f"{lost}: {problem}", fix)], False
+    taken = user_block_problem(settings.first_user, settings.users, settings.max_sandboxes)
+    if taken is not None:
+        return [
+            Check("ordinary machine", False, lost, "see the next"),
+            Check("users of sandboxes", False, taken),
+        ], False
+    users = f"from {settings.first_user} on, {settings.users} in all, for {settings.users // USERS_EACH} sandboxes"
     detail = "each sandbox is root inside, with 65536 users and a writable root of its own"
-    return [
-        Check("ordinary machine", True, detail),
-        Check("users of sandboxes", taken is None, taken or f"from {DEFAULT_FIRST_USER} on, {DEFAULT_USERS} in all"),
-    ]
+    return [Check("ordinary machine", True, detail), Check("users of sandboxes", True, users)], True
 
 
 def _options(facts: HostFacts, *, machine: bool) -> list[Check]:
@@ -290,7 +278,7 @@ def _options(facts: HostFacts, *, machine: bool) -> list[Check]:
             f"the host's own {kept}; they {shared}",
             "let Python make user namespaces and mounts",
         ),
-        Check("kernel quotas", True, _QUOTAS_OF_MACHINES)
+        Check("kernel quotas", True, _QUOTAS_OF_MACHINES if os.geteuid() == 0 else _QUOTAS_OF_ORDINARY)
         if machine
         else Check("kernel quotas", False, _QUOTAS, "give the hive a user that has nothing else to do"),
         Check(

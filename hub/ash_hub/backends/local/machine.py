@@ -59,6 +59,7 @@ class MachinePlans(IsolatedPlans):
             identity=Identity(uid=0, gid=0, users=USERS_EACH),
             capabilities=CAPABILITIES,
             user_block=self._machine.user_block,
+            in_use=(self._machine.base,),
             writable_bytes=limits.root_bytes,
         )
 
@@ -67,13 +68,7 @@ class MachinePlans(IsolatedPlans):
         return MACHINE_HOME
 
     def _mounts(self, spec: SandboxSpec, runtime: Runtime, limits: Limits) -> Iterator[Mount]:
-        yield Mount("writable", "/", self._machine.base)
-        yield Mount("writable", "/usr", "/usr")
-        for path in self._machine.shown:
-            yield Mount("writable", path, path)
-        if _PACKAGES in self._machine.shown:
-            # It names users of the host, without whom dpkg refuses to work.
-            yield Mount("file", f"{_PACKAGES}/statoverride", mode="0644")
+        yield from self._roots()
         yield from (Mount("proc", "/proc"), Mount("devices", "/dev", sealed=self._host.seals))
         for path in self._host.masked:
             yield Mount("masked", path)
@@ -91,6 +86,16 @@ class MachinePlans(IsolatedPlans):
             for path, text in WAY_OUT.items():
                 yield Mount("file", path, content=text.encode(), mode="0644")
         yield from (Mount("read_only", path) for path in ("/proc", "/dev", RUNTIME_DIRECTORY))
+
+    def _roots(self) -> Iterator[Mount]:
+        """Yield what of the file system is written to."""
+        yield Mount("writable", "/", self._machine.base)
+        yield Mount("writable", "/usr", "/usr")
+        for path in self._machine.shown:
+            yield Mount("writable", path, path)
+        if _PACKAGES in self._machine.shown:
+            # It names users of the host, without whom dpkg refuses to work.
+            yield Mount("file", f"{_PACKAGES}/statoverride", mode="0644")
 
 
 _ENVIRONMENT: Mapping[str, str] = {

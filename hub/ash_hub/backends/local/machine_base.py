@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-__all__ = ["make_base", "without_secrets"]
+__all__ = ["Entry", "base_entries", "make_base", "without_secrets"]
 
 _FROM_HOST = (
     *("adduser.conf", "alternatives", "apk", "bash.bashrc", "bash_completion.d", "bindresvport.blacklist"),
@@ -82,7 +82,7 @@ _GROUPS = (
 """Users and groups with numbers that Debian gives to every system."""
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """One thing of the base: a directory without content, a file, or a link to its content."""
 
     kind: Literal["directory", "file", "link"]
@@ -102,7 +102,7 @@ def make_base(parent: Path, links: Mapping[str, str], shown: Collection[str] = (
     Raises:
         OSError: It cannot be written.
     """
-    entries = _entries(links, shown)
+    entries = base_entries(links, shown)
     parent.mkdir(mode=0o711, exist_ok=True)
     digest = hashlib.sha256(repr(sorted(entries.items())).encode()).hexdigest()[:16]
     target = parent / digest
@@ -123,7 +123,7 @@ def make_base(parent: Path, links: Mapping[str, str], shown: Collection[str] = (
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _write(path: Path, entry: _Entry) -> None:
+def _write(path: Path, entry: Entry) -> None:
     if entry.kind == "link":
         os.symlink(entry.content, path)
         return
@@ -135,38 +135,38 @@ def _write(path: Path, entry: _Entry) -> None:
     os.chown(path, entry.owner, entry.owner)
 
 
-def _entries(links: Mapping[str, str], shown: Collection[str]) -> dict[str, _Entry]:
+def base_entries(links: Mapping[str, str], shown: Collection[str] = ()) -> dict[str, Entry]:
     """Return what is in a base, by its path below it."""
-    found = {name: _Entry("directory", mode=mode) for name, mode in _DIRECTORIES.items()}
-    found["home/ash"] = _Entry("directory", owner=1000)
+    found = {name: Entry("directory", mode=mode) for name, mode in _DIRECTORIES.items()}
+    found["home/ash"] = Entry("directory", owner=1000)
     for name, target in {**_LINKS, **{path.lstrip("/"): target for path, target in links.items()}}.items():
-        found[name] = _Entry("link", os.fsencode(target))
+        found[name] = Entry("link", os.fsencode(target))
     for name in (*_FROM_HOST, *(f"apt/{name}" for name in _OF_APT)):
         _read(Path("/etc", name), found, shown)
     _read(Path("/var/lib/apt/extended_states"), found, shown)
     for name, (content, mode) in _written().items():
-        found[f"etc/{name}"] = _Entry("file", content.encode(), mode)
+        found[f"etc/{name}"] = Entry("file", content.encode(), mode)
     above = {str(path) for name in found for path in PurePosixPath(name).parents} - {"."}
-    return {**dict.fromkeys(above, _Entry("directory")), **found}
+    return {**dict.fromkeys(above, Entry("directory")), **found}
 
 
-def _read(source: Path, found: dict[str, _Entry], shown: Collection[str]) -> None:
+def _read(source: Path, found: dict[str, Entry], shown: Collection[str]) -> None:
     """Take what everybody may read, links as links, and nothing that is neither file nor directory."""
     name = str(source).lstrip("/")
     try:
         status = source.lstat()
         if str(source) in shown:
-            found[name] = _Entry("directory")
+            found[name] = Entry("directory")
         elif stat.S_ISLNK(status.st_mode):
-            found[name] = _Entry("link", os.fsencode(os.readlink(source)))
+            found[name] = Entry("link", os.fsencode(os.readlink(source)))
         elif stat.S_ISDIR(status.st_mode) and status.st_mode & 0o005 == 0o005:
-            found[name] = _Entry("directory")
+            found[name] = Entry("directory")
             for entry in sorted(source.iterdir()):
                 _read(entry, found, shown)
         elif stat.S_ISREG(status.st_mode) and status.st_mode & 0o004 and status.st_size <= _FILE_BYTES:
             content = without_secrets(name, source.read_bytes())
             if content is not None:
-                found[name] = _Entry("file", content, stat.S_IMODE(status.st_mode) & 0o755)
+                found[name] = Entry("file", content, stat.S_IMODE(status.st_mode) & 0o755)
     except OSError:  # it is not there, or was removed meanwhile
         return
 

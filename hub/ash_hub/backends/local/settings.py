@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ash_hub.egress.limits import Limits as EgressLimits
 
@@ -64,6 +65,13 @@ class LocalSettings(BaseModel):
     and with a root file system that it may change. If not, its one user has no rights and its system is read-only."""
     root_bytes: Size = 1024 * _MIB
     """What a machine may write to its root and `/usr`. It is in memory, and counts and shrinks as the sizes above."""
+    system_dir: Path | None = None
+    """Where the hive of an ordinary user keeps its copy of the host's system, which its machines begin as; None: in
+    `$XDG_CACHE_HOME/ash/systems`, else `~/.cache/ash/systems`. All hives of that user may have the same."""
+    system_without: tuple[str, ...] = ("/usr/lib/modules", "/usr/lib/firmware", "/usr/lib/debug", "/usr/src")
+    """Paths that are not copied. These only the host's own kernel and debuggers read."""
+    system_bytes: Size = 16 * 1024 * _MIB
+    """The size up to which the system is copied. A larger one is not; sandboxes have it read-only then."""
     first_user: Annotated[int, Field(ge=65_536, le=_LAST_USER)] = DEFAULT_FIRST_USER
     """The first of the host's users that machines are given, 65,536 each. Only a hive that root runs gives any."""
     users: Annotated[int, Field(ge=65_536, le=_LAST_USER)] = DEFAULT_USERS
@@ -75,3 +83,12 @@ class LocalSettings(BaseModel):
     """The limits of each sandbox at the egress proxy."""
     log_bytes: Annotated[int, Field(ge=1024)] = 256 * 1024
     """How much of the output of a sandbox's main process is kept: the last bytes."""
+
+    @field_validator("system_without", mode="before")
+    @classmethod
+    def _read_json(cls, given: Any) -> Any:
+        """Take a variable of its own in the environment for JSON."""
+        try:
+            return json.loads(given) if isinstance(given, str) else given
+        except ValueError as error:
+            raise ValueError(f"must be JSON: {error}") from error

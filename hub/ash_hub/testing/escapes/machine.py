@@ -14,9 +14,9 @@ MACHINE = (
         name="machine: users of the host",
         tries="is one of the host's own users, by the map of its user namespace",
         script="""
-inside, outside, count = (int(word) for word in text("/proc/self/uid_map").split())
-told = f"{count} users from {outside} on"
-escaped(told) if outside < bound else stopped(told)""",
+runs = [[int(word) for word in line.split()] for line in text("/proc/self/uid_map").splitlines()]
+told = ", ".join(f"{count} users from {outside} on" for _, outside, count in runs)
+escaped(told) if min(outside for _, outside, _ in runs) < bound else stopped(told)""",
         stopped_by=("users of its own",),
         bound=_BOUND,
     ),

@@ -46,6 +46,16 @@ SMALL: dict[str, Any] = {
 _FAILURE = host.isolation_works(host.host_facts())
 needs_isolation = pytest.mark.skipif(_FAILURE is not None, reason=f"sandboxes cannot be isolated here: {_FAILURE}")
 
+SYSTEMS = "ASH_TEST_SYSTEMS"
+"""The variable that names where tests by an ordinary user keep a copy of the system; without it they have none."""
+LEFT_OUT = (
+    *("/usr/lib/modules", "/usr/lib/firmware", "/usr/lib/debug", "/usr/lib/jvm", "/usr/lib/google-cloud-sdk"),
+    *("/usr/lib/postgresql", "/usr/local/go", "/usr/share/doc", "/usr/share/locale", "/usr/share/man", "/usr/src"),
+)
+"""What of the system is large and of no use to a test."""
+COPY_SECONDS = 600.0
+
+
 CAPABILITY_MASK = 0x405FB
 """The kernel's bits of those that a machine has."""
 
@@ -116,7 +126,12 @@ def directories() -> Generator[Path]:
 def settings_in(root: Path, **more: Any) -> LocalSettings:
     """Return settings for a hive that starts its sandboxes by bubblewrap, unless another launcher is named."""
     places = {"state_dir": root / "state", "run_dir": root / "run", "log_dir": root / "log"}
-    return LocalSettings.model_validate({"launcher": "bubblewrap", **places, **more})
+    usual: dict[str, Any] = {"launcher": "bubblewrap"}
+    if os.geteuid() != 0:  # a copy of the whole system is for the tests that are about it
+        systems = os.environ.get(SYSTEMS)
+        usual |= {"machine": systems is not None, "system_without": LEFT_OUT}
+        usual |= {} if systems is None else {"system_dir": Path(systems)}
+    return LocalSettings.model_validate({**usual, **places, **more})
 
 
 @asynccontextmanager
@@ -127,6 +142,8 @@ async def local_backend(
     settings = settings_in(root, **more)
     async with LocalBackend(settings, runtime=stand_in(), hive_ports=hive_ports, shared=shared) as backend:
         try:
+            with anyio.fail_after(COPY_SECONDS):
+                await backend.machine_known()
             yield backend
         finally:
             for instance in await backend.list():
@@ -156,7 +173,9 @@ def prison_of(backend: LocalBackend, root: Path) -> Prison:
         bounds["own_files"] = True
     machine = backend.describe()["machine"]
     if machine:
-        bounds |= {"machine": DEFAULT_FIRST_USER, "capabilities": CAPABILITY_MASK}
+        # An ordinary user's are numbered from 1 on, as seen by it; with no users of their own they are root alone.
+        lowest = DEFAULT_FIRST_USER if os.geteuid() == 0 else int("there is no other" not in warnings)
+        bounds |= {"machine": lowest, "capabilities": CAPABILITY_MASK}
     else:
         bounds |= {"read_only_system": True, "one_user": True}
     if "disk space" not in warnings:

@@ -10,7 +10,9 @@ import pytest
 
 from ash_hub.backends.checks import Check
 from ash_hub.backends.local import host
-from tests.hub.backends.local.local_parts import needs_isolation
+from ash_hub.backends.local.keeper.launchers.plan import Subordinate
+from ash_hub.backends.local.ordinary import OrdinaryMachine, with_ranges
+from tests.hub.backends.local.local_parts import needs_isolation, settings_in
 
 BROKEN = """\
 #!/bin/sh
@@ -167,19 +169,46 @@ def test_a_hard_limit_of_no_cores_is_said_to_start_the_host_s_program(
     assert check.ok or "hard core 1" in (check.fix or "")
 
 
-def test_what_all_sandboxes_share_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "machine_problem", lambda *_: "the kernel is old")  # pyright: ignore
+def test_what_all_sandboxes_share_is_named() -> None:
     quotas = found(host.probe())["kernel quotas"]
     assert not quotas.ok and not quotas.required
     for name in ("inotify", "epoll", "pipe pages", "descriptors in flight", "pseudoterminals"):
         assert name in quotas.detail
 
 
-def test_a_host_that_can_have_no_machines_says_what_is_lost_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host.os, "geteuid", lambda: 1000)
-    check = found(host.probe())["ordinary machine"]
+def test_a_host_that_can_have_no_machines_says_what_is_lost_and_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(host, "machine_problem", lambda *_: "the kernel is old")  # pyright: ignore
+    check = found(host.probe(settings_in(tmp_path)))["ordinary machine"]
     assert not check.ok and not check.required
-    assert "read-only" in check.detail and "ordinary user" in check.detail and "root" in (check.fix or "")
+    assert "read-only" in check.detail and "the kernel is old" in check.detail and "Linux 5.19" in (check.fix or "")
+
+
+def test_the_configured_block_of_users_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(host, "machine_problem", lambda *_: None)  # pyright: ignore
+    checks = found(host.probe(settings_in(tmp_path, first_user=0x6000_0000, users=4 * 65_536, max_sandboxes=4)))
+    assert checks["users of sandboxes"].detail == "from 1610612736 on, 262144 in all, for 4 sandboxes"
+    checks = found(host.probe(settings_in(tmp_path, max_sandboxes=5000)))
+    assert not checks["ordinary machine"].ok and "5000 sandboxes need" in checks["users of sandboxes"].detail
+
+
+def test_an_ordinary_user_is_told_what_its_sandboxes_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    users = Subordinate(100_000, 100_000, 65_536, owner=2)
+    alone = OrdinaryMachine(users=Subordinate(), lacks="run `usermod`")
+    machines = iter((with_ranges(users, tmp_path / "lock", 200), alone, "no namespaces"))
+    monkeypatch.setattr(host.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(host, "find_ordinary", lambda *_: next(machines))  # pyright: ignore
+    settings = settings_in(tmp_path, machine=True, system_dir=tmp_path / "systems")
+    ranges, lonely, none = (found(host.probe(settings)) for _ in range(3))
+    assert "with 327 users" in ranges["ordinary machine"].detail and ranges["kernel quotas"].ok
+    assert "which the next hive makes" in ranges["ordinary machine"].detail
+    assert ranges["users of sandboxes"].ok and "for each of 200 sandboxes" in ranges["users of sandboxes"].detail
+    assert lonely["ordinary machine"].ok and not lonely["kernel quotas"].ok
+    assert lonely["users of sandboxes"].fix == "run `usermod`"
+    assert not none["ordinary machine"].ok and "no namespaces" in none["ordinary machine"].detail
 
 
 @pytest.mark.parametrize(
@@ -198,7 +227,7 @@ def test_a_block_of_users_that_others_have_is_refused(
     def subordinate(path: str) -> list[tuple[str, int, int]]:
         return [("somebody", 150_000, 10)] if path == "/etc/subuid" else []
 
-    monkeypatch.setattr(host, "_subordinate", subordinate)
+    monkeypatch.setattr(host, "subordinate_lines", subordinate)
     problem = host.user_block_problem(first, count, machines)
     assert problem is None if told is None else told in (problem or "")
 

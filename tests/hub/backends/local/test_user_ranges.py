@@ -35,10 +35,27 @@ def test_blocks_that_overlap_are_one(tmp_path: Path) -> None:
 
 
 def test_a_range_that_was_given_back_is_taken_last(tmp_path: Path) -> None:
-    ranges = UserRanges(str(tmp_path / "lock"))
+    ranges = UserRanges(str(tmp_path / "lock"), start=0)
     for expected in (1_000_000, 1_000_100, 1_000_200, 1_000_000):
         first, held = ranges.take(BLOCK, 100)
         assert first == expected
+        os.close(held)
+
+
+def test_a_keeper_begins_with_any_range(tmp_path: Path) -> None:
+    block, found = (1_000_000, 100_000_000), set[int]()
+    for _ in range(3):
+        first, held = UserRanges(str(tmp_path / "lock")).take(block, 100)
+        os.close(held)
+        found.add(first)
+    assert len(found) > 1 and all(first % 100 == 0 for first in found)
+
+
+def test_a_block_of_ones_own_has_a_lock_of_its_own(tmp_path: Path) -> None:
+    ranges = UserRanges(str(tmp_path / "lock"), start=0)
+    taken = [ranges.take(BLOCK, 300, path) for path in (None, str(tmp_path / "other"))]
+    assert [first for first, _ in taken] == [1_000_000, 1_000_000]
+    for _, held in taken:
         os.close(held)
 
 

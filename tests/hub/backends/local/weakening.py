@@ -153,6 +153,9 @@ def _writable_system(place: Place) -> Sequence[Edit]:
     return ((("--ro-bind",), ("--bind",), 0), (("--bind", "/dev/null"), null, 0))
 
 
+_ROOTS_USERS = "only root's keeper can give a sandbox any user of the host"
+
+
 def _more_users(plan: Plan, _: Place) -> Plan:
     return replace(plan, identity=replace(plan.identity, users=2 * 65_536))
 
@@ -222,8 +225,8 @@ REMOVALS: Mapping[str, Removal] = {
     "no other descriptors": Removal(leaks=("HIVE_SECRET",)),
     "sockets out of sight": _added(lambda place: ("--bind", place.run_dir, place.run_dir)),
     "own workspace": _added(_workspace),
-    "users of its own": Removal(lambda plan, _: replace(plan, user_block=(0, 65_536))),
-    "a range of users": Removal(_more_users),
+    "users of its own": Removal(lambda plan, _: replace(plan, user_block=(0, 65_536)), root_only=_ROOTS_USERS),
+    "a range of users": Removal(_more_users, root_only=_ROOTS_USERS),
     "pinned folders": Removal(_without("pinned")),
     "a read-only runner": Removal(_without("read_only", "/opt/ash")),
     "filter: terminals": _unfiltered(("ioctl",)),

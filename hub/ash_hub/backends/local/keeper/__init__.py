@@ -11,5 +11,8 @@ over a Unix socket.
     launchers/   start its processes from a plan, isolated or not
     egress.py    starts the egress proxy, a process of its own, and tells it of sandboxes
     cgroups.py   control groups, version 2 or 1
+    user_ranges.py       ranges of the host's users, each for one sandbox at a time
+    used_directories.py  directories that sandboxes begin as: held, or removed
+    system_copy.py       copies the host's system for an ordinary user's machines, a program of its own
     tail.py      the bounded log of a sandbox
 """

@@ -18,6 +18,7 @@ from .egress import Egress
 from .launchers import ForkParents, Handle, LaunchError, Plan, launcher_of
 from .launchers.launcher import ExitStatus, LaunchPutOff
 from .tail import Tail
+from .used_directories import hold
 from .user_ranges import RangeProblem, UserRanges
 
 __all__ = ["OUTLET_NAME", "LaunchError", "Sandbox", "bind_listener"]
@@ -70,6 +71,8 @@ class Sandbox:
         self._group = group
         self._ranges = ranges
         self._held_users: int | None = None
+        self._used: list[int] = []
+        """Descriptors by which directories are locked against removal."""
         self._handle: Handle | None = None
         self._copy_of: str | None = None
         self._reads_log = False
@@ -129,12 +132,17 @@ class Sandbox:
                 raise LaunchError("limits", f"the control group refused its limits: {', '.join(absent)}")
             entrances = self._group.entrances()
         self._take_users()
+        self._use_directories()
         for path in self._plan.own_directories:
             os.makedirs(path, mode=0o700)
         if self._plan.network is not None:
             os.makedirs(self._outlet, mode=0o700)
             outlet = bind_listener(os.path.join(self._outlet, OUTLET_NAME))
-            if (owner := self._plan.identity.first_user) is not None:
+            if self._plan.subordinate is not None:
+                # Nobody but this user passes through the keeper's directory, and inside it belongs to nobody.
+                os.chmod(self._outlet, 0o755)
+                os.chmod(os.path.join(self._outlet, OUTLET_NAME), 0o666)
+            elif (owner := self._plan.identity.first_user) is not None:
                 for path in (self._outlet, os.path.join(self._outlet, OUTLET_NAME)):
                     os.chown(path, owner, owner)
             self._way_out = self._egress.add(self.id, outlet, self._plan.network)
@@ -161,12 +169,20 @@ class Sandbox:
 
     def _take_users(self) -> None:
         identity = self._plan.identity
-        if identity.users:
+        if identity.users and self._plan.user_block[1]:
             try:
-                first, self._held_users = self._ranges.take(self._plan.user_block, identity.users)
+                first, held = self._ranges.take(self._plan.user_block, identity.users, self._plan.user_lock)
             except RangeProblem as problem:
                 raise LaunchError("users", str(problem)) from problem
+            self._held_users = held
             self._plan = replace(self._plan, identity=replace(identity, first_user=first))
+
+    def _use_directories(self) -> None:
+        for path in self._plan.in_use:
+            try:
+                self._used.append(hold(path))
+            except OSError as error:
+                raise LaunchError("root", f"what its root begins as cannot be used: {path}: {error}") from error
 
     async def _came_up(self) -> None:
         assert self._handle is not None
@@ -270,8 +286,9 @@ class Sandbox:
             self._pause_log(handle)
             handle.close()
         held, self._held_users = self._held_users, None
-        if held is not None:
-            os.close(held)
+        used, self._used = self._used, []
+        for descriptor in (*used, *(() if held is None else (held,))):
+            os.close(descriptor)
 
 
 def bind_listener(path: str) -> socket.socket:

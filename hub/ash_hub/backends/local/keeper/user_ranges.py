@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import stat
 import struct
 
@@ -24,28 +25,33 @@ class RangeProblem(OSError):
 
 
 class UserRanges:
-    """Takes ranges, the one that was given back last after all others."""
+    """Takes ranges, the one that was given back last after all others.
 
-    def __init__(self, path: str = LOCK_FILE) -> None:
+    It begins anywhere, since what the sandboxes of a keeper that was killed had may be free a moment too early.
+    """
+
+    def __init__(self, path: str = LOCK_FILE, start: int | None = None) -> None:
         self._path = path
-        self._next = 0
+        self._next = secrets.randbelow(1 << 31) if start is None else start
 
-    def take(self, block: tuple[int, int], count: int) -> tuple[int, int]:
+    def take(self, block: tuple[int, int], count: int, path: str | None = None) -> tuple[int, int]:
         """Return the first user of a range that is free, and the descriptor that holds it.
 
         Args:
             block: Its first user and how many there are.
             count: How many a range has.
+            path: Another lock file, for a block of an ordinary user's own.
 
         Raises:
             RangeProblem: All are taken, or the lock file cannot be used.
         """
+        path = self._path if path is None else path
         first, users = block
         ranges = users // count
         try:
-            descriptor = _opened(self._path)
+            descriptor = _opened(path)
         except OSError as error:
-            raise RangeProblem(_why(self._path, error)) from error
+            raise RangeProblem(_why(path, error)) from error
         for number in range(ranges):
             index = (self._next + number) % ranges
             start = first + index * count

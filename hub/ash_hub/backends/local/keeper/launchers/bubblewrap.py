@@ -11,6 +11,7 @@ from .mount_names import DEVICES, own_mounts, seal, show
 from .plan import Identity, Mount, Plan
 from .process import INIT, ProcessHandle, start
 from .staging import enter, place, set_up, staged, user_namespace
+from .subordinate import OuterNamespace, take_root
 
 __all__ = ["SHARED", "BubblewrapLauncher", "mount_names", "options_for"]
 
@@ -100,8 +101,13 @@ def _on_stage(plan: Plan, number: int) -> str:
     mount = plan.mounts[number]
     if mount.kind != "pinned":
         return f"{place()}/{number}"
+    return f"{_root(plan)}{mount.target}"
+
+
+def _root(plan: Plan) -> str:
+    """Return where the root file system that is written to is on the stage."""
     root = next(n for n, it in enumerate(plan.mounts) if (it.kind, it.target) == ("writable", "/"))
-    return f"{place()}/{root}{mount.target}"
+    return f"{place()}/{root}"
 
 
 def _mount(
@@ -174,12 +180,17 @@ def _staging(plan: Plan, shared: int) -> Callable[[], None]:
     things, stage, identity = staged(plan), place(), plan.identity
     pinned = [_on_stage(plan, number) for number, mount in enumerate(plan.mounts) if mount.kind == "pinned"]
     seals = any(mount.sealed for mount in plan.mounts)
+    of_user = None if plan.subordinate is None else OuterNamespace.of(plan.subordinate)
 
     def prepare() -> None:
-        first = _first_user(identity)
+        if of_user is None:
+            first, runs, processes = _first_user(identity), "", 0
+        else:
+            first, runs = of_user.enter(identity.first_user)
+            processes = plan.processes
         own_mounts()
-        users = user_namespace(first, identity.users)
-        if not set_up(stage, things, users, first, plan.writable_bytes):
+        users = user_namespace(first, identity.users, runs=runs, processes=processes)
+        if not set_up(stage, things, users if of_user is None else None, first, plan.writable_bytes):
             os.write(shared, b"1")
         if seals:
             seal(DEVICES)
@@ -187,6 +198,8 @@ def _staging(plan: Plan, shared: int) -> Callable[[], None]:
         enter(users, plan.capabilities)
         for directory in pinned:
             os.makedirs(directory, exist_ok=True)
+        if plan.subordinate is not None:
+            take_root(_root(plan), plan.subordinate)
 
     return prepare
 

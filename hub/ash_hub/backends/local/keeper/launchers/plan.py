@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["Identity", "Mount", "Plan"]
+__all__ = ["Identity", "Mount", "Plan", "Subordinate"]
 
 _Usual = Literal["bind", "tmpfs", "file", "covered", "masked", "directory", "link", "proc", "devices", "read_only"]
 _OfMachines = Literal["writable", "pinned"]
@@ -68,6 +68,20 @@ class Identity:
     """What user 0 is on the host; the keeper says it, as no other sandbox may have one of them."""
 
 
+class Subordinate(NamedTuple):
+    """Where an ordinary user's sandboxes have their users from: those that are subordinate to it, or nowhere."""
+
+    first_user: int = 0
+    """The first of the host's users that are its subordinates; it owns the files that roots begin as."""
+    first_group: int = 0
+    size: int = 0
+    """How many there are, of users and of groups alike. 0: root inside is the hive's own user."""
+    runs: tuple[tuple[int, int], ...] = ((0, 1),)
+    """What a sandbox's range is inside: the first number of each run, and how many follow from it on."""
+    owner: int = 0
+    """The number inside of the owner of the files that roots begin as, the same user of the host in all sandboxes."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What a launcher starts.
@@ -94,6 +108,12 @@ class Plan:
     """What its processes may have in their own user namespace, by the names that follow `CAP_`."""
     user_block: tuple[int, int] = (0, 0)
     """The first of the host's users that sandboxes are given, and how many there are; the keeper chooses."""
+    subordinate: Subordinate | None = None
+    """For a plan with users of its own that an ordinary user launches; None: root does."""
+    user_lock: str | None = None
+    """The file by which ranges of users are locked; None: the host's."""
+    in_use: tuple[str, ...] = ()
+    """Directories of the host that nobody may remove as long as it runs; the keeper locks them."""
     writable_bytes: int | None = None
     """What all that is written to `writable` mounts may take, in memory; None is as much as memory allows."""
     processes: int = 0
@@ -132,10 +152,19 @@ class Plan:
             "own_directories": tuple(given["own_directories"]),
             "capabilities": tuple(given["capabilities"]),
             "user_block": tuple(given["user_block"]),
+            "subordinate": _subordinate(given["subordinate"]),
+            "in_use": tuple(given["in_use"]),
             "identity": Identity(**given["identity"]),
             "system_call_filter": None if code is None else base64.b64decode(code),
         }
         return cls(**dict[str, Any](given, **made))
+
+
+def _subordinate(given: list[Any] | None) -> Subordinate | None:
+    if given is None:
+        return None
+    *numbers, runs, owner = given
+    return Subordinate(*numbers, runs=tuple((first, count) for first, count in runs), owner=owner)
 
 
 _OF_THE_LAUNCH = ("descriptors", "group_entrances", "hold")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import struct
 from collections.abc import Sequence
@@ -23,7 +24,10 @@ from .mount_names import checked, hides_mounts, mount, mount_points, own_mounts
 if TYPE_CHECKING:
     from .plan import Plan
 
-__all__ = ["CAPABILITY_NUMBERS", "Staged", "enter", "place", "set_up", "staged", "try_out", "user_namespace"]
+__all__ = [
+    *("CAPABILITY_NUMBERS", "Staged", "drop_groups", "enter", "place", "set_up", "staged", "tmpfs", "try_out"),
+    "user_namespace",
+]
 
 _NEW_USER = 0x10000000
 _READ_ONLY, _BIND, _RECURSIVE = 0x1, 0x1000, 0x4000
@@ -33,7 +37,7 @@ _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _AT_FDCWD, _EMPTY_PATH, _CLONE, _CLOSE = -100, 0x1000, 1, os.O_CLOEXEC
 _FROM_EMPTY_PATH = 0x4
 _IDMAP = 0x00100000
-_PARENT_DEATH_SIGNAL = 1
+_PARENT_DEATH_SIGNAL, _DUMPABLE = 1, 4
 _CAPABILITY_VERSION, _BOUNDING_SET_DROP = 0x20080522, 24
 CAPABILITY_NUMBERS = {
     **{"CHOWN": 0, "DAC_OVERRIDE": 1, "DAC_READ_SEARCH": 2, "FOWNER": 3, "FSETID": 4, "KILL": 5, "SETGID": 6},
@@ -70,12 +74,14 @@ def place() -> str:
     return next(path for path in _PLACES if os.path.isdir(path) and not os.path.islink(path))
 
 
-def user_namespace(first: int, count: int, owner: int | None = None) -> int:
+def user_namespace(first: int, count: int, owner: int | None = None, *, runs: str = "", processes: int = 0) -> int:
     """Return a descriptor of a new user namespace that maps 0 and those that follow to the host's `first` and on.
 
     Args:
         owner: Who may enter it. None: `first` too, so that what the kernel counts for owners of namespaces is the
             sandbox's own.
+        runs: A map of other numbers, in the kernel's format.
+        processes: A limit on those of all its users together; 0 is none.
 
     Raises:
         OSError: The kernel does not let this user do it.
@@ -83,13 +89,17 @@ def user_namespace(first: int, count: int, owner: int | None = None) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     told, tell = os.pipe2(os.O_CLOEXEC)
     parent = os.getpid()
+    mapped = runs or f"0 {first} {count}\n"
     if (helper := os.fork()) == 0:
         with contextlib.suppress(BaseException):
-            os.setgroups([])
+            drop_groups()
             user = first if owner is None else owner
             os.setresgid(user, user, user)
             os.setresuid(user, user, user)
+            if processes:
+                resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
             checked(libc.unshare(_NEW_USER))
+            checked(libc.prctl(_DUMPABLE, 1, 0, 0, 0))  # else its maps are for the host's root alone
             checked(libc.prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0))
             if os.getppid() == parent:  # else it has died before that could be told
                 os.write(tell, b"+")
@@ -102,7 +112,7 @@ def user_namespace(first: int, count: int, owner: int | None = None) -> int:
         for name in ("uid_map", "gid_map"):
             descriptor = os.open(f"/proc/{helper}/{name}", os.O_WRONLY | os.O_CLOEXEC)
             try:
-                os.write(descriptor, f"0 {first} {count}\n".encode())
+                os.write(descriptor, mapped.encode())
             finally:
                 os.close(descriptor)
         return os.open(f"/proc/{helper}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
@@ -110,6 +120,13 @@ def user_namespace(first: int, count: int, owner: int | None = None) -> int:
         os.close(told)
         os.kill(helper, signal.SIGKILL)
         os.waitpid(helper, 0)
+
+
+def drop_groups() -> None:
+    """Leave all supplementary groups; a user without subordinates keeps them, as the kernel wants it."""
+    with open("/proc/self/setgroups") as file:
+        if file.read() != "deny\n":
+            os.setgroups([])
 
 
 def set_up(stage: str, things: Sequence[Staged], users: int | None, owner: int, size: int | None) -> bool:
@@ -129,11 +146,11 @@ def set_up(stage: str, things: Sequence[Staged], users: int | None, owner: int, 
     """
     opened = [os.open(thing.source, os.O_PATH | os.O_CLOEXEC) for thing in things]
     mounted = mount_points()
-    _tmpfs(stage, "mode=0711")
+    tmpfs(stage, "mode=0711")
     for number, name in enumerate(("empty", "lower", "upper")):
         os.mkdir(f"{stage}/{name}", 0o711 if number else 0o755)
     bound = "" if size is None else f",size={size}"
-    _tmpfs(f"{stage}/upper", f"mode=0700{bound}")
+    tmpfs(f"{stage}/upper", f"mode=0700{bound}")
     is_whole = True
     for number, (thing, source) in enumerate(zip(things, opened, strict=True)):
         target = f"{stage}/{thing.name}"
@@ -147,22 +164,26 @@ def set_up(stage: str, things: Sequence[Staged], users: int | None, owner: int, 
             os.mkdir(target, 0o755)
             lower = f"{stage}/lower/{number}"
             os.mkdir(lower)
-            try:
-                if users is None:
-                    mount(f"/proc/self/fd/{source}", lower, _BIND)
-                else:
-                    _show_as_own(source, lower, users)
-            except OSError:
-                if thing.kind == "writable":
-                    raise
-                mount(f"/proc/self/fd/{source}", lower, _BIND)  # NFS, FUSE: its files are nobody's
+            if users is None:
+                mount(f"/proc/self/fd/{source}", lower, _BIND | _RECURSIVE)
+            else:
+                _show(source, lower, users, is_written=thing.kind == "writable")
             if thing.kind == "writable":
-                _writable(lower, target, f"{stage}/upper/{number}", owner)
+                _writable(lower, target, f"{stage}/upper/{number}", owner, "" if users is not None else ",userxattr")
             elif hides_mounts(thing.source, mounted) or not _overlay(lower, target, f"{stage}/empty"):
-                mount(lower, target, _BIND)
+                mount(lower, target, _BIND | (_RECURSIVE if users is None else 0))
                 is_whole = False
         os.close(source)
     return is_whole
+
+
+def _show(source: int, target: str, users: int, *, is_written: bool) -> None:
+    try:
+        _show_as_own(source, target, users)
+    except OSError:
+        if is_written:
+            raise
+        mount(f"/proc/self/fd/{source}", target, _BIND)  # NFS, FUSE: its files are nobody's
 
 
 def enter(users: int, bounding: Sequence[str]) -> None:
@@ -174,7 +195,7 @@ def enter(users: int, bounding: Sequence[str]) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     checked(libc.setns(users, _NEW_USER))
     os.close(users)
-    os.setgroups([])
+    drop_groups()
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     descriptor = os.open(_NO_NAMESPACES, os.O_WRONLY | os.O_CLOEXEC)
@@ -194,7 +215,8 @@ def _last_capability() -> int:
         return int(file.read())
 
 
-def _tmpfs(target: str, options: str) -> None:
+def tmpfs(target: str, options: str) -> None:
+    """Mount an empty place to write to, without device nodes."""
     libc = ctypes.CDLL(None, use_errno=True)
     flags = ctypes.c_ulong(_NO_SUID | _NO_DEVICES)
     checked(libc.mount(b"tmpfs", os.fsencode(target), b"tmpfs", flags, options.encode()))
@@ -212,7 +234,7 @@ def _show_as_own(source: int, target: str, users: int) -> None:
         os.close(tree)
 
 
-def _writable(lower: str, target: str, upper: str, owner: int) -> None:
+def _writable(lower: str, target: str, upper: str, owner: int, more: str) -> None:
     status = os.stat(lower)
     for path in (upper, f"{upper}/upper", f"{upper}/work"):
         os.mkdir(path, 0o755)
@@ -221,7 +243,7 @@ def _writable(lower: str, target: str, upper: str, owner: int) -> None:
     held = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (lower, f"{upper}/upper", f"{upper}/work")]
     places = [f"/proc/self/fd/{number}" for number in held]
     libc = ctypes.CDLL(None, use_errno=True)
-    options = f"lowerdir={places[0]},upperdir={places[1]},workdir={places[2]},volatile,xino=off"
+    options = f"lowerdir={places[0]},upperdir={places[1]},workdir={places[2]},volatile,xino=off{more}"
     checked(libc.mount(b"overlay", os.fsencode(target), b"overlay", ctypes.c_ulong(0), options.encode()))
     for number in held:
         os.close(number)

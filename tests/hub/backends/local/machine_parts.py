@@ -1,0 +1,30 @@
+"""Whether tests can have machines on this host, and whether those have users of their own."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from ash_hub.backends.local import host
+from ash_hub.backends.local.ordinary_host import find_ordinary
+from ash_hub.backends.local.settings import DEFAULT_FIRST_USER
+from tests.hub.backends.local.local_parts import SYSTEMS
+
+__all__ = ["USERS_OF_THEIR_OWN", "needs_machines", "needs_users"]
+
+
+def _no_machines() -> tuple[str | None, bool]:
+    """Return why tests can have no machines here, and whether sandboxes have users of their own."""
+    if os.geteuid() == 0:
+        problem = host.machine_problem(host.host_facts(), None, DEFAULT_FIRST_USER)
+        return problem, problem is None
+    if SYSTEMS not in os.environ:
+        return f"an ordinary user's tests make a copy of the system only where {SYSTEMS} says", False
+    found = find_ordinary(host.host_facts(), 200)
+    return (found, False) if isinstance(found, str) else (None, found.lacks is None)
+
+
+_PROBLEM, USERS_OF_THEIR_OWN = _no_machines()
+needs_machines = pytest.mark.skipif(_PROBLEM is not None, reason=f"this host can have no machines: {_PROBLEM}")
+needs_users = pytest.mark.skipif(not USERS_OF_THEIR_OWN, reason="sandboxes have one user here")
