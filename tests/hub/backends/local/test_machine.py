@@ -67,7 +67,8 @@ class Fleet:
     box: Instance
 
 
-LAUNCHERS = ["bubblewrap", "fork"]
+LAUNCHERS = ["bubblewrap", pytest.param("fork", marks=of_root)]
+"""What an ordinary user forks is no machine."""
 
 
 @pytest.fixture(scope="module", params=LAUNCHERS)

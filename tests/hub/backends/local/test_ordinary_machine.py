@@ -94,8 +94,10 @@ async def test_a_compiler_and_git_work(box: Instance) -> None:
     script = r"""set -e; cd /workspace
     printf '#include <stdio.h>\nint main(void) { puts("compiled"); }\n' >a.c; gcc -o /usr/local/bin/a a.c; a
     git init -q --bare /srv/one.git; git config --global user.email x@x; git config --global user.name x
-    git daemon --base-path=/srv --export-all --enable=receive-pack --reuseaddr --detach --pid-file=/tmp/pid
-    git clone -q git://127.0.0.1/one.git one 2>/dev/null; cd one; echo x >f; git add f; git commit -qm x
+    git daemon --base-path=/srv --export-all --enable=receive-pack \
+      --reuseaddr --detach --pid-file=/tmp/pid
+    until git clone -q git://127.0.0.1/one.git one 2>/dev/null; do :; done
+    cd one; echo x >f; git add f; git commit -qm x
     git push -q origin HEAD:main; git ls-remote git://127.0.0.1/one.git | wc -l; kill $(cat /tmp/pid)"""
     done = await bash(box, script)
     assert done.out.split() == ["compiled", "1"], done

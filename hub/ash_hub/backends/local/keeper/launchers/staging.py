@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 __all__ = [
-    *("CAPABILITY_NUMBERS", "Staged", "drop_groups", "enter", "place", "set_up", "staged", "tmpfs", "try_out"),
+    "CAPABILITY_NUMBERS",
+    "Staged",
+    "drop_groups",
+    "enter",
+    "place",
+    "set_up",
+    "staged",
+    "tmpfs",
+    "try_out",
     "user_namespace",
 ]
 
