@@ -30,7 +30,7 @@ _PERMISSIONS: Final = 0o777
 
 
 class Source(Protocol):
-    def read(self, size: int) -> bytes:
+    def read(self, size: int, /) -> bytes:
         """Return some bytes, none only at the end; raise `EOFError` where it breaks off."""
         ...
 
