@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
+from typing import Final
 
 import anyio
 import anyio.from_thread
@@ -13,6 +15,8 @@ from ash_mcp._archives import Packing, Unpacked, unpack
 from ash_mcp._file_door import BodyReader, FileDoor
 
 __all__ = ["OnBytes", "receive_folder", "send_folder"]
+
+_REPORT_SECONDS: Final = 0.1
 
 OnBytes = Callable[[int, int | None], object]
 """Called after each piece with the bytes done and the total; None where that is not known."""
@@ -46,10 +50,17 @@ async def receive_folder(
         AshError: As `unpack` does, or it was refused, or broke off.
     """
 
-    def report(done: int) -> None:
-        if on_bytes is not None:
+    told_at = 0.0
+
+    def report(done: int) -> None:  # in a worker thread, after each piece of each file
+        nonlocal told_at
+        if on_bytes is not None and time.monotonic() >= told_at + _REPORT_SECONDS:
             anyio.from_thread.run_sync(on_bytes, done, None)
+            told_at = time.monotonic()
 
     async with door.get(f"{path.rstrip('/')}/") as (pieces, _):
         source = BodyReader(pieces)
-        return await anyio.to_thread.run_sync(lambda: unpack(source, target, report, skip=skip))
+        unpacked = await anyio.to_thread.run_sync(lambda: unpack(source, target, report, skip=skip))
+    if on_bytes is not None:
+        on_bytes(unpacked.bytes, unpacked.bytes)
+    return unpacked

@@ -54,7 +54,7 @@ async def test_a_folder_goes_both_ways_in_one_request_each(box: Sandbox, twin: T
         )
         == size
     )
-    assert told[-1] == (size, None)
+    assert told[-1] == (size, size)
     assert everything(tmp_path / "back") == everything(tree)
     assert [request.method for request in twin.through_door] == ["PUT", "GET"]
 
