@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -26,7 +26,7 @@ from ash_mcp.errors import (
 )
 from ash_mcp.results import Progress
 from ash_mcp.settings import ClientSettings
-from ash_mcp.wire import HEADER_SCOPE
+from ash_mcp.wire import HEADER_SCOPE, MCP_PATH
 
 if TYPE_CHECKING:
     import httpx
@@ -140,6 +140,37 @@ class Connection:
         if error is not None:
             raise error
         return head, as_object(message.get("result")) or {}
+
+    @contextlib.asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        target: str,
+        *,
+        headers: Mapping[str, str],
+        quiet_seconds: float,
+        content: AsyncIterator[bytes] | None = None,
+    ) -> AsyncGenerator[httpx.Response, None]:
+        """Send one request that is not MCP, once, and yield its response as it comes.
+
+        Args:
+            target: Path and query at the hive.
+            quiet_seconds: How long nothing may come or go.
+
+        Raises:
+            AshError: The connection failed.
+        """
+        import httpx
+
+        base, _, _ = self.settings.url.rpartition(MCP_PATH)
+        timeout = httpx.Timeout(quiet_seconds, connect=self.settings.connect_timeout_seconds, pool=None)
+        async with (
+            translated(self.settings.url),
+            self._open().stream(
+                method, base + target, content=content, headers={**headers, **self._auth_headers()}, timeout=timeout
+            ) as response,
+        ):
+            yield response
 
     def _auth_headers(self) -> dict[str, str]:
         headers: dict[str, str] = {}

@@ -12,12 +12,19 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import anyio
+import anyio.to_thread
 
 from ash_mcp._answers import Fields, file_entry
-from ash_mcp.errors import AshError, SandboxRefused
+from ash_mcp._archives import Packing
+from ash_mcp._file_door import FileDoor
+from ash_mcp._folders import OnBytes, receive_folder, send_folder
+from ash_mcp.errors import AshError, IsADirectory, SandboxRefused
 from ash_mcp.results import FileEntry
 
 __all__ = ["CHUNK_BYTES", "Files", "OnBytes"]
+
+DOOR_BYTES: Final = 256 * 1024
+"""Longer files are copied through the hive's door to files, which takes bytes as they are."""
 
 CHUNK_BYTES: Final = 512 * 1024
 """Bytes per call: the most that the runner reads at once, and less than clients accept as one event."""
@@ -26,9 +33,6 @@ MOST_ENTRIES: Final = 1_000_000
 """The most entries that `list` takes of one directory: a sandbox could send them without end."""
 
 _CLEANUP_SECONDS: Final = 5.0
-
-OnBytes = Callable[[int, int | None], object]
-"""Called after each piece with the bytes done and the total; None where that is not known."""
 
 
 class RunnerCall(Protocol):
@@ -45,8 +49,10 @@ class Files:
     Errors are `FileError`s; `FileNotFound` and the like are also the built-in `FileNotFoundError` and the like.
     """
 
-    def __init__(self, call: RunnerCall) -> None:
+    def __init__(self, call: RunnerCall, door: FileDoor) -> None:
         self._call = call
+        self.door = door
+        """Takes bytes as they are; `upload` and `download` use it where it pays."""
 
     async def read(self, path: str, *, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Return a text file.
@@ -152,13 +158,15 @@ class Files:
         await self._call("ash_file_remove", {"path": path, "recursive": recursive}, repeatable=False)
 
     async def upload(self, source: str | os.PathLike[str], path: str, *, on_bytes: OnBytes | None = None) -> int:
-        """Copy a local file into the sandbox with its permission bits and return its size.
+        """Copy a local file into the sandbox with its permission bits, or a folder with all in it; return the bytes.
 
-        The file there is replaced atomically; an upload that fails leaves nothing.
+        A file there is replaced atomically. A folder is made where there is none; what it has of the same names is
+        replaced, and nothing before all has come. A copy that fails leaves nothing.
 
         Raises:
-            OSError: The local file cannot be read.
-            FileError: The file in the sandbox cannot be written.
+            OSError: What is here cannot be read.
+            ConfigError: In the folder is a link that leads out of it, or what is neither file, folder nor link.
+            FileError: It cannot be written in the sandbox.
         """
         local = anyio.Path(source)
         info = await local.stat()
@@ -167,26 +175,44 @@ class Files:
             if on_bytes is not None:
                 on_bytes(done, max(info.st_size, done))
 
+        if stat_bits.S_ISDIR(info.st_mode):
+            packing = await anyio.to_thread.run_sync(Packing, Path(source))
+            return await send_folder(self.door, packing, path, on_bytes)
+        mode = stat_bits.S_IMODE(info.st_mode)
+        if info.st_size > DOOR_BYTES:
+            fields = await self.door.put(_of_file(path), lambda: _pieces_of(local, report), mode=mode)
+            return fields.integer("bytes")
         async with await local.open("rb") as file:
-            return await self._send_pieces(
-                path, lambda: file.read(CHUNK_BYTES), stat_bits.S_IMODE(info.st_mode), report
-            )
+            return await self._send_pieces(path, lambda: file.read(CHUNK_BYTES), mode, report)
 
     async def download(
         self, path: str, destination: str | os.PathLike[str], *, on_bytes: OnBytes | None = None
     ) -> int:
-        """Copy a file of the sandbox to this machine and return its size; a download that fails leaves nothing.
+        """Copy a file of the sandbox to this machine, or a folder with all in it; return the bytes.
+
+        A file that fails leaves nothing. Of a folder each file is whole or not there; pipes and devices are left out.
 
         Raises:
-            OSError: The local file cannot be written.
-            FileError: The file in the sandbox cannot be read.
+            OSError: It cannot be written here; also where a link stands in place of a folder.
+            FileError: It cannot be read in the sandbox.
+            SandboxRefused: A name or a link of the sandbox would lead out of the folder.
         """
         target = Path(destination)
+
+        async def attempt() -> int:
+            return await self._download_file(path, target, on_bytes)
+
+        try:
+            return await self.door.again(attempt)
+        except IsADirectory:
+            return (await receive_folder(self.door, path, target, on_bytes)).bytes
+
+    async def _download_file(self, path: str, target: Path, on_bytes: OnBytes | None) -> int:
         part = anyio.Path(target.with_name(f".{target.name}.{os.urandom(4).hex()}.part"))
         done = 0
         try:
             async with await part.open("xb") as file:
-                async with contextlib.aclosing(self._pieces(path)) as pieces:
+                async with contextlib.aclosing(self._file(path)) as pieces:
                     async for piece, size in pieces:
                         await file.write(piece)
                         done += len(piece)
@@ -198,6 +224,17 @@ class Files:
                 await part.unlink(missing_ok=True)
             raise
         return done
+
+    async def _file(self, path: str) -> AsyncGenerator[tuple[bytes, int | None], None]:
+        """Yield the pieces of a file with its size: of a short one by a call, of a longer one through the door."""
+        arguments = {"path": path, "offset": 0, "limit": DOOR_BYTES}
+        fields = await self._call("ash_file_read", arguments, repeatable=True)
+        if fields.flag("eof"):
+            yield fields.base64("data_base64"), fields.integer("size")
+            return
+        async with self.door.get(_of_file(path)) as (pieces, size):
+            async for piece in pieces:
+                yield piece, size
 
     async def _pieces(self, path: str) -> AsyncGenerator[tuple[bytes, int], None]:
         """Yield the pieces of a file, each with the file's size as the sandbox states it."""
@@ -252,3 +289,18 @@ class Files:
         }
         given = {name: value for name, value in arguments.items() if value is not None}
         await self._call("ash_file_write", given, repeatable=True)
+
+
+async def _pieces_of(local: anyio.Path, report: Callable[[int], None]) -> AsyncGenerator[bytes, None]:
+    """Yield a file's bytes, and report each piece when the next one is asked for."""
+    done = 0
+    async with await local.open("rb") as file:
+        while piece := await file.read(CHUNK_BYTES):
+            yield piece
+            done += len(piece)
+            report(done)
+
+
+def _of_file(path: str) -> str:
+    """Return a path as the door takes a file's: with a slash at its end it would be a folder's."""
+    return path.rstrip("/") or "/"

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from ash_mcp._answers import Fields, call_result, exec_result, job_info, runner_fields
 from ash_mcp._connection import Connection, OnProgress
+from ash_mcp._file_door import FileDoor
 from ash_mcp._hive_answers import read_info, read_names, read_share, read_shares, read_tools, structured
 from ash_mcp.errors import CommandFailed, LocalProtocolError
 from ash_mcp.files import Files
@@ -39,7 +40,7 @@ class Sandbox:
         self._connection = connection
         self._closed = False
         self._info = info
-        self.files = Files(self._call_runner)
+        self.files = Files(self._call_runner, FileDoor(connection, info.id, self._require_open))
 
     @property
     def info(self) -> SandboxInfo:
@@ -273,8 +274,7 @@ class Sandbox:
         on_progress: OnProgress | None = None,
     ) -> Mapping[str, Any]:
         """Call a tool of the hive on this sandbox."""
-        if self._closed:
-            raise LocalProtocolError(f"this handle of {self.session} is closed; attach to the sandbox again")
+        self._require_open()
         return await self._connection.call_tool(
             tool,
             {"session": self.id, **arguments},
@@ -282,6 +282,10 @@ class Sandbox:
             timeout_seconds=timeout_seconds,
             on_progress=on_progress,
         )
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise LocalProtocolError(f"this handle of {self.session} is closed; attach to the sandbox again")
 
 
 def _command(

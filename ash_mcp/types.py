@@ -68,7 +68,21 @@ _RUN_PREFIX = "run-"
 _ID_CHARS = 24
 
 RESERVED_SESSION_NAMES = frozenset(
-    {"spawn", "destroy", "list", "call", "extend", "network", "run", "share", "read", "ash"}
+    {
+        "spawn",
+        "destroy",
+        "list",
+        "call",
+        "copy",
+        "download",
+        "extend",
+        "network",
+        "run",
+        "share",
+        "read",
+        "upload",
+        "ash",
+    }
 )
 """The hive's own tool names, up to their first underscore: a session of that name would hide them."""
 

@@ -10,6 +10,7 @@ import datetime
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
+from urllib.parse import quote
 
 from ash_mcp import errors
 from ash_mcp.errors import AshError
@@ -45,6 +46,8 @@ __all__ = [
     "RUNNER_TOOL_PREFIX",
     "failure_from_json",
     "failure_to_json",
+    "file_query",
+    "file_target",
     "http_status",
     "info_from_json",
     "info_to_json",
@@ -89,6 +92,21 @@ HEALTH_PATH = "/_ash/health"
 CLAIM_PATH = "/_ash/claim"
 FILES_PATH = "/_ash/files"
 PROOF_PATH = "/_ash/proof"
+
+
+def file_query(path: str) -> str:
+    """Return the target by which a runner is asked for a file or folder, whatever its path."""
+    return f"{FILES_PATH}?path={quote(path, safe='', errors='surrogateescape')}"
+
+
+def file_target(sandbox: SandboxId, path: str) -> str:
+    """Return the target of a file or folder at a hive's door: in its plain form where the path has one."""
+    names = path.removesuffix("/").split("/")
+    door = f"/s/{sandbox}/files"
+    if path not in ("", "/") and not {"", ".", ".."} & set(names):
+        below = "/".join(quote(name, safe="", errors="surrogateescape") for name in names)
+        return f"{door}/{below}{'/' if path.endswith('/') else ''}"
+    return f"{door}/" if path in (".", "./") else door + file_query(path).removeprefix(FILES_PATH)
 
 
 def _classes(base: type[AshError]) -> Iterator[type[AshError]]:

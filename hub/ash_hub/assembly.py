@@ -35,6 +35,7 @@ from ash_mcp.errors import AshError, SandboxNotFound, StreamBroken
 from ash_mcp.types import EVERY_SCOPE, SandboxId, Scope
 from ash_router.admission.base import ADMITTED_KEY, Admitted
 from ash_router.admission.share_tokens import ShareTokens
+from ash_router.admission.tickets import Tickets
 from ash_router.caller.relay import Relay
 from ash_router.ledger import Ledger
 from ash_router.replicas.forwarding import Forwarder
@@ -108,6 +109,8 @@ class Assembly:
         self.sandboxes = Sandboxes(parts, self.controller)
         shares = ShareTokens(self.routes.shared, self.routes.learn_shares if are_many else None, clock, limits.guest)
         auth.gate.take_shares(shares)
+        tickets = Tickets(store)
+        auth.gate.take_tickets(tickets)
         self.notices = Notices(store, self._session_lives, self._session_listens)
         self._operations = HiveOperations(
             self.sandboxes,
@@ -116,6 +119,7 @@ class Assembly:
             settings,
             audit,
             Sharing(parts, self.controller, self.sandboxes),
+            tickets,
             self.controller.catch_up,
             clock,
         )

@@ -30,6 +30,7 @@ from ash_mcp.errors import AshError, ConfigError, SandboxGone, StreamBroken
 from ash_mcp.wire import failure_to_json, http_status
 from ash_router.admission.api_keys import KeySource
 from ash_router.admission.share_tokens import ShareTokens
+from ash_router.admission.tickets import Tickets
 from ash_router.caller.relay import Relay
 from ash_router.ledger import Ledger
 from ash_router.replicas.forwarding import Forwarder
@@ -119,6 +120,7 @@ class _Parts:
         self._routes = Routes(store, forgotten=lambda sandbox_id: self.relay.forget(sandbox_id))
         shares = ShareTokens(self._routes.shared, self._routes.learn_shares, store.now, settings.limits.guest)
         auth.gate.take_shares(shares)
+        auth.gate.take_tickets(Tickets(store))
         self._replicas = Replicas(store, new_replica_id())
         self.relay = Relay(
             routes=self._routes,

@@ -11,6 +11,7 @@ from ash_mcp.errors import AshError, ConfigError, ConnectFailed, HiveFault, Sand
 from ash_mcp.types import Principal, SandboxId
 from ash_mcp.wire import MCP_PATH
 from ash_router.admission.base import Admitted, Refusal
+from ash_router.admission.tickets import without_ticket
 from ash_router.bounds.deadlines import TimeoutSweeper
 from ash_router.bounds.limits import DEFAULT_LIMITS, RelayLimits
 from ash_router.bounds.streams import OpenStreams
@@ -162,7 +163,7 @@ class DataPlane:
             return resumption_of(self._sessions, admitted, head.fields) if is_resumption else None
         if isinstance(asked, AshError):
             return Refusal(asked)
-        _, mark, query = head.target.partition(b"?")
+        _, mark, query = without_ticket(head.target).partition(b"?")
         found = direct_request_of(self.routes, admitted, asked, method, mark + query)
         if found is None:
             return Refusal(self._explain_missing_route(admitted, asked.name) or SandboxNotFound("route not found"))

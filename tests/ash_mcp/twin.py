@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import threading
 import time
 from collections import deque
@@ -47,6 +48,7 @@ from ash_mcp.wire import (
     share_to_json,
     tool_failure,
 )
+from tests.ash_mcp.twin_door import answer_at_door
 from tests.ash_mcp.twin_runner import Json, TwinRunner
 
 Script = Callable[[httpx.Request], "httpx.Response | None"]
@@ -99,6 +101,8 @@ class TwinHive:
     most: int = 1000
     """Living sandboxes."""
     seen: list[Seen] = field(default_factory=list[Seen])
+    through_door: list[httpx.Request] = field(default_factory=list[httpx.Request])
+    """Requests to files."""
     scripts: deque[Script] = field(default_factory=deque[Script])
     after: deque[Script] = field(default_factory=deque[Script])
     """As `scripts`, but the request has run when one of these is asked: what it does is done to the answer."""
@@ -113,7 +117,14 @@ class TwinHive:
             box.runner.close()
 
     async def _handle(self, request: httpx.Request) -> httpx.Response:
-        body: Json = json.loads(await request.aread())
+        raw = await request.aread()
+        door = re.fullmatch(r"/s/([^/]+)/files(.*)", request.url.raw_path.decode())
+        if door is not None:
+            self.through_door.append(request)
+            script = self.scripts.popleft()(request) if self.scripts else None
+            workspace = self.boxes[door[1]].runner.workspace
+            return script or answer_at_door(workspace, door[2], request.method, raw)
+        body: Json = json.loads(raw)
         refused = _ladder(request, body)
         if refused is not None:
             return refused

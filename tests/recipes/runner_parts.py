@@ -95,6 +95,7 @@ def running(
     config: Mapping[str, Any] | None = None,
     key: Ed25519PrivateKey | None = None,
     secret: bytes | None = None,
+    sandbox: str = SANDBOX,
 ) -> Generator[Runner]:
     """Start a runner that serves a recipe's server.
 
@@ -114,7 +115,7 @@ def running(
         raw = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
         config = {
             **(config or {}),
-            "sandbox_id": SANDBOX,
+            "sandbox_id": sandbox,
             "recipe": "tested",
             "public_key": base64.b64encode(raw).decode(),
             "server": server,

@@ -249,18 +249,22 @@ def test_files_go_in_and_come_out_as_they_were(shell: Shell, session: str, tmp_p
     (tree / "run.sh").chmod(0o755)
     (tree / "nothing").touch(mode=0o600)
     (tree / "link").symlink_to("run.sh")
+    (tree / "out").symlink_to("/etc/passwd")
 
     shell.ash("cp", "-r", str(tree), f"{session}:copied")
-    assert "left out" in shell.err and "link" in shell.err
+    assert "left out" in shell.err and "out: a link out of the directory" in shell.err
     assert shell.ash("exec", session, "--", "copied/run.sh") == "ran\n"
 
     tally = shell.json("cp", "-r", f"{session}:copied", str(tmp_path / "back"), "--json")
-    assert tally["files"] == 3
+    assert (tally["files"], tally["skipped"]) == (4, [])
     back = tmp_path / "back"
+    assert os.readlink(back / "link") == "run.sh"
     assert (back / "sub" / "data").read_bytes() == data
     assert (back / "nothing").read_bytes() == b""
     assert (back / "sub" / "empty").is_dir()
-    modes = {path.name: path.stat().st_mode & 0o777 for path in back.iterdir() if path.is_file()}
+    modes = {
+        path.name: path.stat().st_mode & 0o777 for path in back.iterdir() if path.is_file() and not path.is_symlink()
+    }
     assert modes == {"run.sh": 0o755, "nothing": 0o600}
 
     shell.ash("cp", f"{session}:copied/run.sh", f"{tmp_path}/")

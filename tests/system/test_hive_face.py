@@ -241,7 +241,7 @@ def test_what_takes_a_session_says_that_it_takes_a_sandbox_and_requires_neither(
         assert (
             ("sandbox" in schema["properties"])
             == ("session" in schema["properties"])
-            == (tool.name not in {"list", "run"})
+            == (tool.name not in {"copy", "list", "run"})
         )
         assert {"session", "sandbox"}.isdisjoint(schema.get("required", ()))
 

@@ -14,10 +14,12 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import httpx
 import pytest
 from anyio.abc import ByteStream, SocketAttribute
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ash_hub.spawning.file_copy import FilePlace, copy_file
 from ash_hub.spawning.runner_client import RunnerClient
 from ash_mcp.errors import ConnectFailed
 from ash_mcp.types import Endpoint, SandboxId
@@ -144,3 +146,25 @@ def test_the_keys_are_kept_from_what_runs_inside_and_from_proc(
                 with pytest.raises(PermissionError):
                     environ.read_bytes()
         assert key not in runner.log.read_bytes()
+
+
+@pytest.mark.anyio
+async def test_files_of_a_runner_on_tcp_pass_the_door_and_from_one_to_the_other(tmp_path: Path) -> None:
+    other = SandboxId("sbx-other")
+    theirs: dict[str, Any] = {**OURS, "secret": TOKENS.sandbox_keys.of(other), "sandbox": other}
+    data = os.urandom(3_000_000)
+    with running(ECHO, **OURS) as runner, running(ECHO, **theirs) as second:
+        async with open_rig(tmp_path, tokens=TOKENS) as rig, httpx.AsyncClient(timeout=30) as http:
+            await rig.routes.bind(replace(route_to(tmp_path), sandbox_id=ME, endpoint=endpoint_of(runner)))
+            door = rig.url.replace("/mcp", "/s/sb1/files/a/f")
+            assert (await http.put(door, content=data)).status_code == 201
+            assert (await http.get(door)).content == data
+            archive = (await http.get(door.removesuffix("f"), params={"archive": "tar"})).content
+            assert (await http.put(door.removesuffix("a/f") + "b/", content=archive)).json()["bytes"] == len(data)
+        await RunnerClient(endpoint_of(second), TOKENS, other).wait_ready(30)
+        source = FilePlace(ME, endpoint_of(runner), "b/f")
+        assert await copy_file(source, FilePlace(other, endpoint_of(second), "c/f"), TOKENS) == len(data)
+        assert (second.workspace / "c/f").read_bytes() == (runner.workspace / "b/f").read_bytes() == data
+        for sandbox, place in ((other, endpoint_of(runner)), (ME, endpoint_of(second))):
+            with pytest.raises(ConnectFailed, match="did not prove"):
+                await copy_file(source, FilePlace(sandbox, place, "c/x"), TOKENS)

@@ -154,6 +154,38 @@ async def test_a_share_is_gone_with_its_sandbox_everywhere(urls: tuple[str, str]
             assert (await called(share, url)).status_code == 401
 
 
+async def ticket(url: str, box: Sandbox, tool: str = "download_url") -> str:
+    """Return path and query of a new ticket of a hive's, for a file."""
+    async with fastmcp.Client(url) as client:
+        made = await client.call_tool(tool, {"session": box.id, "path": "f"})
+    assert made.structured_content is not None
+    return str(made.structured_content["url"]).removeprefix(url.removesuffix("/mcp"))
+
+
+async def used(target: str, url: str) -> tuple[int, str]:
+    async with httpx.AsyncClient(timeout=20) as http:
+        got = await http.get(url.removesuffix("/mcp") + target)
+        return got.status_code, got.text if got.status_code == 200 else ""
+
+
+async def test_a_ticket_is_good_once_on_any_replica_and_gone_with_an_emptied_store(
+    urls: tuple[str, str], box: Sandbox, redis: RedisServer
+):
+    await box.files.write("f", "x")
+    target = await ticket(urls[0], box)
+    assert await used(target, urls[1]) == (200, "x")
+    for url in urls:
+        assert (await used(target, url))[0] == 401
+    lost, left = await ticket(urls[1], box), await ticket(urls[0], box)
+    redis.ask("FLUSHALL")
+    for url in urls:
+        assert (await used(lost, url))[0] == 401
+    assert await used(await ticket(urls[1], box), urls[0]) == (200, "x")
+    await box.destroy()
+    for url in urls:
+        assert (await used(left, url))[0] == 401
+
+
 def settings(folder: Path, redis: RedisServer, run: str) -> HubSettings:
     return HubSettings(port=0, state_dir=folder / "s", run_dir=folder / run, redis_url=SecretStr(redis.url))
 

@@ -29,6 +29,7 @@ from ash_hub.face.arguments import (
 )
 from ash_hub.face.results import spawned, spawned_several, text_of_tools
 from ash_hub.face.sharing import ShareAsk, ShareTool
+from ash_hub.face.transfers import CopyAsk, DownloadAsk, TransferTools, UploadAsk
 from ash_hub.lifecycle.batches import Batch, spawn_batch
 from ash_hub.lifecycle.sandbox import Sandbox
 from ash_hub.lifecycle.sandboxes import Sandboxes
@@ -52,6 +53,7 @@ from ash_mcp.errors import (
 from ash_mcp.types import RunId, RunInfo
 from ash_mcp.wire import failure_to_json, info_to_json, network_text, run_to_json
 from ash_router.admission.base import Admitted
+from ash_router.admission.tickets import Tickets
 from ash_router.upstream.call_tokens import CallTokens
 
 __all__ = ["HiveOperations"]
@@ -73,6 +75,7 @@ class HiveOperations:
         settings: HubSettings,
         audit: Audit,
         sharing: Sharing,
+        tickets: Tickets,
         catch_up: Callable[[], Awaitable[None]],
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -85,6 +88,7 @@ class HiveOperations:
         self._audit = audit
         self._clock = clock
         self._sharing = ShareTool(sharing, audit)
+        self._transfers = TransferTools(sandboxes, tokens, tickets, audit, clock)
         self._by_ask: Mapping[type[Any], Callable[[Admitted, Any, Progress], Awaitable[Answer]]] = {
             SpawnAsk: self._spawn,
             SpawnSomeAsk: self._spawn_some,
@@ -98,6 +102,9 @@ class HiveOperations:
             ToolsAsk: self._tools,
             LogsAsk: self._logs,
             ShareAsk: self._share,
+            UploadAsk: self._upload,
+            DownloadAsk: self._download,
+            CopyAsk: self._copy,
         }
 
     async def answer(self, caller: Admitted, ask: object, progress: Progress) -> Answer:
@@ -279,6 +286,18 @@ class HiveOperations:
     async def _share(self, caller: Admitted, ask: ShareAsk, progress: Progress) -> Answer:
         del progress
         return await self._sharing.answer(caller, ask)
+
+    async def _upload(self, caller: Admitted, ask: UploadAsk, progress: Progress) -> Answer:
+        del progress
+        return await self._transfers.upload(caller, ask)
+
+    async def _download(self, caller: Admitted, ask: DownloadAsk, progress: Progress) -> Answer:
+        del progress
+        return await self._transfers.download(caller, ask)
+
+    async def _copy(self, caller: Admitted, ask: CopyAsk, progress: Progress) -> Answer:
+        del progress
+        return await self._transfers.copy(caller, ask)
 
     async def _call(self, caller: Admitted, ask: CallAsk, progress: Progress) -> Answer:
         """Always raise: the relay takes every `call` that it can pass on to a sandbox, so this one is malformed."""

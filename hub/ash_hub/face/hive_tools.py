@@ -26,6 +26,7 @@ from ash_hub.face.arguments import (
 )
 from ash_hub.face.results import Contents, Destroyed, RunShape, SandboxList, SandboxShape, Spawned
 from ash_hub.face.sharing import ShareAsk, Shared
+from ash_hub.face.transfers import Copied, CopyAsk, DownloadAsk, TicketUrl, UploadAsk
 from ash_hub.spawning.schema_references import inline_references
 from ash_hub.spawning.toolsets import MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH
 
@@ -143,6 +144,31 @@ HIVE_TOOLS: Final = {
             ShareAsk,
             Shared,
             destructive=True,
+        ),
+        HiveTool(
+            "upload_url",
+            "Send a file into a sandbox",
+            "Get a URL to which one request writes a file of a sandbox, of any size: for whoever has the bytes, or "
+            "PUT to it with curl, so that they need not pass through you. A folder (path ends with /) takes a tar.",
+            UploadAsk,
+            TicketUrl,
+        ),
+        HiveTool(
+            "download_url",
+            "Get a file out of a sandbox",
+            "Get a URL from which one request reads a file of a sandbox, of any size, with its size and media type: "
+            "for whoever wants the bytes, without passing them through you. A folder (path ends with /) is a tar.",
+            DownloadAsk,
+            TicketUrl,
+        ),
+        HiveTool(
+            "copy",
+            "Copy files between sandboxes",
+            "Copy a file of any size, or a folder (both paths end with /), from one of your sandboxes to another.",
+            CopyAsk,
+            Copied,
+            destructive=True,
+            idempotent=True,
         ),
         HiveTool(
             "call",

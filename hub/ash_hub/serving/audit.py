@@ -75,6 +75,14 @@ class Audit:
     def unshared(self, caller: Admitted, sandbox: Subject, share_id: str) -> None:
         self._write("unshare", "done", **_who(caller), **_of(sandbox), share=share_id)
 
+    def ticket(self, caller: Admitted, sandbox: Subject, ticket_id: str, method: str) -> None:
+        """A caller was given a URL for one request to a file of a sandbox."""
+        self._write("ticket", "done", **_who(caller), **_of(sandbox), ticket=ticket_id, method=method)
+
+    def copied(self, caller: Admitted, source: Subject, target: Subject) -> None:
+        """A caller copied a file or folder from one sandbox to another."""
+        self._write("copy", "done", **_who(caller), **_of(source), to=target.id)
+
     def destroyed(self, caller: Admitted, sandbox: Subject) -> None:
         self._write("destroy", "done", **_who(caller), **_of(sandbox))
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 from ash_hub.spawning.sandbox_requests import MAX_ANSWER_BYTES, SandboxRequests, error_text
 from ash_mcp.errors import NotFound, RemoteProtocolError
 from ash_mcp.types import Endpoint, SandboxId
-from ash_mcp.wire import CLAIM_PATH, FILES_PATH, HEADER_TOKEN, HEALTH_PATH, MCP_PATH, MODERN_VERSION
+from ash_mcp.wire import CLAIM_PATH, HEADER_TOKEN, HEALTH_PATH, MCP_PATH, MODERN_VERSION, file_query
+from ash_router.http import framing
 from ash_router.upstream.call_tokens import CallTokens
+from ash_router.upstream.pool import Answer
 from ash_router.upstream.proof import seal
 
 __all__ = ["RunnerClient"]
@@ -48,11 +49,25 @@ class RunnerClient(SandboxRequests):
             NotFound: There is no such file, or it may not be read; the message is the runner's.
             RemoteProtocolError: It is larger than `max_bytes`.
         """
-        target = f"{FILES_PATH}?path={quote(path, safe='')}"
-        status, body = await self._asked("GET", target, timeout_seconds=timeout_seconds, max_bytes=max_bytes)
+        status, body = await self._asked("GET", file_query(path), timeout_seconds=timeout_seconds, max_bytes=max_bytes)
         if status != 200:
             raise NotFound(error_text(body, f"{path} could not be read"), path=path)
         return body
+
+    async def stat_file(self, path: str, timeout_seconds: float) -> tuple[int | None, str]:
+        """Return the size in bytes of a file that can be read, and its media type; of a folder no size.
+
+        Raises:
+            NotFound: There is none; the message is the runner's.
+        """
+        target = file_query(path) + ("&archive=tar" if path.endswith("/") else "")
+        answer = await self._answer("HEAD", target, timeout_seconds=timeout_seconds)
+        if answer.status != 200:
+            # a HEAD says not why, so it is asked again
+            _, said = await self._asked("GET", target, timeout_seconds=timeout_seconds, headers={"range": "bytes=0-0"})
+            raise NotFound(error_text(said, f"{path} could not be read"), path=path)
+        kind = framing.one(answer.headers, b"content-type") or b""
+        return framing.content_length(answer.headers), kind.decode("latin-1")
 
     async def _ask(
         self,
@@ -79,6 +94,11 @@ class RunnerClient(SandboxRequests):
     async def _asked(
         self, method: str, target: str, *, headers: Mapping[str, str] | None = None, **more: Any
     ) -> tuple[int, bytes]:
-        token = {HEADER_TOKEN: self._tokens.mint(self._id).decode()}
-        answer = await self._request(method, target, headers={**token, **(headers or {})}, **more)
+        answer = await self._answer(method, target, headers=headers, **more)
         return answer.status, bytes(answer.body)
+
+    async def _answer(
+        self, method: str, target: str, *, headers: Mapping[str, str] | None = None, **more: Any
+    ) -> Answer:
+        token = {HEADER_TOKEN: self._tokens.mint(self._id).decode()}
+        return await self._request(method, target, headers={**token, **(headers or {})}, **more)

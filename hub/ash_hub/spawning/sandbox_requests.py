@@ -177,7 +177,9 @@ class SandboxRequests(ABC):
             patience = min(_CONNECT_SECONDS, timeout_seconds / 2)
             connection = await open_connection(self._endpoint, self._connection, self._keys, timeout_seconds=patience)
             try:
-                connection.send(f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode() + body, answer)
+                connection.send(
+                    f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode() + body, answer, is_head=method == "HEAD"
+                )
                 await answer.done.wait()
             finally:
                 connection.close()

@@ -14,7 +14,7 @@ from typing import Any
 
 from ash_recipes.runner.problems import Problem, from_os_error
 
-__all__ = ["Upload", "make_parents", "open_regular", "translated", "write_all"]
+__all__ = ["Upload", "etag_of", "make_parents", "open_regular", "translated", "umask", "write_all"]
 
 _IN_PLACE = frozenset({errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS})
 """Why a file cannot be replaced though it may be written: it is a mount, or its directory is not ours."""
@@ -29,7 +29,7 @@ class Upload:
         with translated(path):
             self._before = _stat_writable(path, self._target)
             if mode is None:
-                mode = stat.S_IMODE(self._before.st_mode) if self._before is not None else 0o666 & ~_umask()
+                mode = stat.S_IMODE(self._before.st_mode) if self._before is not None else 0o666 & ~umask()
             self._mode = mode
             descriptor, self._draft = self._make_draft()
             self._file = os.fdopen(descriptor, "wb", buffering=0)
@@ -47,6 +47,11 @@ class Upload:
     def existed(self) -> bool:
         """Whether there was a file before."""
         return self._before is not None
+
+    @property
+    def before(self) -> os.stat_result | None:
+        """What was there before."""
+        return self._before
 
     def write(self, data: bytes, offset: int | None = None) -> None:
         """Write bytes at `offset`, or after those that were written last."""
@@ -99,7 +104,12 @@ def _stat_writable(path: str, target: Path) -> os.stat_result | None:
     return found
 
 
-def _umask() -> int:
+def etag_of(found: os.stat_result) -> bytes:
+    """Return the entity tag of a file's content; it changes with each write."""
+    return b'"%x-%x-%x"' % (found.st_ino, found.st_ctime_ns, found.st_size)
+
+
+def umask() -> int:
     # There is no way to read it but to set it; /proc has it without a moment's change for other threads.
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         for line in file:

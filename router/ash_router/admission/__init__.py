@@ -11,5 +11,6 @@ api_keys, oidc, jwks  the two kinds of tokens
 secret_tokens         random tokens that are kept as hashes
 shares                what opens one sandbox's endpoint to somebody else
 share_tokens          the tokens of shares, and their one door
+tickets               what opens one file to one request
 peers                 the user at the other end of a loopback connection
 """

@@ -57,11 +57,13 @@ class Admitted:
     expand: bool | None = None
     """Whether the request asks for sandboxes' tools in `tools/list`; None: the hive's setting decides."""
     by: str = ""
-    """Which credential admitted it, for the audit: `key:<id>`, `oidc`, `share:<id>`, `peer`, or nothing."""
+    """Which credential admitted it, audited: `key:<id>`, `oidc`, `share:<id>`, `ticket:<id>`, `peer`; or none."""
     client: str = ""
     """The client's address and port, for the audit."""
     url: str = ""
     """The hive's URL, without a path, as its caller knows it."""
+    max_bytes: int | None = None
+    """How long the body may be that a ticket admits; None: as long as the door lets it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,12 @@ from ash_mcp.wire import HEADER_SEED_ROUTER, MCP_PATH
 from ash_router.admission.base import LOCAL, NOBODY, SESSION_HEADER, Admitted, Head, Refusal
 from ash_router.admission.bearer import RESOURCE_METADATA_PATH, Credentials, challenge, token_in
 from ash_router.admission.credential_verdict import Known, Rejected, Verdict
+from ash_router.admission.door_paths import DoorKind
 from ash_router.admission.host_names import NameRules
 from ash_router.admission.peers import Peers
-from ash_router.admission.request_scope import RequestScope, read_request_scope
+from ash_router.admission.request_scope import RequestScope, address_of, read_request_scope
 from ash_router.admission.share_tokens import ShareTokens, verdict_for_share
+from ash_router.admission.tickets import Tickets, ticket_in, without_ticket
 
 __all__ = ["HEALTH_PATH", "METRICS_PATH", "READY_CALLS_PATH", "READY_PATH", "Gate"]
 
@@ -59,12 +61,17 @@ class Gate:
         opened = {HEALTH_PATH, *open_paths, *({READY_PATH} if local else ())}
         self._open = frozenset(opened | ({READY_CALLS_PATH} if READY_PATH in opened else set()))
         self._public_url = public_url.rstrip("/") if public_url is not None else None
+        self._tickets: Tickets | None = None
         self.holder: Callable[[str], Awaitable[SandboxId | None]] | None = None
         """Returns the sandbox that a uuid of the seed's REST gives access to; None: no uuid gives any."""
 
     def take_shares(self, tokens: ShareTokens) -> None:
         """Admit also who comes with the token of a share."""
         self._credentials.add(tokens)
+
+    def take_tickets(self, tickets: Tickets) -> None:
+        """Admit also a request to a file that ends with a good ticket; it needs no other credential."""
+        self._tickets = tickets
 
     def base_url(self, head: Head) -> str:
         """Return the hive's URL, without a path, as the caller of an admitted request knows it."""
@@ -81,6 +88,9 @@ class Gate:
             return Admitted(NOBODY, DEFAULT_SCOPE, asked.path)
         sent = head.all(b"authorization")
         if not sent:
+            ticket = ticket_in(head.target) if asked.door is not None and asked.door.kind is DoorKind.FILES else None
+            if ticket is not None and self._tickets is not None:
+                return self._by_ticket(head, asked, ticket, self._tickets)
             refusal = self._without_credential(head, asked)
             named = head.all(SESSION_HEADER) if isinstance(refusal, Refusal) and asked.path == MCP_PATH else []
             if self.holder is None or len(named) != 1 or _SEED_UUID.fullmatch(named[0]) is None:
@@ -96,6 +106,30 @@ class Gate:
 
     def _is_open(self, path: str) -> bool:
         return path in self._open or path == RESOURCE_METADATA_PATH or path.startswith(f"{RESOURCE_METADATA_PATH}/")
+
+    async def _by_ticket(self, head: Head, asked: RequestScope, token: str, tickets: Tickets) -> Admitted | Refusal:
+        assert asked.door is not None
+        sandbox = SandboxId(asked.door.name)
+        try:
+            ticket = await tickets.take(sandbox, token, head.method, without_ticket(head.target))
+        except AshError as error:
+            return Refusal(error, status=503, headers=(("Retry-After", str(_RETRY_SECONDS)),))
+        if ticket is None:
+            words = (
+                "the ticket was used, has expired, is for another request, or its sandbox has ended; ask for a new one"
+            )
+            return self._unauthenticated(head, None, words)
+        # no other sandbox of its owner: the name is an id, and the door has been chosen
+        principal = Principal(ticket.owner, sandbox=sandbox)
+        return Admitted(
+            principal,
+            DEFAULT_SCOPE,
+            asked.path,
+            by=f"ticket:{ticket.id}",
+            client=address_of(head.client),
+            url=self.base_url(head),
+            max_bytes=ticket.max_bytes,
+        )
 
     async def _by_uuid(
         self, head: Head, asked: RequestScope, refusal: Admitted | Refusal, sought: Awaitable[SandboxId | None]

@@ -73,8 +73,9 @@ class RelayLimits:
     def body_exceeded(self) -> AshError:
         return CapacityExceeded(f"a message may be at most {self.max_body_bytes} bytes long", retryable=False)
 
-    def direct_body_exceeded(self) -> AshError:
-        message = f"a request to a sandbox may be at most {self.max_direct_body_bytes} bytes long"
+    def direct_body_exceeded(self, most: int | None = None) -> AshError:
+        most = self.max_direct_body_bytes if most is None else most
+        message = f"a request to a sandbox may be at most {most} bytes long"
         return CapacityExceeded(message, retryable=False)
 
     def unfinished_exceeded(self) -> AshError:

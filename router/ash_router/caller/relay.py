@@ -161,7 +161,7 @@ class RelayProtocol(Intake):
             self._passed_bytes += len(body)
             most = self._passage.max_body_bytes
             if most is not None and self._passed_bytes > most:
-                self._direct_body_exceeded()
+                self._direct_body_exceeded(most)
                 return
             self._passage.body(body)
         elif self._phase is Phase.COLLECTING:
@@ -326,7 +326,7 @@ class RelayProtocol(Intake):
         announced = self._head.fields.get(b"content-length")
         most = passage.max_body_bytes
         if announced is not None and most is not None and int(announced) > most:
-            self._direct_body_exceeded()
+            self._direct_body_exceeded(most)
             return
         self._phase = Phase.PASSING
         self._passed_bytes = 0
@@ -349,11 +349,11 @@ class RelayProtocol(Intake):
         self._stop_passage()
         self._refuse(AshTimeout("the request did not arrive in time; send it again"), 408)
 
-    def _direct_body_exceeded(self) -> None:
+    def _direct_body_exceeded(self, most: int) -> None:
         if self._stop_passage():
             self.transport.close()
         else:
-            self._refuse(self.relay.limits.direct_body_exceeded(), 413)
+            self._refuse(self.relay.limits.direct_body_exceeded(most), 413)
 
     def _stop_answering(self) -> bool:
         if self._phase is Phase.PASSING:

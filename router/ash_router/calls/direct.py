@@ -46,6 +46,8 @@ class DirectRequest:
     door: Door = MCP_DOOR
     rest: bytes = b""
     """Path and query below the door's target, as they are asked for."""
+    max_bytes: int | None = None
+    """How long its body may be; None: as the door has it."""
     resumed: Resumption | None = None
     """Set for a resumption; None if the caller's MCP session is with the sandbox itself."""
 
@@ -103,7 +105,7 @@ def direct_request_of(
     if route is None:
         return None
     rest = b"" if asked.kind is DoorKind.MCP else asked.rest + query
-    return DirectRequest(principal, route, method, DOORS[asked.kind], rest)
+    return DirectRequest(principal, route, method, DOORS[asked.kind], rest, admitted.max_bytes)
 
 
 def resumption_of(sessions: LegacySessions, admitted: Admitted, fields: Fields) -> DirectRequest | None:

@@ -105,7 +105,9 @@ class Passage(SandboxExchange):
     @property
     def max_body_bytes(self) -> int | None:
         """How long the request's body may be; None: as long as it likes."""
-        return self._services.limits.max_direct_body_bytes if self._direct.door.has_body_cap else None
+        if self._direct.max_bytes is not None or not self._direct.door.has_body_cap:
+            return self._direct.max_bytes
+        return self._services.limits.max_direct_body_bytes
 
     def start(self) -> None:
         """Count the request; the first `flush` queues it for its turn."""

@@ -33,6 +33,7 @@ __all__ = [
     "MAX_REPLICAS",
     "NO_PLACE_LIMITS",
     "ROUTE_NEWS",
+    "TAKEN_TICKETS",
     "Place",
     "PlaceLimits",
     "RouteChanges",
@@ -48,6 +49,7 @@ __all__ = [
     "run_not_open",
     "run_taken",
     "session_taken",
+    "tickets_full",
 ]
 
 LAYOUT: Final = "1"
@@ -77,6 +79,9 @@ ENDED_RUNS: Final = 10_000
 
 ENDED_RUN_SECONDS: Final = 86_400.0
 """How long they are remembered at most."""
+
+TAKEN_TICKETS: Final = 64
+"""The most tickets of a sandbox that are remembered after they were taken, so that taking one may be repeated."""
 
 ROUTE_NEWS: Final = "routes"
 """The channel on which `put_route` and `drop_route` name the sandbox whose route changed, in the same step."""
@@ -169,6 +174,12 @@ def require_layout(found: str, where: str) -> None:
             "them, or give this hive another prefix (ASH_HUB_REDIS_PREFIX). Or stop every replica and delete these "
             "keys: the next one fills the store again, and only why sandboxes ended is lost"
         )
+
+
+def tickets_full(most: int) -> CapacityExceeded:
+    """Return the refusal of one more ticket for a sandbox."""
+    message = f"this sandbox has {most} tickets that are not used yet, as many as it may; use them, or let them expire"
+    return CapacityExceeded(message, limit="hive", retry_after_seconds=10.0)
 
 
 class RunState(StrEnum):
@@ -436,6 +447,24 @@ class Store(Protocol):
 
         Raises:
             ConnectFailed: As `keep` does.
+        """
+        ...
+
+    async def put_ticket(
+        self, sandbox_id: SandboxId, digest: str, text: str, *, ttl_seconds: float, most: int
+    ) -> None:
+        """Keep a ticket for a sandbox by its hash until it is used, or its time is over, or the sandbox has ended.
+
+        Raises:
+            CapacityExceeded: The sandbox has `most` already.
+        """
+        ...
+
+    async def take_ticket(self, sandbox_id: SandboxId, digest: str, by: str) -> str | None:
+        """Return the text of a ticket to the first who takes it; None to everybody else.
+
+        Args:
+            by: Whoever takes it, unique; so that the step may be repeated.
         """
         ...
 

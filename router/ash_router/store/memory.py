@@ -21,6 +21,7 @@ from ash_router.store.base import (
     MAX_REPLICAS,
     NO_PLACE_LIMITS,
     ROUTE_NEWS,
+    TAKEN_TICKETS,
     Place,
     PlaceLimits,
     RouteChanges,
@@ -32,6 +33,7 @@ from ash_router.store.base import (
     run_not_open,
     run_taken,
     session_taken,
+    tickets_full,
 )
 from ash_router.store.clock import even_clock
 
@@ -54,6 +56,13 @@ class _Names:
     last_number: int = 0
     chosen_numbers: set[int] = field(default_factory=set[int])
     """Beyond `last_number`, names of the numbered form that callers chose themselves."""
+
+
+@dataclass(slots=True)
+class _Ticket:
+    until: float
+    text: str
+    taken_by: str | None = None
 
 
 class MemoryStore:
@@ -80,6 +89,7 @@ class MemoryStore:
         self._calls: dict[SandboxId, float] = {}
         self._shelves: dict[str, dict[str, tuple[float, str]]] = {}
         """By name of shelf and text: until when, and the text; the oldest first."""
+        self._tickets: dict[SandboxId, dict[str, _Ticket]] = {}
         self._replicas: dict[str, tuple[float, Mapping[str, Any]]] = {}
         self._readers: dict[str, set[Reader]] = {}
 
@@ -94,6 +104,7 @@ class MemoryStore:
     async def drop_route(self, sandbox_id: SandboxId, alias: str | None = None) -> None:
         del alias
         self._calls.pop(sandbox_id, None)
+        self._tickets.pop(sandbox_id, None)
         if self._routes.pop(sandbox_id, None) is not None:
             await self._note_change(sandbox_id)
 
@@ -325,6 +336,32 @@ class MemoryStore:
         for name in [name for name, (until, _) in kept.items() if until <= now]:
             del kept[name]
         return kept
+
+    async def put_ticket(
+        self, sandbox_id: SandboxId, digest: str, text: str, *, ttl_seconds: float, most: int
+    ) -> None:
+        held = self._tickets_of(sandbox_id)
+        if sum(ticket.taken_by is None for ticket in held.values()) >= most:
+            raise tickets_full(most)
+        self._tickets[sandbox_id] = held | {digest: _Ticket(self._clock() + ttl_seconds, text)}
+
+    async def take_ticket(self, sandbox_id: SandboxId, digest: str, by: str) -> str | None:
+        ticket = self._tickets_of(sandbox_id).get(digest)
+        if ticket is None or ticket.taken_by not in (None, by):
+            return None
+        ticket.taken_by = by
+        return ticket.text
+
+    def _tickets_of(self, sandbox_id: SandboxId) -> dict[str, _Ticket]:
+        """Return the tickets of a sandbox whose time is not over; of those that are taken the last ones."""
+        now, held = self._clock(), self._tickets.pop(sandbox_id, {})
+        held = {digest: ticket for digest, ticket in held.items() if ticket.until > now}
+        taken = [digest for digest, ticket in held.items() if ticket.taken_by is not None]
+        for digest in taken[:-TAKEN_TICKETS]:
+            del held[digest]
+        if held:
+            self._tickets[sandbox_id] = held
+        return held
 
     async def announce_replica(self, replica: str, record: Mapping[str, Any], ttl_seconds: float) -> None:
         self._replicas[replica] = (self._clock() + ttl_seconds, dict(record))

@@ -494,6 +494,49 @@ async def a_text_is_kept_for_its_time(store: Store) -> None:
     assert dict(await store.kept(longer)) == {"b": "stays", "a": "again"}
 
 
+async def a_ticket_is_given_to_the_first_who_takes_it(store: Store) -> None:
+    await store.put_ticket(ONE, "a", "ä:b\n", ttl_seconds=_LONG, most=9)
+    await store.put_ticket(TWO, "a", "", ttl_seconds=_LONG, most=9)
+    assert await store.take_ticket(ONE, "b", "me") is None
+    for _ in range(2):  # the answer may have been lost
+        assert await store.take_ticket(ONE, "a", "me") == "ä:b\n"
+    assert await store.take_ticket(ONE, "a", "other") is None
+    assert await store.take_ticket(TWO, "a", "other") == ""
+
+
+async def of_several_who_take_a_ticket_one_gets_it(store: Store) -> None:
+    await store.put_ticket(ONE, "a", "text", ttl_seconds=_LONG, most=9)
+    taken = await asyncio.gather(*(store.take_ticket(ONE, "a", str(by)) for by in range(20)))
+    assert taken.count("text") == 1 and taken.count(None) == 19
+
+
+async def a_ticket_is_good_for_its_time(store: Store) -> None:
+    await store.put_ticket(ONE, "short", "text", ttl_seconds=_SHORT, most=1)
+    full = await raises(CapacityExceeded, store.put_ticket(ONE, "more", "text", ttl_seconds=_LONG, most=1))
+    assert "1 tickets" in str(full)
+    await asyncio.sleep(2 * _SHORT)
+    assert await store.take_ticket(ONE, "short", "me") is None
+    await store.put_ticket(ONE, "more", "text", ttl_seconds=_LONG, most=1)
+    assert await store.take_ticket(ONE, "more", "me") == "text"
+
+
+async def tickets_of_a_sandbox_are_bounded_and_used_ones_make_room(store: Store) -> None:
+    for number in range(200):
+        await store.put_ticket(ONE, str(number), "text", ttl_seconds=_LONG, most=2)
+        assert await store.take_ticket(ONE, str(number), "me") == "text"
+    await store.put_ticket(ONE, "a", "text", ttl_seconds=_LONG, most=2)
+    await store.put_ticket(ONE, "b", "text", ttl_seconds=_LONG, most=2)
+    await raises(CapacityExceeded, store.put_ticket(ONE, "c", "text", ttl_seconds=_LONG, most=2))
+    assert await store.take_ticket(ONE, "0", "me") is None
+
+
+async def tickets_go_with_the_route(store: Store) -> None:
+    await store.put_route(_route(ONE))
+    await store.put_ticket(ONE, "a", "text", ttl_seconds=_LONG, most=9)
+    await store.drop_route(ONE)
+    assert await store.take_ticket(ONE, "a", "me") is None
+
+
 async def announced_replicas_live_until_they_are_withdrawn(store: Store) -> None:
     assert dict(await store.replicas()) == {}
     await store.announce_replica("a", {"address": "10.0.0.1:9", "details": {"ä": ["x:y"]}}, _LONG)
@@ -629,6 +672,11 @@ STORE_CHECKS: Sequence[Check] = (
     what_was_kept_first_under_a_name_stays,
     the_oldest_texts_make_room_for_new_ones,
     a_text_is_kept_for_its_time,
+    a_ticket_is_given_to_the_first_who_takes_it,
+    of_several_who_take_a_ticket_one_gets_it,
+    a_ticket_is_good_for_its_time,
+    tickets_of_a_sandbox_are_bounded_and_used_ones_make_room,
+    tickets_go_with_the_route,
     announced_replicas_live_until_they_are_withdrawn,
     a_replica_that_falls_silent_is_dead,
     of_too_many_replicas_those_that_end_first_are_dropped,

@@ -15,6 +15,7 @@ from ash_hub.serving.audit import Audit
 from ash_mcp.errors import PermissionDenied, SandboxNotFound
 from ash_mcp.types import DEFAULT_SCOPE, Principal
 from ash_router.admission.base import Admitted
+from ash_router.admission.tickets import Tickets
 from tests.hub.world import World, no_progress
 
 pytestmark = pytest.mark.anyio
@@ -29,6 +30,7 @@ def operations(world: World) -> HiveOperations:
         parts.settings,
         Audit(),
         Sharing(parts, world.controller, world.sandboxes),
+        Tickets(parts.store),
         world.controller.catch_up,
         parts.ledger._clock,
     )

@@ -3,9 +3,10 @@
 Keys, all below one prefix: `routes` (sandbox -> record) with `order`, `changed` and `version`;
 `names:<owner, scope>` with `idle` (those that nobody holds a name in), `places` (sandbox -> owner, scope and session)
 with `counts` of each owner, `starting` (sandbox -> owner) with `starts` of each owner, `key:<owner, scope, key>`,
-`calls`, `shelf:<name>` (name -> text) with `shelf:<name>:ends` and `shelf:<name>:bytes`, `replicas`, `layout` (the
-version of all this) and `epoch`, which vanishes with them. Without the prefix, as the seed names them,
-`sandbox:<alias>`: the hashes by which the seed's gateway finds the sandboxes that its REST spawned.
+`calls`, `tickets:<sandbox>` (hash -> who took it, and the text) with `tickets:<sandbox>:ends` and
+`tickets:<sandbox>:taken`, `shelf:<name>` (name -> text) with `shelf:<name>:ends` and `shelf:<name>:bytes`,
+`replicas`, `layout` (the version of all this) and `epoch`, which vanishes with them. Without the prefix, as the seed
+names them, `sandbox:<alias>`: the hashes by which the seed's gateway finds the sandboxes that its REST spawned.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from ash_router.store.base import (
     MAX_REPLICAS,
     NO_PLACE_LIMITS,
     ROUTE_NEWS,
+    TAKEN_TICKETS,
     Place,
     PlaceLimits,
     RouteChanges,
@@ -45,6 +47,7 @@ from ash_router.store.base import (
     run_not_open,
     run_taken,
     session_taken,
+    tickets_full,
 )
 from ash_router.store.clock import ServerClock, steady
 from ash_router.store.redis.feed import Feed
@@ -107,7 +110,7 @@ class RedisStore:
 
     async def drop_route(self, sandbox_id: SandboxId, alias: str | None = None) -> None:
         self._touched.pop(sandbox_id, None)
-        keys = self._keys("routes", "order", "changed", "version", "calls")
+        keys = [*self._keys("routes", "order", "changed", "version", "calls"), *self._tickets(sandbox_id)]
         args = (sandbox_id, self._feed.name(ROUTE_NEWS), CHANGES_REMEMBERED, alias or "")
         await self._now_or_later(("route", sandbox_id), partial(self._script, "drop_route", keys, *args))
 
@@ -304,6 +307,22 @@ class RedisStore:
     def _require_near(self) -> None:
         if self._link.away is not None:
             raise ConnectFailed(f"the hive's store does not answer: {self._link.away}", retry_after_seconds=1.0)
+
+    # -- tickets
+
+    async def put_ticket(
+        self, sandbox_id: SandboxId, digest: str, text: str, *, ttl_seconds: float, most: int
+    ) -> None:
+        args = (digest, text, _micros(ttl_seconds), most, TAKEN_TICKETS)
+        if not await self._script("put_ticket", self._tickets(sandbox_id), *args):
+            raise tickets_full(most)
+
+    async def take_ticket(self, sandbox_id: SandboxId, digest: str, by: str) -> str | None:
+        return await self._script("take_ticket", self._tickets(sandbox_id), digest, by)
+
+    def _tickets(self, sandbox_id: SandboxId) -> list[str]:
+        name = f"tickets:{sandbox_id}"
+        return self._keys(name, f"{name}:ends", f"{name}:taken")
 
     # -- replicas
 

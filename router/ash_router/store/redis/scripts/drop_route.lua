@@ -1,7 +1,8 @@
--- Forget a route and when its sandbox was last called.
--- KEYS: routes, order, changed, version, calls.
+-- Forget a route, when its sandbox was last called, and its tickets.
+-- KEYS: routes, order, changed, version, calls, and the three of put_ticket.lua.
 -- ARGV: sandbox, news channel, changes remembered, seed uuid ('' where it is only in the record, if anywhere).
 redis.call('ZREM', KEYS[5], ARGV[1])
+redis.call('DEL', KEYS[6], KEYS[7], KEYS[8])
 local record = redis.call('HGET', KEYS[1], ARGV[1])
 local uuid = ARGV[4] ~= '' and ARGV[4] or record and cjson.decode(record).alias
 if uuid then
