@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ash_mcp.errors import *
     from ash_mcp.files import *
     from ash_mcp.jobs import *
+    from ash_mcp.pty import *
     from ash_mcp.results import *
     from ash_mcp.run import *
     from ash_mcp.sandbox import *
@@ -60,6 +61,7 @@ __all__ = [
     "JobNotFound",
     "JobOutput",
     "JobResult",
+    "Line",
     "LocalProtocolError",
     "NoSpace",
     "NotADirectory",
@@ -68,6 +70,9 @@ __all__ = [
     "PermissionDenied",
     "Progress",
     "ProtocolError",
+    "Pty",
+    "PtyInfo",
+    "PtyNotFound",
     "RecipeNotFound",
     "RemoteProtocolError",
     "RequestRefused",
@@ -104,7 +109,7 @@ __all__ = [
 ]
 
 
-_HOMES: Final = ("errors", "types", "results", "settings", "files", "jobs", "sandbox", "run", "client")
+_HOMES: Final = ("errors", "types", "results", "settings", "files", "jobs", "pty", "sandbox", "run", "client")
 """The modules of these names, lightest first, so that a look-up imports little more than what it finds."""
 
 

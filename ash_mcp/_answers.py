@@ -13,9 +13,19 @@ from typing import Any, Final, Literal, TypeVar, cast
 from ash_mcp import errors
 from ash_mcp._protocol import as_object
 from ash_mcp.errors import AshError, SandboxRefused
-from ash_mcp.results import CallResult, Chunk, ExecResult, FileEntry, JobInfo, JobOutput
+from ash_mcp.results import CallResult, Chunk, ExecResult, FileEntry, JobInfo, JobOutput, PtyInfo
 
-__all__ = ["Fields", "call_result", "exec_result", "file_entry", "job_info", "job_output", "runner_fields"]
+__all__ = [
+    "Fields",
+    "call_result",
+    "exec_result",
+    "file_entry",
+    "job_info",
+    "job_output",
+    "pty_info",
+    "runner_error",
+    "runner_fields",
+]
 
 T = TypeVar("T")
 
@@ -31,6 +41,7 @@ _RUNNER_ERRORS: Final[Mapping[str, type[AshError]]] = {
         errors.JobNotFound,
         errors.NoSpace,
         errors.NotADirectory,
+        errors.PtyNotFound,
         errors.ResultLost,
     )
 } | {"bad_request": errors.BadArguments}
@@ -63,8 +74,13 @@ def runner_fields(raw: Mapping[str, Any]) -> Fields:
     if not result.is_error:
         return Fields(result.structured)
     error = as_object((as_object(result.structured) or {}).get("error")) or {}
+    raise runner_error(error, result.text)
+
+
+def runner_error(error: Mapping[str, Any], text: str = "") -> AshError:
+    """Return what a runner's `{"kind", "message"}` means; it is always a `SandboxRefused`."""
     cls = _RUNNER_ERRORS.get(str(error.get("kind")), SandboxRefused)
-    raise cls(str(error.get("message") or result.text or "the sandbox refused without a message"))
+    return cls(str(error.get("message") or text or "the sandbox refused without a message"))
 
 
 class Fields:
@@ -116,6 +132,10 @@ class Fields:
             return base64.b64decode(self.text(name), validate=True)
         except binascii.Error as exc:
             raise SandboxRefused(f"the sandbox answered in an unknown way: {name!r} is not base64") from exc
+
+    def object(self, name: str) -> Mapping[str, Any]:
+        """Return an object as it came; empty where there is none."""
+        return as_object(self._shape.get(name)) or {}
 
     def objects(self, name: str) -> list[Fields]:
         return [Fields(item) for item in cast("list[Any]", self._get(name, list, None))]
@@ -183,6 +203,17 @@ def job_info(fields: Fields) -> JobInfo:
         id=fields.text("job"),
         command=fields.command("command"),
         running=fields.text("state") == "running",
+        exit_code=fields.optional_integer("exit_code"),
+        started_at=fields.timestamp("started_at"),
+    )
+
+
+def pty_info(fields: Fields) -> PtyInfo:
+    return PtyInfo(
+        id=fields.text("pty"),
+        command=fields.command("command"),
+        running=fields.text("state") == "running",
+        attached=fields.flag("attached", False),
         exit_code=fields.optional_integer("exit_code"),
         started_at=fields.timestamp("started_at"),
     )

@@ -31,6 +31,8 @@ from ash_mcp.wire import HEADER_SCOPE, MCP_PATH
 if TYPE_CHECKING:
     import httpx
 
+    from ash_mcp._websocket import WebSocket
+
 __all__ = ["Connection", "OnProgress", "new_client", "translated"]
 
 _KEEPALIVE_SECONDS: Final = 4.0
@@ -171,6 +173,18 @@ class Connection:
             ) as response,
         ):
             yield response
+
+    async def open_websocket(self, sandbox_id: str, door: str) -> WebSocket:
+        """Open a WebSocket to a sandbox, through one of its doors.
+
+        Raises:
+            AshError: The hive or the sandbox refused, or could not be reached.
+        """
+        from ash_mcp._websocket import WebSocket
+
+        client = self._open()
+        async with translated(self.settings.url):
+            return await WebSocket.open(client, self.settings.door_url(sandbox_id, door), self._auth_headers())
 
     def _auth_headers(self) -> dict[str, str]:
         headers: dict[str, str] = {}

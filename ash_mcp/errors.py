@@ -9,7 +9,8 @@
         PermissionDenied           Unauthenticated
         Unsupported                what this backend, image or protocol era does not have
       SandboxError                 StartFailed(step), SandboxGone(reason)
-        SandboxRefused             the sandbox's own answer: BadArguments, JobNotFound, CommandNotStarted, ResultLost
+        SandboxRefused             the sandbox's own answer: BadArguments, JobNotFound, PtyNotFound, CommandNotStarted,
+                                     ResultLost
           FileError                FileNotFound, FileExists, IsADirectory, NotADirectory, FileNotPermitted, NoSpace
       CommandFailed                only from exec(check=True)
       TransportError               ConnectFailed, AshTimeout, StreamBroken
@@ -50,6 +51,7 @@ __all__ = [
     "NotFound",
     "PermissionDenied",
     "ProtocolError",
+    "PtyNotFound",
     "RecipeNotFound",
     "RemoteProtocolError",
     "RequestRefused",
@@ -229,6 +231,12 @@ class JobNotFound(SandboxRefused):
     """The sandbox has no such job, or no longer."""
 
     kind = "job_not_found"
+
+
+class PtyNotFound(SandboxRefused):
+    """The sandbox has no such terminal, or no longer."""
+
+    kind = "pty_not_found"
 
 
 class CommandNotStarted(SandboxRefused):

@@ -14,9 +14,9 @@ import anyio
 from ash_mcp._answers import job_output
 from ash_mcp.errors import AshTimeout, JobNotFound, LocalProtocolError, SandboxGone, SandboxRefused
 from ash_mcp.files import CHUNK_BYTES, RunnerCall
-from ash_mcp.results import Chunk, JobOutput, JobResult
+from ash_mcp.results import Chunk, JobOutput, JobResult, Line, StreamName
 
-__all__ = ["Job", "OutputStream"]
+__all__ = ["Job", "OutputLines", "OutputStream"]
 
 _WAIT_SECONDS: Final = 20.0
 """How long one read waits for output; the runner allows 30."""
@@ -24,6 +24,7 @@ _WAIT_SECONDS: Final = 20.0
 READ_BYTES: Final = 256 * 1024
 
 _CLEANUP_SECONDS: Final = 5.0
+_LONGEST_LINE_BYTES: Final = 1024 * 1024
 
 
 class Job:
@@ -154,6 +155,10 @@ class OutputStream:
                 except (JobNotFound, SandboxGone):
                     return
 
+    def lines(self) -> OutputLines:
+        """Return an iterator of the output as lines of text, each when it is complete, instead of chunks."""
+        return OutputLines(self)
+
     def __aiter__(self) -> Self:
         return self
 
@@ -200,6 +205,47 @@ class OutputStream:
             raise SandboxRefused(f"the sandbox sent a job's output twice, at {offset} and at {self._offset}")
         self._lost += offset - self._offset
         self._offset = offset
+
+
+class OutputLines:
+    """The output of a command as an async iterator of `Line`s. What is longer than a MiB comes in pieces."""
+
+    def __init__(self, stream: OutputStream) -> None:
+        self._stream = stream
+        self._parts: dict[StreamName, bytes] = {"stdout": b"", "stderr": b""}
+        self._lines: deque[Line] = deque()
+        self._is_over = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Line:
+        while not self._lines and not self._is_over:
+            try:
+                chunk = await anext(self._stream)
+            except StopAsyncIteration:
+                self._end()
+            else:
+                self._take(chunk)
+        if not self._lines:
+            raise StopAsyncIteration
+        return self._lines.popleft()
+
+    def _take(self, chunk: Chunk) -> None:
+        *whole, rest = (self._parts[chunk.stream] + chunk.data).split(b"\n")
+        self._lines += [_line(data.removesuffix(b"\r"), chunk.stream) for data in whole]
+        if len(rest) > _LONGEST_LINE_BYTES:
+            self._lines.append(_line(rest, chunk.stream))
+            rest = b""
+        self._parts[chunk.stream] = rest
+
+    def _end(self) -> None:
+        self._is_over = True
+        self._lines += [_line(data, name) for name, data in self._parts.items() if data]
+
+
+def _line(data: bytes, stream: StreamName) -> Line:
+    return Line(data.decode("utf-8", "replace"), stream)
 
 
 def _result(output: JobOutput, *, lost: int) -> JobResult:

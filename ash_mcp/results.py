@@ -16,7 +16,9 @@ __all__ = [
     "JobInfo",
     "JobOutput",
     "JobResult",
+    "Line",
     "Progress",
+    "PtyInfo",
     "Share",
 ]
 
@@ -80,6 +82,15 @@ class Chunk:
     """Where it begins, in the bytes of both streams together as they came; a gap before it is lost output."""
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a running command's output."""
+
+    text: str
+    """Without its line break, decoded as UTF-8 with U+FFFD for other bytes."""
+    stream: StreamName
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobOutput:
     """What one read of a job returned."""
@@ -115,6 +126,21 @@ class JobInfo:
     id: str
     command: str
     running: bool
+    exit_code: int | None = None
+    """As in `ExecResult`; None while it runs."""
+    started_at: str | float | None = None
+    """As the sandbox sent it: its runner sends ISO 8601."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PtyInfo:
+    """One terminal of a sandbox, as `Sandbox.ptys` lists it."""
+
+    id: str
+    command: str
+    running: bool
+    attached: bool
+    """Whether somebody is attached to it."""
     exit_code: int | None = None
     """As in `ExecResult`; None while it runs."""
     started_at: str | float | None = None

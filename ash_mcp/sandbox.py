@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import math
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from ash_mcp._answers import Fields, call_result, exec_result, job_info, runner_fields
+import anyio
+
+from ash_mcp._answers import Fields, call_result, exec_result, job_info, pty_info, runner_fields
 from ash_mcp._connection import Connection, OnProgress
 from ash_mcp._file_door import FileDoor
 from ash_mcp._hive_answers import read_info, read_names, read_share, read_shares, read_tools, structured
-from ash_mcp.errors import CommandFailed, LocalProtocolError
+from ash_mcp._watching import OUTPUT_LIMIT, watch
+from ash_mcp.errors import AshError, CommandFailed, LocalProtocolError
 from ash_mcp.files import Files
 from ash_mcp.jobs import Job, OutputStream
-from ash_mcp.results import CallResult, ExecResult, JobInfo, Share
+from ash_mcp.pty import Pty
+from ash_mcp.results import CallResult, ExecResult, JobInfo, PtyInfo, Share
 from ash_mcp.types import SandboxId, SandboxInfo, SessionName, ShareInfo, Tool
+
+if TYPE_CHECKING:
+    from ash_mcp._websocket import WebSocket
 
 __all__ = ["Command", "Sandbox"]
 
@@ -28,6 +38,7 @@ TOOLS_TOOL: Final = "ash_tools"
 
 _EXEC_MARGIN_SECONDS: Final = 30.0
 """How much longer than the command itself its call may take."""
+_CLEANUP_SECONDS: Final = 5.0
 
 
 class Sandbox:
@@ -41,6 +52,14 @@ class Sandbox:
         self._closed = False
         self._info = info
         self.files = Files(self._call_runner, FileDoor(connection, info.id, self._require_open))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
 
     @property
     def info(self) -> SandboxInfo:
@@ -61,43 +80,65 @@ class Sandbox:
         command: Command,
         *,
         check: bool = False,
-        timeout_seconds: float = 60.0,
+        timeout_seconds: float | None = 60.0,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         stdin: bytes | str | None = None,
         output_limit: int | None = None,
         user: str | None = None,
+        on_stdout: Callable[[str], object] | None = None,
+        on_stderr: Callable[[str], object] | None = None,
     ) -> ExecResult:
         """Run a command to its end. Its exit code is data, unless `check` is true.
+
+        When this is cancelled the command is ended, with all that shares its session.
 
         Args:
             command: A line for bash, or a list of words.
             check: Raise when it exits with another code than 0 or times out.
-            timeout_seconds: After that its whole process group is killed and the result says `timed_out`.
+            timeout_seconds: After that its whole process group is killed and the result says `timed_out`; None lets it
+                run as long as the sandbox.
             cwd: Where to run it; the workspace if None.
             env: Further environment variables.
             stdin: What it reads; its stdin is closed if None.
             output_limit: How many bytes of each stream to keep in the result.
             user: Run it as this user of the sandbox; None: as the one that commands run as there.
+            on_stdout: Called with its output as it comes, decoded as UTF-8; it must not block.
+            on_stderr: The same of its standard error.
 
         Raises:
             CommandFailed: With `check`; `result` is the `ExecResult`.
             CommandNotStarted: There is no such program or directory.
             ResultLost: The answer was lost on the way, and the sandbox has dropped the result since.
         """
-        arguments = _command(command, cwd=cwd, env=env, timeout_seconds=timeout_seconds)
-        arguments["key"] = uuid.uuid4().hex
-        if stdin is not None:
-            arguments["stdin_base64"] = _base64(stdin)
-        if output_limit is not None:
-            arguments["output_limit"] = output_limit
-        if user is not None:
-            arguments["user"] = user
-        bound = timeout_seconds + _EXEC_MARGIN_SECONDS
-        result = exec_result(await self._call_runner("ash_exec", arguments, repeatable=True, timeout_seconds=bound))
+        if on_stdout is not None or on_stderr is not None:
+            stream = self.stream(command, timeout_seconds=timeout_seconds, cwd=cwd, env=env, stdin=stdin, user=user)
+            limit = OUTPUT_LIMIT if output_limit is None else output_limit
+            result = await watch(stream, on_stdout, on_stderr, limit=limit)
+        else:
+            arguments = _command(command, cwd=cwd, env=env, timeout_seconds=timeout_seconds, user=user)
+            arguments["timeout_seconds"] = timeout_seconds
+            if stdin is not None:
+                arguments["stdin_base64"] = _base64(stdin)
+            if output_limit is not None:
+                arguments["output_limit"] = output_limit
+            result = await self._exec(arguments)
         if check and (result.timed_out or result.exit_code != 0):
             raise CommandFailed(_failed(command, result), result=result, exit_code=result.exit_code)
         return result
+
+    async def _exec(self, arguments: dict[str, Any]) -> ExecResult:
+        key, seconds = uuid.uuid4().hex, arguments["timeout_seconds"]
+        bound = math.inf if seconds is None else seconds + _EXEC_MARGIN_SECONDS
+        try:
+            return exec_result(
+                await self._call_runner("ash_exec", {**arguments, "key": key}, repeatable=True, timeout_seconds=bound)
+            )
+        except anyio.get_cancelled_exc_class():
+            # Left alone it would go on for a while: its caller might come again with the key.
+            with anyio.move_on_after(_CLEANUP_SECONDS, shield=True), contextlib.suppress(AshError):
+                await self._call_runner("ash_exec_cancel", {"key": key}, repeatable=True)
+            raise
 
     def stream(
         self,
@@ -107,14 +148,14 @@ class Sandbox:
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         stdin: bytes | str | None = None,
+        user: str | None = None,
     ) -> OutputStream:
-        """Return an iterator of a command's output as it comes, in `Chunk`s.
+        """Return an iterator of a command's output as it comes, in `Chunk`s; its `lines()` yields text.
 
         The command starts with the first read. Arguments are those of `exec`; without a timeout it may run for ever.
         """
-        return OutputStream(
-            self._call_runner, start=_command(command, cwd=cwd, env=env, timeout_seconds=timeout_seconds), stdin=stdin
-        )
+        start = _command(command, cwd=cwd, env=env, timeout_seconds=timeout_seconds, user=user)
+        return OutputStream(self._call_runner, start=start, stdin=stdin)
 
     async def background(
         self,
@@ -125,6 +166,7 @@ class Sandbox:
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         paced: bool = False,
+        user: str | None = None,
     ) -> Job:
         """Start a command and return at once.
 
@@ -136,11 +178,12 @@ class Sandbox:
             env: Further environment variables.
             paced: Whether the command is held while 8 MiB of its output are unread; otherwise the oldest output is
                 dropped. Only for output that is read to its end.
+            user: As with `exec`.
 
         Raises:
             CommandNotStarted: There is no such program or directory.
         """
-        arguments = _command(command, cwd=cwd, env=env, timeout_seconds=timeout_seconds)
+        arguments = _command(command, cwd=cwd, env=env, timeout_seconds=timeout_seconds, user=user)
         own = {"stdin": stdin, "paced": paced, "key": uuid.uuid4().hex}
         fields = await self._call_runner("ash_job_start", {**arguments, **own}, repeatable=True)
         return Job(self._call_runner, fields.text("job"))
@@ -153,6 +196,60 @@ class Sandbox:
         """Return the sandbox's jobs, ended ones included."""
         fields = await self._call_runner("ash_job_list", {}, repeatable=True)
         return [job_info(item) for item in fields.objects("jobs")]
+
+    def pty(
+        self,
+        command: Command | None = None,
+        *,
+        rows: int = 24,
+        columns: int = 80,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        detached_seconds: float | None = None,
+    ) -> Pty:
+        """Return a command on a terminal of its own. It starts when that is entered, read or written to.
+
+        Args:
+            command: A line for bash, or a list of words; None: the sandbox's shell.
+            rows: Of the terminal, as `columns`.
+            columns: Of the terminal.
+            cwd: Where to run it; the workspace if None.
+            env: Further environment variables, such as TERM.
+            user: As with `exec`.
+            detached_seconds: How long it goes on while nobody is attached, at most a day; None: an hour.
+
+        Raises:
+            CommandNotStarted: At the start: there is no such program or directory, or too many terminals are open.
+        """
+        start = _command(command, cwd=cwd, env=env, timeout_seconds=None, user=user)
+        own = {} if detached_seconds is None else {"detached_seconds": detached_seconds}
+        return Pty(self._open_terminal, start={**start, **own, "key": uuid.uuid4().hex}, size=(rows, columns))
+
+    def attach_pty(
+        self, pty_id: str, *, offset: int | None = None, rows: int | None = None, columns: int | None = None
+    ) -> Pty:
+        """Return a terminal that was started before, by its id. Who is attached to it now loses it.
+
+        Args:
+            offset: Where to go on in its output; None: with the oldest that is kept.
+            rows: Its new size, if `columns` is given, too.
+            columns: See `rows`.
+
+        Raises:
+            PtyNotFound: When it is entered or read: the sandbox has no such terminal.
+        """
+        size = None if rows is None or columns is None else (rows, columns)
+        return Pty(self._open_terminal, pty_id=pty_id, offset=offset, size=size)
+
+    async def ptys(self) -> list[PtyInfo]:
+        """Return the sandbox's terminals, those that ended lately included."""
+        fields = await self._call_runner("ash_pty_list", {}, repeatable=True)
+        return [pty_info(item) for item in fields.objects("ptys")]
+
+    async def _open_terminal(self) -> WebSocket:
+        self._require_open()
+        return await self._connection.open_websocket(self.id, "terminal")
 
     async def tools(self) -> list[Tool]:
         """Return the sandbox's own tools, by the names that `call` takes."""
@@ -289,10 +386,16 @@ class Sandbox:
 
 
 def _command(
-    command: Command, *, cwd: str | None, env: Mapping[str, str] | None, timeout_seconds: float | None
+    command: Command | None,
+    *,
+    cwd: str | None,
+    env: Mapping[str, str] | None,
+    timeout_seconds: float | None,
+    user: str | None = None,
 ) -> dict[str, Any]:
     given = {
-        "command": command if isinstance(command, str) else list(command),
+        "command": command if command is None or isinstance(command, str) else list(command),
+        "user": user,
         "cwd": cwd,
         "env": dict(env) if env is not None else None,
         "timeout_seconds": timeout_seconds,

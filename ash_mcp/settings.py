@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
@@ -20,6 +21,9 @@ DEFAULT_URL = "http://127.0.0.1:8420/mcp"
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
 """Long enough for a spawn that pulls an image."""
+
+_ENDPOINT = re.compile(rf"{MCP_PATH}(/in/[^/]+)?/?$")
+"""The end of the path of a hive's MCP endpoint, narrowed to a scope or not."""
 
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -62,6 +66,11 @@ class ClientSettings:
     def is_loopback(self) -> bool:
         """Whether the hive is on this machine; the environment's proxies are then not used."""
         return urlsplit(self.url).hostname in _LOOPBACK
+
+    def door_url(self, sandbox_id: str, door: str) -> str:
+        """Return the URL of one of a sandbox's doors, such as `files`, beside the hive's endpoint."""
+        parts = urlsplit(self.url)
+        return parts._replace(path=f"{_ENDPOINT.sub('', parts.path)}/s/{sandbox_id}/{door}", query="").geturl()
 
     @classmethod
     def from_environment(

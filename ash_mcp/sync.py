@@ -20,17 +20,17 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from ash_mcp import client, files, jobs, run, sandbox
+from ash_mcp import client, files, jobs, pty, run, sandbox
 from ash_mcp._blocking import BlockingHandle, LoopThread, direct, returning, waited
 from ash_mcp.errors import AshError, RunEnded
-from ash_mcp.results import Chunk, JobResult
+from ash_mcp.results import Chunk, JobResult, Line
 from ash_mcp.settings import ClientSettings
 from ash_mcp.types import RunInfo, SandboxId, SandboxInfo, SessionName
 
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Files", "Hive", "Job", "OutputStream", "Run", "Sandbox", "Spawned", "SpawnedMany"]
+__all__ = ["Files", "Hive", "Job", "OutputLines", "OutputStream", "Pty", "Run", "Sandbox", "Spawned", "SpawnedMany"]
 
 
 class Files(BlockingHandle[files.Files]):
@@ -52,6 +52,19 @@ class Files(BlockingHandle[files.Files]):
     download = waited(files.Files.download)
 
 
+class OutputLines(BlockingHandle[jobs.OutputLines]):
+    """The output of a command as an iterator of `Line`s. What is longer than a MiB comes in pieces."""
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Line:
+        line = self._loop.run(lambda: anext(self._inner, None))
+        if line is None:
+            raise StopIteration
+        return line
+
+
 class OutputStream(BlockingHandle[jobs.OutputStream]):
     """The output of a command while it runs: an iterator of `Chunk`s; after its end `result` says how that was.
 
@@ -59,6 +72,7 @@ class OutputStream(BlockingHandle[jobs.OutputStream]):
     """
 
     aclose = waited(jobs.OutputStream.aclose)
+    lines = returning(OutputLines, direct(jobs.OutputStream.lines))
 
     @property
     def result(self) -> JobResult:
@@ -102,12 +116,73 @@ class Job(BlockingHandle[jobs.Job]):
         return self.output()
 
 
+class Pty(BlockingHandle[pty.Pty]):
+    """A command on a terminal of its own; `for data in pty` yields its output, raw, until it ends.
+
+    One thread may read while others write. As a context manager it hangs up at the end, unless it was detached from.
+    """
+
+    read = waited(pty.Pty.read)
+    write = waited(pty.Pty.write)
+    resize = waited(pty.Pty.resize)
+    signal = waited(pty.Pty.signal)
+    wait = waited(pty.Pty.wait)
+    detach = waited(pty.Pty.detach)
+    aclose = waited(pty.Pty.aclose)
+
+    @property
+    def id(self) -> str:
+        """By which it is attached to again; a `LocalProtocolError` before it was started."""
+        return self._inner.id
+
+    @property
+    def offset(self) -> int:
+        """How far its output was read, in bytes from its beginning."""
+        return self._inner.offset
+
+    @property
+    def lost_bytes(self) -> int:
+        """How much of the output was dropped before it was read."""
+        return self._inner.lost_bytes
+
+    @property
+    def exit_code(self) -> int | None:
+        """As in `ExecResult`; None while it runs."""
+        return self._inner.exit_code
+
+    def __enter__(self) -> Self:
+        self._loop.run(self._inner.__aenter__)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.aclose()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        data = self.read()
+        if not data:
+            raise StopIteration
+        return data
+
+
 class Sandbox(BlockingHandle[sandbox.Sandbox]):
     """One sandbox. `aclose()` drops the handle; `destroy()` ends the sandbox."""
 
     def __init__(self, loop: LoopThread, inner: sandbox.Sandbox) -> None:
         super().__init__(loop, inner)
         self.files = Files(loop, inner.files)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.aclose()
 
     @property
     def info(self) -> SandboxInfo:
@@ -128,6 +203,9 @@ class Sandbox(BlockingHandle[sandbox.Sandbox]):
     background = returning(Job, waited(sandbox.Sandbox.background))
     job = returning(Job, direct(sandbox.Sandbox.job))
     jobs = waited(sandbox.Sandbox.jobs)
+    pty = returning(Pty, direct(sandbox.Sandbox.pty))
+    attach_pty = returning(Pty, direct(sandbox.Sandbox.attach_pty))
+    ptys = waited(sandbox.Sandbox.ptys)
     tools = waited(sandbox.Sandbox.tools)
     call = waited(sandbox.Sandbox.call)
     extend = waited(sandbox.Sandbox.extend)

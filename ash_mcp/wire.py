@@ -44,6 +44,7 @@ __all__ = [
     "ORIGIN_SANDBOX",
     "PROOF_PATH",
     "RUNNER_TOOL_PREFIX",
+    "TERMINAL_PATH",
     "failure_from_json",
     "failure_to_json",
     "file_query",
@@ -92,6 +93,7 @@ HEALTH_PATH = "/_ash/health"
 CLAIM_PATH = "/_ash/claim"
 FILES_PATH = "/_ash/files"
 PROOF_PATH = "/_ash/proof"
+TERMINAL_PATH = "/_ash/terminal"
 
 
 def file_query(path: str) -> str:

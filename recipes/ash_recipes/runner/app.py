@@ -16,6 +16,7 @@ from ash_recipes.runner.files import Files
 from ash_recipes.runner.health import HEALTH_PATH, Health
 from ash_recipes.runner.problems import Problem
 from ash_recipes.runner.proof import NONCE_HEADER, PROOF_PATH, prove
+from ash_recipes.runner.pty_door import TERMINAL_PATH, PtyDoor
 from ash_recipes.runner.servers.base import RecipeServer
 
 __all__ = ["RunnerApp"]
@@ -59,11 +60,11 @@ class RunnerApp:
             (PROOF_PATH, "GET"): self._prove,
             (CLAIM_PATH, "POST"): claims.take,
         }
+        self._terminal = PtyDoor(context)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            await receive()
-            await send({"type": "websocket.close", "code": 1008})
+            await self._open_websocket(scope, receive, send)
             return
         path, method = scope["path"], scope["method"]
         route = self._routes.get((path, method))
@@ -84,6 +85,13 @@ class RunnerApp:
 
     def _door_of(self, path: str) -> ASGIApp | None:
         return next((door for at, door in self._doors.items() if path == at or path.startswith(f"{at}/")), None)
+
+    async def _open_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == TERMINAL_PATH and self._admits(scope):
+            await self._terminal(scope, receive, send)
+            return
+        await receive()
+        await send({"type": "websocket.close", "code": 1008})
 
     async def _mcp(self, scope: Scope, receive: Receive, send: Send) -> None:
         if isinstance(self._server, str):

@@ -37,18 +37,27 @@ class Arguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Start(Arguments):
-    command: Command
+class Where(Arguments):
+    """Where and as whom a command runs."""
+
     cwd: Text | None = None
     env: dict[str, Text] = {}
     key: Key | None = None
     user: Annotated[str, Field(strict=True, min_length=1, max_length=100)] | None = None
 
 
+class Start(Where):
+    command: Command
+
+
 class Exec(Start):
     stdin_base64: Base64 | None = None
-    timeout_seconds: Seconds = 60.0
+    timeout_seconds: Seconds | None = 60.0
     output_limit: Annotated[int, Field(ge=0, le=262_144, strict=True)] = 262_144
+
+
+class ExecCancel(Arguments):
+    key: Key
 
 
 class JobStart(Start):
@@ -73,6 +82,32 @@ class JobWrite(Arguments):
 class JobSignal(Arguments):
     job: Text
     signal: Annotated[str, Field(min_length=1, max_length=20, coerce_numbers_to_str=True)] = "TERM"
+
+
+Cells = Annotated[int, Field(ge=1, le=10_000, strict=True)]
+
+
+class PtyStart(Where):
+    command: Command | None = None
+    rows: Cells = 24
+    columns: Cells = 80
+    detached_seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 3600.0
+
+
+class PtyAttach(Arguments):
+    pty: Text
+    offset: Offset | None = None
+    rows: Cells | None = None
+    columns: Cells | None = None
+
+
+class PtyResize(Arguments):
+    rows: Cells
+    columns: Cells
+
+
+class PtySignal(Arguments):
+    signal: Annotated[str, Field(min_length=1, max_length=20, coerce_numbers_to_str=True)]
 
 
 class Nothing(Arguments):

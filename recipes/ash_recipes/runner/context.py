@@ -1,4 +1,4 @@
-"""The context that the parts of one runner share: the sandbox's directories, its environment and its jobs."""
+"""The context that the parts of one runner share: the sandbox's directories, its environment, its jobs and ptys."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ash_recipes.runner.jobs import Jobs
 from ash_recipes.runner.problems import Problem
+from ash_recipes.runner.ptys import Ptys
 
 __all__ = ["Context", "Environment", "current", "install"]
 
@@ -61,11 +62,15 @@ class Context:
     """Which network the sandbox has and why, where that is less than its recipe asks for; empty otherwise."""
     environment: Environment = field(default_factory=lambda: Environment(os.environ))
     jobs: Jobs = field(default_factory=Jobs)
+    ptys: Ptys = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ptys = Ptys(self.jobs)
 
     def become(self, other: Context) -> None:
         """Be as `other` from here on, for whoever holds this one."""
         self.workspace, self.home, self.network_note = other.workspace, other.home, other.network_note
-        self.environment, self.jobs = other.environment, other.jobs
+        self.environment, self.jobs, self.ptys = other.environment, other.jobs, other.ptys
 
     @property
     def spool(self) -> Path:

@@ -244,6 +244,17 @@ class KeyedRuns:
         assert run.result is not None
         return run.result
 
+    def cancel(self, key: str) -> bool:
+        """End the command of a key, and have none start with it; return whether one ran."""
+        run = self._runs.get(key)
+        if run is None:
+            self._spent.add(key)
+            return False
+        if not run.done.is_set():
+            run.scope.cancel()
+            return True
+        return False
+
     async def _work(self, key: str, run: _Run, work: Callable[[], Awaitable[dict[str, Any]]]) -> None:
         try:
             with run.scope:

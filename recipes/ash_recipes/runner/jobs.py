@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup
 from ash_recipes.runner.keys import SpentKeys
 from ash_recipes.runner.output import Chunk, JobLog
 from ash_recipes.runner.problems import Problem
-from ash_recipes.runner.processes import READ_BYTES, Command, Process, Stream
+from ash_recipes.runner.processes import READ_BYTES, Command, Process, SessionLeader, Stream
 from ash_recipes.runner.users import User
 
 __all__ = ["Job", "JobPage", "Jobs", "signal_number"]
@@ -123,7 +123,7 @@ class Jobs:
         self._by_key: dict[str, tuple[Any, Job]] = {}
         """Jobs by idempotency key, each with the arguments that the key stands for."""
         self._spent = SpentKeys(clock)
-        self._running: set[Process] = set()
+        self._running: set[SessionLeader] = set()
         """The processes to kill when all end, those that only `watched` knows included."""
         self._process_ended = anyio.Event()
         self._ending = False
@@ -211,7 +211,7 @@ class Jobs:
         self._jobs[job.id] = job
         if key is not None:
             self._by_key[key] = (key_stands_for, job)
-        self._adopt(process)  # at once: `end_all` may come before the task first runs
+        self.adopt(process)  # at once: `end_all` may come before the task first runs
         self.tasks.start_soon(self._watch, job, timeout_seconds)
         return job
 
@@ -234,9 +234,15 @@ class Jobs:
 
         `end_all` kills it, too.
         """
-        self._adopt(process)
-        self.tasks.start_soon(process.read, "stdout")
-        self.tasks.start_soon(process.read, "stderr")
+        async with self.owned(process):
+            self.tasks.start_soon(process.read, "stdout")
+            self.tasks.start_soon(process.read, "stderr")
+            yield
+
+    @contextlib.asynccontextmanager
+    async def owned(self, process: SessionLeader) -> AsyncGenerator[None]:
+        """Kill a process at the exit of the context if it still runs; `end_all` kills it, too."""
+        self.adopt(process)
         try:
             yield
         finally:
@@ -246,16 +252,17 @@ class Jobs:
                 process.kill()
                 self.tasks.start_soon(self._reap, process)
 
-    def _adopt(self, process: Process) -> None:
+    def adopt(self, process: SessionLeader) -> None:
+        """Have `end_all` kill a process that is about to be `owned`."""
         self._running.add(process)
         if self._ending:
             process.kill()
 
-    async def _reap(self, process: Process) -> None:
-        await process.wait()
+    async def _reap(self, process: SessionLeader) -> None:
+        await process.wait_exit()
         self._forget(process)
 
-    def _forget(self, process: Process) -> None:
+    def _forget(self, process: SessionLeader) -> None:
         process.forget()
         self._running.discard(process)
         ended, self._process_ended = self._process_ended, anyio.Event()

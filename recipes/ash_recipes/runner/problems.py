@@ -16,6 +16,7 @@ Kind = Literal[
     "no_space",
     "file_error",
     "job_not_found",
+    "pty_not_found",
     "result_lost",
     "bad_request",
     "spawn_failed",

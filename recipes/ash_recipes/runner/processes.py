@@ -8,7 +8,7 @@ import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import anyio
 import anyio.to_thread
@@ -16,7 +16,16 @@ import anyio.to_thread
 from ash_recipes.runner.problems import Problem
 from ash_recipes.runner.users import User
 
-__all__ = ["Command", "Process", "Stream", "end_children", "end_session", "session_members"]
+__all__ = [
+    "Command",
+    "Process",
+    "SessionLeader",
+    "Stream",
+    "end_children",
+    "end_session",
+    "session_members",
+    "start_command",
+]
 
 Stream = Literal["stdout", "stderr"]
 Command = str | Sequence[str]
@@ -26,7 +35,85 @@ DRAIN_SECONDS = 0.25
 """How long the pipes may stay open after the command's own end, held by what it left in the background."""
 
 
-class Process:
+class SessionLeader:
+    """A running command that leads a session of its own."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self._popen = popen
+        self.pid = popen.pid
+
+    async def wait_exit(self) -> int:
+        """Return the exit code (128 and the signal's number for a killed command), however much output is unread."""
+        await self._wait_exit()
+        code = self._popen.wait()
+        return code if code >= 0 else 128 - code
+
+    async def _wait_exit(self) -> None:
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except OSError:  # not every kernel, and not every emulation of one, has it
+            await anyio.to_thread.run_sync(self._popen.wait, abandon_on_cancel=True)
+            return
+        try:
+            await anyio.wait_readable(descriptor)
+        finally:
+            os.close(descriptor)
+
+    @property
+    def exited(self) -> bool:
+        return self._popen.poll() is not None
+
+    def signal(self, number: int) -> bool:
+        """Send a signal to the whole process group; False when nothing of it is left."""
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
+    def kill(self) -> None:
+        """End the command and all that shares its session, also what made a process group of its own."""
+        end_session(self.pid)
+
+    def forget(self) -> None:
+        """Reap the command if it has ended."""
+        self._popen.poll()
+
+
+def start_command(
+    command: Command, *, cwd: Path, env: Mapping[str, str], user: User | None, **more: Any
+) -> subprocess.Popen[bytes]:
+    """Start a command as the leader of a session.
+
+    Args:
+        command: A string for `bash -c`, or a list of words.
+        user: Whom it runs as; None: as the runner does.
+        more: Further arguments of `subprocess.Popen`.
+
+    Raises:
+        Problem: `spawn_failed`, when nothing could be started.
+    """
+    words = ["bash", "-c", command] if isinstance(command, str) else list(command)
+    try:
+        popen = subprocess.Popen(
+            words,
+            cwd=cwd,
+            env=dict(env) | ({} if user is None else user.variables),
+            user=None if user is None else user.uid,
+            group=None if user is None else user.gid,
+            extra_groups=None if user is None else user.groups,
+            start_new_session=True,
+            bufsize=0,
+            **more,
+        )
+        return cast("subprocess.Popen[bytes]", popen)
+    except (OSError, ValueError) as exc:
+        raise Problem("spawn_failed", _why_not_started(exc, words, cwd)) from exc
+
+
+class Process(SessionLeader):
     """A running command. What it writes goes to `on_data`, chunk by chunk, in the order in which it was read.
 
     Args:
@@ -52,25 +139,18 @@ class Process:
         pass_fds: Sequence[int] = (),
         user: User | None = None,
     ) -> None:
-        words = ["bash", "-c", command] if isinstance(command, str) else list(command)
-        try:
-            self._popen = subprocess.Popen(
-                words,
+        super().__init__(
+            start_command(
+                command,
                 cwd=cwd,
-                env=dict(env) | ({} if user is None else user.variables),
-                user=None if user is None else user.uid,
-                group=None if user is None else user.gid,
-                extra_groups=None if user is None else user.groups,
+                env=env,
+                user=user,
                 stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                start_new_session=True,
                 pass_fds=pass_fds,
-                bufsize=0,
             )
-        except (OSError, ValueError) as exc:
-            raise Problem("spawn_failed", _why_not_started(exc, words, cwd)) from exc
-        self.pid = self._popen.pid
+        )
         self._on_data = on_data
         self._has_room = has_room
         self._drained = anyio.Event()
@@ -110,27 +190,11 @@ class Process:
         await self._wait_exit()
         with anyio.move_on_after(DRAIN_SECONDS):
             await self._drained.wait()
-        code = self._popen.wait()
-        return code if code >= 0 else 128 - code
-
-    async def _wait_exit(self) -> None:
-        try:
-            descriptor = os.pidfd_open(self.pid)
-        except OSError:  # not every kernel, and not every emulation of one, has it
-            await anyio.to_thread.run_sync(self._popen.wait, abandon_on_cancel=True)
-            return
-        try:
-            await anyio.wait_readable(descriptor)
-        finally:
-            os.close(descriptor)
+        return await self.wait_exit()
 
     @property
     def takes_input(self) -> bool:
         return self._popen.stdin is not None and not self._popen.stdin.closed
-
-    @property
-    def exited(self) -> bool:
-        return self._popen.poll() is not None
 
     async def write(self, data: bytes) -> int:
         """Write all of `data` to the command's stdin and return how much was taken before it stopped reading."""
@@ -153,23 +217,9 @@ class Process:
                 with contextlib.suppress(BrokenPipeError):
                     self._popen.stdin.close()
 
-    def signal(self, number: int) -> bool:
-        """Send a signal to the whole process group; False when nothing of it is left."""
-        try:
-            os.killpg(self.pid, number)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-        return True
-
-    def kill(self) -> None:
-        """End the command and all that shares its session, also what made a process group of its own."""
-        end_session(self.pid)
-
     def forget(self) -> None:
         """Reap the command if it has ended, and let go of its stdin."""
-        self._popen.poll()
+        super().forget()
         if self._popen.stdin is not None:
             with contextlib.suppress(OSError):
                 self._popen.stdin.close()

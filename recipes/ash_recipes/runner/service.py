@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import uvicorn
 
@@ -42,6 +42,8 @@ GRACE_SECONDS: Final = 1
 """How long requests in flight may take once the runner is told to end; it is gone within two seconds."""
 EXIT_SECONDS: Final = 1.8
 """After how long the process ends whatever still runs in it."""
+WEBSOCKET_BYTES: Final = 1024 * 1024
+"""The longest message on a WebSocket."""
 HANDLER_SECONDS: Final = 0.1
 """How long the main thread has to end the process while it starts."""
 
@@ -177,7 +179,9 @@ class Http(uvicorn.Server):
             uvicorn.Config(
                 app,
                 lifespan="off",
-                ws="none",
+                ws=cast("Any", _websocket),
+                ws_max_size=WEBSOCKET_BYTES,
+                ws_per_message_deflate=False,
                 http="httptools" if _has_httptools() else "h11",
                 loop="none",
                 access_log=False,
@@ -240,6 +244,13 @@ class _SignalHandler:
 def _end_now(number: int, frame: FrameType | None) -> None:
     end_children()
     os._exit(0)
+
+
+def _websocket(**given: Any) -> asyncio.Protocol:
+    """Return uvicorn's protocol of one WebSocket; most sandboxes never import it."""
+    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+    return WebSocketsSansIOProtocol(**given)
 
 
 def _has_httptools() -> bool:

@@ -46,11 +46,13 @@ class RunnerTools:
         self._sweeping = False
         self._handlers: Mapping[str, Handler] = {
             "ash_exec": (args.Exec, self._exec),
+            "ash_exec_cancel": (args.ExecCancel, self._exec_cancel),
             "ash_job_start": (args.JobStart, self._job_start),
             "ash_job_read": (args.JobRead, self._job_read),
             "ash_job_write": (args.JobWrite, self._job_write),
             "ash_job_signal": (args.JobSignal, self._job_signal),
             "ash_job_list": (args.Nothing, self._job_list),
+            "ash_pty_list": (args.Nothing, self._pty_list),
             "ash_file_read": (args.FileRead, self._file_read),
             "ash_file_write": (args.FileWrite, self._file_write),
             "ash_file_list": (args.FileList, self._file_list),
@@ -103,6 +105,9 @@ class RunnerTools:
         if asked.key is None:
             return await work()
         return await self._keyed.once(asked.key, asked, work)
+
+    async def _exec_cancel(self, asked: args.ExecCancel) -> Json:
+        return {"cancelled": self._keyed.cancel(asked.key)}
 
     async def _job_start(self, asked: args.JobStart) -> Json:
         command, cwd, env = self._start(asked)
@@ -159,9 +164,24 @@ class RunnerTools:
                     "job": job.id,
                     "command": _shown(job.command, most),
                     **_state(job),
-                    "started_at": datetime.datetime.fromtimestamp(job.started_at, datetime.UTC).isoformat(),
+                    "started_at": _time(job.started_at),
                 }
                 for job in jobs
+            ]
+        }
+
+    async def _pty_list(self, asked: args.Nothing) -> Json:
+        ptys = self._context.ptys.list()
+        return {
+            "ptys": [
+                {
+                    "pty": pty.id,
+                    "command": _shown(pty.command, 500),
+                    **({"state": "running"} if pty.running else {"state": "exited", "exit_code": pty.exit_code}),
+                    "attached": pty.viewer is not None,
+                    "started_at": _time(pty.started_at),
+                }
+                for pty in ptys
             ]
         }
 
@@ -209,6 +229,10 @@ class RunnerTools:
     async def _file_remove(self, asked: args.FileRemove) -> Json:
         await anyio.to_thread.run_sync(lambda: self._files.remove(asked.path, recursive=asked.recursive))
         return {"removed": True}
+
+
+def _time(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat()
 
 
 def _state(job: Job) -> Json:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from ash_mcp.errors import AshError, PermissionDenied
-from ash_mcp.wire import FILES_PATH, MCP_PATH
+from ash_mcp.wire import FILES_PATH, MCP_PATH, TERMINAL_PATH
 from ash_router.admission.door_paths import DoorKind
-from ash_router.http import framing
+from ash_router.http import framing, websocket
 from ash_router.http.framing import ResponseHead
 from ash_router.http.heads import Fields, RequestHead
 
@@ -21,6 +21,7 @@ __all__ = [
     "OF_ORIGIN",
     "RESUMPTION_DOOR",
     "SANDBOXED_LINES",
+    "TERMINAL_DOOR",
     "Door",
     "HeaderPolicy",
     "browser_refusal",
@@ -186,5 +187,20 @@ FILES_DOOR: Final = Door(
 )
 """A sandbox's files: bytes of any length, each way."""
 
-DOORS: Final[Mapping[DoorKind, Door]] = {DoorKind.MCP: MCP_DOOR, DoorKind.FILES: FILES_DOOR}
+TERMINAL_DOOR: Final = Door(
+    TERMINAL_PATH.encode(),
+    frozenset({"GET"}),
+    HeaderPolicy(websocket.REQUEST_HEADERS, frozenset({b"content-type"})),
+    is_mcp=False,
+    lines=SANDBOXED_LINES,
+    for_programs=True,
+    websocket="required",
+)
+"""A sandbox's terminals, by a WebSocket for each."""
+
+DOORS: Final[Mapping[DoorKind, Door]] = {
+    DoorKind.MCP: MCP_DOOR,
+    DoorKind.FILES: FILES_DOOR,
+    DoorKind.TERMINAL: TERMINAL_DOOR,
+}
 """The doors that callers reach as `/s/<sandbox>/…`. A kind that is not here is no way in."""
