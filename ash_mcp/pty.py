@@ -79,6 +79,11 @@ class Pty:
         return self._offset or 0
 
     @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection now."""
+        return self._socket is not None
+
+    @property
     def lost_bytes(self) -> int:
         """How much of the output was dropped before it was read: while nobody is attached a MiB is kept."""
         return self._lost

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from ash_mcp import __version__
-from ash_mcp.cli import calling, copying, hosts, lifecycle, listing, running, spawning
+from ash_mcp.cli import calling, copying, hosts, lifecycle, listing, running, shell, spawning
 from ash_mcp.cli.context import INTERRUPTED, hive_command
 from ash_mcp.cli.output import complain, say
 
@@ -73,6 +73,7 @@ def new_app(words: Sequence[str]) -> typer.Typer:
         ("tools", calling.tools),
         ("call", calling.call),
         ("exec", running.exec_command),
+        ("shell", shell.shell),
         ("cp", copying.copy),
         ("logs", lifecycle.logs),
         ("extend", lifecycle.extend),

@@ -47,6 +47,7 @@ async def run_piped(
     timeout_seconds: float | None,
     cwd: str | None,
     env: Mapping[str, str] | None,
+    user: str | None = None,
 ) -> Ended:
     """Run a command to its end with this process's streams, stdin only on request; SIGINT and SIGTERM go to it."""
     ended = Ended()
@@ -73,7 +74,7 @@ async def run_piped(
             group.start_soon(obey)
             with starting:
                 job = await box.background(
-                    command, stdin=has_stdin, timeout_seconds=timeout_seconds, cwd=cwd, env=env, paced=True
+                    command, stdin=has_stdin, timeout_seconds=timeout_seconds, cwd=cwd, env=env, paced=True, user=user
                 )
             if job is not None:
                 await _pass_all(job, has_stdin, ended)

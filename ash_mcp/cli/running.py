@@ -10,6 +10,7 @@ import typer
 from ash_mcp.cli.context import Cli, SessionArgument
 from ash_mcp.cli.output import complain, emit_json
 from ash_mcp.cli.piping import Ended, input_waits, run_piped
+from ash_mcp.cli.shell import show_new
 from ash_mcp.cli.values import one_command, read_duration, read_pairs
 from ash_mcp.results import ExecResult
 
@@ -42,17 +43,26 @@ async def exec_command(
             "--stdin/--no-stdin", "-i/-n", help="Pass standard input on to it; -n: and do not say when it was not."
         ),
     ] = None,
+    tty: Annotated[
+        bool, typer.Option("--tty", "-t", help="On a terminal of its own, with -i; Enter ~ . detaches.")
+    ] = False,
+    user: Annotated[str | None, typer.Option("--user", "-u", help="Run it as this user of the sandbox.")] = None,
 ) -> None:
     """Run a command in a sandbox as if it ran here.
 
     Its output streams as it comes and its exit code becomes that of ash. Standard input goes to it with -i only, as
     with docker and kubectl; else it reads the end of its input at once. Ctrl-C interrupts it and its children. With
-    --json its result is printed once it ended.
+    --json its result is printed once it ended. With -it it has a terminal, as with `ash shell`.
     """
+    if tty:
+        if cli.as_json or limit is not None or stdin is False:
+            raise typer.BadParameter("--tty goes with neither --json, --timeout nor -n")
+        await show_new(cli, session, one_command(command or []), cwd=cwd, env=env, user=user)
     asked: dict[str, Any] = {
         "timeout_seconds": read_duration(limit) if limit is not None else None,
         "cwd": cwd,
         "env": read_pairs(env or (), "a variable", variables=True) or None,
+        "user": user,
     }
     run = one_command(command or [])
     async with cli.sandbox(session) as box:

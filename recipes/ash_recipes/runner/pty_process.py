@@ -20,9 +20,10 @@ from ash_recipes.runner.users import User
 
 __all__ = ["PtyProcess"]
 
-READ_BYTES: Final = 16_384
+READ_BYTES: Final = 32_768
 DRAIN_SECONDS: Final = 0.25
 """How long output may come after the command's own end: as its session's leader it takes the terminal with it."""
+_OF_TERMINAL: Final = tuple(getattr(signal, f"SIG{name}") for name in ("HUP", "INT", "QUIT", "TSTP", "TTIN", "TTOU"))
 _IUTF8: Final = 0o40000
 """Python's termios has no name for it: erasing deletes characters, not bytes."""
 
@@ -87,7 +88,7 @@ class PtyProcess(SessionLeader):
                 await anyio.wait_readable(self._master)
                 await self._has_room()
                 try:
-                    data = os.read(self._master, READ_BYTES)
+                    data = self._read_some()
                 except BlockingIOError:
                     continue
                 except OSError:  # EIO: the other side is closed
@@ -97,6 +98,14 @@ class PtyProcess(SessionLeader):
                 self._on_data(data)
         finally:
             self._drained.set()
+
+    def _read_some(self) -> bytes:
+        """Return what there is, up to `READ_BYTES`: the kernel gives at most 4 KiB at once."""
+        data = os.read(self._master, READ_BYTES)
+        with contextlib.suppress(OSError):  # no more now; an end is told once more
+            while len(data) < READ_BYTES and (more := os.read(self._master, READ_BYTES)):
+                data += more
+        return data
 
     async def wait(self) -> int:
         """Return the exit code as `wait_exit` does, its output read."""
@@ -163,4 +172,6 @@ def _prepare(slave: int, user: User | None) -> None:
 
 def _take_terminal() -> None:
     """Make stdin the controlling terminal of the new session; this runs in the child, before the command."""
+    for number in _OF_TERMINAL:  # who started the hive may have ignored some, and that is inherited
+        signal.signal(number, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
