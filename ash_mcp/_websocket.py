@@ -52,6 +52,7 @@ class WebSocket:
         self._received: deque[str | bytes | Closed] = deque()
         self._parts: list[bytes] = []
         self._is_text = False
+        self._is_reading = False
         self._sending = anyio.Lock()
 
     @classmethod
@@ -84,10 +85,15 @@ class WebSocket:
         Raises:
             StreamBroken: The connection is cut.
         """
-        if isinstance(message, str):
-            self._frames.send_text(message.encode())
-        else:
-            self._frames.send_binary(message)
+        from websockets.exceptions import InvalidState
+
+        try:
+            if isinstance(message, str):
+                self._frames.send_text(message.encode())
+            else:
+                self._frames.send_binary(message)
+        except InvalidState as exc:
+            raise StreamBroken("the other side is closing the connection") from exc
         await self._flush()
 
     async def receive(self) -> str | bytes:
@@ -97,8 +103,12 @@ class WebSocket:
             Closed: The other side has closed it.
             StreamBroken: The connection is cut.
         """
-        while not self._received:
-            await self._read_more()
+        self._is_reading = True
+        try:
+            while not self._received:
+                await self._read_more()
+        finally:
+            self._is_reading = False
         message = self._received.popleft()
         if isinstance(message, Closed):
             raise message
@@ -110,7 +120,7 @@ class WebSocket:
             if self._frames.close_sent is None and self._frames.close_rcvd is None:
                 self._frames.send_close(1000)
                 await self._flush()
-                while not (self._received and isinstance(self._received[-1], Closed)):
+                while not self._is_reading and self._frames.close_rcvd is None:
                     self._received.clear()
                     await self._read_more()
         with anyio.move_on_after(_CLOSE_SECONDS, shield=True):

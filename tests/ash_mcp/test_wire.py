@@ -182,6 +182,7 @@ TRAINABLE_BECAUSE: dict[type[AshError], str] = {
     errors.SandboxRefused: SAID_INSIDE,
     errors.BadArguments: SAID_INSIDE,
     errors.JobNotFound: SAID_INSIDE,
+    errors.PtyNotFound: SAID_INSIDE,
     errors.ResultLost: SAID_INSIDE,
     errors.CommandNotStarted: SAID_INSIDE,
     errors.FileError: SAID_INSIDE,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from ash_router.http import framing
-from ash_router.http.framing import ResponseHead
-from ash_router.http.heads import Fields, RequestHead
+from ash_router.http.framing import Headers, ResponseHead
+from ash_router.http.heads import RequestHead
 
 __all__ = ["ANSWER_HEADERS", "REQUEST_HEADERS", "accepting_lines", "answer_problem", "asks_for_one", "request_head"]
 
@@ -25,14 +25,15 @@ def asks_for_one(head: RequestHead) -> bool:
         head.version == "1.1"
         and head.method == b"GET"
         and (fields.get(b"upgrade") or b"").lower() == b"websocket"
-        and _names_upgrade(fields)
+        and _names_upgrade(head.headers)
         and bool(fields.get(b"sec-websocket-key"))
         and not framing.has_body(head.headers)
     )
 
 
-def _names_upgrade(fields: Fields) -> bool:
-    return b"upgrade" in [name.strip() for name in (fields.get(b"connection") or b"").lower().split(b",")]
+def _names_upgrade(headers: Headers) -> bool:
+    said = b",".join([value for name, value in headers if name == b"connection"]).lower()
+    return b"upgrade" in [name.strip() for name in said.split(b",")]
 
 
 def request_head(target: bytes, host: str, *lines: bytes) -> bytes:

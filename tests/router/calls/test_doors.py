@@ -203,6 +203,11 @@ async def test_a_program_in_a_browser_gets_what_it_fetches(rig: Rig, runner: Fil
         ("GET /s/nobody/files/a", 404),
         ("POST /s/sb1/files/a", 405),
         ("PATCH /s/sb1/files/a", 405),
+        ("GET /s/sb1/terminal", 426),
+        ("PUT /s/sb1/terminal", 405),
+        ("GET /s/sb1/%74erminal", 400),
+        ("GET /s/sb1/terminal/../mcp", 400),
+        ("GET /s/theirs/terminal", 404),
     ],
 )
 async def test_no_trick_and_nobody_elses_name_reaches_a_sandbox(rig: Rig, runner: FileRunner, line: str, status: int):
@@ -214,7 +219,7 @@ async def test_no_trick_and_nobody_elses_name_reaches_a_sandbox(rig: Rig, runner
     assert (got, headers["ash-origin"], runner.asked) == (status, "hub", [])
 
 
-@pytest.mark.parametrize("line", ["GET /s/sb1/ports/80/", "GET /s/sb1/terminal"])
+@pytest.mark.parametrize("line", ["GET /s/sb1/ports/80/"])
 async def test_a_door_that_is_not_in_the_table_is_the_apps_and_no_sandboxs(rig: Rig, runner: FileRunner, line: str):
     async with rig.connect() as wire:
         _, headers, _ = await ask(wire, line)
