@@ -62,6 +62,10 @@ class RunnerApp:
         }
         self._terminal = PtyDoor(context)
 
+    def admits(self, token: bytes | None) -> bool:
+        """Say whether a request with this `Ash-Token` may come in."""
+        return self._tokens.admits(token)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await self._open_websocket(scope, receive, send)

@@ -28,6 +28,7 @@ from ash_recipes.runner.context import Context, Environment
 from ash_recipes.runner.forwarder import forwarding, greeting, proxy_variables
 from ash_recipes.runner.health import Health
 from ash_recipes.runner.listener import is_network
+from ash_recipes.runner.ports import port_door
 from ash_recipes.runner.processes import end_children
 from ash_recipes.runner.servers.base import RecipeServer, StartProblem
 from ash_recipes.runner.starting import StartingServer, polling_loop
@@ -179,7 +180,7 @@ class Http(uvicorn.Server):
             uvicorn.Config(
                 app,
                 lifespan="off",
-                ws=cast("Any", _websocket),
+                ws=port_door(app.admits),
                 ws_max_size=WEBSOCKET_BYTES,
                 ws_per_message_deflate=False,
                 http="httptools" if _has_httptools() else "h11",
