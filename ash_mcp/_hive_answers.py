@@ -62,7 +62,8 @@ def read_share(shape: Mapping[str, Any]) -> Share:
     shares, url, token = read_shares(shape), shape.get("url"), shape.get("token")
     if len(shares) != 1 or not isinstance(url, str) or not isinstance(token, str):
         raise RemoteProtocolError("the hive answered in an unknown way: it gave no token of a share")
-    return Share(info=shares[0], url=url, token=token)
+    previews = {int(item["port"]): str(item["url"]) for item in _objects(shape, "previews")}
+    return Share(info=shares[0], url=url, token=token, previews=previews)
 
 
 def read_tools(shape: Mapping[str, Any]) -> list[Tool]:

@@ -117,7 +117,7 @@ class Hive:
             image: A container image, where the backend has images.
             env: Environment variables inside.
             secrets: The same, but never logged, listed or stored.
-            ports: Ports to expose.
+            ports: Ports inside that may be reached: `Sandbox.url`, `Sandbox.port_url` and `Sandbox.share`.
             resources: Requests and limits of cpu and memory.
             node_selector: Labels of the nodes that it may run on, in a cluster.
             runtime_class: Such as `gvisor`, in a cluster.

@@ -6,9 +6,9 @@
         NotFound                   SandboxNotFound, RecipeNotFound, RunNotFound, ToolNotFound
         Conflict                   SessionTaken, RunTaken, RunEnded
         CapacityExceeded           a pool, a quota, a limit; retry_after_seconds
-        PermissionDenied           Unauthenticated
+        PermissionDenied           Unauthenticated, PortNotAllowed
         Unsupported                what this backend, image or protocol era does not have
-      SandboxError                 StartFailed(step), SandboxGone(reason)
+      SandboxError                 StartFailed(step), SandboxGone(reason), PortClosed
         SandboxRefused             the sandbox's own answer: BadArguments, JobNotFound, PtyNotFound, CommandNotStarted,
                                      ResultLost
           FileError                FileNotFound, FileExists, IsADirectory, NotADirectory, FileNotPermitted, NoSpace
@@ -50,6 +50,8 @@ __all__ = [
     "NotADirectory",
     "NotFound",
     "PermissionDenied",
+    "PortClosed",
+    "PortNotAllowed",
     "ProtocolError",
     "PtyNotFound",
     "RecipeNotFound",
@@ -187,6 +189,12 @@ class Unauthenticated(PermissionDenied):
     kind = "unauthenticated"
 
 
+class PortNotAllowed(PermissionDenied):
+    """The sandbox was spawned without this port in `ports`."""
+
+    kind = "port_not_allowed"
+
+
 class Unsupported(RequestRefused):
     """This backend, image, host or protocol era does not have what was asked for."""
 
@@ -213,6 +221,13 @@ class SandboxGone(SandboxError):
     """The sandbox has ended; `data["reason"]` is an `EndReason`, and `data["cause"]` a `Cause`."""
 
     kind = "sandbox_gone"
+
+
+class PortClosed(SandboxError):
+    """Nobody listens on this port of the sandbox: its server has not started yet, or has ended."""
+
+    kind = "port_closed"
+    retryable = True
 
 
 class SandboxRefused(SandboxError):

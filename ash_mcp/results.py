@@ -170,6 +170,8 @@ class Share:
     url: str
     """The MCP endpoint that it opens."""
     token: str = field(repr=False)
+    previews: Mapping[int, str] = field(default_factory=dict[int, str], repr=False)
+    """The URLs that open its ports in a browser, by port, each with the token; none where browsers have no way."""
 
     @property
     def id(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import math
+import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -17,7 +18,7 @@ from ash_mcp._connection import Connection, OnProgress
 from ash_mcp._file_door import FileDoor
 from ash_mcp._hive_answers import read_info, read_names, read_share, read_shares, read_tools, structured
 from ash_mcp._watching import OUTPUT_LIMIT, watch
-from ash_mcp.errors import AshError, CommandFailed, LocalProtocolError
+from ash_mcp.errors import AshError, CommandFailed, LocalProtocolError, Unsupported
 from ash_mcp.files import Files
 from ash_mcp.jobs import Job, OutputStream
 from ash_mcp.pty import Pty
@@ -36,6 +37,7 @@ LOGS_TOOL: Final = "ash_logs"
 TOOLS_TOOL: Final = "ash_tools"
 """Tools of the hive that it does not list, for this SDK."""
 
+_ENDPOINT: Final = re.compile(r"/mcp(/in/[^/?]*)?/?(\?.*)?$")
 _EXEC_MARGIN_SECONDS: Final = 30.0
 """How much longer than the command itself its call may take."""
 _CLEANUP_SECONDS: Final = 5.0
@@ -308,18 +310,31 @@ class Sandbox:
         self._info = read_info(structured(await self._call_hive("network", {"policy": given}, repeatable=True)))
         return self._info
 
-    async def share(self, *, tools: Sequence[str] | None = None, ttl_seconds: float | None = None) -> Share:
-        """Hand the sandbox to somebody else: make a token that opens its tools and nothing else of the hive.
+    async def share(
+        self,
+        *,
+        tools: Sequence[str] | None = None,
+        ports: Sequence[int] = (),
+        ttl_seconds: float | None = None,
+    ) -> Share:
+        """Hand the sandbox to somebody else: make a token that opens tools or ports of it, and nothing else.
 
         Args:
-            tools: The only tools that it opens, by the sandbox's own names; None: all that it lists.
+            tools: The only tools that it opens, by the sandbox's own names; None: all that it lists, or none where
+                ports are given.
+            ports: The ports inside that it opens, of those that the spawn was given.
             ttl_seconds: How long it is good; None: until the sandbox ends.
 
         Raises:
             ToolNotFound: It lists no such tool.
+            PortNotAllowed: The sandbox was spawned without this port.
             CapacityExceeded: It has as many shares as a sandbox may.
         """
-        asked = {"tool_names": None if tools is None else list(tools), "ttl_seconds": ttl_seconds}
+        asked = {
+            "tool_names": None if tools is None else list(tools),
+            "ports": list(ports) or None,
+            "ttl_seconds": ttl_seconds,
+        }
         given = {name: value for name, value in asked.items() if value is not None}
         return read_share(structured(await self._call_hive("share", given)))
 
@@ -335,6 +350,38 @@ class Sandbox:
         """
         named = {"share_ids": list(ids)} if ids else {}
         return read_names(structured(await self._call_hive("share", {"action": "revoke", **named})), "revoked")
+
+    async def url(self, port: int, *, ttl_seconds: float | None = None) -> str:
+        """Return a URL that shows in a browser what the server on a port of the sandbox serves.
+
+        It is a secret: whoever has it may open it. It is a share of this one port, made anew by each call, which
+        `shares` lists and `revoke_shares` takes back. Programs need none: see `port_url`.
+
+        Args:
+            port: Inside the sandbox; one of those that the spawn was given.
+            ttl_seconds: How long it is good; None: until the sandbox ends.
+
+        Raises:
+            PortNotAllowed: The sandbox was spawned without this port.
+            Unsupported: Browsers have no way to this hive's sandboxes.
+            CapacityExceeded: It has as many shares as a sandbox may.
+        """
+        share = await self.share(ports=[port], ttl_seconds=ttl_seconds)
+        if port not in share.previews:
+            await self.revoke_shares(share.id)
+            raise Unsupported(
+                "browsers have no way to this hive's sandboxes: it is not reached as localhost, and its operator has "
+                "set no ASH_HUB_PREVIEW_URL; programs use `port_url`"
+            )
+        return share.previews[port]
+
+    def port_url(self, port: int) -> str:
+        """Return the URL, ending in a slash, at which programs reach the server on a port of the sandbox.
+
+        A request there carries the credential for the hive, as every other does; the server inside does not get it.
+        """
+        hive = _ENDPOINT.sub("", self._connection.settings.url)
+        return f"{hive}/s/{self.id}/ports/{port}/"
 
     async def logs(self, *, tail_bytes: int = 65_536) -> str:
         """Return the last of what the sandbox's main process wrote."""

@@ -213,6 +213,8 @@ class Sandbox(BlockingHandle[sandbox.Sandbox]):
     share = waited(sandbox.Sandbox.share)
     shares = waited(sandbox.Sandbox.shares)
     revoke_shares = waited(sandbox.Sandbox.revoke_shares)
+    url = waited(sandbox.Sandbox.url)
+    port_url = direct(sandbox.Sandbox.port_url)
     logs = waited(sandbox.Sandbox.logs)
     destroy = waited(sandbox.Sandbox.destroy)
     aclose = waited(sandbox.Sandbox.aclose)

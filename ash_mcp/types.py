@@ -232,6 +232,8 @@ class Endpoint:
     that whoever has the address is believed."""
     server_path: str | None = None
     """Where an image that is a server by itself serves MCP; it has no runner and proves nothing. None: a runner."""
+    inner_port: int | None = None
+    """The port inside the sandbox to which its runner hands new connections over. None: they stay with the runner."""
     has_runner: bool = field(init=False, repr=False, compare=False)
     """Whether a runner of ours listens there: with a proof, call tokens, `/_ash/` and both eras of MCP."""
     mcp_path: str = field(init=False, repr=False, compare=False)
@@ -258,6 +260,10 @@ class Endpoint:
     def must_prove(self) -> bool:
         """Whether a new connection must begin with a proof. A Unix socket that the backend made needs none."""
         return self.proves and self.has_runner and self.sandbox is not None and self.unix is None
+
+    def inside(self, port: int) -> Endpoint:
+        """Return the way to a port inside the sandbox, by its runner."""
+        return replace(self, inner_port=port)
 
 
 def _authority(host: str, port: int | None) -> str:
@@ -369,6 +375,8 @@ class SandboxInfo:
     """What this host could not enforce for it."""
     run: str | None = None
     """The name of the run that owns it; None: no run does."""
+    ports: tuple[int, ...] = ()
+    """The ports inside it that can be reached through the hive."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -397,3 +405,5 @@ class ShareInfo:
     created_at: float
     expires_at: float | None = None
     """None: when the sandbox ends."""
+    ports: tuple[int, ...] = ()
+    """The ports inside the sandbox that it opens."""

@@ -42,6 +42,7 @@ __all__ = [
     "ORIGINAL_NAME_META_KEY",
     "ORIGIN_HUB",
     "ORIGIN_SANDBOX",
+    "PORTS_PATH",
     "PROOF_PATH",
     "RUNNER_TOOL_PREFIX",
     "TERMINAL_PATH",
@@ -92,6 +93,7 @@ RUNNER_TOOL_PREFIX = "ash_"
 HEALTH_PATH = "/_ash/health"
 CLAIM_PATH = "/_ash/claim"
 FILES_PATH = "/_ash/files"
+PORTS_PATH = "/_ash/ports"
 PROOF_PATH = "/_ash/proof"
 TERMINAL_PATH = "/_ash/terminal"
 
@@ -236,6 +238,7 @@ def info_to_json(info: SandboxInfo, *, now: float) -> dict[str, Any]:
         "network": info.network if isinstance(info.network, str) else list(info.network),
         "warnings": list(info.warnings),
         "run": info.run,
+        "ports": list(info.ports),
     }
 
 
@@ -306,6 +309,7 @@ def info_from_json(shape: Mapping[str, Any]) -> SandboxInfo:
             network=_read_network(shape.get("network", "none")),
             warnings=tuple(shape.get("warnings") or ()),
             run=shape.get("run"),
+            ports=tuple(int(port) for port in shape.get("ports") or ()),
         )
     except (KeyError, ValueError, TypeError) as exc:
         raise errors.RemoteProtocolError(f"the hive described a sandbox in an unknown way: {exc!r}") from exc
@@ -315,6 +319,7 @@ def share_to_json(share: ShareInfo) -> dict[str, Any]:
     return {
         "share_id": share.id,
         "tool_names": list(share.tools),
+        "ports": list(share.ports),
         "created_at": _stamp(share.created_at),
         "expires_at": _stamp(share.expires_at),
     }
@@ -330,6 +335,7 @@ def share_from_json(shape: Mapping[str, Any]) -> ShareInfo:
         return ShareInfo(
             id=str(shape["share_id"]),
             tools=tuple(str(tool) for tool in shape["tool_names"]),
+            ports=tuple(int(port) for port in shape.get("ports") or ()),
             created_at=_unstamp(shape["created_at"]) or 0.0,
             expires_at=_unstamp(shape["expires_at"]),
         )

@@ -36,14 +36,22 @@ async def new(
     ttl: Annotated[
         str | None, typer.Option(metavar="1h", help="How long it is good; until the sandbox ends if absent.")
     ] = None,
+    port: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=65535, help="Open this port inside, in a browser too; no tool then but those named."),
+    ] = None,
 ) -> None:
     """Make a share and print its URL and token, once: only its hash is kept."""
     seconds = read_duration(ttl) if ttl is not None else None
     async with cli.sandbox(session) as box:
-        made = await box.share(tools=tool or None, ttl_seconds=seconds)
+        made = await box.share(tools=tool or None, ports=port or (), ttl_seconds=seconds)
     shape: dict[str, Any] = {**share_to_json(made.info), "url": made.url, "token": made.token}
-    cli.tell(shape, f"url    {made.url}", f"token  {made.token}")
-    cli.note(f"Share {made.id} opens {_described(made.info)}; an MCP client sends: Authorization: Bearer TOKEN")
+    shape["previews"] = [{"port": number, "url": url} for number, url in made.previews.items()]
+    lines = [f"browser, port {number}: {url}" for number, url in made.previews.items()]
+    cli.tell(shape, f"url    {made.url}", f"token  {made.token}", *lines)
+    cli.note(f"Share {made.id} opens {_described(made.info)}; a client sends: Authorization: Bearer TOKEN")
+    if port and not made.previews:
+        cli.note("No browser has a way to its ports: the hive is not reached as localhost, see docs/previews.md")
 
 
 async def list_shares(cli: Cli, session: SessionArgument) -> None:
@@ -71,7 +79,8 @@ async def revoke(
 
 def _described(info: ShareInfo) -> str:
     until = f"until {moment(info.expires_at)}" if info.expires_at is not None else "until the sandbox ends"
-    return f"{clean(', '.join(info.tools))} {until}"
+    opened = [*info.tools, *(f"port {port}" for port in info.ports)]
+    return f"{clean(', '.join(opened))} {until}"
 
 
 share.command("new")(hive_command(new))

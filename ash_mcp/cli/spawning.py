@@ -48,7 +48,7 @@ async def spawn(
     runtime_class: Annotated[str | None, typer.Option(help="Such as gvisor, in a cluster.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many, all alike.")] = 1,
     run: Annotated[str | None, typer.Option(metavar="NAME", help="Open run that shall own it.")] = None,
-    port: Annotated[list[int] | None, typer.Option(min=1, max=65535, help="Port to expose.")] = None,
+    port: Annotated[list[int] | None, typer.Option(min=1, max=65535, help="Port inside that may be reached.")] = None,
 ) -> None:
     """Start a sandbox and show its tools.
 

@@ -13,6 +13,7 @@ from ash_hub.face.handlers import HiveOperations
 from ash_hub.face.legacy_sessions import SdkSessions
 from ash_hub.face.notices import Notices
 from ash_hub.face.server import Face
+from ash_hub.face.sharing import ShareTool
 from ash_hub.face.splicing import with_spliced_tools
 from ash_hub.face.steady_progress import with_comments
 from ash_hub.lifecycle.controller import Controller
@@ -118,7 +119,7 @@ class Assembly:
             tokens,
             settings,
             audit,
-            Sharing(parts, self.controller, self.sandboxes),
+            ShareTool(Sharing(parts, self.controller, self.sandboxes), audit, auth.previews),
             tickets,
             self.controller.catch_up,
             clock,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator
@@ -23,6 +24,10 @@ from ash_router.sessions.session_gate import MAX_SESSIONS_PER_PRINCIPAL
 from ash_router.store.base import PlaceLimits, RunLimits
 
 __all__ = ["AuthSettings", "HubSettings", "Limits", "OidcSettings", "RelaySettings", "SeedSettings"]
+
+_PREVIEW_URL: Final = re.compile(
+    r"(https://\*(\.[a-z0-9-]+)+|http://\*(\.[a-z0-9-]+)*\.localhost)(:[1-9][0-9]{0,4})?/?"
+)
 
 
 class Limits(BaseModel):
@@ -263,9 +268,20 @@ class HubSettings(BaseSettings):
             raise ValueError("must be an address at which other machines reach this one, not one that means all")
         return address
 
+    @field_validator("preview_url")
+    @classmethod
+    def _a_wildcard(cls, url: str | None) -> str | None:
+        if url is not None and _PREVIEW_URL.fullmatch(url) is None:
+            raise ValueError("must be https://*.DOMAIN, with a port if need be (and by http only below localhost)")
+        return url
+
     auth: AuthSettings = AuthSettings()
     public_url: str | None = None
     """The hive's URL for its callers, without `/mcp`, where a proxy stands before it."""
+    preview_url: str | None = None
+    """Where browsers see what sandboxes serve, `https://*.previews.example.com`: the name of each preview stands for
+    the star, and the address must lead here as the hive's own does. Beside it, and without it, there are names below
+    `localhost`, for browsers on the machine from which the hive is reached as `localhost`."""
     tls_cert: Path | None = None
     """Certificate chain in PEM; with it the hive speaks https. A proxy before the hive can do that instead."""
     tls_key: Path | None = None

@@ -92,6 +92,7 @@ class DataPlane:
             keys=tokens.sandbox_keys,
             stale=stale,
             problem_of=problem_of,
+            mint=tokens.mint,
         )
         self._handshakes = Handshakes(self._upstreams, tokens, limits, self.spawn)
         self._tasks: set[asyncio.Task[None]] = set()

@@ -49,6 +49,8 @@ class Route:
     """One more global name of the sandbox, as unguessable as its id: the uuid that the seed's REST gave it."""
     shares: Shares = NO_SHARES
     """Its shares. A route with an earlier version of them never takes the place of one with a later."""
+    ports: tuple[int, ...] = ()
+    """The ports inside the sandbox that its spawn allowed."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "endpoint", self.endpoint.of(self.sandbox_id))
@@ -404,6 +406,8 @@ def _to_record(route: Route) -> dict[str, object]:
     }
     if route.alias is not None:
         shape["alias"] = route.alias
+    if route.ports:
+        shape["ports"] = list(route.ports)
     return {**shape, "shares": route.shares.to_json()} if route.shares.version else shape
 
 
@@ -424,4 +428,5 @@ def _from_record(record: Mapping[str, Any]) -> Route:
         tool_names=record["tool_names"],
         alias=record.get("alias"),
         shares=Shares.from_json(record["shares"]) if "shares" in record else NO_SHARES,
+        ports=tuple(record.get("ports", ())),
     )

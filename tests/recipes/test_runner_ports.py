@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from typing import Final
 
 import pytest
+
 from tests.recipes.runner_parts import ECHO, Runner, running
 
 SECONDS: Final = 10.0

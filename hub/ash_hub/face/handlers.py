@@ -33,7 +33,6 @@ from ash_hub.face.transfers import CopyAsk, DownloadAsk, TransferTools, UploadAs
 from ash_hub.lifecycle.batches import Batch, spawn_batch
 from ash_hub.lifecycle.sandbox import Sandbox
 from ash_hub.lifecycle.sandboxes import Sandboxes
-from ash_hub.lifecycle.sharing import Sharing
 from ash_hub.serving.audit import Audit
 from ash_hub.settings import HubSettings
 from ash_hub.spawning.runner_client import RunnerClient
@@ -74,7 +73,7 @@ class HiveOperations:
         tokens: CallTokens,
         settings: HubSettings,
         audit: Audit,
-        sharing: Sharing,
+        sharing: ShareTool,
         tickets: Tickets,
         catch_up: Callable[[], Awaitable[None]],
         clock: Callable[[], float] = time.time,
@@ -87,7 +86,7 @@ class HiveOperations:
         self._settings = settings
         self._audit = audit
         self._clock = clock
-        self._sharing = ShareTool(sharing, audit)
+        self._sharing = sharing
         self._transfers = TransferTools(sandboxes, tokens, tickets, audit, clock)
         self._by_ask: Mapping[type[Any], Callable[[Admitted, Any, Progress], Awaitable[Answer]]] = {
             SpawnAsk: self._spawn,

@@ -63,6 +63,7 @@ class SandboxShape(_Answer):
     network: Annotated[str | list[str], Field(description="what it may reach: none, internet, or domains")]
     warnings: list[str]
     run: Annotated[str | None, Field(description="the run that owns it")]
+    ports: Annotated[list[int], Field(description="ports inside it that can be reached through the hive")]
 
 
 class RunShape(_Answer):

@@ -9,10 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ash_hub.face.answer import Answer
 from ash_hub.lifecycle.sandbox import Sandbox
-from ash_hub.lifecycle.sharing import Sharing
+from ash_hub.lifecycle.sharing import MintedShare, Sharing
 from ash_hub.serving.audit import Audit
 from ash_mcp.wire import share_to_json
 from ash_router.admission.base import Admitted
+from ash_router.admission.preview_hosts import SECRET_PARAMETER, PreviewNames
 from ash_router.admission.shares import Share
 
 __all__ = ["ShareAsk", "ShareTool", "Shared"]
@@ -37,8 +38,13 @@ class ShareAsk(BaseModel):
         Field(
             min_length=1,
             max_length=MAX_AT_ONCE,
-            description="to mint: the only tools that it opens, named without the session; absent: all",
+            description="to mint: the only tools that it opens, named without the session; absent: all, or with "
+            "ports none",
         ),
+    ] = None
+    ports: Annotated[
+        list[Annotated[int, Field(ge=1, le=65535)]] | None,
+        Field(min_length=1, max_length=64, description="to mint: ports that it opens, of those that spawn was given"),
     ] = None
     ttl_seconds: Annotated[
         float | None,
@@ -51,8 +57,9 @@ class ShareAsk(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.action != "mint" and (self.tool_names is not None or self.ttl_seconds is not None):
-            raise ValueError("tool_names and ttl_seconds are for action=mint")
+        minting = (self.tool_names, self.ttl_seconds, self.ports)
+        if self.action != "mint" and any(given is not None for given in minting):
+            raise ValueError("tool_names, ports and ttl_seconds are for action=mint")
         if self.action != "revoke" and self.share_ids is not None:
             raise ValueError("share_ids is for action=revoke")
         return self
@@ -65,8 +72,14 @@ class _Answer(BaseModel):
 class ShareShape(_Answer):
     share_id: str
     tool_names: list[str]
+    ports: list[int]
     created_at: str
     expires_at: Annotated[str | None, Field(description="null: when the sandbox ends")]
+
+
+class PreviewShape(_Answer):
+    port: int
+    url: Annotated[str, Field(description="for a browser; whoever has it sees what the server at this port serves")]
 
 
 class Shared(_Answer):
@@ -74,6 +87,7 @@ class Shared(_Answer):
     sandbox_id: str
     url: Annotated[str, Field(description="MCP endpoint of the sandbox, for whoever has the token of a share")]
     token: Annotated[str | None, Field(description="of the new share, shown once: Authorization: Bearer <token>")]
+    previews: Annotated[list[PreviewShape], Field(description="of the new share, where browsers have a way here")]
     shares: Annotated[list[ShareShape], Field(description="the new share, or those that the sandbox has")]
     revoked: Annotated[list[str], Field(description="ids of those that were revoked now")]
 
@@ -81,9 +95,10 @@ class Shared(_Answer):
 class ShareTool:
     """Answers calls of `share`."""
 
-    def __init__(self, sharing: Sharing, audit: Audit) -> None:
+    def __init__(self, sharing: Sharing, audit: Audit, previews: PreviewNames) -> None:
         self._sharing = sharing
         self._audit = audit
+        self._previews = previews
 
     async def answer(self, caller: Admitted, ask: ShareAsk) -> Answer:
         """Do what is asked.
@@ -93,9 +108,10 @@ class ShareTool:
         """
         who, scope = caller.principal, caller.scope
         if ask.action == "mint":
-            sandbox, minted = await self._sharing.mint(who, scope, ask.session, ask.tool_names, ask.ttl_seconds)
-            self._audit.shared(caller, sandbox, minted.share.id, minted.share.tools)
-            return _minted(caller, sandbox, minted.share, minted.token)
+            ports = ask.ports or ()
+            sandbox, minted = await self._sharing.mint(who, scope, ask.session, ask.tool_names, ask.ttl_seconds, ports)
+            self._audit.shared(caller, sandbox, minted.share)
+            return _minted(caller, sandbox, minted, previews_of(self._previews, caller.url, minted))
         if ask.action == "revoke":
             sandbox, revoked = await self._sharing.revoke(who, scope, ask.session, ask.share_ids)
             for share_id in revoked:
@@ -107,16 +123,34 @@ class ShareTool:
         return Answer(_shape(caller, sandbox, held), "\n".join([_counted(sandbox, held), *map(_line, held)]))
 
 
-def _minted(caller: Admitted, sandbox: Sandbox, share: Share, token: str) -> Answer:
-    shape = _shape(caller, sandbox, [share], token=token)
+def _minted(caller: Admitted, sandbox: Sandbox, minted: MintedShare, previews: Sequence[tuple[int, str]]) -> Answer:
+    share, token = minted.share, minted.token
+    shape = _shape(caller, sandbox, [share], token=token, previews=previews)
     until = shape["shares"][0]["expires_at"] or "the sandbox ends"
-    said = (
-        f"Share {share.id} of sandbox {sandbox.session} opens {len(share.tools)} of its tools until {until}, and "
-        f"nothing else.\nMCP server (streamable HTTP): {shape['url']}\nAuthorization: Bearer {token}\n"
+    lines = [f"Share {share.id} of sandbox {sandbox.session} opens {_opened(share)} until {until}, and nothing else."]
+    if share.tools:
+        lines.append(f"MCP server (streamable HTTP): {shape['url']}")
+    lines.append(f"Authorization: Bearer {token}")
+    lines += [f"In a browser, port {port}: {url}" for port, url in previews]
+    if share.ports and not previews:
+        lines.append(
+            "No browser has a way to its ports: the hive is not reached as localhost, and has no ASH_HUB_PREVIEW_URL."
+        )
+    lines.append(
         f'The token is shown this once. share(session="{sandbox.session}", action="revoke", '
         f'share_ids=["{share.id}"]) takes it back.'
     )
-    return Answer(shape, said)
+    return Answer(shape, "\n".join(lines))
+
+
+def previews_of(names: PreviewNames, hive: str, minted: MintedShare) -> list[tuple[int, str]]:
+    """Return each port of a new share and the URL that opens it in a browser; none where browsers have no way there.
+
+    Args:
+        hive: The hive's URL as its caller knows it.
+    """
+    urls = [(port, names.url(hive, port, minted.share.label)) for port in minted.share.ports]
+    return [(port, f"{url}?{SECRET_PARAMETER}={minted.token}") for port, url in urls if url is not None]
 
 
 def _shape(
@@ -125,6 +159,7 @@ def _shape(
     shares: Sequence[Share],
     *,
     token: str | None = None,
+    previews: Sequence[tuple[int, str]] = (),
     revoked: Sequence[str] = (),
 ) -> dict[str, Any]:
     return {
@@ -133,6 +168,7 @@ def _shape(
         # by id: a session name may be another sandbox's later
         "url": f"{caller.url}/s/{sandbox.id}/mcp",
         "token": token,
+        "previews": [{"port": port, "url": url} for port, url in previews],
         "shares": [share_to_json(share.info) for share in shares],
         "revoked": list(revoked),
     }
@@ -144,4 +180,10 @@ def _counted(sandbox: Sandbox, shares: Sequence[Share]) -> str:
 
 def _line(share: Share) -> str:
     until = share_to_json(share.info)["expires_at"] or "the sandbox ends"
-    return f"- {share.id}: {len(share.tools)} tools, until {until}"
+    return f"- {share.id}: {_opened(share)}, until {until}"
+
+
+def _opened(share: Share) -> str:
+    count = f"{len(share.tools)} of its tools" if share.tools or not share.ports else ""
+    ports = f"port{'' if len(share.ports) == 1 else 's'} {', '.join(map(str, share.ports))}" if share.ports else ""
+    return " and ".join(part for part in (count, ports) if part)

@@ -505,6 +505,7 @@ class Controller:
                 tool_names=listing.renamed,
                 alias=sandbox.alias,
                 shares=sandbox.record.shares,
+                ports=sandbox.record.ports,
             )
         )
 

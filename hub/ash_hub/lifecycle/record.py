@@ -18,7 +18,8 @@ __all__ = ["RECORD_VERSION", "Ending", "Record", "UnreadableRecord"]
 
 RECORD_VERSION: Final = 7
 _WITHOUT_RUN_OR_SHARES: Final = 6
-"""The version before knew neither. What has neither is still written so, for replicas that read no newer one."""
+"""The version before knew neither, nor ports. What has none of them is still written so, for replicas that read no
+newer one."""
 
 
 class UnreadableRecord(Exception):
@@ -72,12 +73,19 @@ class Record:
     """None while the sandbox is wanted."""
     run: Run | None = None
     """What it ends with; None: it was spawned in no run."""
+    ports: tuple[int, ...] = ()
+    """Those inside it that the hive leads to."""
 
     def to_json(self) -> dict[str, Any]:
-        shape: dict[str, Any] = {"version": RECORD_VERSION, **asdict(self), "warnings": list(self.warnings)}
+        shape: dict[str, Any] = {
+            "version": RECORD_VERSION,
+            **asdict(self),
+            "warnings": list(self.warnings),
+            "ports": list(self.ports),
+        }
         shape["shares"] = self.shares.to_json()
-        if self.run is None and self.shares == NO_SHARES:
-            del shape["run"], shape["shares"]
+        if self.run is None and self.shares == NO_SHARES and not self.ports:
+            del shape["run"], shape["shares"], shape["ports"]
             shape["version"] = _WITHOUT_RUN_OR_SHARES
         return shape
 
@@ -120,6 +128,7 @@ def _read(found: Mapping[str, Any]) -> Record:
         shares=Shares.from_json(found["shares"]) if is_whole else NO_SHARES,
         ending=_read_ending(ending) if ending is not None else None,
         run=Run.from_json(found["run"]) if is_whole and found["run"] is not None else None,
+        ports=tuple(int(port) for port in found.get("ports", ())),
     )
 
 

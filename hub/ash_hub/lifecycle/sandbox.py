@@ -153,6 +153,7 @@ class Sandbox:
             network=self.record.network,
             warnings=self.warnings,
             run=self.record.run.name if self.record.run is not None else None,
+            ports=self.record.ports,
         )
 
     def gone(self, now: float) -> SandboxGone:

@@ -22,7 +22,7 @@ from ash_hub.spawning.recipes import Network, Recipe
 from ash_hub.spawning.refusal_pace import RefusalPace
 from ash_hub.spawning.spawn_policy import Allowed, SpawnPolicy
 from ash_hub.spawning.spawn_request import SpawnAsk
-from ash_hub.spawning.specs import fingerprint, network_of, spec_for
+from ash_hub.spawning.specs import fingerprint, network_of, ports_of, spec_for
 from ash_hub.spawning.starting import CLAIM_SECONDS, Handover, Progress
 from ash_mcp.errors import AshError, CapacityExceeded, ConnectFailed, SandboxGone, StartFailed
 from ash_mcp.types import (
@@ -229,6 +229,7 @@ class Sandboxes:
             alias=alias,
             network=network_of(recipe, ask),
             run=run,
+            ports=ports_of(recipe, ask),
         )
         sandbox = Sandbox(id=sandbox_id, record=record, held_epoch=epoch)
         self.registry.add(sandbox)

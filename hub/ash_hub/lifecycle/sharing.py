@@ -12,9 +12,10 @@ from ash_hub.lifecycle.parts import Parts
 from ash_hub.lifecycle.record import Record
 from ash_hub.lifecycle.sandbox import Sandbox
 from ash_hub.lifecycle.sandboxes import Sandboxes
-from ash_mcp.errors import ConfigError, ConnectFailed, PermissionDenied, ToolNotFound
+from ash_mcp.errors import ConfigError, ConnectFailed, PermissionDenied, ToolNotFound, Unsupported
 from ash_mcp.types import Principal, Scope
 from ash_router.admission.shares import NO_SHARES, Share, new_share
+from ash_router.routes import port_not_allowed
 
 __all__ = ["MintedShare", "Sharing"]
 
@@ -39,22 +40,30 @@ class Sharing:
         self._sandboxes = sandboxes
 
     async def mint(
-        self, owner: Principal, scope: Scope, name: str, tools: Sequence[str] | None, ttl_seconds: float | None
+        self,
+        owner: Principal,
+        scope: Scope,
+        name: str,
+        tools: Sequence[str] | None,
+        ttl_seconds: float | None,
+        ports: Sequence[int] = (),
     ) -> tuple[Sandbox, MintedShare]:
         """Share a sandbox; the share is good when this returns.
 
         Args:
-            tools: By the sandbox's own names; None: all that it lists.
+            tools: By the sandbox's own names; None: all that it lists, or none where ports are named.
             ttl_seconds: None: as long as the sandbox lives.
+            ports: Inside the sandbox; some of those that its spawn allowed.
 
         Raises:
             PermissionDenied: The caller is a guest itself.
             ToolNotFound: It lists no such tool.
+            PortNotAllowed: Its spawn did not allow one of the ports.
             CapacityExceeded: It has as many shares as a sandbox may.
         """
         sandbox = self._owned(owner, scope, name)
-        named = _checked(sandbox, tools)
-        minted = MintedShare(*new_share(named, self._parts.clock(), ttl_seconds))
+        named = [] if ports and tools is None else _checked(sandbox, tools)
+        minted = MintedShare(*new_share(named, self._parts.clock(), ttl_seconds, _allowed(sandbox, ports)))
         most = self._parts.settings.limits.shares_per_sandbox
 
         def shared(record: Record) -> Record:
@@ -117,3 +126,12 @@ def _checked(sandbox: Sandbox, tools: Sequence[str] | None) -> Sequence[str]:
     if len(json.dumps(named)) > MAX_TOOLS_BYTES:
         raise ConfigError(f"the tools of a share have at most {MAX_TOOLS_BYTES} bytes of names; name only some")
     return named
+
+
+def _allowed(sandbox: Sandbox, ports: Sequence[int]) -> Sequence[int]:
+    refused = [port for port in ports if port not in sandbox.record.ports]
+    if refused:
+        raise port_not_allowed(sandbox.session, refused[0], sandbox.record.ports)
+    if ports and sandbox.endpoint is not None and not sandbox.endpoint.has_runner:
+        raise Unsupported(f"{sandbox.session} is an image that is a server by itself: nothing leads to its ports")
+    return list(dict.fromkeys(ports))

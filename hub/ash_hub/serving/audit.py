@@ -12,13 +12,14 @@ import datetime
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
 from ash_hub.serving.redaction import redacted
 from ash_mcp.errors import AshError
 from ash_mcp.types import Cause, EndReason, SandboxId, SessionName
-from ash_router.admission.base import Admission, Admitted, Head, Refusal
+from ash_router.admission.base import Admission, Admitted, Head, Refusal, SentOn
+from ash_router.admission.shares import Share
 
 __all__ = ["AUDIT_LOGGER", "Audit", "AuditedAdmission", "missing_line"]
 
@@ -68,9 +69,10 @@ class Audit:
         """A caller changed what a sandbox may reach."""
         self._write("network", "done", **_who(caller), **_of(sandbox), policy=policy)
 
-    def shared(self, caller: Admitted, sandbox: Subject, share_id: str, tools: Collection[str]) -> None:
-        """A caller handed some tools of a sandbox to whoever has the token of a share."""
-        self._write("share", "done", **_who(caller), **_of(sandbox), share=share_id, tools=len(tools))
+    def shared(self, caller: Admitted, sandbox: Subject, share: Share) -> None:
+        """A caller handed some tools and ports of a sandbox to whoever has the token of a share."""
+        opened: dict[str, Any] = {"tools": len(share.tools), "ports": list(share.ports) or None}
+        self._write("share", "done", **_who(caller), **_of(sandbox), share=share.id, **opened)
 
     def unshared(self, caller: Admitted, sandbox: Subject, share_id: str) -> None:
         self._write("unshare", "done", **_who(caller), **_of(sandbox), share=share_id)
@@ -125,15 +127,13 @@ class AuditedAdmission:
 
     def admit(self, head: Head) -> Admitted | Refusal | Awaitable[Admitted | Refusal]:
         verdict = self._admission.admit(head)
-        if isinstance(verdict, Refusal):
-            self._audit.kept_out(head, verdict)
-        elif not isinstance(verdict, Admitted):
-            return self._later(head, verdict)
-        return verdict
+        return self._told(head, verdict) if isinstance(verdict, Admitted | Refusal) else self._later(head, verdict)
 
     async def _later(self, head: Head, pending: Awaitable[Admitted | Refusal]) -> Admitted | Refusal:
-        verdict = await pending
-        if isinstance(verdict, Refusal):
+        return self._told(head, await pending)
+
+    def _told(self, head: Head, verdict: Admitted | Refusal) -> Admitted | Refusal:
+        if isinstance(verdict, Refusal) and not isinstance(verdict, SentOn):
             self._audit.kept_out(head, verdict)
         return verdict
 

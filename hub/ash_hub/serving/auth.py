@@ -27,6 +27,7 @@ from ash_router.admission.host_names import NameRules
 from ash_router.admission.jwks import ProviderKeys
 from ash_router.admission.oidc import Oidc, OidcRules
 from ash_router.admission.peers import Peers
+from ash_router.admission.preview_hosts import PreviewNames
 
 __all__ = ["Auth", "is_loopback", "key_file", "open_auth", "peer_problem", "require_auth", "require_tls_files"]
 
@@ -44,6 +45,7 @@ class Auth:
     """What guards a hive."""
 
     gate: Gate
+    previews: PreviewNames
     routes: Sequence[Route]
     """Of the hive's description as a protected resource (RFC 9728), by which MCP hosts find where to log in."""
     note: str | None
@@ -99,6 +101,7 @@ def open_auth(settings: HubSettings, port: int, keys: KeySource | None = None) -
         tls=settings.tls_cert is not None,
     )
     oidc = settings.auth.oidc
+    previews = PreviewNames(settings.preview_url, tls=settings.tls_cert is not None)
     gate = Gate(
         names,
         Credentials(ring, *([_oidc(oidc)] if oidc is not None else [])),
@@ -106,11 +109,12 @@ def open_auth(settings: HubSettings, port: int, keys: KeySource | None = None) -
         peers=peers,
         open_paths=settings.auth.open_paths,
         public_url=settings.public_url,
+        previews=previews,
     )
     lacks_keys = not local and oidc is None and not ring.usable()
     if lacks_keys:
         log.warning("nobody is let in yet: there is no API key that is good; make one (ash key new)")
-    return Auth(gate, _routes(gate.base_url, oidc), note, lacks_keys)
+    return Auth(gate, previews, _routes(gate.base_url, oidc), note, lacks_keys)
 
 
 def require_tls_files(settings: HubSettings) -> None:

@@ -33,7 +33,8 @@ class SpawnAsk(BaseModel):
     env: Annotated[Variables, Field(description="environment variables inside the sandbox")] = {}
     secrets: Annotated[Variables, Field(description="as env, but never logged, listed or stored")] = {}
     ports: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=65535)], ...], Field(max_length=64, description="ports to expose")
+        tuple[Annotated[int, Field(ge=1, le=65535)], ...],
+        Field(max_length=64, description="ports of servers inside that share(ports=[...]) may open to a browser"),
     ] = ()
     resources: Annotated[
         ResourceLimits, Field(description="requests and limits of cpu (500m, 2) and memory (256Mi, 1Gi)")

@@ -15,7 +15,7 @@ from ash_hub.spawning.spawn_request import SpawnAsk
 from ash_mcp.types import ResourceAmounts, Resources, SandboxId, SandboxSpec
 from ash_router.upstream.call_tokens import CallTokens
 
-__all__ = ["RECIPE_MOUNT", "addresses_named", "fingerprint", "network_of", "spec_for"]
+__all__ = ["RECIPE_MOUNT", "addresses_named", "fingerprint", "network_of", "ports_of", "spec_for"]
 
 RECIPE_MOUNT = "/opt/recipe"
 """Where a recipe's own folder is readable inside a local sandbox."""
@@ -24,6 +24,11 @@ RECIPE_MOUNT = "/opt/recipe"
 def network_of(recipe: Recipe, ask: SpawnAsk) -> Network:
     """Return the policy that a sandbox starts with."""
     return ask.network if ask.network is not None else recipe.network
+
+
+def ports_of(recipe: Recipe, ask: SpawnAsk) -> tuple[int, ...]:
+    """Return the ports inside a sandbox that the hive leads to, each once."""
+    return tuple(dict.fromkeys(ask.ports or recipe.ports))
 
 
 def spec_for(
@@ -49,7 +54,7 @@ def spec_for(
         recipe=recipe.name,
         server=recipe.server.model_dump(mode="json", exclude_none=True),
         image=ask.image or recipe.image,
-        ports=ask.ports or recipe.ports,
+        ports=ports_of(recipe, ask),
         env=dict(recipe.env),
         variables={**ask.env, **ask.secrets} if recipe.server.image is not None else {},
         resources=Resources(

@@ -10,7 +10,8 @@ credential_verdict    what a credential turns out to be
 api_keys, oidc, jwks  the two kinds of tokens
 secret_tokens         random tokens that are kept as hashes
 shares                what opens one sandbox's endpoint to somebody else
-share_tokens          the tokens of shares, and their one door
+share_tokens          the tokens of shares, and their doors
+preview_hosts         the hosts under which browsers see ports of shares
 tickets               what opens one file to one request
 peers                 the user at the other end of a loopback connection
 """

@@ -13,7 +13,18 @@ from typing import Final, Protocol
 from ash_mcp.errors import AshError
 from ash_mcp.types import Principal, Scope
 
-__all__ = ["ADMITTED_KEY", "LOCAL", "NOBODY", "SESSION_HEADER", "Admission", "Admitted", "Head", "Refusal"]
+__all__ = [
+    "ADMITTED_KEY",
+    "LOCAL",
+    "NOBODY",
+    "SESSION_HEADER",
+    "Admission",
+    "Admitted",
+    "Head",
+    "Preview",
+    "Refusal",
+    "SentOn",
+]
 
 ADMITTED_KEY: Final = "ash.admitted"
 """The key of the `Admitted` in the ASGI scope. The hive's ASGI app answers 500 where there is none."""
@@ -47,6 +58,17 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
+class Preview:
+    """What a request to a preview's host leads to: a port of its guest's sandbox, and nothing of the hive."""
+
+    port: int
+    authority: str
+    """As its `Host` says."""
+    scheme: str
+    """By which the browser sees it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Admitted:
     """The verdict on a request that is admitted."""
 
@@ -64,6 +86,8 @@ class Admitted:
     """The hive's URL, without a path, as its caller knows it."""
     max_bytes: int | None = None
     """How long the body may be that a ticket admits; None: as long as the door lets it."""
+    preview: Preview | None = None
+    """Set for a request to a preview's host: its target is the server's, whatever `path` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +98,11 @@ class Refusal:
     status: int | None = None
     """Of HTTP; None: that of the error's kind."""
     headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SentOn(Refusal):
+    """The verdict on the first visit of a preview: it is sent on to the same address without the secret in it."""
 
 
 class Admission(Protocol):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ash_mcp.types import Principal
+from ash_router.admission.shares import Share
 
 __all__ = ["Known", "Rejected", "Verdict", "Verifier"]
 
@@ -20,6 +21,7 @@ class Known:
     """Which credential it was, for the audit: `key:<id>`, `oidc` or `share:<id>`. Never a secret."""
     names: frozenset[str] | None = None
     """With a share, the names of the one sandbox whose endpoint it opens; None for every other credential."""
+    share: Share | None = None
 
 
 @dataclass(frozen=True, slots=True)

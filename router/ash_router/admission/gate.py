@@ -1,4 +1,7 @@
-"""The admission of a hive. Checks, in this order: `Host` and `Origin`, path, credential or peer, scope."""
+"""The admission of a hive. Checks, in this order: `Host` and `Origin`, path, credential or peer, scope.
+
+A request to a preview's host is decided on by `preview_hosts.py` alone: nothing below applies to it.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from ash_router.admission.credential_verdict import Known, Rejected, Verdict
 from ash_router.admission.door_paths import DoorKind
 from ash_router.admission.host_names import NameRules
 from ash_router.admission.peers import Peers
+from ash_router.admission.preview_hosts import PreviewGate, PreviewNames
 from ash_router.admission.request_scope import RequestScope, address_of, read_request_scope
 from ash_router.admission.share_tokens import ShareTokens, verdict_for_share
 from ash_router.admission.tickets import Tickets, ticket_in, without_ticket
@@ -42,6 +46,7 @@ class Gate:
         peers: Checks the user of a connection without a token; None accepts every user.
         open_paths: Paths that need no credential, besides `/healthz` and the description of the resource.
         public_url: The hive's URL as clients outside know it, without a path, if a proxy stands before it.
+        previews: The names of its previews' hosts; None: it has none.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class Gate:
         peers: Peers | None = None,
         open_paths: Iterable[str] = (),
         public_url: str | None = None,
+        previews: PreviewNames | None = None,
     ) -> None:
         self._names = names
         self._credentials = credentials
@@ -62,12 +68,16 @@ class Gate:
         self._open = frozenset(opened | ({READY_CALLS_PATH} if READY_PATH in opened else set()))
         self._public_url = public_url.rstrip("/") if public_url is not None else None
         self._tickets: Tickets | None = None
+        self._preview_names = previews
+        self._previews: PreviewGate | None = None
         self.holder: Callable[[str], Awaitable[SandboxId | None]] | None = None
         """Returns the sandbox that a uuid of the seed's REST gives access to; None: no uuid gives any."""
 
     def take_shares(self, tokens: ShareTokens) -> None:
         """Admit also who comes with the token of a share."""
         self._credentials.add(tokens)
+        if self._preview_names is not None:
+            self._previews = PreviewGate(self._preview_names, tokens.verify)
 
     def take_tickets(self, tickets: Tickets) -> None:
         """Admit also a request to a file that ends with a good ticket; it needs no other credential."""
@@ -80,6 +90,9 @@ class Gate:
     def admit(self, head: Head) -> Admitted | Refusal | Awaitable[Admitted | Refusal]:
         if head.all(_SEED_ROUTER):
             return Refusal(errors.SandboxNotFound("route not found"))  # it would lend its own right to come in
+        verdict = self._previews.admit(head) if self._previews is not None else None
+        if verdict is not None:
+            return verdict
         refusal = self._names.check(head)
         asked = refusal or read_request_scope(head)
         if isinstance(asked, Refusal):

@@ -99,7 +99,7 @@ class ShareTokens:
         principal = Principal(
             subject, limits=self._limits, sandbox=found.sandbox_id, share=found.share.id, tools=tools
         )
-        return Known(principal, subject, found.names)
+        return Known(principal, subject, found.names, found.share)
 
 
 def verdict_for_share(asked: RequestScope, known: Known, head: Head, url: str) -> Admitted | Refusal:

@@ -1,4 +1,4 @@
-"""Shares: each opens the endpoint of one sandbox, for some of its tools and for nothing else of the hive. Pure.
+"""Shares: each opens one sandbox, for some of its tools and ports and for nothing else of the hive. Pure.
 
 A sandbox's record and its route have its shares, as hashes. So a share lives as long as its sandbox, a store that was
 emptied is told of it again with the route, and what is missing is refused.
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ash_mcp.errors import CapacityExceeded, NotFound
 from ash_mcp.types import ShareInfo
-from ash_router.admission.secret_tokens import digest_of, new_token
+from ash_router.admission.secret_tokens import digest_of, new_label, new_token
 
 __all__ = ["NO_SHARES", "SHARE_PREFIX", "Share", "Shares", "new_share"]
 
@@ -32,26 +32,43 @@ class Share:
     created_at: float
     expires_at: float | None = None
     """None: when its sandbox ends."""
+    ports: tuple[int, ...] = ()
+    """The ports inside the sandbox that it opens."""
+    label: str = ""
+    """With ports: the random part of the host names under which browsers see them. Nothing else has ever had it."""
 
     @property
     def info(self) -> ShareInfo:
         """What the owner of its sandbox may see."""
-        return ShareInfo(id=self.id, tools=self.tools, created_at=self.created_at, expires_at=self.expires_at)
+        return ShareInfo(
+            id=self.id, tools=self.tools, created_at=self.created_at, expires_at=self.expires_at, ports=self.ports
+        )
 
     def expired(self, now: float) -> bool:
         return self.expires_at is not None and now >= self.expires_at
 
 
-def new_share(tools: Sequence[str], now: float, ttl_seconds: float | None) -> tuple[Share, str]:
+def new_share(
+    tools: Sequence[str], now: float, ttl_seconds: float | None, ports: Sequence[int] = ()
+) -> tuple[Share, str]:
     """Return a new share and its token, which is stored nowhere.
 
     Args:
         tools: By the sandbox's own names.
         ttl_seconds: None: it is good until its sandbox ends.
+        ports: Of servers inside the sandbox.
     """
     share_id, token = new_token(SHARE_PREFIX)
     expires_at = None if ttl_seconds is None else now + ttl_seconds
-    share = Share(id=share_id, sha256=digest_of(token), tools=tuple(tools), created_at=now, expires_at=expires_at)
+    share = Share(
+        id=share_id,
+        sha256=digest_of(token),
+        tools=tuple(tools),
+        created_at=now,
+        expires_at=expires_at,
+        ports=tuple(ports),
+        label=new_label(share_id) if ports else "",
+    )
     return share, token
 
 
@@ -93,7 +110,7 @@ class Shares:
         return other if other.version > self.version else self
 
     def to_json(self) -> dict[str, Any]:
-        return {"version": self.version, "held": [asdict(share) for share in self.held]}
+        return {"version": self.version, "held": [_write(share) for share in self.held]}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Shares:
@@ -108,6 +125,13 @@ class Shares:
 NO_SHARES: Final = Shares()
 
 
+def _write(share: Share) -> dict[str, Any]:
+    fields = asdict(share)
+    if not share.ports:
+        del fields["ports"], fields["label"]
+    return fields
+
+
 def _read(fields: Mapping[str, Any]) -> Share:
     expires_at = fields["expires_at"]
     return Share(
@@ -116,4 +140,6 @@ def _read(fields: Mapping[str, Any]) -> Share:
         tools=tuple(str(tool) for tool in fields["tools"]),
         created_at=float(fields["created_at"]),
         expires_at=None if expires_at is None else float(expires_at),
+        ports=tuple(int(port) for port in fields.get("ports", ())),
+        label=str(fields.get("label", "")),
     )

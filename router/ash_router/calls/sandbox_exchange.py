@@ -284,8 +284,8 @@ class SandboxExchange(ABC):
 
     def _token_line(self) -> bytes:
         """Return the header line that proves to the sandbox's runner that its own hive asks."""
-        if not self._route.endpoint.has_runner:
-            return b""  # whoever has that address must not get what opens a sandbox
+        if not self._route.endpoint.has_runner or self._route.endpoint.inner_port is not None:
+            return b""  # whoever listens there must not get what opens a sandbox
         return _TOKEN_LINE % self._services.tokens.mint(self._route.sandbox_id)
 
     # Beginning and ending.

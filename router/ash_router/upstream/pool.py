@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import Final
 
 from ash_mcp.errors import AshError, AshTimeout, ConnectFailed, RemoteProtocolError
-from ash_mcp.types import Endpoint
+from ash_mcp.types import Endpoint, SandboxId
 from ash_router.bounds import epoll_watches
 from ash_router.bounds.deadlines import TimeoutSweeper
 from ash_router.http.framing import Headers, ResponseHead, response_problem
 from ash_router.upstream.connection import Connection
+from ash_router.upstream.inner_ports import MAX_ANSWER_BYTES, SECONDS, opening, problem_in
 from ash_router.upstream.proof import Challenge, SandboxKeys
 
 __all__ = ["Answer", "ConnectionPool", "address_uncertain", "open_connection"]
@@ -38,6 +39,7 @@ class ConnectionPool:
         stale: Says why the news of sandboxes is not fresh now, or None. Meanwhile those without a runner are not
             dialled: an address may have come to belong to somebody else, whom they could not be told from.
         problem_of: As with `Connection`.
+        mint: Makes the token of a sandbox, for connections to ports inside it.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class ConnectionPool:
         keys: SandboxKeys | None = None,
         stale: Callable[[], str | None] = lambda: None,
         problem_of: Callable[[ResponseHead], str | None] = response_problem,
+        mint: Callable[[SandboxId], bytes] | None = None,
     ) -> None:
+        self._mint = mint
         self._stale = stale
         self._problem_of = problem_of
         self._silent_seconds = silent_seconds
@@ -90,6 +94,8 @@ class ConnectionPool:
         Raises:
             ConnectFailed: Nothing listens there, the proof failed, it took too long, or the address may belong to
                 another server now. Nothing of the caller was sent.
+            PortClosed: Nobody listens on the port inside the sandbox.
+            Unsupported: The sandbox's runner is too old to lead to ports.
         """
         if not endpoint.has_runner and (why := self._stale()) is not None:
             raise address_uncertain(why)
@@ -98,9 +104,34 @@ class ConnectionPool:
         )
         if endpoint.unix is None:
             connection.expect_life(self._silent_seconds)
+        if endpoint.inner_port is not None:
+            await self._hand_over(connection, endpoint.inner_port)
         self._open.add(connection)
         self._sweeper.watch(self)
         return connection
+
+    async def _hand_over(self, connection: Connection, port: int) -> None:
+        """Have the runner make a connection one to a port inside the sandbox."""
+        sandbox = connection.endpoint.sandbox
+        assert self._mint is not None and sandbox is not None, "a pool that dials ports has the tokens of sandboxes"
+        answer, is_open = Answer(MAX_ANSWER_BYTES), False
+        try:
+            connection.send(opening(connection.endpoint.authority, port, self._mint(sandbox)), answer)
+            async with asyncio.timeout(SECONDS):
+                await answer.done.wait()
+            if answer.error is not None:
+                raise ConnectFailed("the sandbox broke off before it was asked anything; try again") from answer.error
+            problem = problem_in(answer.status, bytes(answer.body), port)
+            if problem is not None:
+                raise problem
+            is_open = not connection.closed
+        except TimeoutError as exc:
+            raise ConnectFailed("the sandbox did not answer in time; nothing was sent, try again") from exc
+        finally:
+            if not is_open:
+                connection.close()
+        if not is_open:
+            raise ConnectFailed(f"the server on port {port} of the sandbox closed the connection at once; try again")
 
     async def request(self, endpoint: Endpoint, data: bytes, *, timeout_seconds: float, max_bytes: int) -> Answer:
         """Send one of the hive's own requests and return its whole, bounded answer.
@@ -150,7 +181,8 @@ class ConnectionPool:
         if connection not in self._open:
             return
         kept = self._idle.get(connection.endpoint)
-        reusable = reusable and connection.endpoint.has_runner
+        # how long a server inside keeps a connection is unknown
+        reusable = reusable and connection.endpoint.has_runner and connection.endpoint.inner_port is None
         if reusable and (0 if kept is None else len(kept)) < self._max_idle:
             connection.idle_since = asyncio.get_running_loop().time()
             if kept is None:

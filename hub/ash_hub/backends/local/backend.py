@@ -263,7 +263,7 @@ class LocalBackend:
         link = await self._link_or_fail()
         limits = limits_of(spec, self._settings, machine=self._machine is not None)
         plan = replace(self._plans.plan(spec, self._runtime, limits), network=self._network(spec))
-        warnings = [*self._plans.warnings, *_ignored(spec)]
+        warnings = list(self._plans.warnings)
         launcher, more_seconds = await self._launcher(link, spec, plan), 0.0
         if launcher.get("otherwise", launcher) is None:
             more_seconds = _PARENT_SECONDS
@@ -687,10 +687,6 @@ def _require_supported(spec: SandboxSpec) -> None:
     for inside, outside in spec.mounts.items():
         if not Path(inside).is_absolute() or ".." in Path(inside).parts or not os.path.exists(outside):
             raise ConfigError(f"the recipe's folder {outside} cannot be mounted at {inside}")
-
-
-def _ignored(spec: SandboxSpec) -> list[str]:
-    return ["ports are reached inside the sandbox only: it has no network of its own"] if spec.ports else []
 
 
 def _translated(refusal: KeeperRefusal) -> Exception:
