@@ -10,7 +10,7 @@ from typing import Any, Final
 from ash_mcp.errors import AshError, ConfigError, ConnectFailed, HiveFault, SandboxNotFound, StreamBroken, Unsupported
 from ash_mcp.types import Principal, SandboxId
 from ash_mcp.wire import MCP_PATH
-from ash_router.admission.base import Admitted, Refusal
+from ash_router.admission.base import Admitted, Preview, Refusal
 from ash_router.admission.tickets import without_ticket
 from ash_router.bounds.deadlines import TimeoutSweeper
 from ash_router.bounds.limits import DEFAULT_LIMITS, RelayLimits
@@ -20,6 +20,7 @@ from ash_router.bounds.unfinished import Unfinished
 from ash_router.calls.classifier import Cancellation, ClientAnswer, LevelChange, MessageClassifier, RootsChange
 from ash_router.calls.direct import DirectRequest, direct_request_of, door_in, resumption_of
 from ash_router.calls.door import browser_refusal
+from ash_router.calls.ports import at_port, port_not_allowed, preview_request_of
 from ash_router.calls.sandbox_exchange import Services
 from ash_router.http.framing import ResponseHead, response_problem
 from ash_router.http.heads import RequestHead
@@ -157,8 +158,11 @@ class DataPlane:
 
     def direct_request(self, admitted: Admitted, method: str, head: RequestHead) -> DirectRequest | Refusal | None:
         """Return the direct request that a head makes, the refusal of a bad one, or None if it makes none."""
-        # a guest's requests are not passed through: each is read, and the hive answers all but its calls
-        asked = None if admitted.principal.share is not None else door_in(head, admitted.path)
+        if admitted.preview is not None:
+            return self._preview_request(admitted, admitted.preview, method, head)
+        # a guest's MCP requests are not passed through: each is read, and the hive answers all but its calls
+        is_guest = admitted.principal.share is not None and admitted.path == MCP_PATH
+        asked = None if is_guest else door_in(head, admitted.path)
         if asked is None:
             is_resumption = method == "GET" and admitted.path == MCP_PATH
             return resumption_of(self._sessions, admitted, head.fields) if is_resumption else None
@@ -171,6 +175,18 @@ class DataPlane:
         if not found.door.takes(method):
             allowed = ", ".join(sorted(found.door.methods or ()))
             return Refusal(ConfigError(f"a sandbox's {asked.kind} takes {allowed}"), 405, (("allow", allowed),))
+        if asked.port is not None:
+            found = at_port(found, asked.port)
+        return self._door_refusal(found, head) or found
+
+    def _preview_request(
+        self, admitted: Admitted, preview: Preview, method: str, head: RequestHead
+    ) -> DirectRequest | Refusal:
+        sandbox = admitted.principal.sandbox
+        route = self.routes.get(sandbox) if sandbox is not None else None
+        if route is None:
+            return Refusal(SandboxNotFound("route not found"))
+        found = preview_request_of(route, admitted, preview, method, head.target)
         return self._door_refusal(found, head) or found
 
     def _door_refusal(self, direct: DirectRequest, head: RequestHead) -> Refusal | None:
@@ -178,6 +194,8 @@ class DataPlane:
         error = browser_refusal(head.fields) if direct.door.for_programs else None
         if error is None and not direct.door.is_mcp and not direct.route.endpoint.has_runner:
             error = Unsupported("this sandbox is an image that is a server by itself: it has an MCP endpoint only")
+        if error is None and direct.port is not None and direct.port not in direct.route.ports:
+            error = port_not_allowed(direct.route.session, direct.port, direct.route.ports)
         return None if error is None else Refusal(error)
 
     @property

@@ -15,7 +15,7 @@ from ash_hub.lifecycle.sandboxes import Sandboxes
 from ash_mcp.errors import ConfigError, ConnectFailed, PermissionDenied, ToolNotFound, Unsupported
 from ash_mcp.types import Principal, Scope
 from ash_router.admission.shares import NO_SHARES, Share, new_share
-from ash_router.routes import port_not_allowed
+from ash_router.calls.ports import port_not_allowed
 
 __all__ = ["MintedShare", "Sharing"]
 
@@ -62,7 +62,7 @@ class Sharing:
             CapacityExceeded: It has as many shares as a sandbox may.
         """
         sandbox = self._owned(owner, scope, name)
-        named = [] if ports and tools is None else _checked(sandbox, tools)
+        named = () if ports and tools is None else _checked(sandbox, tools)
         minted = MintedShare(*new_share(named, self._parts.clock(), ttl_seconds, _allowed(sandbox, ports)))
         most = self._parts.settings.limits.shares_per_sandbox
 

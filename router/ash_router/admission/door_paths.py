@@ -35,6 +35,11 @@ class DoorPath:
     rest: bytes = b""
     """What follows the door's word, as sent: empty, or with a leading slash; without the query."""
 
+    @property
+    def port(self) -> int | None:
+        """The port that it names, at the door to ports; None at others."""
+        return int(self.rest.split(b"/", 2)[1]) if self.kind is DoorKind.PORTS else None
+
 
 _NAME: Final = r"[A-Za-z0-9-]{1,128}"
 _MCP: Final = re.compile(rf"/s/({_NAME})/mcp/?")

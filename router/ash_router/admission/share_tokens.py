@@ -12,7 +12,7 @@ from ash_mcp.types import DEFAULT_SCOPE, Principal, PrincipalLimits, SandboxId
 from ash_mcp.wire import MCP_PATH
 from ash_router.admission.base import SESSION_HEADER, Admitted, Head, Refusal
 from ash_router.admission.credential_verdict import Known, Rejected, Verdict
-from ash_router.admission.door_paths import DoorKind
+from ash_router.admission.door_paths import DoorKind, DoorPath
 from ash_router.admission.request_scope import RequestScope, address_of
 from ash_router.admission.secret_tokens import is_token_of, token_pattern
 from ash_router.admission.shares import SHARE_PREFIX, Share
@@ -27,7 +27,8 @@ _REJECTED: Final = Rejected(
     "the share is unknown, revoked or expired, or its sandbox has ended; ask for a new one whoever gave it to you"
 )
 _ONE_DOOR: Final = (
-    "a share opens one sandbox's own endpoint, /s/<sandbox>/mcp as it was given with the token, and nothing else here"
+    "a share opens one sandbox's own endpoint, /s/<sandbox>/mcp as it was given with the token, and the ports that it "
+    "was made for, and nothing else here"
 )
 
 
@@ -103,7 +104,7 @@ class ShareTokens:
 
 
 def verdict_for_share(asked: RequestScope, known: Known, head: Head, url: str) -> Admitted | Refusal:
-    """Return the verdict on a request with a good share: admitted at the endpoint of its own sandbox, as to `/mcp`.
+    """Return the verdict on a request with a good share: admitted at its own sandbox's endpoint, as to `/mcp`, or a port.
 
     Every other request gets the same refusal, whether what it names exists or not.
     """
@@ -111,7 +112,15 @@ def verdict_for_share(asked: RequestScope, known: Known, head: Head, url: str) -
     is_door = asked.path == MCP_PATH
     if asked.door is not None:
         named.append(asked.door.name)
-        is_door = asked.door.kind is DoorKind.MCP
+        is_door = asked.door.kind is DoorKind.MCP or _opens(known, asked.door)
     if not is_door or not named or known.names is None or not known.names.issuperset(named):
         return Refusal(PermissionDenied(_ONE_DOOR))
-    return Admitted(known.principal, DEFAULT_SCOPE, MCP_PATH, None, known.by, address_of(head.client), url)
+    is_port = asked.door is not None and asked.door.kind is DoorKind.PORTS
+    path = asked.path if is_port else MCP_PATH
+    return Admitted(known.principal, DEFAULT_SCOPE, path, None, known.by, address_of(head.client), url)
+
+
+def _opens(known: Known, door: DoorPath) -> bool:
+    """Return whether a door is that of a port which a share opens."""
+    ports = known.share.ports if known.share is not None else ()
+    return door.kind is DoorKind.PORTS and door.port in ports

@@ -319,8 +319,15 @@ class RelayProtocol(Intake):
     def _forwarded_lines(self) -> bytes:
         if self._forwarded_cache is None or self._forwarded_cache[0] is not self._head:
             client = self.client[0] if self.client is not None else ""
-            self._forwarded_cache = self._head, framing.forwarded(self._head.headers, client, self.scheme or "http")
+            forwarded = framing.forwarded(self._head.headers, client, self._seen_scheme)
+            self._forwarded_cache = self._head, forwarded
         return self._forwarded_cache[1]
+
+    @property
+    def _seen_scheme(self) -> str:
+        """By which the caller sees the hive: a proxy before it may speak https for a preview."""
+        preview = self._verdict.preview
+        return preview.scheme if preview is not None else self.scheme or "http"
 
     def _pass(self, passage: Passage) -> None:
         announced = self._head.fields.get(b"content-length")

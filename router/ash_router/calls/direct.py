@@ -50,6 +50,10 @@ class DirectRequest:
     """How long its body may be; None: as the door has it."""
     resumed: Resumption | None = None
     """Set for a resumption; None if the caller's MCP session is with the sandbox itself."""
+    port: int | None = None
+    """The port inside the sandbox that it is for; None: it is for the sandbox's runner."""
+    authority: str = ""
+    """What the server gets as `Host`; empty: the endpoint's own."""
 
     @property
     def listens(self) -> bool:

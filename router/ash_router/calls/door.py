@@ -19,9 +19,11 @@ __all__ = [
     "FILES_DOOR",
     "MCP_DOOR",
     "OF_ORIGIN",
+    "PORTS_DOOR",
     "RESUMPTION_DOOR",
     "SANDBOXED_LINES",
     "TERMINAL_DOOR",
+    "TO_INNER_SERVER",
     "Door",
     "HeaderPolicy",
     "browser_refusal",
@@ -198,9 +200,31 @@ TERMINAL_DOOR: Final = Door(
 )
 """A sandbox's terminals, by a WebSocket for each."""
 
+TO_INNER_SERVER: Final = frozenset(
+    {
+        b"authorization", b"cookie", b"cookie2", b"forwarded", b"x-forwarded-for", b"x-forwarded-host",
+        b"x-forwarded-port", b"x-forwarded-prefix", b"x-forwarded-proto", b"x-forwarded-server", b"x-real-ip",
+        b"x-session-id",
+    }
+)  # fmt: skip
+"""What of a request never gets to a server inside a sandbox; of `x-forwarded-…` the hive's own does."""
+
+PORTS_DOOR: Final = Door(
+    b"",
+    None,
+    HeaderPolicy(TO_INNER_SERVER, OF_ORIGIN | {b"location"}, is_denylist=True),
+    is_mcp=False,
+    lines=SANDBOXED_LINES,
+    for_programs=True,
+    has_body_cap=False,
+    problem_of=framing.unframed_problem,
+)
+"""A server inside a sandbox, for programs. `ports.py` says what is asked of it."""
+
 DOORS: Final[Mapping[DoorKind, Door]] = {
     DoorKind.MCP: MCP_DOOR,
     DoorKind.FILES: FILES_DOOR,
     DoorKind.TERMINAL: TERMINAL_DOOR,
+    DoorKind.PORTS: PORTS_DOOR,
 }
 """The doors that callers reach as `/s/<sandbox>/…`. A kind that is not here is no way in."""

@@ -177,6 +177,9 @@ class Passage(SandboxExchange):
             timed_out = isinstance(error.__cause__, TimeoutError)
             await self._fail_explained(error, 504 if timed_out else None)
             return
+        except AshError as error:
+            self.fail(error)
+            return
         self._pause_caller(False)
         self._send(connection)
 
@@ -186,8 +189,8 @@ class Passage(SandboxExchange):
         length = len(body) if self._body_complete else framing.content_length(self._head.headers)
         self._chunked = length is None
         lines = (self._caller_lines(), self._credentials(), self._forwarded_lines)
-        host = connection.endpoint.authority
         direct = self._direct
+        host = direct.authority or connection.endpoint.authority
         target = (direct.door.target if self._endpoint.has_runner else self._endpoint.mcp_path.encode()) + direct.rest
         head = framing.request_head(direct.method.encode(), host, length, *lines, target=target)
         connection.send(
