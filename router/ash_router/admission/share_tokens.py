@@ -104,7 +104,7 @@ class ShareTokens:
 
 
 def verdict_for_share(asked: RequestScope, known: Known, head: Head, url: str) -> Admitted | Refusal:
-    """Return the verdict on a request with a good share: admitted at its sandbox's endpoint, as to `/mcp`, or at a port.
+    """Return the verdict on a request with a good share: admitted at its sandbox's endpoint, as `/mcp`, or a port.
 
     Every other request gets the same refusal, whether what it names exists or not.
     """

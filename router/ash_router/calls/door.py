@@ -214,6 +214,7 @@ PORTS_DOOR: Final = Door(
     None,
     HeaderPolicy(TO_INNER_SERVER, OF_ORIGIN | {b"location"}, is_denylist=True),
     is_mcp=False,
+    websocket="taken",
     lines=SANDBOXED_LINES,
     for_programs=True,
     has_body_cap=False,

@@ -68,6 +68,7 @@ PREVIEW_DOOR: Final = Door(
     None,
     _OfPreview(TO_INNER_SERVER, _FROM_PREVIEW, is_denylist=True),
     is_mcp=False,
+    websocket="taken",
     has_body_cap=False,
     problem_of=framing.unframed_problem,
 )

@@ -93,7 +93,8 @@ class Tunnel(Passage):
         self._connection = connection
         lines = (self._caller_lines(), self._credentials(), self._forwarded_lines)
         target = self._direct.door.target + self._direct.rest
-        head = websocket.request_head(target, connection.endpoint.authority, *lines)
+        host = self._direct.authority or connection.endpoint.authority
+        head = websocket.request_head(target, host, *lines)
         connection.send(
             head,
             self,
