@@ -68,6 +68,8 @@ __all__ = [
     "NotFound",
     "OutputStream",
     "PermissionDenied",
+    "PortClosed",
+    "PortNotAllowed",
     "Progress",
     "ProtocolError",
     "Pty",

@@ -19,11 +19,11 @@ EXPORTED = """
 AshError AshTimeout BadArguments CallResult CapacityExceeded Cause Chunk ClientSettings CommandFailed
 CommandNotStarted ConfigError Conflict ConnectFailed Destroyed EndReason ExecResult FileEntry FileError FileExists
 FileNotFound FileNotPermitted Files Hive HiveFault IsADirectory Job JobInfo JobNotFound JobOutput JobResult Line
-LocalProtocolError NoSpace NotADirectory NotFound OutputStream PermissionDenied Progress ProtocolError Pty PtyInfo
-PtyNotFound RecipeNotFound RemoteProtocolError RequestRefused ResourceAmounts Resources ResultLost Run RunEnded RunId
-RunInfo RunNotFound RunTaken Sandbox SandboxError SandboxGone SandboxId SandboxInfo SandboxNotFound SandboxRefused
-SessionName SessionTaken Share ShareInfo SpawnedMany Spawning StartFailed State StreamBroken Tool ToolNotFound
-TransportError Unauthenticated Unsupported
+LocalProtocolError NoSpace NotADirectory NotFound OutputStream PermissionDenied PortClosed PortNotAllowed Progress
+ProtocolError Pty PtyInfo PtyNotFound RecipeNotFound RemoteProtocolError RequestRefused ResourceAmounts Resources
+ResultLost Run RunEnded RunId RunInfo RunNotFound RunTaken Sandbox SandboxError SandboxGone SandboxId SandboxInfo
+SandboxNotFound SandboxRefused SessionName SessionTaken Share ShareInfo SpawnedMany Spawning StartFailed State
+StreamBroken Tool ToolNotFound TransportError Unauthenticated Unsupported
 """.split()
 
 

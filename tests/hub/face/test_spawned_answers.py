@@ -36,6 +36,7 @@ SANDBOX: dict[str, Any] = {
     "warnings": [],
     "network": "none",
     "run": None,
+    "ports": [],
 }
 HOST_CHARS = 4000
 RUN = {
