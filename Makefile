@@ -3,7 +3,7 @@
 # compiles all that it imports.
 unexport PYTHONHOME PYTHONPATH PYTHONDONTWRITEBYTECODE VIRTUAL_ENV
 
-QUICK := not heavy and not node and not clients and not replicas and not hosts and not extended and not kubernetes
+QUICK := not heavy and not node and not clients and not replicas and not browser and not hosts and not extended and not kubernetes
 # the tests wait more than they work: more of them at once than a small machine has processors
 WORKERS ?= 4
 
