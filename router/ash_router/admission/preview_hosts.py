@@ -19,6 +19,7 @@ from ash_router.admission.base import Admitted, Head, Preview, Refusal, SentOn
 from ash_router.admission.credential_verdict import Known, Verdict
 from ash_router.admission.request_scope import address_of
 from ash_router.admission.secret_tokens import LABEL
+from ash_router.admission.shares import SHARE_PREFIX
 
 __all__ = ["COOKIES", "SECRET_PARAMETER", "PreviewGate", "PreviewNames", "without_cookie"]
 
@@ -48,6 +49,7 @@ class _Host:
 
     port: int
     label: str
+    share_id: str
     authority: str
     scheme: str
 
@@ -78,7 +80,7 @@ class PreviewNames:
         scheme = self._schemes.get(match["domain"]) if match is not None else None
         if match is None or scheme is None:
             return None
-        return _Host(int(match["port"]), match["label"], match[0], scheme)
+        return _Host(int(match["port"]), match["label"], match["id"], match[0], scheme)
 
     def url(self, hive: str, port: int, label: str) -> str | None:
         """Return the URL of a preview, without its secret; None: browsers have no way to it from there.
@@ -119,7 +121,7 @@ class PreviewGate:
         is_first = bool(secrets)
         if is_first and head.method not in ("GET", "HEAD"):
             return Refusal(ConfigError("the link of a preview is opened by GET; what follows goes without its secret"))
-        secrets = secrets or _cookies_of(head, SECURE_COOKIE if host.scheme == "https" else COOKIE)
+        secrets = secrets or _cookies_of(head, host)
         if len(secrets) != 1:
             return _CLOSED
         (token,) = secrets
@@ -193,9 +195,11 @@ def _secrets_in(target: bytes) -> tuple[list[str], bytes]:
     return found, path + (mark + kept if kept or not found else b"")
 
 
-def _cookies_of(head: Head, name: str) -> list[str]:
+def _cookies_of(head: Head, host: _Host) -> list[str]:
+    """Return the cookies that may open a host, without those that pages of other previews have set for it."""
+    name, own = SECURE_COOKIE if host.scheme == "https" else COOKIE, f"{SHARE_PREFIX}{host.share_id}_"
     pairs = (pair.strip().partition("=") for line in head.all(b"cookie") for pair in line.split(";"))
-    return [value for key, _, value in pairs if key == name]
+    return [value for key, _, value in pairs if key == name and value.startswith(own)]
 
 
 def without_cookie(values: Iterable[bytes]) -> bytes:
