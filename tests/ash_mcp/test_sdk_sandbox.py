@@ -14,6 +14,7 @@ from ash_mcp import (
     JobNotFound,
     LocalProtocolError,
     NotFound,
+    PortNotAllowed,
     Progress,
     RecipeNotFound,
     Sandbox,
@@ -155,6 +156,21 @@ async def test_a_share_is_made_with_a_token_that_is_shown_once_listed_and_revoke
     assert await box.revoke_shares(narrow.id) == [narrow.id]
     assert await box.revoke_shares() == [whole.id]
     assert await box.shares() == []
+
+
+async def test_a_share_of_a_port_opens_no_tool_that_is_not_named(hive: Hive):
+    async with hive.spawn(ports=[8000, 9000]) as box:
+        assert box.info.ports == (8000, 9000)
+        assert f"/s/{box.id}/ports/8000/" in box.port_url(8000)
+        port, both = (
+            await box.share(ports=[8000], ttl_seconds=60),
+            await box.share(tools=[TERMINAL], ports=[8000, 9000]),
+        )
+        assert (port.info.tools, port.info.ports) == ((), (8000,)) and port.info.expires_at is not None
+        assert (both.info.tools, both.info.ports) == ((TERMINAL,), (8000, 9000)) and both.token not in repr(both)
+        with pytest.raises(PortNotAllowed):
+            await box.share(ports=[80])
+        assert await box.shares() == [port.info, both.info]
 
 
 async def test_commands_take_words_stdin_and_environment(box: Sandbox):

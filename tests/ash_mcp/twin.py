@@ -100,6 +100,8 @@ class TwinHive:
     """By id."""
     most: int = 1000
     """Living sandboxes."""
+    has_previews: bool = True
+    """Whether browsers have a way to ports."""
     seen: list[Seen] = field(default_factory=list[Seen])
     through_door: list[httpx.Request] = field(default_factory=list[httpx.Request])
     """Requests to files."""
@@ -196,6 +198,7 @@ class TwinHive:
             labels=asked.get("labels", {}),
             network=asked.get("network", "internet"),
             run=run.info.name if run is not None else None,
+            ports=tuple(asked.get("ports", ())),
         )
         workspace = self.root / box_id
         workspace.mkdir()
@@ -290,13 +293,17 @@ class TwinHive:
 
     def _share(self, asked: Json) -> Json:
         box = self._alive(asked["session"])
-        action, token, revoked = asked.get("action", "mint"), None, list[str]()
+        action, token, revoked, ports = asked.get("action", "mint"), None, list[str](), tuple(asked.get("ports", ()))
         shown = box.shares
         if action == "mint":
             token = f"ashs_{len(box.shares)}_secret"
             expires_at = None if "ttl_seconds" not in asked else time.time() + asked["ttl_seconds"]
-            tools = tuple(asked.get("tool_names", [tool["name"] for tool in TOOLS]))
-            made = ShareInfo(id=str(len(box.shares)), tools=tools, created_at=time.time(), expires_at=expires_at)
+            if not set(ports) <= set(box.info.ports):
+                raise errors.PortNotAllowed(f"there are {box.info.ports}")
+            tools = tuple(asked.get("tool_names", [] if ports else [tool["name"] for tool in TOOLS]))
+            made = ShareInfo(
+                id=str(len(box.shares)), tools=tools, created_at=time.time(), expires_at=expires_at, ports=ports
+            )
             box.shares.append(made)
             shown = [made]
         elif action == "revoke":
@@ -305,7 +312,9 @@ class TwinHive:
             if unknown:
                 raise errors.NotFound(f"there is no share {unknown}")
             box.shares = shown = [share for share in box.shares if share.id not in revoked]
-        shape = {"session": box.info.session, "sandbox_id": box.info.id, "token": token, "revoked": revoked}
+        previews = [{"port": port, "url": f"http://{port}-x.localhost/?s={token}"} for port in ports]
+        shape: Json = {"session": box.info.session, "sandbox_id": box.info.id, "token": token, "revoked": revoked}
+        shape["previews"] = previews if self.has_previews else []
         return {**shape, "url": "http://hive.test/s/x/mcp", "shares": [share_to_json(share) for share in shown]}
 
     def _call(self, asked: Json) -> tuple[str, Json]:

@@ -48,6 +48,7 @@ BAD_INPUTS: dict[str, tuple[list[str], str]] = {
     "a network of nothing": (["network", "sb1", "a.test", ""], "write none, internet, or domains"),
     "no network": (["network", "sb1"], "Missing argument"),
     "a bad share's life": (["share", "new", "sb1", "--ttl", "soon"], "write 90s, 10m"),
+    "a bad port to share": (["share", "new", "sb1", "--port", "0"], "greater than or equal to 1"),
     "nothing to revoke": (["share", "revoke", "sb1"], "say --all"),
     "too much to revoke": (["share", "revoke", "sb1", "x", "--all"], "one of the two"),
     "nothing to destroy": (["destroy"], "say --all"),

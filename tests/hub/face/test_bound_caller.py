@@ -9,12 +9,13 @@ from pydantic import ValidationError
 
 from ash_hub.face.arguments import DestroyAsk, ExtendAsk, ListAsk, SpawnAsk, ToolsAsk
 from ash_hub.face.handlers import HiveOperations
-from ash_hub.face.sharing import ShareAsk
+from ash_hub.face.sharing import ShareAsk, ShareTool
 from ash_hub.lifecycle.sharing import Sharing
 from ash_hub.serving.audit import Audit
 from ash_mcp.errors import PermissionDenied, SandboxNotFound
 from ash_mcp.types import DEFAULT_SCOPE, Principal
 from ash_router.admission.base import Admitted
+from ash_router.admission.preview_hosts import PreviewNames
 from ash_router.admission.tickets import Tickets
 from tests.hub.world import World, no_progress
 
@@ -29,7 +30,7 @@ def operations(world: World) -> HiveOperations:
         parts.tokens,
         parts.settings,
         Audit(),
-        Sharing(parts, world.controller, world.sandboxes),
+        ShareTool(Sharing(parts, world.controller, world.sandboxes), Audit(), PreviewNames()),
         Tickets(parts.store),
         world.controller.catch_up,
         parts.ledger._clock,

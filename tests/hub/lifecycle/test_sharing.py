@@ -15,6 +15,7 @@ from ash_mcp.errors import (
     ConnectFailed,
     NotFound,
     PermissionDenied,
+    PortNotAllowed,
     SandboxGone,
     SandboxNotFound,
     ToolNotFound,
@@ -160,3 +161,45 @@ async def test_only_what_was_shared_is_unreadable_for_replicas_that_would_drop_i
     assert (await record_of(world, box)).to_json()["version"] == RECORD_VERSION, "an older route may still be about"
     with pytest.raises(UnreadableRecord):
         Record.from_json({key: value for key, value in shared.items() if key != "shares"})
+
+
+async def test_ports_that_a_spawn_allowed_are_in_its_record_and_on_its_route(world: World):
+    box = await world.spawn(ports=[8000, 9000, 8000])
+    assert (box.info(None).ports, (await record_of(world, box)).ports) == ((8000, 9000), (8000, 9000))
+    route = world.routes.get(box.id)
+    assert route is not None and route.ports == (8000, 9000)
+    (stored,) = await world.store.routes()
+    assert stored["ports"] == [8000, 9000]
+    shape = (await record_of(world, box)).to_json()
+    assert shape["version"] == RECORD_VERSION and Record.from_json(shape) == await record_of(world, box)
+    without = await world.spawn()
+    assert "ports" not in (await record_of(world, without)).to_json()
+
+
+async def test_a_share_opens_ports_and_then_only_the_tools_that_are_named(world: World):
+    box = await world.spawn(ports=[8000, 9000])
+    owner = sharing(world)
+    _, minted = await owner.mint(LOCAL, DEFAULT_SCOPE, box.session, None, None, [9000, 9000])
+    assert (minted.share.tools, minted.share.ports, len(minted.share.label)) == ((), (9000,), 20)
+    shared = world.routes.shared(minted.share.id)
+    assert shared is not None and shared.share == minted.share
+    assert (await record_of(world, box)).shares.held == (minted.share,)
+    _, both = await owner.mint(LOCAL, DEFAULT_SCOPE, box.session, ["run"], None, [8000])
+    assert (both.share.tools, both.share.ports) == (("run",), (8000,)) and both.share.label != minted.share.label
+
+
+async def test_a_port_that_the_spawn_did_not_allow_is_not_shared(world: World):
+    some, none = await world.spawn(ports=[8000]), await world.spawn()
+    for box, port in ((some, 9000), (none, 8000)):
+        with pytest.raises(PortNotAllowed, match=f"ports=.{port}."):
+            await sharing(world).mint(LOCAL, DEFAULT_SCOPE, box.session, None, None, [port])
+        assert (await record_of(world, box)).shares.held == ()
+
+
+async def test_a_hive_that_starts_again_has_the_ports(make_world: MakeWorld):
+    world = await make_world()
+    box = await world.spawn(ports=[8000])
+    again = await make_world()
+    await again.controller.start()
+    route = again.routes.get(box.id)
+    assert route is not None and route.ports == (8000,)

@@ -182,11 +182,27 @@ def test_every_other_door_gets_one_and_the_same_refusal(hive: Hive, tmp_path: Pa
     assert {error.message for error in said} == {said[0].message}
 
 
+def test_a_share_of_ports_opens_them_at_its_own_sandbox_and_its_tools_as_any_share(hive: Hive, tmp_path: Path):
+    share, token = new_share(["run"], 0.0, None, [8000])
+    hive.known[share.id] = SharedSandbox(share, BOX, NAMES)
+    own = hive.gate(tmp_path / "keys.json")
+    for target in ("/s/sb1/ports/8000", "/s/sb1/ports/8000/", f"/s/{BOX}/ports/8000/a%20b?x=y"):
+        verdict = admitted(own.admit(head(target, token=token)))
+        assert (verdict.path, verdict.principal.share) == (target.partition("?")[0].replace("%20", " "), share.id)
+    assert admitted(own.admit(head("/s/sb1/mcp", token=token))).path == "/mcp"
+    for target in ("/s/sb1/ports/8001/", "/s/sb2/ports/8000/", "/s/sb1/files/x", "/s/sb1/terminal", "/mcp", "/"):
+        assert refused(own.admit(head(target, token=token))).error.kind == "permission_denied", target
+    other = [(b"x-session-id", b"sb2")]
+    assert isinstance(own.admit(head("/s/sb1/ports/8000/", token=token, more=other)), Refusal)
+    _, without = hive.share()
+    assert isinstance(own.admit(head("/s/sb1/ports/8000/", token=without)), Refusal)
+
+
 def test_a_bad_token_is_401_at_every_door_and_never_the_local_user(hive: Hive, tmp_path: Path):
     _, token = hive.share(ttl=1)
     hive.now += 2
     own = hive.gate(tmp_path / "keys.json")
-    for target in ("/s/sb1/mcp", "/s/sb2/mcp", "/mcp", "/metrics"):
+    for target in ("/s/sb1/mcp", "/s/sb2/mcp", "/mcp", "/metrics", "/s/sb1/ports/8000/"):
         assert isinstance(refused(own.admit(head(target, token=token))).error, Unauthenticated)
     assert isinstance(own.admit(head("/mcp")), Admitted), "without one the local user comes in"
 
