@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 from collections.abc import Generator
 from contextlib import closing, contextmanager
@@ -17,9 +18,16 @@ SECONDS: Final = 10.0
 _TOLD: Final = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 
 
-@pytest.fixture(scope="module")
-def runner() -> Generator[Runner]:
-    with running(ECHO) as made:
+WITHOUT_HTTPTOOLS: Final = (
+    "import runpy, sys; sys.modules['httptools'] = None; runpy.run_module('ash_recipes.runner', run_name='__main__')"
+)
+
+
+@pytest.fixture(scope="module", params=["httptools", "h11"])
+def runner(request: pytest.FixtureRequest) -> Generator[Runner]:
+    """A runner with either of the parsers that it may find in its image."""
+    start = ("-m", "ash_recipes.runner") if request.param == "httptools" else ("-c", WITHOUT_HTTPTOOLS)
+    with running(ECHO, launcher=(sys.executable, *start)) as made:
         yield made
 
 
