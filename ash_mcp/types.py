@@ -216,6 +216,11 @@ class Principal:
     tools: frozenset[str] = frozenset()
     """With a share, the only tools that it may list and call, by the sandbox's own names."""
 
+    @property
+    def guests(self) -> str | None:
+        """With a share, whom it counts for together with all other guests of its sandbox; None for everybody else."""
+        return None if self.share is None else f"guests of {self.sandbox}"
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:

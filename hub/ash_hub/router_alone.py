@@ -26,12 +26,15 @@ from ash_hub.serving.listeners import listen
 from ash_hub.serving.metrics import Metrics
 from ash_hub.serving.web_app import build_app
 from ash_hub.settings import HubSettings
-from ash_mcp.errors import AshError, ConfigError, SandboxGone, StreamBroken
+from ash_mcp.errors import AshError, ConfigError, SandboxGone, StreamBroken, ToolNotFound, Unsupported
+from ash_mcp.types import Principal
 from ash_mcp.wire import failure_to_json, http_status
 from ash_router.admission.api_keys import KeySource
+from ash_router.admission.base import ADMITTED_KEY, Admitted
 from ash_router.admission.share_tokens import ShareTokens
 from ash_router.admission.tickets import Tickets
 from ash_router.caller.relay import Relay
+from ash_router.http.heads import RequestHead
 from ash_router.ledger import Ledger
 from ash_router.replicas.forwarding import Forwarder
 from ash_router.replicas.membership import Replicas, new_replica_id
@@ -187,5 +190,20 @@ class _Parts:
 
 
 async def _nothing_else(scope: Scope, receive: Receive, send: Send) -> None:
-    error = ConfigError("missing session header: this router serves sandboxes only; send X-Session-ID, or use a hive")
+    admitted: Admitted = scope[ADMITTED_KEY]
+    error: AshError = ConfigError(
+        "missing session header: this router serves sandboxes only; send X-Session-ID, or use a hive"
+    )
+    if admitted.principal.share is not None:
+        error = _unserved_guest(admitted.principal, RequestHead("1.1", b"POST", b"/", scope["headers"]))
     await JSONResponse({"error": failure_to_json(error)}, http_status(error))(scope, receive, send)
+
+
+def _unserved_guest(guest: Principal, head: RequestHead) -> AshError:
+    """Return why a guest's request is none that a router can serve."""
+    opened = ", ".join(sorted(guest.tools)) or "none"
+    if head.fields.get(b"mcp-method") == b"tools/call" and head.tool is not None and head.tool not in guest.tools:
+        return ToolNotFound(f"there is no tool {head.tool!r}; there are: {opened}", tool=head.tool)
+    return Unsupported(
+        "this router takes a guest's calls in the stateless era of MCP alone; lists, sessions and all else are a hub's"
+    )

@@ -24,6 +24,8 @@ class Call:
     owner: str
     abort: Callable[[AshError], None] | None
     """Ends the call with a typed failure; None where nobody waits for it."""
+    guests: str | None = None
+    """`Principal.guests` of its caller, for whom it counts as well."""
 
 
 class Ledger:
@@ -37,16 +39,24 @@ class Ledger:
         self._owners: dict[str, int] = {}
         self._changed: set[SandboxId] = set()
 
-    def begin(self, sandbox_id: SandboxId | None, owner: str, abort: Callable[[AshError], None] | None = None) -> Call:
+    def begin(
+        self,
+        sandbox_id: SandboxId | None,
+        owner: str,
+        abort: Callable[[AshError], None] | None = None,
+        guests: str | None = None,
+    ) -> Call:
         """Count a call as in flight until `end`."""
         self._total += 1
-        call = Call(sandbox_id, owner, abort)
+        call = Call(sandbox_id, owner, abort, guests)
         calls = self._in_flight.get(sandbox_id)
         if calls is None:
             self._in_flight[sandbox_id] = {call}
         else:
             calls.add(call)
         self._owners[owner] = self._owners.get(owner, 0) + 1
+        if guests is not None:
+            self._owners[guests] = self._owners.get(guests, 0) + 1
         return call
 
     def end(self, call: Call) -> None:
@@ -57,12 +67,17 @@ class Ledger:
         calls.remove(call)
         if not calls:
             del self._in_flight[call.sandbox_id]
-        left = self._owners[call.owner] - 1
-        if left:
-            self._owners[call.owner] = left
-        else:
-            del self._owners[call.owner]
+        self._uncount(call.owner)
+        if call.guests is not None:
+            self._uncount(call.guests)
         self._note(call.sandbox_id, self._clock())
+
+    def _uncount(self, owner: str) -> None:
+        left = self._owners[owner] - 1
+        if left:
+            self._owners[owner] = left
+        else:
+            del self._owners[owner]
 
     def note_use(self, sandbox_id: SandboxId) -> None:
         """Take what is no call, such as typing in a terminal, for one that has just ended: the sandbox is not idle."""
@@ -79,7 +94,7 @@ class Ledger:
         return sandbox_id in self._in_flight
 
     def of_owner(self, owner: str) -> int:
-        """How many calls of an owner are in flight."""
+        """How many calls of an owner, or of guests together, are in flight."""
         return self._owners.get(owner, 0)
 
     def last_call(self, sandbox_id: SandboxId) -> float | None:

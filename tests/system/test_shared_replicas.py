@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import anyio
 import fastmcp
@@ -201,6 +202,59 @@ async def test_a_router_alone_takes_a_guests_calls_and_refuses_them_as_soon(fold
         box = await client.spawn("echo")
         share, narrow = await box.share(), await box.share(tools=["whoami"])
         assert (await called(share, router.url)).status_code == 200
-        assert (await called(narrow, router.url)).status_code == 400
+        refused = await called(narrow, router.url)
+        assert (refused.status_code, refused.json()["error"]["kind"]) == (404, "tool_not_found")
+        assert "there is no tool 'echo'; there are: whoami" in refused.json()["error"]["message"]
+        async with httpx.AsyncClient(trust_env=False) as http:
+            hello = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+            listed = await http.post(door(share, router.url), json=hello, headers=share.headers)
+        assert (listed.status_code, listed.json()["error"]["kind"]) == (501, "unsupported")
         await box.revoke_shares(share.id)
         assert await refused_after(share, router.url, hive.url) < SOON
+
+
+SERVE: Final = "mkdir -p www && echo seen > www/index.html && exec python3 -m http.server 8000 -d www -b 127.0.0.1"
+
+
+async def served(client: Hive) -> tuple[Sandbox, Share]:
+    """Return a sandbox that serves at a port, and a share of that."""
+    box = await client.spawn("general", ports=[8000])
+    await box.background(SERVE)
+    return box, await box.share(ports=[8000])
+
+
+async def seen(http: httpx.AsyncClient, url: str, share: Share) -> tuple[int, int]:
+    """Return how the door of a shared port and its preview's host answer at one process."""
+    parts, host = urlsplit(url), urlsplit(share.previews[8000]).hostname
+    base, port = f"http://{parts.netloc}", f"/s/{share.url.split('/s/')[1].removesuffix('/mcp')}/ports/8000/"
+    headers = {"host": f"{host}:{parts.port}", "cookie": f"ash-preview={share.token}"}
+    by_door = await http.get(base + port, headers=share.headers)
+    return by_door.status_code, (await http.get(base, headers=headers)).status_code
+
+
+async def opened_and_closed(box: Sandbox, share: Share, *urls: str) -> None:
+    async with httpx.AsyncClient(trust_env=False) as http:
+        with anyio.fail_after(20):
+            while (await seen(http, urls[0], share))[0] == 502:
+                await anyio.sleep(0.05)
+        assert [await seen(http, url, share) for url in urls] == [(200, 200)] * len(urls)
+        await box.revoke_shares(share.id)
+        with anyio.fail_after(SOON):
+            while [await seen(http, url, share) for url in urls] != [(401, 401)] * len(urls):
+                await anyio.sleep(0.05)
+
+
+async def test_a_port_is_reached_through_every_hive_and_closed_at_each(urls: tuple[str, str]):
+    async with Hive(urls[0]) as client:
+        await opened_and_closed(*await served(client), *urls)
+
+
+async def test_a_router_alone_leads_to_ports_as_well(folder: Path, redis: RedisServer):
+    hive: HiveProcess
+    router: Router
+    async with (
+        open_hive(settings(folder, redis, "r")) as hive,
+        open_router(settings(folder, redis, "q")) as router,
+        Hive(hive.url) as client,
+    ):
+        await opened_and_closed(*await served(client), hive.url, router.url)

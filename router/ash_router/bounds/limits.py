@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from ash_mcp.errors import AshError, CapacityExceeded
 from ash_mcp.types import Principal
@@ -94,6 +94,14 @@ class RelayLimits:
         """Return how many calls a principal may have in flight."""
         by_share = principal.share is not None
         return effective_limit(self.max_in_flight_per_owner, principal.limits.calls, by_share=by_share)
+
+    def guests_exceeded(self, what: Literal["calls", "streams"]) -> CapacityExceeded:
+        """Return the refusal of one more of all guests of one sandbox together, who may have what one owner may."""
+        most = self.max_in_flight_per_owner if what == "calls" else self.max_streams_per_owner
+        message = (
+            f"the guests of this sandbox have {most} {what} open together, as many as one owner may; come back later"
+        )
+        return CapacityExceeded(message, limit="owner", retry_after_seconds=1.0)
 
     def streams_of(self, principal: Principal) -> EffectiveLimit:
         by_share = principal.share is not None

@@ -21,6 +21,24 @@ class OpenStreams:
 
     def __init__(self) -> None:
         self._open: dict[str, set[OpenStream]] = {}
+        self._guests: dict[str, int] = {}
+        """How many of them are those of guests of one sandbox, by `Principal.guests`."""
+
+    def begin_guests(self, guests: str | None, most: int) -> bool:
+        """Count a stream for all guests of a sandbox together; False if they have `most` already. None: no guest's."""
+        if guests is None:
+            return True
+        if self._guests.get(guests, 0) >= most:
+            return False
+        self._guests[guests] = self._guests.get(guests, 0) + 1
+        return True
+
+    def end_guests(self, guests: str | None) -> None:
+        """Count it no longer."""
+        if guests is not None:
+            self._guests[guests] -= 1
+            if not self._guests[guests]:
+                del self._guests[guests]
 
     def begin(self, owner: str, stream: OpenStream, most: int) -> bool:
         """Add a stream; False if its owner has `most` already."""

@@ -432,7 +432,7 @@ class RelayProtocol(Intake):
         """Count a body that did not arrive in one read in its principal's quota of unfinished bodies."""
         principal, size = self._verdict.principal, len(self._body)
         # an owner can make many guests, and each would have room for as many bodies as an owner
-        owner = principal.subject if principal.share is None else f"guests of {principal.sandbox}"
+        owner = principal.guests or principal.subject
         if self.relay.unfinished.begin(owner):
             self._body_counted_for, self._body_counted_bytes = owner, size
             self._grow_body(size)

@@ -75,6 +75,8 @@ class Passage(SandboxExchange):
     _progress_token: str | int | None = None
     _caller_paused = False
     """Whether reading the caller is paused."""
+    _counts_as_stream = False
+    """Whether it is counted among the open streams."""
     _chunked = False
     """Whether the request is sent with chunked framing."""
 
@@ -126,8 +128,13 @@ class Passage(SandboxExchange):
         self.flush()
 
     def _enter_stream(self) -> bool:
-        limit = self._services.limits.streams_of(self._principal)
-        if self._services.streams.begin(self._principal.subject, self, limit.most):
+        services, limits = self._services, self._services.limits
+        limit = limits.streams_of(self._principal)
+        if not services.streams.begin_guests(self._principal.guests, limits.max_streams_per_owner):
+            self._refuse(limits.guests_exceeded("streams"))
+            return False
+        self._counts_as_stream = True
+        if services.streams.begin(self._principal.subject, self, limit.most):
             return True
         self._refuse(limit.reached("streams"))
         return False
@@ -310,8 +317,10 @@ class Passage(SandboxExchange):
         if self._caller_paused:
             self._pause_caller(False)
         super()._end()
-        if self._direct.listens:
+        if self._counts_as_stream:
+            self._counts_as_stream = False
             self._services.streams.end(self._principal.subject, self)
+            self._services.streams.end_guests(self._principal.guests)
 
 
 def _reply_to(sender: Sender, direct: DirectRequest) -> Reply:

@@ -296,7 +296,11 @@ class SandboxExchange(ABC):
         if not services.limits.allows_call(self._principal, services.ledger.of_owner(owner)):
             self._refuse(services.limits.calls_of(self._principal).reached("calls"))
             return False
-        self._entry = services.ledger.begin(sandbox_id, owner, self.fail)
+        guests = self._principal.guests
+        if guests is not None and services.ledger.of_owner(guests) >= services.limits.max_in_flight_per_owner:
+            self._refuse(services.limits.guests_exceeded("calls"))
+            return False
+        self._entry = services.ledger.begin(sandbox_id, owner, self.fail, guests)
         return True
 
     def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -73,6 +73,10 @@ class OpenRequestQuotas:
         if not self._streams.begin(owner, stream, limit.most):
             await _refuse(limit.reached("streams"), send)
             return
+        if not self._streams.begin_guests(principal.guests, self._limits.max_streams_per_owner):
+            self._streams.end(owner, stream)
+            await _refuse(self._limits.guests_exceeded("streams"), send)
+            return
         try:
             if principal.share is None:
                 await self._app(scope, receive, send)
@@ -80,6 +84,7 @@ class OpenRequestQuotas:
                 await serve_while(lambda: self._is_good(principal), self._app, scope, receive, send)
         finally:
             self._streams.end(owner, stream)
+            self._streams.end_guests(principal.guests)
 
     async def _serve(self, owner: str, scope: ASGIScope, receive: Receive, send: Send) -> None:
         if self._open.get(owner, 0) >= self._max_open:

@@ -19,6 +19,7 @@ from ash_mcp.types import DEFAULT_SCOPE, NO_LIMITS, Endpoint, Principal
 from ash_router.admission.preview_hosts import PreviewNames
 from ash_router.admission.share_tokens import ShareTokens
 from ash_router.admission.shares import Shares, new_share
+from ash_router.bounds.limits import RelayLimits
 from ash_router.calls.ports import PREVIEW_DOOR
 from ash_router.http.framing import ResponseHead
 from ash_router.upstream.call_tokens import CallTokens
@@ -361,3 +362,42 @@ async def test_a_sandbox_on_tcp_proves_itself_before_it_is_asked_for_a_port(tmp_
             status, _, body = await ask(wire, "GET /s/sb1/ports/8000/", "authorization: Bearer k")
     assert (status, kind(body)) == (502, "connect_failed")
     assert asked[0].startswith(b"GET /_ash/proof ") and asked[1] == b""
+
+
+async def test_guests_of_one_sandbox_have_together_what_one_owner_may_have(tmp_path: Path):
+    made, inside = gate(tmp_path / "keys.json"), Inside()
+    inside.answer = b""
+    shares = [new_share([], 0.0, None, (8000,)) for _ in range(3)]
+    limits = RelayLimits(max_in_flight_per_owner=2, max_streams_per_owner=1)
+    async with open_rig(tmp_path, gate=made, limits=limits) as rig, open_script(tmp_path, inside.serve) as socket:
+        made.take_shares(ShareTokens(rig.routes.shared, None, lambda: 0.0, NO_LIMITS))
+        held = Shares(1, tuple(share for share, _ in shares))
+        await rig.routes.bind(replace(route_to(socket), ports=(8000,), shares=held))
+        door = "GET /s/sb1/ports/8000/"
+        keys = [f"authorization: Bearer {token}" for _, token in shares]
+        async with rig.connect() as first, rig.connect() as second, rig.connect() as third, rig.connect() as fourth:
+            for wire, key in ((first, keys[0]), (second, keys[1])):
+                await wire.send(f"{door} HTTP/1.1\r\nhost: 127.0.0.1\r\n{key}\r\n\r\n".encode())
+            with anyio.fail_after(5):
+                while len(inside.asked) < 2:
+                    await asyncio.sleep(0)
+            status, headers, body = await ask(third, door, keys[2], host="127.0.0.1")
+            assert (status, kind(body), headers["retry-after"]) == (429, "capacity_exceeded", "1")
+            assert "guests of this sandbox have 2 calls" in json.loads(body)["error"]["message"]
+            upgrade = ("connection: Upgrade", "upgrade: websocket", "sec-websocket-version: 13",
+                       f"sec-websocket-key: {KEY}")  # fmt: skip
+            lines = "\r\n".join([f"{door} HTTP/1.1", "host: 127.0.0.1", keys[0], *upgrade, "", ""])
+            await fourth.send(lines.encode())
+            with anyio.fail_after(5):
+                while len(inside.asked) < 3:
+                    await asyncio.sleep(0)
+            async with rig.connect() as fifth:
+                await fifth.send(lines.replace(keys[0], keys[1]).encode())
+                status, _, body = await fifth.answer()
+                assert (status, "1 streams" in json.loads(body)["error"]["message"]) == (429, True)
+        with anyio.fail_after(5):  # all of them have left
+            while rig.ledger.of_owner(f"guests of {next(iter(rig.routes.ids()))}") or rig.relay.services.streams:
+                await asyncio.sleep(0)
+        inside.answer = response(b"ok")
+        async with rig.connect() as wire:
+            assert (await ask(wire, door, keys[2], host="127.0.0.1"))[0] == 200
