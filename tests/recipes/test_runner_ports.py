@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import sys
 import threading
 from collections.abc import Generator
 from contextlib import closing, contextmanager
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
+import anyio
 import pytest
+import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.asyncio.client import unix_connect
+from websockets.exceptions import InvalidStatus
 
+from ash_recipes.runner.ports import port_door
 from tests.recipes.runner_parts import ECHO, Runner, running
 
 SECONDS: Final = 10.0
@@ -51,10 +59,10 @@ def asked(runner: Runner, port: object, *, token: str | None = None) -> socket.s
 
 
 def all_of(side: socket.socket) -> bytes:
-    whole = b""
-    while piece := side.recv(65536):
+    whole = bytearray()
+    while piece := side.recv(2**20):
         whole += piece
-    return whole
+    return bytes(whole)
 
 
 def refused(runner: Runner, port: object, *, token: str | None = None) -> tuple[int, str, str]:
@@ -93,8 +101,8 @@ def test_a_server_hears_that_the_hive_has_gone(runner: Runner) -> None:
 
 
 def test_a_side_that_does_not_read_stops_the_other(runner: Runner) -> None:
-    """A server sends 64 MiB; until the hive reads, no more of it is on the way than sockets and one buffer hold."""
-    size, sent = 64 * 2**20, threading.Event()
+    """A server sends 16 MiB; until the hive reads, no more of it is on the way than sockets and one buffer hold."""
+    size, sent = 16 * 2**20, threading.Event()
 
     def send(listener: socket.socket) -> None:
         server, _ = listener.accept()
@@ -138,3 +146,32 @@ def test_what_is_no_port_is_not_found(runner: Runner, port: str) -> None:
 def test_a_request_that_does_not_ask_for_the_connection_is_not_found(runner: Runner) -> None:
     with listening() as listener, runner.http() as http:
         assert http.get(f"/_ash/ports/{listener.getsockname()[1]}").status_code == 404
+
+
+async def echoing(scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": f"{scope['path']} {message['text']}"})
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+async def test_websockets_that_are_for_no_port_are_served_as_such(http: Any, tmp_path: Path) -> None:
+    ws: Any = port_door(lambda _: False, WebSocketsSansIOProtocol)
+    settings = uvicorn.Config(echoing, uds=str(tmp_path / "s"), ws=ws, http=http, lifespan="off", log_config=None)
+    server = uvicorn.Server(settings)
+    serving = asyncio.create_task(server.serve())
+    try:
+        with anyio.fail_after(SECONDS):
+            while not server.started:
+                await anyio.sleep(0.01)
+        async with unix_connect(str(tmp_path / "s"), "ws://x/else") as first:
+            for word in ("one", "x" * 100_000):
+                await first.send(word)
+                assert await first.recv() == f"/else {word}"
+        with pytest.raises(InvalidStatus, match="401"):
+            await unix_connect(str(tmp_path / "s"), "ws://x/_ash/ports/80")
+    finally:
+        server.should_exit = True
+        await serving

@@ -2,8 +2,8 @@
 
     GET /_ash/ports/8000 with `Upgrade: websocket` ──▶ 200, and from then on the bytes of both sides as they come
 
-The hive asks for nothing else by `Upgrade`, and uvicorn hands over connections for that one word only. Nothing is
-read of what passes, so HTTP of every kind, streams and WebSockets need no code here.
+uvicorn hands over connections for that one word only; those for other paths are real WebSockets, and go on to whoever
+serves these. Nothing is read of what passes, so HTTP of every kind, streams and WebSockets need no code here.
 """
 
 from __future__ import annotations
@@ -78,9 +78,12 @@ class PortDoor(_Side):
     admits: ClassVar[Callable[[bytes | None], bool]]
     """Says whether a request with this token may come in."""
     open_now: ClassVar[set[PortDoor]]
+    otherwise: ClassVar[Callable[..., asyncio.Protocol] | None]
+    """Makes the protocol of a connection that is for no port; None: it is refused."""
 
-    def __init__(self, config: Any, server_state: Any, app_state: Any) -> None:
-        del config, app_state
+    def __init__(self, **given: Any) -> None:
+        self._given = given
+        server_state = given["server_state"]
         self._connections: set[Any] = server_state.connections
         self._has_head = False
         self._connecting: asyncio.Task[None] | None = None
@@ -111,6 +114,10 @@ class PortDoor(_Side):
         self._close()
 
     def _take(self, head: bytes) -> None:
+        other = type(self).otherwise
+        if other is not None and not head.startswith(b"GET " + PORTS_PATH.encode()):
+            self._give_to(other(**self._given), head)
+            return
         asked, token = _HEAD.match(head), _TOKEN.search(head)
         if not type(self).admits(None if token is None else token[1]):
             self._refuse(401, "unauthenticated", "a good Ash-Token is needed")
@@ -120,6 +127,15 @@ class PortDoor(_Side):
             self._refuse(503, "capacity_exceeded", f"{MAX_OPEN} connections to ports of this sandbox are open")
         else:
             self._connecting = asyncio.get_running_loop().create_task(self._connect(int(asked[1])))
+
+    def _give_to(self, protocol: asyncio.Protocol, head: bytes) -> None:
+        assert self.transport is not None
+        self._connections.discard(self)
+        self.open_now.discard(self)
+        protocol.connection_made(self.transport)
+        protocol.data_received(head)
+        # uvicorn makes this object the transport's protocol as soon as it has been given the head
+        asyncio.get_running_loop().call_soon(self.transport.set_protocol, protocol)
 
     async def _connect(self, port: int) -> None:
         side = await _dialled(port)
@@ -169,10 +185,16 @@ async def _dialled(port: int) -> _Dialled | None:
     return None
 
 
-def port_door(admits: Callable[[bytes | None], bool]) -> type[PortDoor]:
+def port_door(
+    admits: Callable[[bytes | None], bool], otherwise: Callable[..., asyncio.Protocol] | None = None
+) -> type[PortDoor]:
     """Return the class for uvicorn's `ws`.
 
     Args:
         admits: Says whether a request with this token may come in.
+        otherwise: Makes uvicorn's protocol of a WebSocket, for those that are for no port; None: there are none.
     """
-    return type("PortDoor", (PortDoor,), {"admits": staticmethod(admits), "open_now": set[PortDoor]()})
+    own = None if otherwise is None else staticmethod(otherwise)
+    return type(
+        "PortDoor", (PortDoor,), {"admits": staticmethod(admits), "open_now": set[PortDoor](), "otherwise": own}
+    )
