@@ -6,8 +6,10 @@ import tempfile
 import time
 from collections.abc import Generator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import anyio
+import httpx
 import pytest
 
 from ash_mcp import Hive, StartFailed
@@ -72,3 +74,21 @@ async def test_failures_say_their_cause_and_leave_nothing(cluster: Cluster, home
         with anyio.fail_after(10):
             while await pods_of(cluster):
                 await anyio.sleep(0.1)
+
+
+async def test_a_server_in_a_pod_is_reached_at_its_port_and_in_a_preview(cluster: Cluster, home: Path) -> None:
+    async with serving(home) as url, Hive(url) as hive, httpx.AsyncClient(trust_env=False, timeout=30) as http:
+        async with hive.spawn("general", ports=[8000, 9000]) as box:
+            await box.files.write("/workspace/index.html", "from a pod")
+            await box.background("python3 -m http.server 8000 --bind 127.0.0.1 --directory /workspace")
+            with anyio.fail_after(20):
+                while (answer := await http.get(box.port_url(8000))).status_code == 502:
+                    await anyio.sleep(0.1)
+            assert (answer.status_code, answer.text) == (200, "from a pod")
+            assert (await http.get(box.port_url(9000))).json()["error"]["kind"] == "port_closed"
+            assert (await http.get(box.port_url(9001))).json()["error"]["kind"] == "port_not_allowed"
+            share = await box.share(ports=[8000])
+            seen = urlsplit(share.previews[8000])
+            headers = {"host": seen.netloc, "cookie": f"ash-preview={share.token}"}
+            answer = await http.get(url.removesuffix("/mcp") + "/index.html", headers=headers)
+            assert (answer.status_code, answer.text) == (200, "from a pod")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -168,3 +169,28 @@ async def test_files_of_a_runner_on_tcp_pass_the_door_and_from_one_to_the_other(
         for sandbox, place in ((other, endpoint_of(runner)), (ME, endpoint_of(second))):
             with pytest.raises(ConnectFailed, match="did not prove"):
                 await copy_file(source, FilePlace(sandbox, place, "c/x"), TOKENS)
+
+
+@pytest.mark.anyio
+async def test_a_runner_on_tcp_leads_to_a_port_after_its_proof(tmp_path: Path) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\ninside")
+        await reader.read()
+        writer.close()
+
+    asked: list[bytes] = []
+    with running(ECHO, **OURS) as runner:
+        async with (
+            await asyncio.start_server(serve, "127.0.0.1", 0) as server,
+            open_rig(tmp_path, tokens=TOKENS) as rig,
+            overheard(endpoint_of(runner)) as (between, kept),
+            rig.connect() as wire,
+        ):
+            port = server.sockets[0].getsockname()[1]
+            await rig.routes.bind(replace(route_to(tmp_path), sandbox_id=ME, endpoint=between, ports=(port,)))
+            await wire.send(f"GET /s/sb1/ports/{port}/a HTTP/1.1\r\nhost: h\r\ncookie: c\r\n\r\n".encode())
+            status, _, body = await wire.answer()
+    assert (status, body) == (200, b"inside")
+    assert asked[0].startswith(b"GET /a HTTP/1.1\r\n") and b"ash-token" not in asked[0] and b"cookie" not in asked[0]
+    assert bytes(kept).index(b"GET /_ash/proof ") < bytes(kept).index(b"GET /_ash/ports/")
