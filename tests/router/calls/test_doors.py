@@ -84,9 +84,11 @@ async def test_a_get_is_a_call_and_no_stream(rig: Rig, runner: FileRunner, monke
     counted: list[int] = []
     begin = rig.ledger.begin
 
-    def count(sandbox_id: SandboxId | None, owner: str, fail: Callable[[AshError], None]) -> Call:
+    def count(
+        sandbox_id: SandboxId | None, owner: str, fail: Callable[[AshError], None], guests: str | None = None
+    ) -> Call:
         counted.append(len(rig.relay.services.streams))
-        return begin(sandbox_id, owner, fail)
+        return begin(sandbox_id, owner, fail, guests)
 
     monkeypatch.setattr(rig.ledger, "begin", count)
     async with rig.connect() as wire:
