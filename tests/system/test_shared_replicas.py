@@ -206,7 +206,7 @@ async def test_a_router_alone_takes_a_guests_calls_and_refuses_them_as_soon(fold
         assert (refused.status_code, refused.json()["error"]["kind"]) == (404, "tool_not_found")
         assert "there is no tool 'echo'; there are: whoami" in refused.json()["error"]["message"]
         async with httpx.AsyncClient(trust_env=False) as http:
-            hello = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+            hello: dict[str, Any] = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
             listed = await http.post(door(share, router.url), json=hello, headers=share.headers)
         assert (listed.status_code, listed.json()["error"]["kind"]) == (501, "unsupported")
         await box.revoke_shares(share.id)

@@ -180,7 +180,7 @@ class Http(uvicorn.Server):
             uvicorn.Config(
                 app,
                 lifespan="off",
-                ws=port_door(app.admits),
+                ws=cast("Any", port_door(app.admits, _websocket)),
                 ws_max_size=WEBSOCKET_BYTES,
                 ws_per_message_deflate=False,
                 http="httptools" if _has_httptools() else "h11",
