@@ -29,6 +29,7 @@ __all__ = ["shell", "show_new"]
 _READ_BYTES: Final = 16 * 1024
 _WAITING_PIECES: Final = 64
 """How much of what is typed may wait for the sandbox while `~.` is still heard."""
+_LAST_SECONDS: Final = 1.0
 _TELL_SECONDS: Final = 2.0
 """How long a cut connection may take before it is told, which disturbs what is on the screen."""
 _PASSED_VARIABLES: Final = ("TERM", "COLORTERM", "LANG")
@@ -128,7 +129,7 @@ async def _show_to_end(pty: Pty, session: str) -> None:
 async def _show(pty: Pty, left: _Left, modes: console.Modes) -> None:
     """Pass both ways until the command has ended, or this terminal is left."""
     send, receive = anyio.create_memory_object_stream[bytes](_WAITING_PIECES)
-    cut = anyio.Event()
+    cut, typed = anyio.Event(), anyio.Event()
 
     def on_reconnect(_: AshError) -> None:
         nonlocal cut
@@ -157,11 +158,18 @@ async def _show(pty: Pty, left: _Left, modes: console.Modes) -> None:
 
             async def read_keys() -> None:
                 await _read_keys(send)
+                await send.aclose()
+                with anyio.move_on_after(_LAST_SECONDS):  # what was typed before the escape
+                    await typed.wait()
                 group.cancel_scope.cancel()
+
+            async def type_all() -> None:
+                await _type(pty, receive)
+                typed.set()
 
             group.start_soon(obey)
             group.start_soon(read_keys)
-            group.start_soon(_type, pty, receive)
+            group.start_soon(type_all)
             group.start_soon(tell_of_cuts)
             async for data in pty:
                 modes.feed(data)

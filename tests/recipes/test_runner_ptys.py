@@ -56,7 +56,8 @@ async def heard(ours: ClientConnection) -> dict[str, Any]:
 
 async def shown(ours: ClientConnection, until: bytes | None = None) -> tuple[bytes, dict[str, Any]]:
     """Return the output up to `until`, or to the end, and the last text message."""
-    out, said = b"", {}
+    out = b""
+    said: dict[str, Any] = {}
     with anyio.fail_after(20):
         try:
             while until is None or until not in out:
@@ -72,7 +73,13 @@ async def shown(ours: ClientConnection, until: bytes | None = None) -> tuple[byt
 
 async def test_a_command_has_a_controlling_terminal_of_its_size(runner: Runner):
     script = "tty; stty size; ps -o pid=,sid=,tpgid= -p $$; stty -a | grep -c -e -iutf8; echo $TERM:$X; exit 3"
-    first = {"type": "start", "command": script, "rows": 33, "columns": 101, "env": {"X": "y", "TERM": "dumb"}}
+    first: dict[str, Any] = {
+        "type": "start",
+        "command": script,
+        "rows": 33,
+        "columns": 101,
+        "env": {"X": "y", "TERM": "dumb"},
+    }
     async with opened(runner, **first) as it:
         said = await heard(it)
         assert (said["type"], said["offset"], said["input"]) == ("attached", 0, 0)
@@ -87,7 +94,10 @@ async def test_a_command_has_a_controlling_terminal_of_its_size(runner: Runner):
 
 async def test_keys_signals_and_sizes_reach_what_runs_in_the_foreground(runner: Runner):
     async with opened(runner, type="start", command=["bash", "--norc", "--noprofile"], env={"PS1": "> "}) as it:
-        await it.send(b"trap 'stty size' WINCH\nsleep 1000\n")
+        await shown(it, b"> ")  # by then it no longer dies of Ctrl-C
+        await it.send(b"trap 'stty size' WINCH\n")
+        await shown(it, b"> ")
+        await it.send(b"sleep 1000\n")
         await shown(it, b"sleep 1000\r\n")
         await it.send(b"\x03")
         await it.send(b"echo code $?\n")

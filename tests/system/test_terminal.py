@@ -111,10 +111,11 @@ async def test_a_shell_in_tmux_with_vim_interrupts_and_resizing_leaves_the_termi
         await window.keys("i", "Dear Sir", "Escape", "o", "from vim", "Escape")
         await window.see("from vim")
         await window.run("resize-window", "-x", "120", "-y", "40")
-        await window.keys(":", "set columns? lines?", "Enter")
-        shown = await window.see("lines=40")
+        with anyio.fail_after(SECONDS):
+            while "lines=40" not in (shown := await window.screen()):  # the size is on its way
+                await window.keys("Escape", ":", "set columns? lines?", "Enter")
         assert "columns=120" in shown
-        await window.keys(":", "wq", "Enter")
+        await window.keys("Escape", ":", "wq", "Enter")
         await window.see("letter.txt\nroot@sandbox:/workspace#")
         await window.enter("clear; cat letter.txt; stty size")
         await window.see("Dear Sir\nfrom vim\n40 120")
@@ -125,7 +126,7 @@ async def test_a_shell_in_tmux_with_vim_interrupts_and_resizing_leaves_the_termi
         await window.see("code 130")
         await window.enter("exit 7")
         await window.see("exit\nhere>")
-        await window.enter("clear; echo code=$? $(stty -a | grep -o ' -icanon\\| -echo ' || echo cooked)")
+        await window.enter("echo code=$? $(stty -a | grep -o ' -icanon\\| -echo ' || echo cooked)")
         await window.see("code=7 cooked")
     assert await box.files.read("letter.txt") == "Dear Sir\nfrom vim\n"
 
@@ -233,13 +234,15 @@ async def test_a_terminal_outlives_the_replica_that_showed_it(place: Home):
     first, second = place.start(), place.start()
     async with cutting([port_of(first), port_of(second)]) as proxy, Hive(proxy.url) as hive:
         box = await hive.spawn("echo", network="none")
-        async with Hive(second) as other, (await other.attach(box.id)).pty("cat") as pty:
+        async with Hive(second) as other:
+            pty = (await other.attach(box.id)).pty("cat")
             await pty.write("before\n")
-            while await pty.read() != b"before\r\n":
-                pass
+            shown = b""
+            while b"before\r\nbefore\r\n" not in shown:
+                shown += await pty.read()
             place.kill_hub()  # the second
-            pty_id, offset = pty.id, pty.offset
-        async with box.attach_pty(pty_id, offset=offset) as again:
+            await pty.detach()
+        async with box.attach_pty(pty.id, offset=pty.offset) as again:
             await again.write("after\n")
             shown = b""
             while b"after\r\nafter\r\n" not in shown:
