@@ -3,12 +3,13 @@
     AshError                       kind, retryable, trainable
       ConfigError                  a bad recipe or setting, or bad arguments
       RequestRefused               the hive said no
-        NotFound                   SandboxNotFound, RecipeNotFound, RunNotFound, ToolNotFound
+        NotFound                   SandboxNotFound, RecipeNotFound, RunNotFound, SnapshotNotFound,
+                                   ToolNotFound
         Conflict                   SessionTaken, RunTaken, RunEnded
         CapacityExceeded           a pool, a quota, a limit; retry_after_seconds
         PermissionDenied           Unauthenticated
         Unsupported                what this backend, image or protocol era does not have
-      SandboxError                 StartFailed(step), SandboxGone(reason)
+      SandboxError                 StartFailed(step), SandboxGone(reason), SandboxReset
         SandboxRefused             the sandbox's own answer: BadArguments, JobNotFound, CommandNotStarted, ResultLost
           FileError                FileNotFound, FileExists, IsADirectory, NotADirectory, FileNotPermitted, NoSpace
       CommandFailed                only from exec(check=True)
@@ -61,7 +62,9 @@ __all__ = [
     "SandboxGone",
     "SandboxNotFound",
     "SandboxRefused",
+    "SandboxReset",
     "SessionTaken",
+    "SnapshotNotFound",
     "StartFailed",
     "StreamBroken",
     "ToolNotFound",
@@ -130,6 +133,12 @@ class RunNotFound(NotFound):
     """No run of the caller's has that name or id."""
 
     kind = "run_not_found"
+
+
+class SnapshotNotFound(NotFound):
+    """No snapshot of the caller's has that id, or no longer."""
+
+    kind = "snapshot_not_found"
 
 
 class ToolNotFound(NotFound):
@@ -211,6 +220,12 @@ class SandboxGone(SandboxError):
     """The sandbox has ended; `data["reason"]` is an `EndReason`, and `data["cause"]` a `Cause`."""
 
     kind = "sandbox_gone"
+
+
+class SandboxReset(SandboxError):
+    """The sandbox was frozen or reset during the call, which ended with what ran there; the sandbox goes on."""
+
+    kind = "sandbox_reset"
 
 
 class SandboxRefused(SandboxError):

@@ -48,6 +48,7 @@ async def spawn(
     runtime_class: Annotated[str | None, typer.Option(help="Such as gvisor, in a cluster.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many, all alike.")] = 1,
     run: Annotated[str | None, typer.Option(metavar="NAME", help="Open run that shall own it.")] = None,
+    snapshot: Annotated[str | None, typer.Option(metavar="ID", help="Snapshot that its files begin as.")] = None,
     port: Annotated[list[int] | None, typer.Option(min=1, max=65535, help="Port to expose.")] = None,
 ) -> None:
     """Start a sandbox and show its tools.
@@ -68,6 +69,7 @@ async def spawn(
         "runtime_class": runtime_class,
         "ports": port or (),
         "run": run,
+        "snapshot": snapshot,
     }
     if count > 1 and session is not None:
         raise typer.BadParameter("--session names one sandbox; leave it out, or --count")

@@ -21,9 +21,9 @@ CommandNotStarted ConfigError Conflict ConnectFailed Destroyed EndReason ExecRes
 FileNotFound FileNotPermitted Files Hive HiveFault IsADirectory Job JobInfo JobNotFound JobOutput JobResult
 LocalProtocolError NoSpace NotADirectory NotFound OutputStream PermissionDenied Progress ProtocolError RecipeNotFound
 RemoteProtocolError RequestRefused ResourceAmounts Resources ResultLost Run RunEnded RunId RunInfo RunNotFound
-RunTaken Sandbox SandboxError SandboxGone SandboxId SandboxInfo SandboxNotFound SandboxRefused SessionName
-SessionTaken Share ShareInfo SpawnedMany Spawning StartFailed State StreamBroken Tool ToolNotFound TransportError
-Unauthenticated Unsupported
+RunTaken Sandbox SandboxError SandboxGone SandboxId SandboxInfo SandboxNotFound SandboxRefused SandboxReset
+SessionName SessionTaken Share ShareInfo SnapshotId SnapshotInfo SnapshotNotFound SpawnedMany Spawning StartFailed
+State StreamBroken Tool ToolNotFound TransportError Unauthenticated Unsupported
 """.split()
 
 

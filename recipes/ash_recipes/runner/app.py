@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from ash_recipes.runner.config import RunnerConfig
 from ash_recipes.runner.context import Context, check_variables
 from ash_recipes.runner.files import Files
-from ash_recipes.runner.health import HEALTH_PATH, Health
+from ash_recipes.runner.health import HEALTH_PATH, STARTING, Health
 from ash_recipes.runner.problems import Problem, refusal
 from ash_recipes.runner.proof import NONCE_HEADER, PROOF_PATH, prove, unseal
 from ash_recipes.runner.servers.base import RecipeServer
@@ -23,6 +23,7 @@ from ash_recipes.runner.servers.base import RecipeServer
 __all__ = ["RunnerApp"]
 
 PIECE_BYTES: Final = 262_144
+CLAIM_PATH: Final = "/_ash/claim"
 MAX_CLAIM_BYTES: Final = 4 * 1024 * 1024
 
 
@@ -74,6 +75,9 @@ class RunnerApp:
             return
         if not admitted:
             await _refuse(send, 401, "unauthenticated", "a good Ash-Token is needed")
+            return
+        if self._config.claim_first and self._claim is None and path != CLAIM_PATH:
+            await _answer(send, 503, STARTING)
             return
         if path == "/mcp":
             await self._mcp(scope, receive, send)
@@ -169,7 +173,7 @@ class RunnerApp:
 
 
 _ROUTES: Mapping[tuple[str, str], str] = {
-    ("/_ash/claim", "POST"): "_take_claim",
+    (CLAIM_PATH, "POST"): "_take_claim",
     ("/_ash/files", "GET"): "_get_file",
     ("/_ash/files", "PUT"): "_put_file",
 }
