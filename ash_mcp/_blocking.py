@@ -17,7 +17,7 @@ from anyio.from_thread import BlockingPortal
 
 from ash_mcp.errors import LocalProtocolError
 
-__all__ = ["BlockingHandle", "LoopThread", "direct", "returning", "waited"]
+__all__ = ["BlockingHandle", "LoopThread", "direct", "inner_of", "returning", "waited"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -162,6 +162,11 @@ class BlockingHandle(Generic[Inner]):
 
 def _parts(handle: BlockingHandle[Any]) -> tuple[LoopThread, Any]:
     return handle._loop, handle._inner  # pyright: ignore[reportPrivateUsage]
+
+
+def inner_of(handle: BlockingHandle[Inner]) -> Inner:
+    """Return the handle of the async SDK behind one, as of this process."""
+    return _parts(handle)[1]
 
 
 def waited(

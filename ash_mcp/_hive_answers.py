@@ -9,8 +9,8 @@ from ash_mcp._answers import call_result
 from ash_mcp._protocol import as_object
 from ash_mcp.errors import RemoteProtocolError
 from ash_mcp.results import Share
-from ash_mcp.types import RunInfo, SandboxInfo, ShareInfo, Tool
-from ash_mcp.wire import info_from_json, run_from_json, share_from_json
+from ash_mcp.types import RunInfo, SandboxInfo, ShareInfo, SnapshotInfo, Tool
+from ash_mcp.wire import info_from_json, run_from_json, share_from_json, snapshot_from_json
 
 __all__ = [
     "read_info",
@@ -19,6 +19,7 @@ __all__ = [
     "read_runs",
     "read_share",
     "read_shares",
+    "read_snapshots",
     "read_tools",
     "structured",
 ]
@@ -55,6 +56,10 @@ def read_names(shape: Mapping[str, Any], name: str) -> list[str]:
 
 def read_shares(shape: Mapping[str, Any]) -> list[ShareInfo]:
     return [share_from_json(item) for item in _objects(shape, "shares")]
+
+
+def read_snapshots(shape: Mapping[str, Any]) -> list[SnapshotInfo]:
+    return [snapshot_from_json(item) for item in _objects(shape, "snapshots")]
 
 
 def read_share(shape: Mapping[str, Any]) -> Share:

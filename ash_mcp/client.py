@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import anyio
 
 from ash_mcp._connection import Connection, OnProgress
-from ash_mcp._hive_answers import read_info, read_infos, read_names, read_runs, structured
+from ash_mcp._hive_answers import read_info, read_infos, read_names, read_runs, read_snapshots, structured
 from ash_mcp._many import SpawnedMany, spawn_many
 from ash_mcp.errors import AshError, LocalProtocolError, SandboxGone, SandboxNotFound
 from ash_mcp.run import Run
 from ash_mcp.sandbox import Sandbox
 from ash_mcp.settings import ClientSettings
-from ash_mcp.types import Resources, RunInfo, SandboxInfo
+from ash_mcp.types import Resources, RunInfo, SandboxInfo, SnapshotInfo
 
 if TYPE_CHECKING:
     import httpx
@@ -29,6 +29,8 @@ _DESTROY_AT_ONCE: Final = 1000
 """How many sandboxes one `destroy` may name."""
 
 _CLEANUP_SECONDS: Final = 30.0
+_FORKED: Final = ("recipe", "env", "secrets", "resources", "network", "ports", "labels", "ttl_seconds", "idle_seconds")
+"""What a fork has in common with what it was forked from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class Hive:
         idle_seconds: float | None = None,
         labels: Mapping[str, str] | None = None,
         run: str | None = None,
+        snapshot: SnapshotInfo | str | None = None,
         idempotency_key: str | None = None,
         timeout_seconds: float | None = None,
         on_progress: OnProgress | None = None,
@@ -126,6 +129,8 @@ class Hive:
             idle_seconds: How long it lives without a call.
             labels: Labels to list by.
             run: Name or id of an open run that shall own it: it ends with that. `Run.spawn` says it by itself.
+            snapshot: What its files begin as, copy on write: a snapshot, or its id. Its recipe is the snapshot's; only
+                an inline one must be given again.
             idempotency_key: The same key gives the same sandbox; one is made up if None, so that a spawn whose
                 answer was lost can be repeated.
             timeout_seconds: The bound of the spawn, waiting for capacity included.
@@ -135,6 +140,7 @@ class Hive:
             RecipeNotFound: It is unknown; the message lists what there is.
             SessionTaken: A living sandbox has that name.
             RunEnded: The run is not open any more.
+            SnapshotNotFound: There is no such snapshot, or no longer.
             CapacityExceeded: There was no room until the bound.
             StartFailed: It did not start; `data` has the step and the end of its log.
         """
@@ -153,6 +159,7 @@ class Hive:
             "idle_seconds": idle_seconds,
             "labels": _plain(labels),
             "run": run,
+            "snapshot": snapshot.id if isinstance(snapshot, SnapshotInfo) else snapshot,
             "idempotency_key": idempotency_key or uuid.uuid4().hex,
         }
         arguments = {name: value for name, value in given.items() if value is not None}
@@ -161,7 +168,7 @@ class Hive:
             raw = await self._connection.call_tool(
                 "spawn", arguments, timeout_seconds=timeout_seconds, repeatable=True, on_progress=on_progress
             )
-            return Sandbox(self._connection, read_info(structured(raw)))
+            return Sandbox(self._connection, read_info(structured(raw)), arguments)
 
         return Spawning(make)
 
@@ -195,6 +202,58 @@ class Hive:
         return await spawn_many(
             self.spawn, count, recipe, asked, at_once=at_once, timeout_seconds=limit, on_ready=on_ready
         )
+
+    async def fork(
+        self,
+        box: Sandbox,
+        count: int,
+        *,
+        at_once: int = 16,
+        timeout_seconds: float | None = None,
+        on_ready: Callable[[int, SandboxInfo | AshError], None] | None = None,
+        **asked: Any,
+    ) -> SpawnedMany:
+        """Make sandboxes with the files of another as they are now, copy on write, as `spawn_many` does.
+
+        The other's processes are ended by that, and it goes on with the same files (`Sandbox.snapshot`). All have the
+        recipe, environment, secrets, resources, network and run of its spawn, if this hive has spawned it; `asked`
+        says otherwise.
+
+        Raises:
+            Unsupported: The hive's backend, or its host, has no snapshots.
+        """
+        kept = {name: box.asked[name] for name in _FORKED if name in box.asked}
+        recipe = {**kept, **asked}.get("recipe")
+        given = {name: value for name, value in {**kept, **asked}.items() if name != "recipe"}
+        if box.info.run is not None:
+            given.setdefault("run", box.info.run)
+        taken = await box.snapshot()
+        try:
+            return await self.spawn_many(
+                count,
+                recipe,
+                at_once=at_once,
+                timeout_seconds=timeout_seconds,
+                on_ready=on_ready,
+                snapshot=taken,
+                **given,
+            )
+        finally:
+            with anyio.move_on_after(_CLEANUP_SECONDS, shield=True):
+                await self.remove_snapshots(taken)
+
+    async def snapshots(self) -> Sequence[SnapshotInfo]:
+        """Return the caller's snapshots, oldest first."""
+        raw = await self._connection.call_tool("snapshot", {"action": "list"}, repeatable=True)
+        return read_snapshots(structured(raw))
+
+    async def remove_snapshots(self, *snapshots: SnapshotInfo | str) -> Sequence[str]:
+        """Remove snapshots, and return the ids of those that there were. What was started from them goes on."""
+        if not snapshots:
+            return []
+        ids = [it.id if isinstance(it, SnapshotInfo) else it for it in snapshots]
+        asked = {"action": "remove", "snapshot_ids": ids}
+        return read_names(structured(await self._connection.call_tool("snapshot", asked, repeatable=True)), "removed")
 
     def run(self, name: str, *, lease_seconds: float = 60.0, join: bool = False) -> Run:
         """Return a run, to be entered: it owns what is spawned in it, and ends all of that when it ends.

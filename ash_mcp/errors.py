@@ -3,12 +3,13 @@
     AshError                       kind, retryable, trainable
       ConfigError                  a bad recipe or setting, or bad arguments
       RequestRefused               the hive said no
-        NotFound                   SandboxNotFound, RecipeNotFound, RunNotFound, ToolNotFound
+        NotFound                   SandboxNotFound, RecipeNotFound, RunNotFound, SnapshotNotFound,
+                                   ToolNotFound
         Conflict                   SessionTaken, RunTaken, RunEnded
         CapacityExceeded           a pool, a quota, a limit; retry_after_seconds
         PermissionDenied           Unauthenticated, PortNotAllowed
         Unsupported                what this backend, image or protocol era does not have
-      SandboxError                 StartFailed(step), SandboxGone(reason), PortClosed
+      SandboxError                 StartFailed(step), SandboxGone(reason), SandboxReset, PortClosed
         SandboxRefused             the sandbox's own answer: BadArguments, JobNotFound, PtyNotFound, CommandNotStarted,
                                      ResultLost
           FileError                FileNotFound, FileExists, IsADirectory, NotADirectory, FileNotPermitted, NoSpace
@@ -65,7 +66,9 @@ __all__ = [
     "SandboxGone",
     "SandboxNotFound",
     "SandboxRefused",
+    "SandboxReset",
     "SessionTaken",
+    "SnapshotNotFound",
     "StartFailed",
     "StreamBroken",
     "ToolNotFound",
@@ -134,6 +137,12 @@ class RunNotFound(NotFound):
     """No run of the caller's has that name or id."""
 
     kind = "run_not_found"
+
+
+class SnapshotNotFound(NotFound):
+    """No snapshot of the caller's has that id, or no longer."""
+
+    kind = "snapshot_not_found"
 
 
 class ToolNotFound(NotFound):
@@ -228,6 +237,12 @@ class PortClosed(SandboxError):
 
     kind = "port_closed"
     retryable = True
+
+
+class SandboxReset(SandboxError):
+    """The sandbox was frozen or reset during the call, which ended with what ran there; the sandbox goes on."""
+
+    kind = "sandbox_reset"
 
 
 class SandboxRefused(SandboxError):

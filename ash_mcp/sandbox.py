@@ -16,14 +16,22 @@ import anyio
 from ash_mcp._answers import Fields, call_result, exec_result, job_info, pty_info, runner_fields
 from ash_mcp._connection import Connection, OnProgress
 from ash_mcp._file_door import FileDoor
-from ash_mcp._hive_answers import read_info, read_names, read_share, read_shares, read_tools, structured
+from ash_mcp._hive_answers import (
+    read_info,
+    read_names,
+    read_share,
+    read_shares,
+    read_snapshots,
+    read_tools,
+    structured,
+)
 from ash_mcp._watching import OUTPUT_LIMIT, watch
-from ash_mcp.errors import AshError, CommandFailed, LocalProtocolError, Unsupported
+from ash_mcp.errors import AshError, CommandFailed, LocalProtocolError, RemoteProtocolError, Unsupported
 from ash_mcp.files import Files
 from ash_mcp.jobs import Job, OutputStream
 from ash_mcp.pty import Pty
 from ash_mcp.results import CallResult, ExecResult, JobInfo, PtyInfo, Share
-from ash_mcp.types import SandboxId, SandboxInfo, SessionName, ShareInfo, Tool
+from ash_mcp.types import SandboxId, SandboxInfo, SessionName, ShareInfo, SnapshotInfo, Tool
 
 if TYPE_CHECKING:
     from ash_mcp._websocket import WebSocket
@@ -49,8 +57,9 @@ class Sandbox:
     `aclose()` drops the handle; `destroy()` ends the sandbox.
     """
 
-    def __init__(self, connection: Connection, info: SandboxInfo) -> None:
+    def __init__(self, connection: Connection, info: SandboxInfo, asked: Mapping[str, Any] | None = None) -> None:
         self._connection = connection
+        self._asked = dict(asked or {})
         self._closed = False
         self._info = info
         self.files = Files(self._call_runner, FileDoor(connection, info.id, self._require_open))
@@ -62,6 +71,11 @@ class Sandbox:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    @property
+    def asked(self) -> Mapping[str, Any]:
+        """The arguments of the `spawn` that this handle came from, secrets too; empty where there was none."""
+        return self._asked
 
     @property
     def info(self) -> SandboxInfo:
@@ -309,6 +323,70 @@ class Sandbox:
         given = policy if isinstance(policy, str) else list(policy)
         self._info = read_info(structured(await self._call_hive("network", {"policy": given}, repeatable=True)))
         return self._info
+
+    async def snapshot(
+        self,
+        *,
+        ttl_seconds: float | None = None,
+        live: bool = False,
+        env: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None,
+    ) -> SnapshotInfo:
+        """Freeze the sandbox's files, and have it go on from there; its processes are ended.
+
+        Processes, jobs and `/tmp` are not in a snapshot. The environment is handed over anew.
+
+        Args:
+            ttl_seconds: How long it is kept; None: as long as the hive keeps one.
+            live: Copy the files instead while its processes go on: each is as it is at some moment, and it takes the
+                longer the more was written.
+            env: None: what this handle has spawned the sandbox with; nothing where another one has.
+            secrets: The same.
+
+        Raises:
+            Unsupported: The hive's backend, or its host, has no snapshots; the message says why.
+            CapacityExceeded: There are as many, or as large, as may be. Nothing was done.
+            StartFailed: The sandbox did not come up again, and has ended.
+        """
+        asked: dict[str, Any] = {"live": True} if live else self._handed_over(env, secrets)
+        if ttl_seconds is not None:
+            asked["ttl_seconds"] = ttl_seconds
+        taken = read_snapshots(structured(await self._call_hive("snapshot", asked)))
+        if len(taken) != 1:
+            raise RemoteProtocolError("the hive answered in an unknown way: it named no snapshot")
+        return taken[0]
+
+    async def reset(
+        self,
+        snapshot: SnapshotInfo | str,
+        *,
+        env: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None,
+    ) -> SandboxInfo:
+        """Take the sandbox back to a snapshot of it, or of one with the same tools; its processes are ended.
+
+        It stays the same sandbox, with its id, session, tools and time to live. Calls in flight fail with
+        `SandboxReset`.
+
+        Args:
+            snapshot: The snapshot, or its id.
+            env: As in `snapshot`.
+            secrets: As in `snapshot`.
+
+        Raises:
+            SnapshotNotFound: There is none of that id, or no longer. Nothing was done.
+            Conflict: It has other tools. Nothing was done.
+            StartFailed: The sandbox did not come up again, and has ended.
+        """
+        named = snapshot if isinstance(snapshot, str) else snapshot.id
+        asked = {"snapshot": named, **self._handed_over(env, secrets)}
+        self._info = read_info(structured(await self._call_hive("reset", asked, repeatable=True)))
+        return self._info
+
+    def _handed_over(self, env: Mapping[str, str] | None, secrets: Mapping[str, str] | None) -> dict[str, Any]:
+        given = {"env": env, "secrets": secrets}
+        known = {name: dict(self._asked.get(name) or {}) for name in given}
+        return {name: known[name] if value is None else dict(value) for name, value in given.items()}
 
     async def share(
         self,

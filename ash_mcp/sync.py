@@ -16,12 +16,12 @@ would need a second transport, without cancellation: in httpx's sync client no t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ash_mcp import client, files, jobs, pty, run, sandbox
-from ash_mcp._blocking import BlockingHandle, LoopThread, direct, returning, waited
+from ash_mcp._blocking import BlockingHandle, LoopThread, direct, inner_of, returning, waited
 from ash_mcp.errors import AshError, RunEnded
 from ash_mcp.results import Chunk, JobResult, Line
 from ash_mcp.settings import ClientSettings
@@ -190,6 +190,11 @@ class Sandbox(BlockingHandle[sandbox.Sandbox]):
         return self._inner.info
 
     @property
+    def asked(self) -> Mapping[str, Any]:
+        """The arguments of the `spawn` that this handle came from, secrets too; empty where there was none."""
+        return self._inner.asked
+
+    @property
     def id(self) -> SandboxId:
         return self._inner.id
 
@@ -210,6 +215,8 @@ class Sandbox(BlockingHandle[sandbox.Sandbox]):
     call = waited(sandbox.Sandbox.call)
     extend = waited(sandbox.Sandbox.extend)
     set_network = waited(sandbox.Sandbox.set_network)
+    snapshot = waited(sandbox.Sandbox.snapshot)
+    reset = waited(sandbox.Sandbox.reset)
     share = waited(sandbox.Sandbox.share)
     shares = waited(sandbox.Sandbox.shares)
     revoke_shares = waited(sandbox.Sandbox.revoke_shares)
@@ -289,6 +296,24 @@ class Run(BlockingHandle[run.Run]):
     spawn_many = returning(SpawnedMany, waited(run.Run.spawn_many))
 
 
+class _Forking(client.Hive):
+    async def of(
+        self,
+        box: Sandbox,
+        count: int,
+        *,
+        at_once: int = 16,
+        timeout_seconds: float | None = None,
+        on_ready: Callable[[int, SandboxInfo | AshError], None] | None = None,
+        **asked: Any,
+    ) -> client.SpawnedMany:
+        return await client.Hive.fork(
+            self, inner_of(box), count, at_once=at_once, timeout_seconds=timeout_seconds, on_ready=on_ready, **asked
+        )
+
+    of.__doc__ = client.Hive.fork.__doc__
+
+
 class Hive(BlockingHandle[client.Hive]):
     """A hive of sandboxes; see `ash_mcp.Hive` for its arguments. `spawn` makes the sandbox at once."""
 
@@ -322,6 +347,9 @@ class Hive(BlockingHandle[client.Hive]):
 
     spawn = returning(Spawned, direct(client.Hive.spawn))
     spawn_many = returning(SpawnedMany, waited(client.Hive.spawn_many))
+    fork = returning(SpawnedMany, waited(_Forking.of))
+    snapshots = waited(client.Hive.snapshots)
+    remove_snapshots = waited(client.Hive.remove_snapshots)
     run = returning(Run, direct(client.Hive.run))
     runs = waited(client.Hive.runs)
     destroy_run = waited(client.Hive.destroy_run)

@@ -32,11 +32,14 @@ __all__ = [
     "Scope",
     "SessionName",
     "ShareInfo",
+    "SnapshotId",
+    "SnapshotInfo",
     "State",
     "Tool",
     "is_run_id",
     "new_run_id",
     "new_sandbox_id",
+    "new_snapshot_id",
     "valid_run_name",
     "valid_scope",
     "valid_session_name",
@@ -47,6 +50,9 @@ SandboxId = NewType("SandboxId", str)
 
 RunId = NewType("RunId", str)
 """`run-` and 24 characters of base32: one opening of a run, unguessable, never reused."""
+
+SnapshotId = NewType("SnapshotId", str)
+"""`snap-` and 24 characters of base32: unguessable, never reused."""
 
 SessionName = NewType("SessionName", str)
 """The short name under which a sandbox's tools appear, unique within its owner and scope."""
@@ -79,7 +85,9 @@ RESERVED_SESSION_NAMES = frozenset(
         "network",
         "run",
         "share",
+        "snapshot",
         "read",
+        "reset",
         "upload",
         "ash",
     }
@@ -97,6 +105,11 @@ def new_sandbox_id() -> SandboxId:
 def new_run_id() -> RunId:
     """Return a fresh run id, as random as a sandbox's."""
     return RunId(_RUN_PREFIX + _new_id())
+
+
+def new_snapshot_id() -> SnapshotId:
+    """Return a fresh snapshot id, as random as a sandbox's."""
+    return SnapshotId("snap-" + _new_id())
 
 
 def _new_id() -> str:
@@ -332,6 +345,8 @@ class SandboxSpec:
     """Host directories that the recipe needs readable inside, as sandbox path -> host path (a recipe's own folder)."""
     installed: bool = False
     """Whether its recipe is one of the hive's own, and not a caller's that came with the spawn."""
+    snapshot: SnapshotId | None = None
+    """What its files begin as; None: as those of any new sandbox."""
     labels: Mapping[str, str] = field(default_factory=_empty)
     record: Mapping[str, Any] = field(default_factory=_empty)
     """What the hub needs to rebuild its own state (owner, scope, session, expiry); the backend stores it unread."""
@@ -412,3 +427,22 @@ class ShareInfo:
     """None: when the sandbox ends."""
     ports: tuple[int, ...] = ()
     """The ports inside the sandbox that it opens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotInfo:
+    """A snapshot as its owner sees it: files of a sandbox as they were. Times are seconds since the epoch, UTC."""
+
+    id: SnapshotId
+    scope: Scope
+    recipe: str
+    sandbox_id: SandboxId
+    """Of which it was taken."""
+    session: SessionName
+    """What that was called."""
+    size: int
+    """What was written since the snapshot that it stands on, in bytes."""
+    created_at: float
+    expires_at: float
+    run: str | None = None
+    """The name of the run that it ends with; None: it is of no run."""

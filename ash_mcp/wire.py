@@ -1,7 +1,7 @@
 """The wire format: header names, paths, JSON shapes and the table of error codes. Pure.
 
-`failure_to_json` and `failure_from_json` are each other's inverse; so are `info_to_json` and `info_from_json`, and
-`share_to_json` and `share_from_json`.
+`failure_to_json` and `failure_from_json` are each other's inverse; so are `info_to_json` and `info_from_json`,
+`share_to_json` and `share_from_json`, and `snapshot_to_json` and `snapshot_from_json`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from ash_mcp.types import (
     Scope,
     SessionName,
     ShareInfo,
+    SnapshotId,
+    SnapshotInfo,
     State,
 )
 
@@ -59,6 +61,8 @@ __all__ = [
     "run_to_json",
     "share_from_json",
     "share_to_json",
+    "snapshot_from_json",
+    "snapshot_to_json",
     "tool_failure",
 ]
 
@@ -136,6 +140,7 @@ _CODES: Mapping[str, tuple[int, int]] = {
     "sandbox_error": (502, -32068),
     "run_ended": (410, -32076),
     "sandbox_gone": (410, -32069),
+    "sandbox_reset": (409, -32077),
     "sandbox_refused": (422, -32075),
     "command_failed": (422, -32070),
     "transport_error": (502, -32071),
@@ -313,6 +318,43 @@ def info_from_json(shape: Mapping[str, Any]) -> SandboxInfo:
         )
     except (KeyError, ValueError, TypeError) as exc:
         raise errors.RemoteProtocolError(f"the hive described a sandbox in an unknown way: {exc!r}") from exc
+
+
+def snapshot_to_json(info: SnapshotInfo) -> dict[str, Any]:
+    """Return a snapshot as the tool `snapshot` shows it."""
+    return {
+        "snapshot_id": info.id,
+        "session": info.session,
+        "sandbox_id": info.sandbox_id,
+        "scope": info.scope,
+        "recipe": info.recipe,
+        "bytes": info.size,
+        "created_at": _stamp(info.created_at),
+        "expires_at": _stamp(info.expires_at),
+        "run": info.run,
+    }
+
+
+def snapshot_from_json(shape: Mapping[str, Any]) -> SnapshotInfo:
+    """Read what `snapshot_to_json` wrote.
+
+    Raises:
+        RemoteProtocolError: It is something else.
+    """
+    try:
+        return SnapshotInfo(
+            id=SnapshotId(str(shape["snapshot_id"])),
+            session=SessionName(str(shape["session"])),
+            sandbox_id=SandboxId(str(shape["sandbox_id"])),
+            scope=Scope(str(shape.get("scope", ""))),
+            recipe=str(shape["recipe"]),
+            size=int(shape["bytes"]),
+            created_at=_unstamp(shape["created_at"]) or 0.0,
+            expires_at=_unstamp(shape["expires_at"]) or 0.0,
+            run=str(shape["run"]) if shape.get("run") is not None else None,
+        )
+    except (KeyError, TypeError, ValueError) as exc:
+        raise errors.RemoteProtocolError(f"the hive described a snapshot in an unknown way: {exc!r}") from exc
 
 
 def share_to_json(share: ShareInfo) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from ash_mcp import __version__
-from ash_mcp.cli import calling, copying, hosts, lifecycle, listing, running, shell, spawning
+from ash_mcp.cli import calling, copying, hosts, lifecycle, listing, running, shell, snapshots, spawning
 from ash_mcp.cli.context import INTERRUPTED, hive_command
 from ash_mcp.cli.output import complain, say
 
@@ -78,8 +78,11 @@ def new_app(words: Sequence[str]) -> typer.Typer:
         ("logs", lifecycle.logs),
         ("extend", lifecycle.extend),
         ("network", lifecycle.network),
+        ("reset", snapshots.reset),
+        ("fork", snapshots.fork),
     ):
         app.command(name)(hive_command(function))
+    _add_plugin(app, "snapshot", "Keep a sandbox's files, to go back to or to start from.", lambda: snapshots.snapshot)
     _add_plugin(app, "share", "Hand a sandbox to another agent, and take it back.", _load_share)
     app.command("destroy")(hive_command(lifecycle.destroy))
     _add_hub_command(app, "router")

@@ -49,6 +49,7 @@ async def spawn(
     count: Annotated[int, typer.Option(min=1, help="How many, all alike.")] = 1,
     run: Annotated[str | None, typer.Option(metavar="NAME", help="Open run that shall own it.")] = None,
     port: Annotated[list[int] | None, typer.Option(min=1, max=65535, help="Port inside that may be reached.")] = None,
+    snapshot: Annotated[str | None, typer.Option(metavar="ID", help="Snapshot that its files begin as.")] = None,
 ) -> None:
     """Start a sandbox and show its tools.
 
@@ -68,6 +69,7 @@ async def spawn(
         "runtime_class": runtime_class,
         "ports": port or (),
         "run": run,
+        "snapshot": snapshot,
     }
     if count > 1 and session is not None:
         raise typer.BadParameter("--session names one sandbox; leave it out, or --count")

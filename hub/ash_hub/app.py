@@ -166,6 +166,7 @@ async def _running(parts: Assembly) -> AsyncGenerator[None]:
         await parts.controller.start()
         group.start_soon(parts.shelf.run)
         group.start_soon(parts.sandboxes.warm)
+        group.start_soon(parts.sandboxes.snapshots.run)
         yield
         group.cancel_scope.cancel()
 

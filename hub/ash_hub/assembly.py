@@ -21,6 +21,7 @@ from ash_hub.lifecycle.parts import Parts
 from ash_hub.lifecycle.sandboxes import Sandboxes
 from ash_hub.lifecycle.sharing import Sharing
 from ash_hub.lifecycle.siblings import Alone, Replicated, Siblings
+from ash_hub.lifecycle.snapshots import SnapshotVerbs
 from ash_hub.rest.seed import SeedRest
 from ash_hub.serving.audit import Audit, AuditedAdmission
 from ash_hub.serving.auth import Auth
@@ -121,6 +122,7 @@ class Assembly:
             audit,
             ShareTool(Sharing(parts, self.controller, self.sandboxes), audit, auth.previews),
             tickets,
+            SnapshotVerbs(parts, self.controller, self.sandboxes),
             self.controller.catch_up,
             clock,
         )

@@ -52,6 +52,15 @@ class Limits(BaseModel):
     """Open runs of the whole hive, all its replicas together."""
     runs_per_owner: Annotated[int, Field(ge=1)] = 100
     """Open runs of one owner, over all replicas."""
+    snapshots: Annotated[int, Field(ge=0)] = 200
+    """Snapshots of the whole hive; 0: none can be taken."""
+    snapshots_per_owner: Annotated[int, Field(ge=0)] = 100
+    """Snapshots of one owner, over all replicas."""
+    snapshot_bytes: Annotated[int, Field(ge=0)] = 8 * 1024**3
+    """Of all snapshots together, and of what sandboxes stand on of removed ones; what several share counts once. It is
+    in memory."""
+    snapshot_bytes_per_owner: Annotated[int, Field(ge=0)] = 4 * 1024**3
+    """Of these, of one owner."""
     starting_per_owner: Annotated[int, Field(ge=1)] | None = None
     """Spawns of one owner that are not ready yet, those that wait among them, over all replicas. None: any number."""
     waiting_per_owner: Annotated[int, Field(ge=0)] | None = None
@@ -295,6 +304,8 @@ class HubSettings(BaseSettings):
     ttl_seconds: Annotated[float, Field(gt=0)] = 24 * 3600
     """Life of a sandbox from its spawn, where the spawn says nothing."""
     max_ttl_seconds: Annotated[float, Field(gt=0)] = 30 * 24 * 3600
+    snapshot_ttl_seconds: Annotated[float, Field(gt=0)] = 3600
+    """How long a snapshot is kept where nothing is said; at most `max_ttl_seconds`."""
     idle_seconds: Annotated[float, Field(gt=0)] | None = 30 * 60
     """How long a sandbox lives without a call, where the spawn says nothing; None never."""
     ended_retention_seconds: Annotated[float, Field(ge=0)] = 3600

@@ -6,7 +6,8 @@ The hub's controller, a graceful stop and the metrics read it; the relay and the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ash_mcp.errors import AshError
@@ -38,6 +39,21 @@ class Ledger:
         self._last: dict[SandboxId, float] = {}
         self._owners: dict[str, int] = {}
         self._changed: set[SandboxId] = set()
+        self._closed: dict[SandboxId, AshError] = {}
+
+    @contextmanager
+    def closed(self, sandbox_id: SandboxId, interrupted: AshError, refused: AshError) -> Generator[None]:
+        """End every call to a sandbox with `interrupted`, and have those that come meanwhile fail as `refused`."""
+        self._closed[sandbox_id] = refused
+        try:
+            self.abort(sandbox_id, interrupted)
+            yield
+        finally:
+            self._closed.pop(sandbox_id, None)
+
+    def refusal(self, sandbox_id: SandboxId | None) -> AshError | None:
+        """Return what a call that begins now fails with; None: it may begin."""
+        return self._closed.get(sandbox_id) if sandbox_id is not None and self._closed else None
 
     def begin(
         self,

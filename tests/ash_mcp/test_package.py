@@ -22,8 +22,9 @@ FileNotFound FileNotPermitted Files Hive HiveFault IsADirectory Job JobInfo JobN
 LocalProtocolError NoSpace NotADirectory NotFound OutputStream PermissionDenied PortClosed PortNotAllowed Progress
 ProtocolError Pty PtyInfo PtyNotFound RecipeNotFound RemoteProtocolError RequestRefused ResourceAmounts Resources
 ResultLost Run RunEnded RunId RunInfo RunNotFound RunTaken Sandbox SandboxError SandboxGone SandboxId SandboxInfo
-SandboxNotFound SandboxRefused SessionName SessionTaken Share ShareInfo SpawnedMany Spawning StartFailed State
-StreamBroken Tool ToolNotFound TransportError Unauthenticated Unsupported
+SandboxNotFound SandboxRefused SandboxReset SessionName SessionTaken Share ShareInfo SnapshotId SnapshotInfo
+SnapshotNotFound SpawnedMany Spawning StartFailed State StreamBroken Tool ToolNotFound TransportError Unauthenticated
+Unsupported
 """.split()
 
 

@@ -10,8 +10,15 @@ import time
 
 import pytest
 
+from ash_hub.backends.local import host
+from ash_hub.backends.local.settings import DEFAULT_FIRST_USER
 from ash_mcp.sync import Hive
 from tests.example_runs import EXAMPLES, run_example
+
+_PROBLEM = host.machine_problem(host.host_facts(), None, DEFAULT_FIRST_USER) or host.snapshot_problem(
+    DEFAULT_FIRST_USER
+)
+needs_snapshots = pytest.mark.skipif(_PROBLEM is not None, reason=f"this host can have no snapshots: {_PROBLEM}")
 
 
 def test_the_sdk_quickstart_runs(hive_url: str) -> None:
@@ -53,6 +60,36 @@ def test_rollouts_whose_process_is_killed_leave_nothing_after_the_lease(hive_url
         ended = [info for info in hive.list(include_ended=True) if info.run == "rollouts"]
         reasons = {info.reason for info in ended if info.reason is not None}
     assert reasons & {"run_ended"} and reasons <= {"run_ended", "destroyed", "start_failed"}
+
+
+@pytest.mark.heavy
+@needs_snapshots
+def test_rollouts_go_back_to_where_they_began(hive_url: str) -> None:
+    said = run_example(hive_url, "reset_rollouts", "2", "2")
+    assert said.endswith("2 of 2 rollouts are done, and 4 episodes began from the same files\n")
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(300)
+@needs_snapshots
+def test_rollouts_that_are_killed_while_they_reset_leave_nothing_after_the_lease(hive_url: str) -> None:
+    short = (EXAMPLES / "reset_rollouts.py").read_text().replace("LEASE_SECONDS = 30.0", "LEASE_SECONDS = 4.0")
+    with (
+        Hive(hive_url) as hive,
+        subprocess.Popen(
+            [sys.executable, "-c", short, "100"], env={**os.environ, "ASH_URL": hive_url}, stdout=subprocess.PIPE
+        ) as trainer,
+    ):
+        assert trainer.stdout is not None
+        for _ in range(3):
+            assert b"is done" in trainer.stdout.readline()
+        assert hive.snapshots()
+        trainer.kill()
+        trainer.wait()
+        deadline = time.monotonic() + 30
+        while hive.list() or hive.runs() or hive.snapshots():
+            assert time.monotonic() < deadline, [*hive.list(), *hive.snapshots()]
+            time.sleep(0.2)
 
 
 @pytest.mark.heavy

@@ -201,6 +201,17 @@ def test_a_claim_reaches_recipe_commands_and_jobs_once() -> None:
         assert b"s3cret-value" not in runner.log.read_bytes()
 
 
+def test_one_that_starts_anew_serves_nobody_before_its_claim() -> None:
+    launcher = ("env", "ASH_CLAIM_FIRST=1", sys.executable, "-m", "ash_recipes.runner")
+    with running(ECHO, launcher=launcher) as runner, runner.http() as http:
+        for path in ("/_ash/files?path=x", "/mcp"):
+            refused = http.post(path, json={}) if path == "/mcp" else http.get(path)
+            assert refused.status_code == 503 and refused.json()["error"]["retryable"], refused.text
+        assert http.get("/_ash/health").status_code == 200
+        assert http.post("/_ash/claim", json={"env": {}, "secrets": {}}).status_code == 200
+        assert http.get("/_ash/files?path=x").status_code == 404
+
+
 def test_a_claim_starts_a_command_server_again() -> None:
     with running(LEGACY) as runner, runner.http() as http:
         assert modern_call(http, "whoami")["content"][0]["text"] == "nobody"

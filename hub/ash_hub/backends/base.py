@@ -7,7 +7,7 @@ told to start, says when it has ended and why, and never ends anything unasked. 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
 from ash_hub.backends.documents import Documents
-from ash_mcp.types import Cause, Endpoint, SandboxId, SandboxSpec
+from ash_mcp.types import Cause, Endpoint, SandboxId, SandboxSpec, SnapshotId
 
 __all__ = [
     "Backend",
@@ -28,6 +28,10 @@ __all__ = [
     "Instance",
     "Phase",
     "Places",
+    "Snapshot",
+    "SnapshotLimits",
+    "SnapshotOrder",
+    "Snapshots",
     "Warming",
 ]
 
@@ -269,4 +273,96 @@ class Warming(Protocol):
 
     async def warm(self, spec: SandboxSpec) -> None:
         """Prepare for sandboxes like this one, of which none is made. Never fails."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotLimits:
+    """How many snapshots there may be, and their bytes; what several stand on counts once."""
+
+    per_owner: int
+    hive: int
+    owner_bytes: int
+    hive_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotOrder:
+    """The order to a backend for one snapshot."""
+
+    id: SnapshotId
+    owner: str
+    """Whose limit it counts against."""
+    limits: SnapshotLimits
+    seconds: float
+    """How long it is kept."""
+    record: Mapping[str, Any]
+    """What the hub needs to know of it; the backend stores it unread."""
+    live: bool = False
+    """Whether its files are copied while the sandbox goes on, each as it is at some moment."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A snapshot as its backend sees it."""
+
+    id: SnapshotId
+    owner: str
+    size: int
+    """What was written since the snapshot that it stands on, in bytes."""
+    layers: int
+    """How many snapshots it stands on, and itself."""
+    left_seconds: float
+    record: Mapping[str, Any]
+
+
+@runtime_checkable
+class Snapshots(Protocol):
+    """What a backend has, too, that can freeze the files of sandboxes, and start others from them.
+
+    A snapshot has files only: no process and no environment. It outlives its sandbox and the hub, but not the backend.
+    `create` takes one by `SandboxSpec.snapshot`.
+    """
+
+    def no_snapshots(self) -> str | None:
+        """Say why none can be taken here, and what to do; None: they can."""
+        ...
+
+    async def freeze(self, sandbox_id: SandboxId, order: SnapshotOrder) -> Snapshot:
+        """End a sandbox's processes, freeze its files, and start it anew from them; it runs meanwhile, to all.
+
+        A live one ends nothing, and takes the longer the more was written.
+
+        Raises:
+            Conflict: It does not run, is frozen or reset already, or its files could not be copied.
+            CapacityExceeded: There would be more, or more bytes, than the limits say, or too many on one another.
+            Unsupported: This one's files cannot be frozen.
+            StartFailed: It did not start anew, and has ended; there is no snapshot.
+            ConnectFailed: The backend does not answer; it may have been done.
+        """
+        ...
+
+    async def reset(self, sandbox_id: SandboxId, snapshot_id: SnapshotId) -> None:
+        """End a sandbox's processes and start it anew from a snapshot; it runs meanwhile, to all.
+
+        Raises:
+            SnapshotNotFound: There is none of that id; nothing was done.
+            Conflict, Unsupported, StartFailed, ConnectFailed: As `freeze` does.
+        """
+        ...
+
+    async def snapshots(self) -> Sequence[Snapshot]:
+        """Return all snapshots of this hive, whichever replica took them.
+
+        Raises:
+            ConnectFailed: The backend does not answer.
+        """
+        ...
+
+    async def drop_snapshot(self, snapshot_id: SnapshotId) -> None:
+        """Give up a snapshot; idempotent. Sandboxes that stand on it go on.
+
+        Raises:
+            ConnectFailed: The backend does not answer; it may have been done.
+        """
         ...

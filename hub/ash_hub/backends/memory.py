@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
 from ash_hub.backends._broadcast import Broadcast
-from ash_hub.backends.base import BackendEvent, Exit, Instance, Phase
+from ash_hub.backends.base import BackendEvent, Exit, Instance, Phase, Snapshot, SnapshotOrder
 from ash_hub.backends.documents import DocumentKind, Tell, check_document
 from ash_hub.backends.following import read_repeatedly
 from ash_hub.backends.network import require_network
-from ash_mcp.errors import AshError, Conflict, StartFailed, Unsupported
-from ash_mcp.types import Cause, Endpoint, SandboxId, SandboxSpec
+from ash_mcp.errors import AshError, CapacityExceeded, Conflict, SnapshotNotFound, StartFailed, Unsupported
+from ash_mcp.types import Cause, Endpoint, SandboxId, SandboxSpec, SnapshotId
 from ash_router.store.clock import even_clock
 
 __all__ = ["MemoryBackend", "MemoryDocuments"]
@@ -48,6 +49,10 @@ class MemoryBackend:
         self.copy_of: str | None = None
         """What sandboxes that are made from now on are copies of."""
         self._failures: list[AshError] = []
+        self._snapshots: dict[SnapshotId, tuple[Snapshot, float]] = {}
+        """With when their time is over."""
+        self.stands_on: dict[SandboxId, SnapshotId | None] = {}
+        """The snapshot that each sandbox was last started from."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -62,6 +67,7 @@ class MemoryBackend:
             raise Conflict(f"sandbox {spec.id} exists")
         if self._failures:
             raise self._failures.pop(0)
+        self._require(spec.snapshot)
         self._starting.add(spec.id)
         try:
             endpoint = Endpoint(unix=f"/nowhere/{spec.id}") if self._serve is None else await self._serve(spec)
@@ -76,6 +82,7 @@ class MemoryBackend:
             copy_of=self.copy_of,
         )
         self._logs[spec.id] = bytearray(self._said)
+        self.stands_on[spec.id] = spec.snapshot
         if spec.network != "none":
             self.networks[spec.id] = spec.network
         return self._record(instance)
@@ -107,6 +114,55 @@ class MemoryBackend:
         if instance is None or instance.revision != revision:
             raise Conflict(f"the record of sandbox {sandbox_id} is not at revision {revision}")
         return instance
+
+    def no_snapshots(self) -> str | None:
+        return None
+
+    async def freeze(self, sandbox_id: SandboxId, order: SnapshotOrder) -> Snapshot:
+        self._require_running(sandbox_id)
+        held = await self.snapshots()
+        if len(held) >= order.limits.hive or sum(it.owner == order.owner for it in held) >= order.limits.per_owner:
+            raise CapacityExceeded("there are too many snapshots", retryable=False)
+        below = self.stands_on[sandbox_id]
+        layers = 1 if below is None or below not in self._snapshots else self._snapshots[below][0].layers + 1
+        snapshot = Snapshot(
+            id=order.id,
+            owner=order.owner,
+            size=0,
+            layers=layers,
+            left_seconds=order.seconds,
+            record=dict(order.record),
+        )
+        self._snapshots[order.id] = snapshot, monotonic() + order.seconds
+        if not order.live:
+            self.stands_on[sandbox_id] = order.id
+        return snapshot
+
+    async def reset(self, sandbox_id: SandboxId, snapshot_id: SnapshotId) -> None:
+        self._require_running(sandbox_id)
+        self._require(snapshot_id)
+        if self._failures:
+            message = "it did not start anew"
+            self.die(sandbox_id, message, Cause.HIVE)
+            raise self._failures.pop(0)
+        self.stands_on[sandbox_id] = snapshot_id
+
+    async def snapshots(self) -> Sequence[Snapshot]:
+        now = monotonic()
+        left = [(snapshot, until - now) for snapshot, until in self._snapshots.values() if until > now]
+        return [replace(snapshot, left_seconds=seconds) for snapshot, seconds in left]
+
+    async def drop_snapshot(self, snapshot_id: SnapshotId) -> None:
+        self._snapshots.pop(snapshot_id, None)
+
+    def _require(self, snapshot_id: SnapshotId | None) -> None:
+        if snapshot_id is not None and (snapshot_id not in self._snapshots):
+            raise SnapshotNotFound(f"there is no snapshot {snapshot_id}")
+
+    def _require_running(self, sandbox_id: SandboxId) -> None:
+        instance = self._instances.get(sandbox_id)
+        if instance is None or instance.phase is not Phase.RUNNING:
+            raise Conflict(f"sandbox {sandbox_id} does not run")
 
     async def delete(self, sandbox_id: SandboxId, *, grace_seconds: float = 2.0) -> None:
         instance = self._instances.pop(sandbox_id, None)

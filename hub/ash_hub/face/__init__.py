@@ -7,6 +7,7 @@ arguments          what they take
 handlers           what they do
 results            what they answer
 sharing            the one that hands a sandbox to somebody else
+snapshots          those that freeze a sandbox and take it back
 answer             what any of them gives back
 guests             what whoever comes with a share is shown
 signatures         tools as one line each

@@ -29,10 +29,12 @@ from ash_hub.face.arguments import (
 )
 from ash_hub.face.results import spawned, spawned_several, text_of_tools
 from ash_hub.face.sharing import ShareAsk, ShareTool
+from ash_hub.face.snapshots import ResetAsk, SnapshotAsk, SnapshotTools
 from ash_hub.face.transfers import CopyAsk, DownloadAsk, TransferTools, UploadAsk
 from ash_hub.lifecycle.batches import Batch, spawn_batch
 from ash_hub.lifecycle.sandbox import Sandbox
 from ash_hub.lifecycle.sandboxes import Sandboxes
+from ash_hub.lifecycle.snapshots import SnapshotVerbs
 from ash_hub.serving.audit import Audit
 from ash_hub.settings import HubSettings
 from ash_hub.spawning.runner_client import RunnerClient
@@ -61,6 +63,8 @@ SANDBOX_SCHEME: Final = "sandbox://"
 MAX_RESOURCE_BYTES: Final = 512 * 1024
 """Clients refuse events over 1 MiB, and base64 adds a third."""
 _READ_SECONDS: Final = 30.0
+_OF_OWNERS: Final = (SpawnAsk, RunAsk, DestroyAsk, ExtendAsk, SnapshotAsk, ResetAsk)
+"""What a key for one sandbox may not ask for."""
 
 
 class HiveOperations:
@@ -75,6 +79,7 @@ class HiveOperations:
         audit: Audit,
         sharing: ShareTool,
         tickets: Tickets,
+        snapshots: SnapshotVerbs,
         catch_up: Callable[[], Awaitable[None]],
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -88,6 +93,7 @@ class HiveOperations:
         self._clock = clock
         self._sharing = sharing
         self._transfers = TransferTools(sandboxes, tokens, tickets, audit, clock)
+        self._snapshots = SnapshotTools(snapshots, audit, self._shape, clock)
         self._by_ask: Mapping[type[Any], Callable[[Admitted, Any, Progress], Awaitable[Answer]]] = {
             SpawnAsk: self._spawn,
             SpawnSomeAsk: self._spawn_some,
@@ -104,6 +110,8 @@ class HiveOperations:
             UploadAsk: self._upload,
             DownloadAsk: self._download,
             CopyAsk: self._copy,
+            SnapshotAsk: self._snapshot,
+            ResetAsk: self._reset,
         }
 
     async def answer(self, caller: Admitted, ask: object, progress: Progress) -> Answer:
@@ -114,8 +122,10 @@ class HiveOperations:
         """
         if caller.principal.share is not None:
             raise PermissionDenied("a share opens tools of its sandbox, and none of the hive")
-        if caller.principal.sandbox is not None and isinstance(ask, SpawnAsk | RunAsk | DestroyAsk | ExtendAsk):
-            raise PermissionDenied("your key is for one sandbox only: it may neither make nor end nor extend any")
+        if caller.principal.sandbox is not None and isinstance(ask, _OF_OWNERS):
+            raise PermissionDenied(
+                "your key is for one sandbox only: it may neither make nor end nor extend any, nor take it back"
+            )
         if not isinstance(ask, SpawnAsk):
             await self.catch_up()
         return await self._by_ask[type(ask)](caller, ask, progress)
@@ -297,6 +307,14 @@ class HiveOperations:
     async def _copy(self, caller: Admitted, ask: CopyAsk, progress: Progress) -> Answer:
         del progress
         return await self._transfers.copy(caller, ask)
+
+    async def _snapshot(self, caller: Admitted, ask: SnapshotAsk, progress: Progress) -> Answer:
+        del progress
+        return await self._snapshots.snapshot(caller, ask)
+
+    async def _reset(self, caller: Admitted, ask: ResetAsk, progress: Progress) -> Answer:
+        del progress
+        return await self._snapshots.reset(caller, ask)
 
     async def _call(self, caller: Admitted, ask: CallAsk, progress: Progress) -> Answer:
         """Always raise: the relay takes every `call` that it can pass on to a sandbox, so this one is malformed."""

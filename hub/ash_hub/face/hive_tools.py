@@ -26,6 +26,7 @@ from ash_hub.face.arguments import (
 )
 from ash_hub.face.results import Contents, Destroyed, RunShape, SandboxList, SandboxShape, Spawned
 from ash_hub.face.sharing import ShareAsk, Shared
+from ash_hub.face.snapshots import ResetAsk, SnapshotAsk, Snapshotted
 from ash_hub.face.transfers import Copied, CopyAsk, DownloadAsk, TicketUrl, UploadAsk
 from ash_hub.spawning.schema_references import inline_references
 from ash_hub.spawning.toolsets import MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH
@@ -167,6 +168,25 @@ HIVE_TOOLS: Final = {
             "Copy a file of any size, or a folder (both paths end with /), from one of your sandboxes to another.",
             CopyAsk,
             Copied,
+            destructive=True,
+            idempotent=True,
+        ),
+        HiveTool(
+            "snapshot",
+            "Keep a sandbox's files",
+            "Take a snapshot of a sandbox's files, to come back to (reset) or to start others from "
+            "(spawn with snapshot). Its processes are ended, and it goes on from there. Also list your snapshots, or "
+            "remove some.",
+            SnapshotAsk,
+            Snapshotted,
+            destructive=True,
+        ),
+        HiveTool(
+            "reset",
+            "Take a sandbox back to a snapshot",
+            "End what runs in a sandbox and give it the files of a snapshot again. Its name and tools stay.",
+            ResetAsk,
+            SandboxShape,
             destructive=True,
             idempotent=True,
         ),

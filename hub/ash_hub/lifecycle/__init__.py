@@ -4,6 +4,8 @@ sandboxes        what callers do: spawn, find, extend, destroy
 batches          several sandboxes of one spawn
 runs             what owns sandboxes, and ends them with its lease
 sharing          shares of sandboxes made, listed and revoked
+kept_snapshots   snapshots that the backend has, as callers see them
+snapshots        snapshots taken, and sandboxes taken back to them
 session_names    names and idempotency keys held in the store
 parts            the parts of a hive that the two share
 controller       the one place where sandboxes change: a queue, and a turn for each id

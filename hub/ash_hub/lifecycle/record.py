@@ -61,6 +61,8 @@ class Record:
     """None while it starts."""
     toolset: str | None = None
     """The digest of its pinned tools, from ready on."""
+    recipe_digest: str | None = None
+    """What the recipe was, for those that are started from its snapshots; None: not known."""
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
     alias: str | None = None
     """One more global name of it, which nobody can choose: the uuid that the seed's REST gave it."""
@@ -121,6 +123,7 @@ def _read(found: Mapping[str, Any]) -> Record:
         idle_seconds=_seconds(found["idle_seconds"]),
         ready_at=_seconds(ready_at),
         toolset=str(toolset) if toolset is not None else None,
+        recipe_digest=str(digest) if (digest := found.get("recipe_digest")) is not None else None,
         labels={str(name): str(value) for name, value in dict(found["labels"]).items()},
         alias=str(alias) if alias is not None else None,
         network=_read_network(found["network"]),

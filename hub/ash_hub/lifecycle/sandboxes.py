@@ -13,6 +13,7 @@ import anyio
 
 from ash_hub.backends.base import Warming
 from ash_hub.lifecycle.controller import Controller
+from ash_hub.lifecycle.kept_snapshots import KeptSnapshot, KeptSnapshots
 from ash_hub.lifecycle.parts import Parts
 from ash_hub.lifecycle.record import Record
 from ash_hub.lifecycle.sandbox import Sandbox
@@ -22,9 +23,10 @@ from ash_hub.spawning.recipes import Network, Recipe
 from ash_hub.spawning.refusal_pace import RefusalPace
 from ash_hub.spawning.spawn_policy import Allowed, SpawnPolicy
 from ash_hub.spawning.spawn_request import SpawnAsk
-from ash_hub.spawning.specs import fingerprint, network_of, ports_of, spec_for
+from ash_hub.spawning.specs import fingerprint, network_of, ports_of, recipe_digest, spec_for
 from ash_hub.spawning.starting import CLAIM_SECONDS, Handover, Progress
-from ash_mcp.errors import AshError, CapacityExceeded, ConnectFailed, SandboxGone, StartFailed
+from ash_hub.spawning.toolsets import Toolset
+from ash_mcp.errors import AshError, CapacityExceeded, Conflict, ConnectFailed, SandboxGone, StartFailed
 from ash_mcp.types import (
     DEFAULT_SCOPE,
     EVERY_SCOPE,
@@ -68,6 +70,7 @@ class Sandboxes:
         self.registry = controller.registry
         self._names = controller.names
         self.runs = controller.runs
+        self.snapshots = KeptSnapshots(parts.backend, controller.runs)
 
     # -- asking
 
@@ -146,6 +149,7 @@ class Sandboxes:
 
         Raises:
             RecipeNotFound, ConfigError, PermissionDenied, SessionTaken, Unsupported: Nothing was made.
+            SnapshotNotFound, Conflict: There is no such snapshot, or it is of another recipe, and nothing was made.
             RunNotFound, RunEnded: The run that it is for is not open, and nothing was made.
             CapacityExceeded: The owner, or the hive, has as many sandboxes as it may, or too many spawns wait. Who
                 asks again and again hears it later (`RefusalPace`).
@@ -153,7 +157,14 @@ class Sandboxes:
             ConnectFailed: The backend, or the store, cannot be reached; retryable.
             SandboxGone: The sandbox of this idempotency key has ended.
         """
+        kept = None
+        if ask.snapshot is not None:
+            kept = await self.snapshots.find(principal, scope, ask.snapshot, now=self._clock())
+            if "recipe" not in ask.model_fields_set:
+                ask = ask.model_copy(update={"recipe": kept.record.recipe})
         allowed = self._policy.judge(ask, principal)
+        if kept is not None:
+            _require_same_recipe(kept, allowed.recipe)
         self._require_backend()
         scope = DEFAULT_SCOPE if scope == EVERY_SCOPE else scope
         run = await self.runs.find(principal, scope, ask.run) if ask.run is not None else None
@@ -166,7 +177,7 @@ class Sandboxes:
                     return await self._same(holder)
             sandbox = await self._enter(principal, scope, ask, allowed.recipe, sandbox_id, alias, run)
             sandbox.is_unannounced = not announce
-            return await self._make_ready(sandbox, allowed, ask, progress)
+            return await self._make_ready(sandbox, allowed, ask, progress, kept)
         except CapacityExceeded:
             self._parts.siblings.settle(sandbox_id)  # only the answer waits
             await anyio.sleep(self._refusals.delay(principal.subject))
@@ -219,6 +230,7 @@ class Sandboxes:
             scope=scope,
             session=session,
             recipe=recipe.name,
+            recipe_digest=recipe_digest(recipe),
             key=ask.idempotency_key,
             maker=self._parts.siblings.id,
             created_at=now,
@@ -239,13 +251,15 @@ class Sandboxes:
         if self._is_stopping:
             raise StartFailed("the hive is stopping", step="admit")
 
-    async def _make_ready(self, sandbox: Sandbox, allowed: Allowed, ask: SpawnAsk, progress: Progress) -> Sandbox:
+    async def _make_ready(
+        self, sandbox: Sandbox, allowed: Allowed, ask: SpawnAsk, progress: Progress, kept: KeptSnapshot | None
+    ) -> Sandbox:
         """Start a sandbox. On failure nothing of it is left but the reason, and the caller has waited for that."""
         with anyio.CancelScope() as sandbox.start:
             if sandbox.record.run is not None:
                 self._controller.add(sandbox.id)  # so that it ends with its run from now on
             try:
-                await self._start(sandbox, allowed, ask, progress)
+                await self._start(sandbox, allowed, ask, progress, kept)
                 return sandbox
             except BaseException as error:
                 await self._give_up(sandbox, error)
@@ -263,8 +277,11 @@ class Sandboxes:
             return StartFailed("the hive stopped while it started", step="start", cause=decided.cause.value)
         return sandbox.gone(self._clock())
 
-    async def _start(self, sandbox: Sandbox, allowed: Allowed, ask: SpawnAsk, progress: Progress) -> None:
+    async def _start(
+        self, sandbox: Sandbox, allowed: Allowed, ask: SpawnAsk, progress: Progress, kept: KeptSnapshot | None
+    ) -> None:
         recipe = allowed.recipe
+        toolset = await self._toolset_of(kept) if kept is not None else None
 
         def spec() -> SandboxSpec:
             sandbox.state = State.STARTING
@@ -280,13 +297,22 @@ class Sandboxes:
         started = await self._parts.pool.acquire(wanted)
         if started is None:
             waiting = allowed.waiting
-            started = await self._parts.starter.start(sandbox.owner, recipe, spec, progress, waiting, handover)
+            started = await self._parts.starter.start(
+                sandbox.owner, recipe, spec, progress, waiting, handover, toolset
+            )
         else:
             await progress(0.9, "handing over the environment")
             await self._parts.starter.claim(started, handover)
         sandbox.toolset = await self._parts.shelf.put(started.toolset)
         await self._record_ready(sandbox, started, allowed)
         log.info("spawned", extra={"sandbox": sandbox.id, "session": sandbox.session, "recipe": sandbox.recipe})
+
+    async def _toolset_of(self, kept: KeptSnapshot) -> Toolset:
+        """Return the tools of a snapshot: what runs over an agent's files is not asked for any."""
+        toolset = await self._parts.shelf.get(kept.record.toolset)
+        if toolset is None:
+            raise StartFailed(f"the tools of snapshot {kept.id} are not kept any more; take another", step="tools")
+        return toolset
 
     async def _record_ready(self, sandbox: Sandbox, started: Started, allowed: Allowed) -> None:
         """Record that a start is through, and wait until the sandbox is shown."""
@@ -331,6 +357,14 @@ class Sandboxes:
         expires_at = self._clock() + ttl_seconds
         await self._controller.change(sandbox, lambda record: replace(record, expires_at=expires_at))
         return sandbox
+
+    def check_ttl(self, ttl_seconds: float) -> None:
+        """Refuse a life that is longer than this hive allows.
+
+        Raises:
+            ConfigError: It is.
+        """
+        self._policy.check_ttl(ttl_seconds)
 
     async def set_network(self, principal: Principal, scope: Scope, name: str, network: Network) -> Sandbox:
         """Change what a sandbox may reach; connections that it may have no more are closed.
@@ -433,3 +467,14 @@ class Sandboxes:
                 group.start_soon(end, sandbox)
         if refused:
             raise refused[0]
+
+
+def _require_same_recipe(kept: KeptSnapshot, recipe: Recipe) -> None:
+    """Refuse a recipe whose tools may be others than those that a snapshot keeps."""
+    known = kept.record.recipe_digest
+    if kept.record.recipe == recipe.name and known in (None, recipe_digest(recipe)):
+        return
+    raise Conflict(
+        f"snapshot {kept.id} is of recipe {kept.record.recipe}, and what this spawn names is another, or has changed "
+        "since: leave recipe out, give the inline recipe that its sandbox was spawned with, or take a new snapshot"
+    )

@@ -85,6 +85,18 @@ class Audit:
         """A caller copied a file or folder from one sandbox to another."""
         self._write("copy", "done", **_who(caller), **_of(source), to=target.id)
 
+    def frozen(self, caller: Admitted, sandbox: Subject, snapshot: str) -> None:
+        """A caller took a snapshot of a sandbox."""
+        self._write("snapshot", "done", **_who(caller), **_of(sandbox), snapshot=snapshot)
+
+    def thawed(self, caller: Admitted, snapshot: str) -> None:
+        """A caller removed a snapshot."""
+        self._write("unsnapshot", "done", **_who(caller), snapshot=snapshot)
+
+    def reset(self, caller: Admitted, sandbox: Subject, snapshot: str) -> None:
+        """A caller took a sandbox back to a snapshot."""
+        self._write("reset", "done", **_who(caller), **_of(sandbox), snapshot=snapshot)
+
     def destroyed(self, caller: Admitted, sandbox: Subject) -> None:
         self._write("destroy", "done", **_who(caller), **_of(sandbox))
 

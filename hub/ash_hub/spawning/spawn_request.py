@@ -30,6 +30,10 @@ class SpawnAsk(BaseModel):
         Field(description="name for the sandbox, [a-z][a-z0-9]* of at most 16; chosen for you if absent"),
     ] = None
     image: Annotated[str | None, Field(description="container image, where the backend has images")] = None
+    snapshot: Annotated[
+        str | None,
+        Field(min_length=1, max_length=64, description="snapshot to start from: its files, its recipe, its tools"),
+    ] = None
     env: Annotated[Variables, Field(description="environment variables inside the sandbox")] = {}
     secrets: Annotated[Variables, Field(description="as env, but never logged, listed or stored")] = {}
     ports: Annotated[

@@ -12,10 +12,10 @@ from typing import Any
 
 from ash_hub.spawning.recipes import Amounts, Network, Recipe
 from ash_hub.spawning.spawn_request import SpawnAsk
-from ash_mcp.types import ResourceAmounts, Resources, SandboxId, SandboxSpec
+from ash_mcp.types import ResourceAmounts, Resources, SandboxId, SandboxSpec, SnapshotId
 from ash_router.upstream.call_tokens import CallTokens
 
-__all__ = ["RECIPE_MOUNT", "addresses_named", "fingerprint", "network_of", "ports_of", "spec_for"]
+__all__ = ["RECIPE_MOUNT", "addresses_named", "fingerprint", "network_of", "ports_of", "recipe_digest", "spec_for"]
 
 RECIPE_MOUNT = "/opt/recipe"
 """Where a recipe's own folder is readable inside a local sandbox."""
@@ -69,9 +69,16 @@ def spec_for(
         key=base64.b64encode(tokens.sandbox_keys.of(sandbox_id)).decode(),
         mounts={RECIPE_MOUNT: recipe.folder} if recipe.folder is not None else {},
         installed=isinstance(ask.recipe, str),
+        snapshot=SnapshotId(ask.snapshot) if ask.snapshot is not None else None,
         labels=dict(ask.labels),
         record=record,
     )
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """Return what two recipes have in common whose sandboxes have the same tools."""
+    same = recipe.model_dump_json(include={"name", "server", "env", "tools", "folder"})
+    return hashlib.sha256(same.encode()).hexdigest()
 
 
 def fingerprint(spec: SandboxSpec) -> str:

@@ -25,7 +25,7 @@ from ash_hub.spawning.server_client import ServerClient
 from ash_hub.spawning.start_turns import StartTurns
 from ash_hub.spawning.toolsets import Toolset, pin
 from ash_mcp.errors import AshError, ConfigError, RequestRefused, StartFailed
-from ash_mcp.types import SandboxId, SandboxSpec
+from ash_mcp.types import Endpoint, SandboxId, SandboxSpec
 from ash_router.bounds.effective_limits import EffectiveLimit
 from ash_router.upstream.call_tokens import CallTokens
 
@@ -88,12 +88,14 @@ class Starter:
         progress: Progress,
         waiting: EffectiveLimit | None = None,
         handover: Handover | None = None,
+        toolset: Toolset | None = None,
     ) -> Started:
         """Return a started sandbox with its tools pinned, once it is its owner's turn.
 
         Args:
             spec: Asked when it is; what it returns is created.
             handover: What it is claimed with, after its tools are known; None: that is done later.
+            toolset: Its tools, where they are known, as of a snapshot; None: it is asked for them.
 
         Raises:
             StartFailed: With the step that failed and the last lines of the sandbox's log.
@@ -108,8 +110,8 @@ class Starter:
                 await progress(0.3, "starting its MCP server")
                 at.step = "start"
                 instance = await news.running(recipe.start_timeout_seconds, lambda waits: progress(0.3, waits))
-                toolset = self._known_toolset(instance, recipe)
-                if toolset is None or handover is None:
+                toolset = toolset or self._known_toolset(instance, recipe)
+                if toolset is None or handover is None or instance.copy_of is None:
                     await self.client(instance).wait_ready(recipe.start_timeout_seconds)
                 if toolset is None:
                     await progress(0.8, "reading its tools")
@@ -121,6 +123,32 @@ class Starter:
                     at.step = "claim"
                     await self._claim(started, handover)
             return started
+
+    async def restart(
+        self,
+        owner: str,
+        sandbox_id: SandboxId,
+        endpoint: Endpoint,
+        work: Callable[[], Awaitable[None]],
+        env: Mapping[str, str],
+        secrets: Mapping[str, str],
+        *,
+        timeout_seconds: float,
+        waiting: EffectiveLimit | None = None,
+    ) -> None:
+        """Have a sandbox started anew by `work`, once it is its owner's turn, and make it somebody's again.
+
+        Raises:
+            StartFailed: It did not come up, or may not have.
+            RequestRefused: As `work` does, and nothing was done.
+        """
+        async with self._turns.turn(owner, waiting), self._explained("restart", sandbox_id) as at:
+            await work()
+            client = RunnerClient(endpoint, self._tokens, sandbox_id)
+            at.step = "start"
+            await client.wait_ready(timeout_seconds)
+            at.step = "claim"
+            await client.claim(env, secrets, timeout_seconds=timeout_seconds)
 
     def _known_toolset(self, instance: Instance, recipe: Recipe) -> Toolset | None:
         """Return the toolset of what this server is a copy of: as another copy listed it before that was claimed."""

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 import anyio
 
-from ash_hub.backends.base import Backend, Phase
+from ash_hub.backends.base import Backend, Phase, Snapshots
 from ash_hub.backends.documents import MAX_DOCUMENT_BYTES, DocumentKind
 from ash_hub.spawning.toolsets import PinnedTool, Toolset, digest_of
 from ash_mcp.errors import AshError, ConnectFailed, StartFailed
@@ -128,7 +128,7 @@ class ToolsetShelf:
             await anyio.sleep(_PRUNE_EVERY_SECONDS)
 
     async def prune(self) -> None:
-        """Drop documents that no living sandbox has used for `GRACE_SECONDS`. Any replica may, at any time.
+        """Drop documents that no sandbox or snapshot has used for `GRACE_SECONDS`. Any replica may, at any time.
 
         A spawn keeps its document before a record names it. If that was before we looked, it is younger than the
         grace; if later, `drop` finds that it was used since.
@@ -142,6 +142,8 @@ class ToolsetShelf:
         if not all("toolset" in record for record in living):
             return  # a newer replica wrote it, and may name toolsets otherwise
         now, named = self._clock(), {record["toolset"] for record in living}
+        if isinstance(self._backend, Snapshots):
+            named |= {snapshot.record["toolset"] for snapshot in await self._backend.snapshots()}
         self._seen_at = {
             digest: now if digest in named else max(at, self._seen_at.get(digest, at)) for digest, at in used.items()
         }

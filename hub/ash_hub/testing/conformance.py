@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import anyio
 
-from ash_hub.backends.base import Backend, BackendEvent, Instance, Phase
+from ash_hub.backends.base import Backend, BackendEvent, Instance, Phase, SnapshotLimits, SnapshotOrder, Snapshots
 from ash_hub.testing.document_checks import DOCUMENT_CHECKS
 from ash_hub.testing.escapes import (
     ATTEMPTS,
@@ -30,8 +30,16 @@ from ash_hub.testing.escapes import (
     spec_for,
     try_to_escape,
 )
-from ash_mcp.errors import AshError, ConfigError, Conflict, StartFailed, Unsupported
-from ash_mcp.types import SandboxId, SandboxSpec, new_sandbox_id
+from ash_mcp.errors import (
+    AshError,
+    CapacityExceeded,
+    ConfigError,
+    Conflict,
+    SnapshotNotFound,
+    StartFailed,
+    Unsupported,
+)
+from ash_mcp.types import SandboxId, SandboxSpec, new_sandbox_id, new_snapshot_id
 
 __all__ = ["BEHAVIOURS", "BackendUnderTest", "Jail", "Make", "check_backend", "jail", "nothing_escapes"]
 
@@ -371,6 +379,56 @@ async def documents_are_kept_for_every_replica(make: Make) -> None:
             await check(it.backend.documents, other.documents)
 
 
+def _snapshots_of(it: BackendUnderTest, backend: Backend | None = None) -> Snapshots:
+    found = backend or it.backend
+    if not isinstance(found, Snapshots) or found.no_snapshots() is not None:
+        raise unittest.SkipTest(f"the backend {found.kind} takes no snapshots here")
+    return found
+
+
+def _order(per_owner: int = 8) -> SnapshotOrder:
+    limits = SnapshotLimits(per_owner=per_owner, hive=8, owner_bytes=2**30, hive_bytes=2**30)
+    return SnapshotOrder(id=new_snapshot_id(), owner="ann", limits=limits, seconds=60.0, record={"of": "ann"})
+
+
+async def a_sandbox_is_frozen_taken_back_and_begun_from(make: Make) -> None:
+    async with make() as it, it.another() as other:
+        snapshots, order = _snapshots_of(it), _order()
+        spec = replace(_fresh(it), record={"n": 1})
+        created = await _started(it, spec)
+        taken = await snapshots.freeze(spec.id, order)
+        assert (taken.id, taken.owner, taken.record, taken.layers) == (order.id, "ann", {"of": "ann"}, 1)
+        assert await it.backend.get(spec.id) == created, "it is the same to whoever looks"
+        await snapshots.reset(spec.id, order.id)
+        sibling = replace(_fresh(it), snapshot=order.id)
+        await _started(it, sibling)
+        await it.backend.delete(spec.id, grace_seconds=0)
+        seen = await _snapshots_of(it, other).snapshots()
+        assert [(found.id, found.size, found.record) for found in seen] == [(order.id, taken.size, taken.record)]
+        assert 0 < seen[0].left_seconds <= 60
+        for _ in range(2):
+            await snapshots.drop_snapshot(order.id)
+        assert await snapshots.snapshots() == []
+        assert (found := await it.backend.get(sibling.id)) is not None and found.phase is Phase.RUNNING
+        await it.backend.delete(sibling.id, grace_seconds=0)
+
+
+async def what_is_no_snapshot_or_no_sandbox_is_refused(make: Make) -> None:
+    async with make() as it:
+        snapshots, order, spec = _snapshots_of(it), _order(), _fresh(it)
+        await _raises(Conflict, _done(snapshots.freeze(spec.id, order)))
+        await _started(it, spec)
+        await _raises(CapacityExceeded, _done(snapshots.freeze(spec.id, _order(per_owner=0))))
+        await _raises(SnapshotNotFound, snapshots.reset(spec.id, order.id))
+        await _raises(SnapshotNotFound, _done(it.backend.create(replace(_fresh(it), snapshot=order.id))))
+        assert await snapshots.snapshots() == [] and len(await it.backend.list()) == 1
+        await it.backend.delete(spec.id, grace_seconds=0)
+
+
+async def _done(step: Awaitable[object]) -> None:
+    await step
+
+
 class Jail:
     """Sandboxes to escape from: one for each network policy that attempts need, and a neighbour."""
 
@@ -464,6 +522,8 @@ BEHAVIOURS: tuple[Callable[[Make], Awaitable[None]], ...] = (
     many_start_and_end_at_once,
     it_describes_itself,
     documents_are_kept_for_every_replica,
+    a_sandbox_is_frozen_taken_back_and_begun_from,
+    what_is_no_snapshot_or_no_sandbox_is_refused,
     nothing_escapes,
 )
 """Each takes `make`, uses fresh backends, and raises AssertionError where a backend breaks its contract."""

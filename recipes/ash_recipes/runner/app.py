@@ -13,7 +13,7 @@ from ash_recipes.runner.config import RunnerConfig
 from ash_recipes.runner.context import Context
 from ash_recipes.runner.file_door import FileDoor
 from ash_recipes.runner.files import Files
-from ash_recipes.runner.health import HEALTH_PATH, Health
+from ash_recipes.runner.health import HEALTH_PATH, STARTING, Health
 from ash_recipes.runner.problems import Problem
 from ash_recipes.runner.proof import NONCE_HEADER, PROOF_PATH, prove
 from ash_recipes.runner.pty_door import TERMINAL_PATH, PtyDoor
@@ -51,20 +51,24 @@ class RunnerApp:
         self._tokens = tokens
         self._server = server
         self._health = health
-        claims = Claims(config, context, server, sealed=sealed)
+        self._claims = Claims(config, context, server, sealed=sealed)
         files = Files(context.workspace, kept=(context.workspace, context.home))
         self._doors: Mapping[str, ASGIApp] = {FILES_PATH: FileDoor(files, FILES_PATH)}
         """What is below a path of the private surface, the path itself included."""
         self._routes: Mapping[tuple[str, str], ASGIApp] = {
             (HEALTH_PATH, "GET"): self._tell_health,
             (PROOF_PATH, "GET"): self._prove,
-            (CLAIM_PATH, "POST"): claims.take,
+            (CLAIM_PATH, "POST"): self._claims.take,
         }
         self._terminal = PtyDoor(context)
 
     def admits(self, token: bytes | None) -> bool:
-        """Say whether a request with this `Ash-Token` may come in."""
-        return self._tokens.admits(token)
+        """Say whether a request with this `Ash-Token` may come in, past the claim."""
+        return self._tokens.admits(token) and not self._awaits_claim
+
+    @property
+    def _awaits_claim(self) -> bool:
+        return self._config.claim_first and not self._claims.taken
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -75,6 +79,9 @@ class RunnerApp:
         is_open = route is not None and path in (HEALTH_PATH, PROOF_PATH)
         if not is_open and not self._admits(scope):
             await refuse(send, 401, "unauthenticated", "a good Ash-Token is needed")
+            return
+        if self._awaits_claim and not is_open and path != CLAIM_PATH:
+            await answer(send, 503, STARTING)
             return
         found = route or (self._mcp if path == "/mcp" else self._door_of(path))
         if found is not None:
@@ -91,7 +98,7 @@ class RunnerApp:
         return next((door for at, door in self._doors.items() if path == at or path.startswith(f"{at}/")), None)
 
     async def _open_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] == TERMINAL_PATH and self._admits(scope):
+        if scope["path"] == TERMINAL_PATH and self.admits(header(scope, b"ash-token")):
             await self._terminal(scope, receive, send)
             return
         await receive()

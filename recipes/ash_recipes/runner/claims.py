@@ -39,6 +39,11 @@ class Claims:
         self._first: tuple[bytes, tuple[int, dict[str, Any]]] | None = None
         """The digest of the one claim, and its answer."""
 
+    @property
+    def taken(self) -> bool:
+        """Whether there was one."""
+        return self._first is not None
+
     async def take(self, scope: Scope, receive: Receive, send: Send) -> None:
         del scope
         try:

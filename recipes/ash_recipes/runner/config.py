@@ -18,6 +18,7 @@ PRIVATE_VARIABLES = (
     "ASH_RUNNER_CONFIG",
     "ASH_SANDBOX_KEY",
     "ASH_EGRESS_TOKEN",
+    "ASH_CLAIM_FIRST",
     "PYTHONPATH",
     "PYTHONHOME",
 )
@@ -56,6 +57,8 @@ class RunnerConfig:
     """The hive's egress proxy: a Unix socket, or `host:port`; empty where there is none."""
     egress_token: str = field(default="", repr=False)
     """What proves this sandbox to a proxy at `host:port`."""
+    claim_first: bool = False
+    """Whether nobody is served before the hive has handed over the environment: the sandbox is known to callers."""
     canary: tuple[str, int] | None = None
     """What the network policy of this sandbox must refuse before it is ready; None where nothing is asked."""
     network_note: str = ""
@@ -74,6 +77,7 @@ def take_from(environ: MutableMapping[str, str], key: str = "", egress_token: st
     """
     listen = _listen(environ)
     raw = _config(environ.get("ASH_RUNNER_CONFIG", "{}"))
+    claim_first = environ.get("ASH_CLAIM_FIRST") == "1"
     for name in PRIVATE_VARIABLES:
         environ.pop(name, None)
     try:
@@ -88,6 +92,7 @@ def take_from(environ: MutableMapping[str, str], key: str = "", egress_token: st
             workspace=Path(str(raw.get("workspace") or os.getcwd())),
             egress=_egress(str(raw.get("egress", ""))),
             egress_token=egress_token,
+            claim_first=claim_first,
             canary=_address(str(raw["canary"])) if "canary" in raw else None,
             network_note=str(raw.get("network_note", "")),
             home=Path(str(raw.get("home") or environ.get("HOME") or os.getcwd())),

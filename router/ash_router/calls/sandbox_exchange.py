@@ -291,8 +291,11 @@ class SandboxExchange(ABC):
     # Beginning and ending.
 
     def _count(self, sandbox_id: SandboxId | None) -> bool:
-        """Enter the call in the ledger; where its principal has too many in flight, refuse it and return False."""
+        """Enter the call in the ledger; where that may not be now, refuse it and return False."""
         services, owner = self._services, self._principal.subject
+        if (refusal := services.ledger.refusal(sandbox_id)) is not None:
+            self._refuse(refusal)
+            return False
         if not services.limits.allows_call(self._principal, services.ledger.of_owner(owner)):
             self._refuse(services.limits.calls_of(self._principal).reached("calls"))
             return False

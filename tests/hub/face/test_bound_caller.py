@@ -11,6 +11,7 @@ from ash_hub.face.arguments import DestroyAsk, ExtendAsk, ListAsk, SpawnAsk, Too
 from ash_hub.face.handlers import HiveOperations
 from ash_hub.face.sharing import ShareAsk, ShareTool
 from ash_hub.lifecycle.sharing import Sharing
+from ash_hub.lifecycle.snapshots import SnapshotVerbs
 from ash_hub.serving.audit import Audit
 from ash_mcp.errors import PermissionDenied, SandboxNotFound
 from ash_mcp.types import DEFAULT_SCOPE, Principal
@@ -32,6 +33,7 @@ def operations(world: World) -> HiveOperations:
         Audit(),
         ShareTool(Sharing(parts, world.controller, world.sandboxes), Audit(), PreviewNames()),
         Tickets(parts.store),
+        SnapshotVerbs(parts, world.controller, world.sandboxes),
         world.controller.catch_up,
         parts.ledger._clock,
     )

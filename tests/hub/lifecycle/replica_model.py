@@ -154,9 +154,16 @@ class CreatingStarter:
         self._pause = pause
 
     async def start(
-        self, owner: str, recipe: Recipe, spec: Callable[[], SandboxSpec], progress: Any, waiting: Any
+        self,
+        owner: str,
+        recipe: Recipe,
+        spec: Callable[[], SandboxSpec],
+        progress: Any,
+        waiting: Any,
+        handover: Any,
+        toolset: Any,
     ) -> Started:
-        del owner, recipe, progress, waiting
+        del owner, recipe, progress, waiting, handover, toolset
         await self._pause()
         instance = await self._backend.create(spec())
         await self._pause()

@@ -9,6 +9,7 @@ seccomp.py    the system call filter, by the numbers of `_syscalls.py`
 plans.py      from a spec to the plan of a launch
 starter.py    starts the keeper
 link.py       the hub's connection to it
+snapshot_requests.py  what it is asked about snapshots
 keeper/       the keeper process, with the launchers
 """
 

@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 
 from ash_hub.backends._broadcast import Broadcast
-from ash_hub.backends.base import BackendEvent, Exit, Instance, Phase
+from ash_hub.backends.base import BackendEvent, Exit, Instance, Phase, Snapshot, SnapshotOrder
 from ash_hub.backends.local import host
 from ash_hub.backends.local.document_files import FileDocuments
 from ash_hub.backends.local.forks import ForkOrders, why_not_forked
@@ -43,10 +43,11 @@ from ash_hub.backends.local.paths import HivePaths, hive_paths
 from ash_hub.backends.local.plans import IsolatedPlans, Plans, UnsafePlans
 from ash_hub.backends.local.runtime import Runtime, compile_runner, find_runtime, without_system
 from ash_hub.backends.local.settings import LocalSettings
+from ash_hub.backends.local.snapshot_requests import SnapshotRequests, unknown_snapshot
 from ash_hub.backends.local.starter import start_keeper
 from ash_hub.backends.network import audit_decision, require_network
 from ash_mcp.errors import AshError, CapacityExceeded, ConfigError, Conflict, ConnectFailed, StartFailed, Unsupported
-from ash_mcp.types import Cause, Endpoint, Resources, SandboxId, SandboxSpec
+from ash_mcp.types import Cause, Endpoint, Resources, SandboxId, SandboxSpec, SnapshotId
 from ash_router.store.clock import lead, steady
 
 __all__ = ["KEEPER_DIED", "LocalBackend"]
@@ -125,6 +126,9 @@ class LocalBackend:
         self._lead = lead()
         """Seconds that `now` is ahead of the steady clock; the keeper's own value once one is joined."""
         self.documents = FileDocuments(settings.state_dir, self.now)
+        self._no_snapshots: str | None = None
+        restart_seconds = settings.start_timeout_seconds + _ENDING_SECONDS + ANSWER_SECONDS
+        self._snapshots = SnapshotRequests(self._link_or_fail, restart_seconds)
 
     async def __aenter__(self) -> Self:
         self._paths: HivePaths = hive_paths(self._settings)
@@ -208,7 +212,9 @@ class LocalBackend:
                 return None, problem  # of a block that nobody chose
             raise ConfigError(problem)
         self._runtime = without_system(self._runtime)
-        return Machine(base=str(base), user_block=(settings.first_user, settings.users), shown=shown), None
+        self._no_snapshots = host.snapshot_problem(settings.first_user)
+        block, can = (settings.first_user, settings.users), self._no_snapshots is None
+        return Machine(base=str(base), user_block=block, shown=shown, snapshots=can), None
 
     def _find_ordinary(self) -> tuple[Machine | None, str | None]:
         """Do the same for an ordinary user, whose machines begin as a copy of the system that may not be there yet."""
@@ -277,11 +283,12 @@ class LocalBackend:
                 warnings=warnings,
                 launcher=launcher,
                 plan=plan.to_json(),
+                snapshot=spec.snapshot,
                 timeout=self._settings.start_timeout_seconds,
                 seconds=self._settings.start_timeout_seconds + _ENDING_SECONDS + ANSWER_SECONDS + more_seconds,
             )
         except KeeperRefusal as refusal:
-            raise _translated(refusal) from refusal
+            raise _translated(refusal, spec) from refusal
         except KeeperConnectionLost as gone:
             raise StartFailed(f"the sandbox could not start: {KEEPER_DIED.message}", step="keeper") from gone
         except KeeperSilent as silent:
@@ -416,6 +423,24 @@ class LocalBackend:
         if instance := self._instances.get(sandbox_id):
             self._record_removal(instance)
 
+    def no_snapshots(self) -> str | None:
+        if self._machine is None:
+            why = self._no_machine or "the settings make no sandbox a machine (ASH_HUB_BACKEND__MACHINE)"
+            return f"only ordinary machines have snapshots (docs/machine.md): {why}"
+        return self._no_snapshots
+
+    async def freeze(self, sandbox_id: SandboxId, order: SnapshotOrder) -> Snapshot:
+        return await self._snapshots.freeze(sandbox_id, order)
+
+    async def reset(self, sandbox_id: SandboxId, snapshot_id: SnapshotId) -> None:
+        await self._snapshots.reset(sandbox_id, snapshot_id)
+
+    async def snapshots(self) -> Sequence[Snapshot]:
+        return await self._snapshots.list()
+
+    async def drop_snapshot(self, snapshot_id: SnapshotId) -> None:
+        await self._snapshots.drop(snapshot_id)
+
     async def logs(self, sandbox_id: SandboxId, *, tail_bytes: int = 65_536) -> bytes:
         if self._link is None:
             return b""
@@ -467,6 +492,7 @@ class LocalBackend:
             "keeper": None if self._link is None else self._link.hello["pid"],
             "control_groups": self._enforcement.version,
             "machine": self._machine is not None,
+            "snapshots": self.no_snapshots() is None,
             # A sandbox can read in its own mount table where on the host these lie; the last, if it may go out.
             "visible_paths": [] if self._settings.unsafe else self._visible_paths(),
             "warnings": list(self._plans.warnings),
@@ -662,6 +688,8 @@ def _exit(view: Mapping[str, Any]) -> Exit | None:
     message = view["exit_message"]
     if message is None:
         return None
+    if view["failed_again"]:
+        return Exit(message, Cause.HIVE)
     return Exit(message, Cause.LIMIT if view["was_out_of_memory"] else Cause.AGENT)
 
 
@@ -689,7 +717,9 @@ def _require_supported(spec: SandboxSpec) -> None:
             raise ConfigError(f"the recipe's folder {outside} cannot be mounted at {inside}")
 
 
-def _translated(refusal: KeeperRefusal) -> Exception:
+def _translated(refusal: KeeperRefusal, spec: SandboxSpec) -> Exception:
+    if refusal.kind == "no_snapshot":
+        return unknown_snapshot(spec.snapshot or "")
     if refusal.kind == "full":
         return CapacityExceeded(f"no room for another sandbox: {refusal}", retry_after_seconds=5.0)
     if refusal.kind == "exists":

@@ -35,6 +35,7 @@ __all__ = [
     "may_raise_limits",
     "namespaced_processes",
     "probe",
+    "snapshot_problem",
     "user_block_problem",
 ]
 
@@ -126,22 +127,32 @@ def machine_problem(facts: HostFacts, base: Path | None, first_user: int, shown:
         without_system(find_runtime())
     except (ConfigError, OSError) as error:
         return str(error)
-    words = [sys.executable, "-I", "-S", "-c", _TRIAL, str(Path(__file__).parent), str(first_user), "/usr", *shown]
-    if base is not None:
-        words.append(str(base))
+    why = _tried(first_user, ["/usr", *shown, *([] if base is None else [str(base)])])
+    return f"the kernel refuses idmapped mounts below a writable overlay: {why}" if why is not None else None
+
+
+def snapshot_problem(first_user: int) -> str | None:
+    """Return why what machines write cannot be frozen on this host, by trying it; None if it can."""
+    why = _tried(first_user, ["/usr"], "layered=True")
+    return f"the kernel has no idmapped tmpfs that is mounted nowhere (Linux 6.15): {why}" if why is not None else None
+
+
+def _tried(first_user: int, directories: Sequence[str], more: str = "") -> str | None:
+    """Return why a trial of the stage in a process of its own failed."""
+    program = _TRIAL.format(more=more)
+    words = [sys.executable, "-I", "-S", "-c", program, str(Path(__file__).parent), str(first_user), *directories]
     try:
         said = subprocess.run(words, capture_output=True, text=True, timeout=_TRIAL_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     if said.returncode == 0 and said.stdout.strip() == "ok":
         return None
-    why = (said.stdout or said.stderr).strip().splitlines()[-1:]
-    return f"the kernel refuses idmapped mounts below a writable overlay: {''.join(why)}"
+    return "".join((said.stdout or said.stderr).strip().splitlines()[-1:])
 
 
 _TRIAL = (
     "import sys; sys.path.append(sys.argv[1]); from keeper.launchers.staging import try_out; "
-    "print(try_out(sys.argv[3:], int(sys.argv[2]), 65536))"
+    "print(try_out(sys.argv[3:], int(sys.argv[2]), 65536, {more}))"
 )
 
 
@@ -256,7 +267,16 @@ def _machines(facts: HostFacts, settings: LocalSettings) -> tuple[list[Check], b
         ], False
     users = f"from {settings.first_user} on, {settings.users} in all, for {settings.users // USERS_EACH} sandboxes"
     detail = "each sandbox is root inside, with 65536 users and a writable root of its own"
-    return [Check("ordinary machine", True, detail), Check("users of sandboxes", True, users)], True
+    checks = [Check("ordinary machine", True, detail), Check("users of sandboxes", True, users)]
+    checks.append(_snapshots(settings.first_user))
+    return checks, True
+
+
+def _snapshots(first_user: int) -> Check:
+    problem = snapshot_problem(first_user)
+    if problem is not None:
+        return Check("snapshots", False, f"sandboxes cannot be frozen: {problem}", "use Linux 6.15 or later")
+    return Check("snapshots", True, "files of sandboxes can be frozen and gone back to; they are kept in memory")
 
 
 def _options(facts: HostFacts, *, machine: bool) -> list[Check]:

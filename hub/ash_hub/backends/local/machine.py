@@ -38,6 +38,8 @@ class Machine:
     """The first of the host's users for sandboxes, and how many there are."""
     shown: tuple[str, ...] = ()
     """Those of `SHOWN` that the host has."""
+    snapshots: bool = False
+    """Whether the host lets what they write be frozen."""
 
 
 class MachinePlans(IsolatedPlans):
@@ -61,6 +63,7 @@ class MachinePlans(IsolatedPlans):
             user_block=self._machine.user_block,
             in_use=(self._machine.base,),
             writable_bytes=limits.root_bytes,
+            snapshots=self._machine.snapshots,
         )
 
     @property
@@ -69,6 +72,8 @@ class MachinePlans(IsolatedPlans):
 
     def _mounts(self, spec: SandboxSpec, runtime: Runtime, limits: Limits) -> Iterator[Mount]:
         yield from self._roots()
+        # Else a sandbox that is started anew would load into its own runner what was named there in an earlier life.
+        yield Mount("file", "/etc/ld.so.preload", mode="0644")
         yield from (Mount("proc", "/proc"), Mount("devices", "/dev", sealed=self._host.seals))
         for path in self._host.masked:
             yield Mount("masked", path)
@@ -79,8 +84,9 @@ class MachinePlans(IsolatedPlans):
             yield Mount("covered", path)
         yield Mount("tmpfs", "/tmp", size=limits.tmp_bytes, mode="1777")
         yield Mount("tmpfs", "/dev/shm", size=limits.shm_bytes, mode="1777")
-        yield Mount("tmpfs", MACHINE_HOME, size=limits.home_bytes, mode="0700")
-        yield Mount("tmpfs", WORKSPACE, size=limits.workspace_bytes, mode="0755")
+        kept = "kept" if self._machine.snapshots else "tmpfs"
+        yield Mount(kept, MACHINE_HOME, size=limits.home_bytes, mode="0700")
+        yield Mount(kept, WORKSPACE, size=limits.workspace_bytes, mode="0755")
         yield from self._outlet(spec)
         if spec.network != "none":
             for path, text in WAY_OUT.items():
@@ -125,7 +131,7 @@ def _pinned(mounts: list[Mount]) -> Iterator[Mount]:
     """
     fixed = {"/", *(mount.target for mount in mounts if mount.kind != "file")}
     for mount in mounts:
-        if mount.kind in ("bind", "tmpfs", "covered"):
+        if mount.kind in ("bind", "tmpfs", "kept", "covered"):
             for above in _directories_above(mount.target):
                 if above not in fixed:
                     fixed.add(above)

@@ -148,6 +148,8 @@ async def local_backend(
         finally:
             for instance in await backend.list():
                 await backend.delete(instance.id, grace_seconds=0)
+            for snapshot in await backend.snapshots():
+                await backend.drop_snapshot(snapshot.id)
     assert leftovers(settings) == []
     assert (said := hive_paths(settings).log_file.read_text()) == "", f"the keeper complained: {said}"
     assert not hive_paths(settings).directory.exists()

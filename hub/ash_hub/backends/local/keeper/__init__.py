@@ -8,6 +8,7 @@ over a Unix socket.
     main.py      start: lock, detach, ready line; end: leave nothing behind
     control.py   the socket: newline-delimited JSON, the hubs, the grace timer
     sandbox.py   one sandbox from launch to its last process
+    snapshots.py what was frozen of sandboxes, until nobody has it; live_copy.py: the same of one that goes on
     launchers/   start its processes from a plan, isolated or not
     egress.py    starts the egress proxy, a process of its own, and tells it of sandboxes
     cgroups.py   control groups, version 2 or 1

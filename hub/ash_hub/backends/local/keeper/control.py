@@ -11,6 +11,10 @@ second hub is refused. `leave` says that a hub goes on purpose. After the last o
 time limit if it left to `keep` them, and otherwise for the grace, in which a hub may come; the keeper ends when a hub
 has left and nothing runs.
 
+A sandbox can be frozen (`freeze`): what it wrote becomes a layer, and it goes on over that, or be taken back to one
+(`reset`); it runs for hubs meanwhile. What is kept of it is a snapshot, until it is dropped or its time is over. As
+long as there is one, a keeper that was left to keep what there is does not end.
+
 The answer to `hello` has the `lead` of the hive's time before the host's steady clock, as the hub that started the
 keeper said it. The sandboxes' records are in that time, whatever the time of day is when the next hub comes.
 """
@@ -32,6 +36,7 @@ from .cgroups import Group, Hierarchy
 from .egress import Egress
 from .launchers import ForkParents
 from .sandbox import LaunchError, Sandbox
+from .snapshots import Layer, SnapshotProblem, Snapshots
 from .user_ranges import UserRanges
 
 __all__ = ["MOST_UNREAD_BYTES", "PROTOCOL", "SOCKET_NAME", "Keeper"]
@@ -93,6 +98,9 @@ class Keeper:
         self._parents = ForkParents(self._group_of, self._ranges, self._tell_one)
         self._sandboxes: dict[str, Sandbox] = {}
         self._starts: dict[str, asyncio.Task[Exception | None]] = {}
+        self._restarts: dict[str, asyncio.Task[Exception | None]] = {}
+        """Of sandboxes that are frozen or taken back."""
+        self._snapshots = Snapshots(self._layers_in_use, self._finish_if_unneeded)
         self._hubs: list[_Hub] = []
         """The longest connected first."""
         self._shared: str | None = None
@@ -109,6 +117,10 @@ class Keeper:
             "stop": self._stop,
             "annotate": self._annotate,
             "set_network": self._set_network,
+            "freeze": self._freeze,
+            "reset": self._reset,
+            "snapshots": self._list_snapshots,
+            "drop": self._drop,
             "logs": self._logs,
             "list": self._list,
             "ping": self._ping,
@@ -130,7 +142,7 @@ class Keeper:
             self._wait_for_hub(_FIRST_HUB_SECONDS + self._grace)
             await self._ending.wait()
             server.close()
-            for start in list(self._starts.values()):
+            for start in (*self._starts.values(), *self._restarts.values()):
                 start.cancel()
             async with asyncio.TaskGroup() as ends:
                 for sandbox in self._sandboxes.values():
@@ -210,15 +222,14 @@ class Keeper:
         self._is_kept = hub.has_left and hub.keeps and not self._is_deserted
         if not self._is_kept:
             self._wait_for_hub(self._grace)
-        elif not self._running():
-            self.finish()
+        self._finish_if_unneeded()
 
     def _leave(self, hub: _Hub, *, keeps: bool) -> Answer:
         hub.has_left, hub.keeps = True, keeps
-        stays = self._running() or any(not other.has_left for other in self._hubs)
+        stays = self._running() or any(not other.has_left for other in self._hubs) or (keeps and self._snapshots)
         if not stays:
             self.finish()
-        return {"stays": stays}
+        return {"stays": bool(stays)}
 
     async def _answer(
         self, hub: _Hub, request: Mapping[str, Any], operation: Callable[[Mapping[str, Any]], Awaitable[Answer]]
@@ -261,6 +272,7 @@ class Keeper:
             self._egress,
             self._ranges,
             self._parents,
+            () if (snapshot := request.get("snapshot")) is None else self._layers_of(snapshot),
         )
         self._sandboxes[name] = sandbox
         start = self._starts[name] = self._tasks.create_task(_exception_of(sandbox.start))
@@ -286,7 +298,11 @@ class Keeper:
     def _on_end(self, sandbox: Sandbox) -> None:
         if sandbox.id not in self._starts:  # else nobody was told that it started, and whoever asked is answered
             self._broadcast("ended", sandbox)
-        if self._is_kept and not self._hubs and not self._running():
+        self._finish_if_unneeded()
+
+    def _finish_if_unneeded(self) -> None:
+        """End where there is no hub, and nothing that the next one could want."""
+        if self._is_kept and not self._hubs and not self._running() and not self._snapshots:
             self.finish()
 
     def _on_decision(self, record: Mapping[str, Any]) -> None:
@@ -311,11 +327,15 @@ class Keeper:
             await asyncio.wait([start])
             if start.cancelled() or start.result() is not None:
                 return {}
+        if restart := self._restarts.get(name):
+            restart.cancel()
+            await asyncio.wait([restart])
         # A start that was over before it could be cancelled has made a sandbox like any other.
         if sandbox := self._sandboxes.get(name):
             await sandbox.end(request["grace_seconds"])
             if self._sandboxes.pop(name, None):  # by the first of those who stop it at once
                 self._broadcast("removed", sandbox)
+            self._snapshots.sweep()
         return {}
 
     async def _annotate(self, request: Mapping[str, Any]) -> Answer:
@@ -349,6 +369,68 @@ class Keeper:
         sandbox.record, sandbox.revision = request["record"], sandbox.revision + 1
         if sandbox.phase != "starting":
             self._broadcast("annotated", sandbox)
+
+    async def _freeze(self, request: Mapping[str, Any]) -> Answer:
+        sandbox, name, owner = self._restartable(request), request["snapshot"], request["owner"]
+        frozen: list[tuple[Layer, ...]] = []
+
+        async def freeze() -> None:
+            frozen.append(await (sandbox.copy(owner) if request["live"] else sandbox.freeze(owner)))
+
+        try:
+            with self._snapshots.promised(name, owner, sandbox.size, sandbox.layers, request["limits"]):
+                await self._restart(sandbox, freeze)
+                snapshot = self._snapshots.add(name, frozen[0], request["record"], request["for_seconds"])
+        except SnapshotProblem as problem:
+            raise Refused(problem.kind, str(problem)) from problem
+        return {"sandbox": sandbox.view(), "snapshot": snapshot.view()}
+
+    async def _reset(self, request: Mapping[str, Any]) -> Answer:
+        sandbox, layers = self._restartable(request), self._layers_of(request["snapshot"])
+        with self._snapshots.held(layers):
+            await self._restart(sandbox, lambda: sandbox.reset(layers))
+        self._snapshots.sweep()
+        return {"sandbox": sandbox.view()}
+
+    def _restartable(self, request: Mapping[str, Any]) -> Sandbox:
+        sandbox = self._sandboxes.get(request["id"])
+        if sandbox is None or sandbox.phase != "running":
+            raise Refused("changed", f"sandbox {request['id']} does not run")
+        if sandbox.id in self._restarts:
+            raise Refused("busy", f"sandbox {sandbox.id} is frozen or reset already")
+        if not sandbox.takes_snapshots:
+            raise Refused("no_snapshots", "it was started as one whose files cannot be frozen")
+        return sandbox
+
+    async def _restart(self, sandbox: Sandbox, work: Callable[[], Awaitable[None]]) -> None:
+        restart = self._restarts[sandbox.id] = self._tasks.create_task(_exception_of(work))
+        try:
+            await asyncio.wait([restart])
+        finally:
+            del self._restarts[sandbox.id]
+        if restart.cancelled():
+            raise Refused("stopped", "it was stopped while it was started anew")
+        if error := restart.result():
+            if isinstance(error, LaunchError) and error.step == "copy":
+                raise Refused("copy", str(error))
+            raise Refused("restart", f"it has ended, for it could not be started anew: {error}")
+
+    def _layers_of(self, snapshot: str) -> tuple[Layer, ...]:
+        try:
+            return self._snapshots.layers_of(snapshot)
+        except SnapshotProblem as problem:
+            raise Refused(problem.kind, str(problem)) from problem
+
+    def _layers_in_use(self) -> list[Layer]:
+        return [layer for sandbox in self._sandboxes.values() for layer in sandbox.layers]
+
+    async def _list_snapshots(self, request: Mapping[str, Any]) -> Answer:
+        del request
+        return {"snapshots": self._snapshots.views()}
+
+    async def _drop(self, request: Mapping[str, Any]) -> Answer:
+        self._snapshots.drop(request["snapshot"])
+        return {}
 
     async def _list(self, request: Mapping[str, Any]) -> Answer:
         del request

@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,9 @@ from .cgroups import Group
 from .egress import Egress
 from .launchers import ForkParents, Handle, LaunchError, Plan, launcher_of
 from .launchers.launcher import ExitStatus, LaunchPutOff
+from .launchers.layers import Spaces
+from .live_copy import copied
+from .snapshots import Layer, close_spaces, new_spaces, size_of
 from .tail import Tail
 from .used_directories import hold
 from .user_ranges import RangeProblem, UserRanges
@@ -34,6 +37,8 @@ _END_SECONDS = 2.0
 _KILL_SECONDS = 5.0
 _PUT_OFF_SECONDS, _PAUSE_SECONDS = 3.0, 0.05
 _REMOVAL_SECONDS = 2.0
+_AGAIN = {"ASH_CLAIM_FIRST": "1"}
+"""Has a runner that starts anew serve nobody before the hub has handed over the environment."""
 
 
 class Sandbox:
@@ -49,6 +54,7 @@ class Sandbox:
         egress: Egress,
         ranges: UserRanges,
         parents: ForkParents,
+        layers: Sequence[Layer] = (),
     ) -> None:
         self.id: str = request["id"]
         self._labels: Mapping[str, str] = request["labels"]
@@ -64,6 +70,15 @@ class Sandbox:
         self.phase = "starting"
         self.exit_message: str | None = None
         self.was_out_of_memory = False
+        self.failed_again = False
+        """Whether it ended because it could not be started anew."""
+        self.layers = tuple(layers)
+        """What it stands on, the lowest first."""
+        self._spaces: Spaces = {}
+        """What it writes to."""
+        self._is_restarting = False
+        self._replaced: Handle | None = None
+        """What another takes the place of."""
         self._path = os.path.join("s", self.id)
         self._outlet = os.path.join("e", self.id)
         self._egress = egress
@@ -87,6 +102,7 @@ class Sandbox:
             "socket": self._path,
             "exit_message": self.exit_message,
             "was_out_of_memory": self.was_out_of_memory,
+            "failed_again": self.failed_again,
             "warnings": self._warnings,
             "labels": self._labels,
             "record": self.record,
@@ -104,7 +120,11 @@ class Sandbox:
         try:
             if "key" in self._launcher and self._launcher["otherwise"] is None:
                 await self._parents.until_known(self._launcher["key"])
-            await self._launch()
+            self._take_users()
+            self._use_directories()
+            self._give_way_out()
+            with bind_listener(self._path) as listener:
+                await self._launch(listener)
             async with asyncio.timeout(self._timeout):
                 await self._came_up()
                 came_up = True
@@ -122,7 +142,8 @@ class Sandbox:
         if self.phase == "starting":
             self.phase = "running"
 
-    async def _launch(self) -> None:
+    async def _launch(self, listener: socket.socket, more: Mapping[str, str] | None = None) -> None:
+        """Start its processes; `more` is further environment."""
         entrances: list[str] = []
         if self._group is not None:
             limits = self._plan.group
@@ -131,27 +152,20 @@ class Sandbox:
             if absent := sorted(set(missing) - set(held)):
                 raise LaunchError("limits", f"the control group refused its limits: {', '.join(absent)}")
             entrances = self._group.entrances()
-        self._take_users()
-        self._use_directories()
         for path in self._plan.own_directories:
-            os.makedirs(path, mode=0o700)
-        if self._plan.network is not None:
-            os.makedirs(self._outlet, mode=0o700)
-            outlet = bind_listener(os.path.join(self._outlet, OUTLET_NAME))
-            if self._plan.subordinate is not None:
-                # Nobody but this user passes through the keeper's directory, and inside it belongs to nobody.
-                os.chmod(self._outlet, 0o755)
-                os.chmod(os.path.join(self._outlet, OUTLET_NAME), 0o666)
-            elif (owner := self._plan.identity.first_user) is not None:
-                for path in (self._outlet, os.path.join(self._outlet, OUTLET_NAME)):
-                    os.chown(path, owner, owner)
-            self._way_out = self._egress.add(self.id, outlet, self._plan.network)
-        with bind_listener(self._path) as listener:
-            descriptors = {"listen": listener.fileno()}
-            of_this = {"descriptors": descriptors, "group_entrances": tuple(entrances), "hold": self._held_users}
-            plan = replace(self._plan, **of_this)
-            self._handle = await self._launched(plan)
-        self._warnings = [*self._warnings, *self._handle.warnings]
+            os.makedirs(path, mode=0o700, exist_ok=more is not None)
+        if self._plan.snapshots:
+            self._spaces = new_spaces(self._plan.spaces)
+        plan = replace(
+            self._plan,
+            descriptors={"listen": listener.fileno()},
+            group_entrances=tuple(entrances),
+            hold=self._held_users,
+            layers=(*(layer.spaces for layer in self.layers), self._spaces) if self._spaces else (),
+            environment={**self._plan.environment, **(more or {})},
+        )
+        self._handle = await self._launched(plan)
+        self._warnings = [*self._warnings, *(it for it in self._handle.warnings if it not in self._warnings)]
         self._copy_of = self._handle.copy_of
         self._resume_log()
         self._tasks.create_task(self._watch(self._handle))
@@ -166,6 +180,20 @@ class Sandbox:
                 if asyncio.get_running_loop().time() > gives_up_at:
                     raise
             await asyncio.sleep(_PAUSE_SECONDS)
+
+    def _give_way_out(self) -> None:
+        if self._plan.network is None:
+            return
+        os.makedirs(self._outlet, mode=0o700)
+        outlet = bind_listener(os.path.join(self._outlet, OUTLET_NAME))
+        if self._plan.subordinate is not None:
+            # Nobody but this user passes through the keeper's directory, and inside it belongs to nobody.
+            os.chmod(self._outlet, 0o755)
+            os.chmod(os.path.join(self._outlet, OUTLET_NAME), 0o666)
+        elif (owner := self._plan.identity.first_user) is not None:
+            for path in (self._outlet, os.path.join(self._outlet, OUTLET_NAME)):
+                os.chown(path, owner, owner)
+        self._way_out = self._egress.add(self.id, outlet, self._plan.network)
 
     def _take_users(self) -> None:
         identity = self._plan.identity
@@ -224,10 +252,15 @@ class Sandbox:
         """See it through to its last process, say why it ended, and clean up after it."""
         status = await handle.ended()
         self._read_log()
-        self.exit_message = _sentence(status)
+        if handle is self._replaced:
+            await self._end_processes()
+            self._gone.set()
+            return
+        if not self.failed_again:
+            self.exit_message = _sentence(status)
         if self._group is not None and status.signal == signal.SIGKILL and self._group.oom_kills():
             self.exit_message, self.was_out_of_memory = "killed: out of memory", True
-        ran, self.phase = self.phase == "running", "ended"
+        ran, self.phase = self.phase == "running" and not self._is_restarting, "ended"
         if ran:
             self._on_end(self)
         try:
@@ -235,6 +268,88 @@ class Sandbox:
         except OSError:
             traceback.print_exc()
         self._gone.set()
+
+    @property
+    def takes_snapshots(self) -> bool:
+        """Whether what it writes can be frozen, and it can be started anew."""
+        return self._plan.snapshots
+
+    @property
+    def size(self) -> int:
+        """What it has written since it began, or was started anew; in bytes."""
+        return size_of(self._spaces)
+
+    async def freeze(self, owner: str) -> tuple[Layer, ...]:
+        """End its processes, make a layer of what it wrote, start it anew over that, and return what it stands on.
+
+        Raises:
+            LaunchError: It could not be started anew, and has ended.
+        """
+        layer: Layer | None = None
+        try:
+            async with self._anew():
+                layer, self._spaces = Layer(owner, self._spaces, self.size), {}
+                self.layers = layers = (*self.layers, layer)
+        except BaseException:
+            if layer is not None:
+                close_spaces(layer.spaces)
+            raise
+        return layers
+
+    async def copy(self, owner: str) -> tuple[Layer, ...]:
+        """Make a layer of a copy of what it wrote, while it runs, and return it over what the sandbox stands on.
+
+        Raises:
+            LaunchError: It could not be copied; the sandbox goes on.
+        """
+        below = self.layers
+        spaces = await copied(self._spaces, self._plan.spaces)
+        return (*below, Layer(owner, spaces, size_of(spaces)))
+
+    async def reset(self, layers: Sequence[Layer]) -> None:
+        """End its processes, give up what it wrote, and start it anew over layers.
+
+        Raises:
+            LaunchError: It could not be started anew, and has ended.
+        """
+        async with self._anew():
+            self.layers = tuple(layers)
+            self._give_up_spaces()
+
+    @contextlib.asynccontextmanager
+    async def _anew(self) -> AsyncGenerator[None]:
+        """End its processes, let the caller change what it stands on, and start them again; whoever connects waits."""
+        new = f"{self._path}+"
+        self._is_restarting = True
+        try:
+            with bind_listener(new) as listener:
+                os.rename(new, self._path)
+                self._replaced = self._handle
+                await self._kill()
+                if not self._gone.is_set():
+                    raise LaunchError("end", "its processes could not be ended")
+                self._gone.clear()
+                yield
+                await self._launch(listener, _AGAIN)
+            async with asyncio.timeout(self._timeout):
+                await self._came_up()
+        except BaseException as error:
+            why = str(error) or f"its main process did not start within {self._timeout:g} s"
+            await self._fail(f"it did not start anew: {why}")
+            if isinstance(error, TimeoutError | OSError):
+                raise LaunchError("launch", why) from error
+            raise
+        finally:
+            self._is_restarting = False
+
+    async def _fail(self, message: str) -> None:
+        """End for good what could not be started anew."""
+        self.phase, self.exit_message, self.failed_again = "ended", message, True
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self._path}+")
+        await self.end(0.0)
+        await self._clean_up()
+        self._on_end(self)
 
     @property
     def has_way_out(self) -> bool:
@@ -258,6 +373,9 @@ class Sandbox:
             self._signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._gone.wait(), grace_seconds)
+        await self._kill()
+
+    async def _kill(self) -> None:
         for seconds in (_END_SECONDS, _KILL_SECONDS):
             if not self._gone.is_set():
                 self._signal(signal.SIGKILL)
@@ -273,22 +391,32 @@ class Sandbox:
             os.unlink(self._path)
         self._egress.remove(self.id)
         shutil.rmtree(self._outlet, ignore_errors=True)
+        await self._end_processes()
+        for path in self._plan.own_directories[:1]:
+            shutil.rmtree(path, ignore_errors=True)
+        self._give_up_spaces()
+        self.layers = ()
+        held, self._held_users = self._held_users, None
+        used, self._used = self._used, []
+        for descriptor in (*used, *(() if held is None else (held,))):
+            os.close(descriptor)
+
+    async def _end_processes(self) -> None:
+        """Remove the control group with all that is in it, and close the handle."""
         if self._group is not None:
             for _ in range(int(_REMOVAL_SECONDS / 0.01)):
                 self._group.kill()
                 if self._group.remove():
                     break
                 await asyncio.sleep(0.01)
-        for path in self._plan.own_directories[:1]:
-            shutil.rmtree(path, ignore_errors=True)
         handle, self._handle = self._handle, None
         if handle is not None:
             self._pause_log(handle)
             handle.close()
-        held, self._held_users = self._held_users, None
-        used, self._used = self._used, []
-        for descriptor in (*used, *(() if held is None else (held,))):
-            os.close(descriptor)
+
+    def _give_up_spaces(self) -> None:
+        spaces, self._spaces = self._spaces, {}
+        close_spaces(spaces)
 
 
 def bind_listener(path: str) -> socket.socket:

@@ -7,6 +7,8 @@
     bubblewrap.py        a launcher that isolates: namespaces, a root of its own, a system call filter
     mount_names.py       what it mounts before: host directories under names that tell nothing, sealed device nodes
     staging.py           the same for a sandbox with users of its own: their namespace, writable roots
+    layers.py            file systems that outlive the sandbox which writes to them, for others to stand on
+    layer_copy.py        a copy of them, by a process that sees nothing else
     bubblewrap_trial.py  for the hub: which bubblewrap this host has, and whether it works
     unsafe.py            a launcher that isolates nothing
     fork/                a launcher that forks a warm process, behind the same walls as bubblewrap's

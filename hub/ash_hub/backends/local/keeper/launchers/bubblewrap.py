@@ -7,10 +7,11 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 
+from .launcher import LaunchError
 from .mount_names import DEVICES, own_mounts, seal, show
 from .plan import Identity, Mount, Plan
 from .process import INIT, ProcessHandle, start
-from .staging import enter, place, set_up, staged, user_namespace
+from .staging import enter, make_places, place, places_of, set_up, staged, user_namespace
 from .subordinate import OuterNamespace, take_root
 
 __all__ = ["SHARED", "BubblewrapLauncher", "mount_names", "options_for"]
@@ -52,6 +53,10 @@ class BubblewrapLauncher:
                 first_process=_first_process,
             )
             handle.warnings = [SHARED] if os.fstat(shared).st_size else []
+        except LaunchError as error:
+            if why := os.pread(shared, _STATUS_BYTES, 1).decode(errors="replace"):
+                raise LaunchError(error.step, why) from error
+            raise
         finally:
             os.close(shared)
         return handle
@@ -88,6 +93,8 @@ def options_for(plan: Plan, names: Mapping[str, str], known: frozenset[str]) -> 
         yield from init
     for number, mount in enumerate(plan.mounts):
         stage = _on_stage(plan, number) if identity.users else None
+        if mount.kind == "kept" and not plan.layers:
+            mount = mount._replace(kind="tmpfs")
         yield from _mount(mount, f"@fd:mount.{number}@", names, known, stage)
         if number == place_of_its_own:
             yield from init
@@ -113,9 +120,9 @@ def _root(plan: Plan) -> str:
 def _mount(
     mount: Mount, content: str, names: Mapping[str, str], known: frozenset[str], stage: str | None
 ) -> Iterator[str]:
-    if mount.size is not None and "--size" in known:
+    if mount.size is not None and mount.kind == "tmpfs" and "--size" in known:
         yield from ("--size", str(mount.size))
-    if mount.mode is not None:
+    if mount.mode is not None and mount.kind != "kept":
         yield from ("--perms", mount.mode)
     match mount.kind:
         case "bind":
@@ -125,7 +132,7 @@ def _mount(
             elif mount.overlay is not None:
                 source = names[mount.overlay] + source.removeprefix(mount.overlay)
             yield from ("--ro-bind-try" if mount.optional else "--ro-bind", source, mount.target)
-        case "writable" | "pinned":
+        case "writable" | "kept" | "pinned":
             assert stage is not None, "only a sandbox with users of its own has a root to write to"
             yield from ("--bind", stage, mount.target)
         case "file":
@@ -178,7 +185,7 @@ def _preparation(plan: Plan, names: Mapping[str, str], shared: int) -> Callable[
 def _staging(plan: Plan, shared: int) -> Callable[[], None]:
     """Return what the child of a plan with users of its own does before it becomes bubblewrap, as their root."""
     things, stage, identity = staged(plan), place(), plan.identity
-    pinned = [_on_stage(plan, number) for number, mount in enumerate(plan.mounts) if mount.kind == "pinned"]
+    places = places_of(plan)
     seals = any(mount.sealed for mount in plan.mounts)
     of_user = None if plan.subordinate is None else OuterNamespace.of(plan.subordinate)
 
@@ -190,14 +197,18 @@ def _staging(plan: Plan, shared: int) -> Callable[[], None]:
             processes = plan.processes
         own_mounts()
         users = user_namespace(first, identity.users, runs=runs, processes=processes)
-        if not set_up(stage, things, users if of_user is None else None, first, plan.writable_bytes):
+        shown_as = users if of_user is None else None
+        if not set_up(stage, things, shown_as, first, plan.writable_bytes, plan.layers):
             os.write(shared, b"1")
         if seals:
             seal(DEVICES)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         enter(users, plan.capabilities)
-        for directory in pinned:
-            os.makedirs(directory, exist_ok=True)
+        try:
+            make_places(places)
+        except OSError as error:
+            os.pwrite(shared, f" {error.strerror}".encode(), 0)
+            raise
         if plan.subordinate is not None:
             take_root(_root(plan), plan.subordinate)
 

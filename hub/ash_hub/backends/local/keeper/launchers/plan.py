@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 __all__ = ["Identity", "Mount", "Plan", "Subordinate"]
 
 _Usual = Literal["bind", "tmpfs", "file", "covered", "masked", "directory", "link", "proc", "devices", "read_only"]
-_OfMachines = Literal["writable", "pinned"]
+_OfMachines = Literal["writable", "kept", "pinned"]
 Kind = _Usual | _OfMachines
 
 
@@ -23,13 +23,14 @@ class Mount(NamedTuple):
     there. `directory`: an empty one. `link`: a symbolic link to `source`. `proc`, `devices`: such file systems of the
     sandbox's own. `read_only`: what is at `target` by then cannot be written to any more. `writable`: a directory of
     the host whose owners are users of the sandbox; what is written there stays in the sandbox, in the space of
-    `Plan.writable_bytes`. `pinned`: a directory of a writable root that nobody inside can move, replace or remove."""
+    `Plan.writable_bytes`. `kept`: an empty place to write to, as `tmpfs`, that snapshots have with what is `writable`.
+    `pinned`: a directory of a writable root that nobody inside can move, replace or remove."""
     target: str
     """The path inside."""
     source: str = ""
     content: bytes = b""
     size: int | None = None
-    """Of a `tmpfs`, in bytes; None is as much as memory allows."""
+    """Of a `tmpfs` or what is `kept`, in bytes; None is as much as memory allows."""
     mode: str | None = None
     """Permissions in octal, such as `0755`; None is the launcher's choice."""
     optional: bool = False
@@ -116,6 +117,8 @@ class Plan:
     """Directories of the host that nobody may remove as long as it runs; the keeper locks them."""
     writable_bytes: int | None = None
     """What all that is written to `writable` mounts may take, in memory; None is as much as memory allows."""
+    snapshots: bool = False
+    """Whether what it writes to `writable` and `kept` mounts can be frozen; the keeper gives it `layers` then."""
     processes: int = 0
     """A limit on processes that the first one sets in its own user namespace; 0 is none."""
     group: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -131,6 +134,14 @@ class Plan:
 
     hold: int | None = None
     """A descriptor that stays open as long as anything of it runs, out of reach for all inside. Not in the JSON."""
+    layers: tuple[Mapping[str, int], ...] = ()
+    """File systems that it stands on, by the names of its `spaces`, each a descriptor. The first is the lowest, and
+    only the last is written to. Not in the JSON."""
+
+    @property
+    def spaces(self) -> Mapping[str, int | None]:
+        """The places whose sizes are bounded each by itself, with their bytes: `/`, and what is `kept`."""
+        return {"/": self.writable_bytes} | {it.target: it.size for it in self.mounts if it.kind == "kept"}
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` makes a plan of again, without what is of one launch."""
@@ -167,4 +178,4 @@ def _subordinate(given: list[Any] | None) -> Subordinate | None:
     return Subordinate(*numbers, runs=tuple((first, count) for first, count in runs), owner=owner)
 
 
-_OF_THE_LAUNCH = ("descriptors", "group_entrances", "hold")
+_OF_THE_LAUNCH = ("descriptors", "group_entrances", "hold", "layers")

@@ -5,6 +5,10 @@ it is to see is mounted on a stage first, as the host's root: directories of the
 as the sandbox's own (idmapped), writable ones below overlays whose upper layers share one bounded tmpfs. Then the
 process enters the sandbox's user namespace, is root there, and bubblewrap binds what is on the stage.
 
+With `layers` (`layers.py`) the upper layers are on file systems of the keeper's, whose owners are numbers from 0 on:
+an idmapped mount shows each as the sandbox's own, so that another sandbox can stand on it with other users. What
+earlier ones wrote lies between the host's directory and the upper layer, read-only.
+
 Standard library only.
 """
 
@@ -15,10 +19,12 @@ import ctypes
 import os
 import resource
 import signal
+import stat
 import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from .layers import OPTIONS, Spaces, acting_as, attach, key_of, new_space, prepared
 from .mount_names import checked, hides_mounts, mount, mount_points, own_mounts
 
 if TYPE_CHECKING:
@@ -26,10 +32,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CAPABILITY_NUMBERS",
+    "Place",
     "Staged",
     "drop_groups",
     "enter",
+    "make_places",
     "place",
+    "places_of",
     "set_up",
     "staged",
     "tmpfs",
@@ -64,16 +73,100 @@ class Staged(NamedTuple):
     name: str
     """On the stage."""
     kind: str
-    """`bind`, `overlay` (read-only, with inodes of its own) or `writable`."""
+    """`bind`, `overlay` (read-only, with inodes of its own), `writable` or `kept`."""
+    target: str = ""
+    """Inside, of what is written to."""
+    mode: str | None = None
+    """Of what is `kept`, as in a plan."""
+
+    @property
+    def space(self) -> str:
+        """The file system of a layer that it is written to."""
+        return self.target if self.kind == "kept" else "/"
+
+
+class Place(NamedTuple):
+    """Something that is mounted on, or written to, below a directory that the sandbox may have changed before."""
+
+    base: str
+    """On the stage."""
+    path: str
+    """Below it, without a slash at the beginning."""
+    is_directory: bool
+
+
+def make_places(places: Sequence[Place]) -> None:
+    """Make places, as the root of the sandbox, where they are missing; nothing leads away from where they are to be.
+
+    What the sandbox put there in an earlier life would lead whoever mounts to files of the host, as a link does.
+
+    Raises:
+        OSError: Something that is no directory is in the way; the message names it.
+    """
+    for it in places:
+        *above, last = it.path.split("/")
+        at = os.open(it.base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        for name in (*above, last) if it.is_directory else above:
+            at = _step(at, name, it.path)
+        try:
+            if not it.is_directory and _is_no_file(last, at):
+                os.unlink(last, dir_fd=at)
+        except OSError as error:
+            raise OSError(error.errno, f"/{it.path} is a directory, and the hive has a file there") from error
+        finally:
+            os.close(at)
+
+
+def _step(directory: int, name: str, path: str) -> int:
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        try:
+            return os.open(name, flags, dir_fd=directory)
+        except FileNotFoundError:
+            os.mkdir(name, 0o755, dir_fd=directory)
+            return os.open(name, flags, dir_fd=directory)
+        except OSError as error:
+            why = f"{name!r} of /{path} is no directory any more, and the hive mounts there"
+            raise OSError(error.errno, why) from error
+    finally:
+        os.close(directory)
+
+
+def _is_no_file(name: str, directory: int) -> bool:
+    try:
+        return not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def staged(plan: Plan) -> list[Staged]:
     """Return what a launch with users of its own puts on its stage: all that it shows of the host."""
     found: list[Staged] = []
     for number, it in enumerate(plan.mounts):
-        if it.kind in ("bind", "writable") and not (it.optional and not os.path.exists(it.source)):
+        is_kept = it.kind == "kept" and plan.layers
+        is_shown = it.kind in ("bind", "writable") and not (it.optional and not os.path.exists(it.source))
+        if is_kept or is_shown:
             shown = "overlay" if it.overlay is not None else it.kind
-            found.append(Staged(it.source, str(number), shown))
+            found.append(Staged(it.source, str(number), shown, it.target, it.mode))
+    return found
+
+
+def places_of(plan: Plan) -> list[Place]:
+    """Return where something is mounted or written below what a sandbox may have changed in an earlier life."""
+    found: list[Place] = []
+    for number, it in enumerate(plan.mounts):
+        if it.kind == "read_only" or it.target == "/":
+            continue
+        above = [
+            (base, other)
+            for base, other in enumerate(plan.mounts[:number])
+            if other.kind != "pinned" and it.target.startswith(other.target.rstrip("/") + "/")
+        ]
+        base, under = max(above, key=lambda pair: (len(pair[1].target), pair[0]))
+        if under.kind == "writable":
+            path = it.target.removeprefix(under.target).lstrip("/")
+            is_file = it.kind == "file" or (it.kind == "bind" and not os.path.isdir(it.source))
+            found.append(Place(f"{place()}/{base}", path, not is_file))
     return found
 
 
@@ -137,7 +230,14 @@ def drop_groups() -> None:
             os.setgroups([])
 
 
-def set_up(stage: str, things: Sequence[Staged], users: int | None, owner: int, size: int | None) -> bool:
+def set_up(
+    stage: str,
+    things: Sequence[Staged],
+    users: int | None,
+    owner: int,
+    size: int | None,
+    layers: Sequence[Spaces] = (),
+) -> bool:
     """Mount things on a stage, in a process that has its own mounts.
 
     Args:
@@ -145,6 +245,7 @@ def set_up(stage: str, things: Sequence[Staged], users: int | None, owner: int, 
         users: The descriptor of the sandbox's user namespace. None: what is shown keeps its owners.
         owner: The host's number of the sandbox's root.
         size: In bytes, of the space that the writable ones share; None is as much as memory allows.
+        layers: Where what is written goes, and what it stands on: `Plan.layers`. None: to a space of this launch.
 
     Returns:
         Whether every overlay could be mounted; the others show their directories with the host's inodes and paths.
@@ -152,13 +253,16 @@ def set_up(stage: str, things: Sequence[Staged], users: int | None, owner: int, 
     Raises:
         OSError: The kernel does not let this user do it.
     """
-    opened = [os.open(thing.source, os.O_PATH | os.O_CLOEXEC) for thing in things]
+    opened = [os.open(thing.source or "/", os.O_PATH | os.O_CLOEXEC) for thing in things]
     mounted = mount_points()
     tmpfs(stage, "mode=0711")
     for number, name in enumerate(("empty", "lower", "upper")):
         os.mkdir(f"{stage}/{name}", 0o711 if number else 0o755)
-    bound = "" if size is None else f",size={size}"
-    tmpfs(f"{stage}/upper", f"mode=0700{bound}")
+    if layers:
+        _attach_all(stage, layers, users)
+    else:
+        bound = "" if size is None else f",size={size}"
+        tmpfs(f"{stage}/upper", f"mode=0700{bound}")
     is_whole = True
     for number, (thing, source) in enumerate(zip(things, opened, strict=True)):
         target = f"{stage}/{thing.name}"
@@ -170,13 +274,19 @@ def set_up(stage: str, things: Sequence[Staged], users: int | None, owner: int, 
             mount(f"/proc/self/fd/{source}", target, _BIND | _RECURSIVE)
         else:
             os.mkdir(target, 0o755)
+            if thing.kind == "kept":
+                _kept(stage, thing, layers, owner)
+                os.close(source)
+                continue
             lower = f"{stage}/lower/{number}"
             os.mkdir(lower)
             if users is None:
                 mount(f"/proc/self/fd/{source}", lower, _BIND | _RECURSIVE)
             else:
                 _show(source, lower, users, is_written=thing.kind == "writable")
-            if thing.kind == "writable":
+            if thing.kind == "writable" and layers:
+                _stacked(stage, thing, layers, owner, lower)
+            elif thing.kind == "writable":
                 _writable(lower, target, f"{stage}/upper/{number}", owner, "" if users is not None else ",userxattr")
             elif hides_mounts(thing.source, mounted) or not _overlay(lower, target, f"{stage}/empty"):
                 mount(lower, target, _BIND | (_RECURSIVE if users is None else 0))
@@ -242,6 +352,57 @@ def _show_as_own(source: int, target: str, users: int) -> None:
         os.close(tree)
 
 
+def _attach_all(stage: str, layers: Sequence[Spaces], users: int | None) -> None:
+    for number, layer in enumerate(layers):
+        for space, descriptor in layer.items():
+            shown = _shown(stage, number, space)
+            os.mkdir(shown, 0o711)
+            attach(descriptor, shown, users, read_only=number < len(layers) - 1)
+
+
+def _shown(stage: str, number: int, space: str) -> str:
+    """Return where a space of a layer is on the stage."""
+    return f"{stage}/upper/{number}{key_of(space)}"
+
+
+def _kept(stage: str, thing: Staged, layers: Sequence[Spaces], owner: int) -> None:
+    """Show a place that has nothing of the host below; without an overlay, where no layer has anything of it."""
+    below = prepared(layers, thing.space, thing.target, None, int(thing.mode or "0755", 8))
+    if below:
+        _mount_stack(stage, thing, layers, owner, below, None)
+    else:
+        upper = f"{_shown(stage, len(layers) - 1, thing.space)}/{key_of(thing.target)}/upper"
+        mount(upper, f"{stage}/{thing.name}", _BIND)
+
+
+def _stacked(stage: str, thing: Staged, layers: Sequence[Spaces], owner: int, lower: str) -> None:
+    like = os.open(lower, os.O_PATH | os.O_CLOEXEC)
+    below = prepared(layers, thing.space, thing.target, like, 0o755)
+    os.close(like)
+    _mount_stack(stage, thing, layers, owner, below, lower)
+
+
+def _mount_stack(
+    stage: str, thing: Staged, layers: Sequence[Spaces], owner: int, below: Sequence[int], lowest: str | None
+) -> None:
+    key = key_of(thing.target)
+    lowers = [f"{_shown(stage, number, thing.space)}/{key}/upper" for number in reversed(below)]
+    top = f"{_shown(stage, len(layers) - 1, thing.space)}/{key}"
+    with acting_as(owner):
+        _mount_overlay(f"{stage}/{thing.name}", [*lowers, *([lowest] if lowest else [])], top)
+
+
+def _mount_overlay(target: str, lowers: Sequence[str], top: str) -> None:
+    """Mount a writable overlay; `top` has the directories `upper` and `work`, and the first of `lowers` is highest."""
+    held = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (*lowers, f"{top}/upper", f"{top}/work")]
+    *lower, upper, work = (f"/proc/self/fd/{number}" for number in held)
+    libc = ctypes.CDLL(None, use_errno=True)
+    options = f"lowerdir={':'.join(lower)},upperdir={upper},workdir={work},{OPTIONS}"
+    checked(libc.mount(b"overlay", os.fsencode(target), b"overlay", ctypes.c_ulong(0), options.encode()))
+    for number in held:
+        os.close(number)
+
+
 def _writable(lower: str, target: str, upper: str, owner: int, more: str) -> None:
     status = os.stat(lower)
     for path in (upper, f"{upper}/upper", f"{upper}/work"):
@@ -267,15 +428,18 @@ def _overlay(lower: str, target: str, empty: str) -> bool:
     return done == 0
 
 
-def try_out(directories: Sequence[str], first: int, count: int) -> str:
+def try_out(directories: Sequence[str], first: int, count: int, *, layered: bool = False) -> str:
     """Mount directories as writable ones and write to them; return `ok`, or why that is refused.
+
+    Args:
+        layered: Whether on layers of the keeper's.
 
     It is done in a child, so to be called where no thread runs. Nothing of it is left.
     """
     reading, writing = os.pipe()
     if (child := os.fork()) == 0:
         try:
-            _write_to(directories, first, count)
+            _write_to(directories, first, count, layered=layered)
             os.write(writing, b"ok")
         except Exception as error:
             os.write(writing, str(error).encode() or b"it failed")
@@ -287,12 +451,13 @@ def try_out(directories: Sequence[str], first: int, count: int) -> str:
         return answer.read().decode()
 
 
-def _write_to(directories: Sequence[str], first: int, count: int) -> None:
+def _write_to(directories: Sequence[str], first: int, count: int, *, layered: bool) -> None:
     own_mounts()
     users = user_namespace(first, count)
-    things = [Staged(path, str(number), "writable") for number, path in enumerate(directories)]
+    things = [Staged(path, str(number), "writable", path) for number, path in enumerate(directories)]
     stage = place()
-    set_up(stage, things, users, first, 1 << 20)
+    layers = [{"/": new_space(1 << 20)} for _ in range(2)] if layered else ()
+    set_up(stage, things, users, first, 1 << 20, layers)
     enter(users, ())
     for thing in things:
         made = f"{stage}/{thing.name}/ash-trial"

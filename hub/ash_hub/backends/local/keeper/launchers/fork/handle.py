@@ -177,7 +177,7 @@ def hand_over(
         message = {"plan": {**data, **more}, "names": list(named)}
         try:
             socket.send_fds(channel, [json.dumps(message).encode()], list(named.values()))
-            socket.send_fds(helper, [json.dumps(order).encode()], [their_channel.fileno()])
+            socket.send_fds(helper, [json.dumps(order).encode()], [their_channel.fileno(), *_spaces(plan)])
         except OSError as error:
             if error.errno == errno.ETOOMANYREFS:
                 raise NotHandedOver(_CROWDED, passes=True) from error
@@ -189,3 +189,7 @@ def hand_over(
 def _send(pidfd: int, number: int) -> None:
     with contextlib.suppress(OSError):
         signal.pidfd_send_signal(pidfd, number)
+
+
+def _spaces(plan: Plan) -> list[int]:
+    return [space for layer in plan.layers for space in layer.values()]

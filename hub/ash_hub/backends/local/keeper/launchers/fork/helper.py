@@ -30,7 +30,7 @@ __all__ = ["MOST_BYTES", "main", "receive"]
 
 MOST_BYTES = 180_000
 """Of one message; what a socket takes at once."""
-_MOST_DESCRIPTORS = 64
+_MOST_DESCRIPTORS = 128
 _KEPT = (8, 18, 21)
 """SETPCAP, SYS_CHROOT and SYS_ADMIN, to enter mounts and to make them."""
 _MOST_WORDS = 2000
@@ -141,8 +141,8 @@ class _Helper:
         finally:
             os._exit(1)
 
-    def _make_walls(self, order: Json, to: socket.socket) -> None:
-        """Make them and hand them on."""
+    def _make_walls(self, order: Json, to: socket.socket, spaces: Sequence[int] = ()) -> None:
+        """Make them and hand them on; `spaces` are those of the order's layers."""
         self._keeper.close()
         identity, stage = order["identity"], order["place"]
         things = [staging.Staged(*thing) for thing in order["stage"]]
@@ -150,10 +150,13 @@ class _Helper:
         kernel.unshare(0x00020000)
         kernel.make_private(receives=False)
         users = staging.user_namespace(first, count, self._owner) if count else None
-        whole = staging.set_up(stage, things, users, first or 0, order["writable_bytes"])
+        left = iter(spaces)
+        layers = [{name: next(left) for name in names} for names in order["layers"]]
+        whole = staging.set_up(stage, things, users, first or 0, order["writable_bytes"], layers)
         users = walls.one_user(identity, f"{stage}/empty") if users is None else users
         walls.enter([users], users=count)
         walls.seal_users(shares_watchers=bool(count))
+        staging.make_places([staging.Place(*it) for it in order["places"]])
         made = walls.build_root(order, stage)
         kernel.send_patiently(to, b"+" if whole else b"-", made)
 
@@ -212,14 +215,16 @@ class _Helper:
                 if ended[0] == self._parent:
                     _say(self._keeper, {"ended": os.waitstatus_to_exitcode(ended[1])})
 
-    def _launch(self, order: Json, channel: Sequence[int]) -> None:
+    def _launch(self, order: Json, given: Sequence[int]) -> None:
         """Have a launch forked, and walls made for it meanwhile. A channel that is closed tells that this failed."""
+        count = sum(len(layer) for layer in order["layers"])
+        channel, spaces = given[: len(given) - count], given[len(given) - count :]
         try:
             mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with mine, theirs:
                 socket.send_fds(self._forker, [b"+"], [*channel, theirs.fileno()], socket.MSG_DONTWAIT)
-                self._fork(lambda: self._make_walls(order, mine))
+                self._fork(lambda: self._make_walls(order, mine, spaces))
         except OSError as error:
             os.write(2, f"a launch failed: {error}\n".encode())
-        for descriptor in channel:
+        for descriptor in given:
             os.close(descriptor)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..plan import Mount, Plan
-from ..staging import CAPABILITY_NUMBERS, Staged, place, staged
+from ..staging import CAPABILITY_NUMBERS, Staged, place, places_of, staged
 
 __all__ = ["capabilities_of", "walls_order"]
 
@@ -16,7 +16,8 @@ def walls_order(plan: Plan, data: Mapping[str, Any]) -> dict[str, Any]:
     """Return an order of walls in JSON.
 
     Its `stage` is what is shown of the host (`staging.Staged`), below `place`; `sources` says where there each of the
-    `mounts` is, by its number.
+    `mounts` is, by its number. `layers` has the names of the spaces of each, whose descriptors come with the
+    order, and `places` is what `staging.make_places` makes.
 
     Args:
         data: The plan in JSON.
@@ -29,6 +30,8 @@ def walls_order(plan: Plan, data: Mapping[str, Any]) -> dict[str, Any]:
         "stage": things,
         "sources": sources,
         "writable_bytes": plan.writable_bytes,
+        "layers": [list(layer) for layer in plan.layers],
+        "places": places_of(plan) if plan.layers else [],
     }
 
 

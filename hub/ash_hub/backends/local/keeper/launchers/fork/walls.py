@@ -205,7 +205,7 @@ class _Root:
     def add(self, mounts: Sequence[Json]) -> None:
         for mount in mounts:
             target = self._new + mount["target"]
-            if mount["kind"] in ("bind", "writable"):
+            if mount["kind"] in ("bind", "writable") or (mount["kind"] == "kept" and mount["number"] in self._sources):
                 self._staged(mount, target, self._sources.get(mount["number"]))
             else:
                 getattr(self, f"_{mount['kind']}")(mount, target)
@@ -218,7 +218,7 @@ class _Root:
                 return
             raise FileNotFoundError(f"{mount['source']} cannot be shown: the host has none") from None
         _make_like(target, mode)
-        self._show(source or "", target, _SAFE if mount["kind"] == "writable" else _SHOWN)
+        self._show(source or "", target, _SHOWN if mount["kind"] == "bind" else _SAFE)
 
     def _show(self, source: str, target: str, flags: int) -> None:
         tree = kernel.clone_tree(source)
@@ -236,6 +236,9 @@ class _Root:
         if mount.get("size") is not None:
             options += f",size={mount['size']}"
         kernel.mount("tmpfs", target, _SAFE, options)
+
+    _kept = _tmpfs
+    """Where nothing keeps it, as in what sandboxes are forked from."""
 
     def _file(self, mount: Json, target: str) -> None:
         os.makedirs(os.path.dirname(target), exist_ok=True)
