@@ -64,11 +64,7 @@ class RunnerApp:
 
     def admits(self, token: bytes | None) -> bool:
         """Say whether a request with this `Ash-Token` may come in, past the claim."""
-        return self._tokens.admits(token) and not self._awaits_claim
-
-    @property
-    def _awaits_claim(self) -> bool:
-        return self._config.claim_first and not self._claims.taken
+        return self._tokens.admits(token) and not self._claims.is_awaited
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -80,7 +76,7 @@ class RunnerApp:
         if not is_open and not self._admits(scope):
             await refuse(send, 401, "unauthenticated", "a good Ash-Token is needed")
             return
-        if self._awaits_claim and not is_open and path != CLAIM_PATH:
+        if self._claims.is_awaited and not is_open and path != CLAIM_PATH:
             await answer(send, 503, STARTING)
             return
         found = route or (self._mcp if path == "/mcp" else self._door_of(path))

@@ -40,9 +40,9 @@ class Claims:
         """The digest of the one claim, and its answer."""
 
     @property
-    def taken(self) -> bool:
-        """Whether there was one."""
-        return self._first is not None
+    def is_awaited(self) -> bool:
+        """Whether nobody is to be served yet: the sandbox is known to callers, and its claim has not come."""
+        return self._config.claim_first and self._first is None
 
     async def take(self, scope: Scope, receive: Receive, send: Send) -> None:
         del scope
