@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Generator
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 import anyio
 import httpx
 import pytest
+from fastmcp import Client
 
 from ash_mcp import Hive, StartFailed
 from ash_mcp.errors import ConfigError
@@ -92,3 +94,25 @@ async def test_a_server_in_a_pod_is_reached_at_its_port_and_in_a_preview(cluster
             headers = {"host": seen.netloc, "cookie": f"ash-preview={share.token}"}
             answer = await http.get(url.removesuffix("/mcp") + "/index.html", headers=headers)
             assert (answer.status_code, answer.text) == (200, "from a pod")
+
+
+async def test_files_of_a_pod_pass_by_their_door_and_by_tickets(cluster: Cluster, home: Path, tmp_path: Path) -> None:
+    data = os.urandom(3 * 1024 * 1024)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(data)
+    async with serving(home) as url, Hive(url) as hive, httpx.AsyncClient(trust_env=False, timeout=30) as http:
+        async with hive.spawn("general") as box, hive.spawn("general") as other:
+            await box.files.upload(tmp_path / "folder", "there")
+            door = f"{url.removesuffix('/mcp')}/s/{box.session}/files/there/file"
+            part = await http.get(door, headers={"range": "bytes=1000-1999"})
+            assert (part.status_code, part.content) == (206, data[1000:2000])
+            async with Client(url) as mcp:
+                named = {"from_session": box.session, "from_path": "there/", "to_session": other.session}
+                await mcp.call_tool("copy", {**named, "to_path": "c/"})
+                made = await mcp.call_tool("download_url", {"session": other.session, "path": "c/file"})
+            await other.files.download("c", tmp_path / "back")
+            assert (tmp_path / "back" / "file").read_bytes() == data
+            assert made.structured_content is not None
+            ticket = made.structured_content["url"]
+            first, again = await http.get(ticket), await http.get(ticket)
+            assert (first.content, again.status_code) == (data, 401)
