@@ -18,7 +18,7 @@ from ash_hub.backends.local import LocalBackend, host
 from ash_hub.backends.local.keeper.launchers.staging import Place, make_places
 from ash_hub.backends.local.keeper.snapshots import MOST_LAYERS
 from ash_hub.backends.local.settings import DEFAULT_FIRST_USER
-from ash_mcp.errors import CapacityExceeded, Conflict, SnapshotNotFound, StartFailed, Unsupported
+from ash_mcp.errors import AshError, CapacityExceeded, Conflict, SnapshotNotFound, StartFailed, Unsupported
 from ash_mcp.types import Cause, SnapshotId, new_sandbox_id, new_snapshot_id
 from tests.hub.backends.local.local_parts import (
     MIB,
@@ -326,6 +326,31 @@ async def test_nothing_is_left_of_them_after_the_kill_of_their_keeper() -> None:
                 while tmpfs_bytes() - before > 20 * MIB:
                     await anyio.sleep(0.02)
             assert await backend.snapshots() == []
+
+
+async def test_a_keeper_that_ends_while_sandboxes_are_reset_leaves_none() -> None:
+    with directories() as root:
+        async with local_backend(root, **SMALL) as backend:
+            for number in range(6):
+                boxes = [await spawned(backend) for _ in range(3)]
+                snapshot = await taken(backend, boxes[0])
+                keeper = os.pidfd_open(keeper_pid(backend))
+                async with anyio.create_task_group() as group:
+
+                    async def again(box: Instance, snapshot: SnapshotId = snapshot) -> None:
+                        with pytest.raises(AshError):
+                            while True:
+                                await backend.reset(box.id, snapshot)
+
+                    for box in boxes:
+                        group.start_soon(again, box)
+                    await anyio.sleep(0.1 + 0.03 * number)
+                    signal.pidfd_send_signal(keeper, signal.SIGTERM)
+                    with anyio.fail_after(WAIT_SECONDS):
+                        await anyio.wait_readable(keeper)
+                os.close(keeper)
+                for box in boxes:
+                    await backend.delete(box.id, grace_seconds=0)
 
 
 def test_no_link_leads_away_from_where_something_is_mounted(tmp_path: Path) -> None:

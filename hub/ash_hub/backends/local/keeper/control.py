@@ -142,8 +142,10 @@ class Keeper:
             self._wait_for_hub(_FIRST_HUB_SECONDS + self._grace)
             await self._ending.wait()
             server.close()
-            for start in (*self._starts.values(), *self._restarts.values()):
-                start.cancel()
+            if under_way := [*self._starts.values(), *self._restarts.values()]:
+                for start in under_way:
+                    start.cancel()
+                await asyncio.wait(under_way)
             async with asyncio.TaskGroup() as ends:
                 for sandbox in self._sandboxes.values():
                     ends.create_task(sandbox.end(0.0))
@@ -258,6 +260,7 @@ class Keeper:
 
     async def _start(self, request: Mapping[str, Any]) -> Answer:
         name = request["id"]
+        self._require_going_on()
         if name in self._sandboxes:
             raise Refused("exists", f"sandbox {name} exists")
         living = sum(sandbox.phase != "ended" for sandbox in self._sandboxes.values())
@@ -392,7 +395,12 @@ class Keeper:
         self._snapshots.sweep()
         return {"sandbox": sandbox.view()}
 
+    def _require_going_on(self) -> None:
+        if self._ending.is_set():
+            raise Refused("stopped", "the keeper is about to end")
+
     def _restartable(self, request: Mapping[str, Any]) -> Sandbox:
+        self._require_going_on()
         sandbox = self._sandboxes.get(request["id"])
         if sandbox is None or sandbox.phase != "running":
             raise Refused("changed", f"sandbox {request['id']} does not run")

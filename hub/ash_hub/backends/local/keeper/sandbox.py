@@ -77,6 +77,8 @@ class Sandbox:
         self._spaces: Spaces = {}
         """What it writes to."""
         self._is_restarting = False
+        self._is_ending = False
+        """Whether it is to end, so that it must not be started anew: a cancellation alone may be lost on its way."""
         self._replaced: Handle | None = None
         """What another takes the place of."""
         self._path = os.path.join("s", self.id)
@@ -330,6 +332,8 @@ class Sandbox:
                     raise LaunchError("end", "its processes could not be ended")
                 self._gone.clear()
                 yield
+                if self._is_ending:
+                    raise LaunchError("end", "it was ended meanwhile")
                 await self._launch(listener, _AGAIN)
             async with asyncio.timeout(self._timeout):
                 await self._came_up()
@@ -366,6 +370,7 @@ class Sandbox:
 
     async def end(self, grace_seconds: float) -> None:
         """Ask it to end, kill it after the grace, and return when nothing of it is left but its log."""
+        self._is_ending = True
         if self._handle is None:
             await self._clean_up()
             return
