@@ -78,13 +78,6 @@ async def test_what_it_cannot_do_is_refused_with_a_sentence(
 
 
 @needs_isolation
-async def test_ports_are_a_warning(root: Path) -> None:
-    async with local_backend(root) as backend:
-        created = await backend.create(replace(fresh(), ports=(8080,)))
-        assert any("ports" in warning for warning in created.warnings)
-
-
-@needs_isolation
 async def test_a_mount_can_be_read_and_not_written(root: Path) -> None:
     with directories() as folder:
         (folder / "server.py").write_text("served = True\n")

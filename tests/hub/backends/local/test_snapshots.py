@@ -183,7 +183,8 @@ async def test_too_many_on_one_another_are_refused(backend: LocalBackend, box: I
 
 
 async def test_what_is_over_a_limit_is_refused_and_its_sandbox_goes_on(backend: LocalBackend, box: Instance) -> None:
-    await bash(box, "head -c 3M /dev/zero >/workspace/big; sleep 600 >/dev/null 2>&1 & echo")
+    sleeper = "sleep 600 >/dev/null 2>&1 & until grep -q sleep /proc/$!/comm; do :; done"
+    await bash(box, f"head -c 3M /dev/zero >/workspace/big; {sleeper}")
     for limits, why in (
         (replace(LIMITS, owner_bytes=2 * MIB), "owner_bytes"),
         (replace(LIMITS, hive_bytes=2 * MIB), "hive_bytes"),
