@@ -282,7 +282,7 @@ class Wire:
             if "content-length" in headers:
                 return status, headers, await self.reader.readexactly(int(headers["content-length"]))
             if headers.get("transfer-encoding") != "chunked":
-                return status, headers, b"" if status == 204 else await self.reader.read()
+                return status, headers, b"" if status in (204, 304) else await self.reader.read()
             body = b""
             while data := await self.chunk():
                 body += data

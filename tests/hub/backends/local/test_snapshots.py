@@ -48,7 +48,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module", params=["bubblewrap", "fork"])
+@pytest.fixture(scope="module", params=[pytest.param("bubblewrap", marks=pytest.mark.heavy), "fork"])
 async def backend(request: pytest.FixtureRequest, anyio_backend: str) -> AsyncIterator[LocalBackend]:
     with directories() as root:
         async with local_backend(root, launcher=request.param, **SMALL) as made:
@@ -329,6 +329,7 @@ async def test_nothing_is_left_of_them_after_the_kill_of_their_keeper() -> None:
             assert await backend.snapshots() == []
 
 
+@pytest.mark.heavy
 async def test_a_keeper_that_ends_while_sandboxes_are_reset_leaves_none() -> None:
     with directories() as root:
         async with local_backend(root, **SMALL) as backend:
