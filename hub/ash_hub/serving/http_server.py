@@ -68,18 +68,21 @@ class Server(uvicorn.Server):
         except OSError as exc:
             raise ConfigError(f"another program has just begun to listen on port {listener.getsockname()[1]}") from exc
         async with anyio.create_task_group() as group:
-            group.start_soon(self._run, [listener, *(listener.dup() for _ in range(_ACCEPTS_AT_ONCE - 1))])
+            group.start_soon(self._run, listener)
             try:
                 await self._up.wait()
                 yield
             finally:
                 self.stop()
 
-    async def _run(self, sockets: list[socket.socket]) -> None:
+    async def _run(self, listener: socket.socket) -> None:
+        copies = [listener.dup() for _ in range(_ACCEPTS_AT_ONCE - 1)]
         try:
-            await self._serve(sockets)
+            await self._serve([listener, *copies])
         finally:
             self._down.set()
+            for copy in copies:  # open still where the start was broken off
+                copy.close()
 
 
 def server_of(app: object, protocol: type[asyncio.Protocol], settings: HubSettings, *, inside: bool = False) -> Server:
