@@ -16,7 +16,7 @@ import httpx
 
 from ash_mcp.wire import FAILURE_META_KEY
 from tests.delaying_proxy import DelayingProxy, delaying
-from tests.hub.backends.local.local_parts import children, leftovers
+from tests.hub.backends.local.local_parts import leftovers, sandbox_launchers
 from tests.redis_server import RedisServer
 from tests.system.crash_parts import Home, home
 from tests.system.owners import MODERN
@@ -199,8 +199,8 @@ class FarHive:
             kept = [path for path in part.rglob("*") if path.parent.name != "ended"]  # why they ended
             found += [str(path) for path in kept if any(name in path.name for name in ids)]
         keeper = self.place.keeper()
-        below = [] if keeper is None else children(keeper)
-        return found + [f"process {pid}" for pid in below[1:]]  # the first may be the egress proxy
+        below = [] if keeper is None else sandbox_launchers(keeper)
+        return found + [f"process {pid}" for pid in below]
 
     async def nothing_left(self, ids: Sequence[str], within: float = 20.0) -> list[str]:
         """Wait until nothing is left of sandboxes that ended, and return what still is."""

@@ -264,7 +264,12 @@ def test_the_doctor_says_what_to_install_and_exits_1_when_something_is_missing(
 ) -> None:
     missing = Check("bubblewrap", False, "not installed", "install it", required=True)
     weaker = Check("memory limits", False, "none", "delegate a control group")
-    monkeypatch.setattr("ash_hub.backends.local.host.probe", lambda settings: [missing, weaker])
+
+    def probe(settings: object) -> list[Check]:
+        del settings
+        return [missing, weaker]
+
+    monkeypatch.setattr("ash_hub.backends.local.host.probe", probe)
     code, out, _ = ash(capfd, "doctor")
     assert code == 1
     assert "MISSING  bubblewrap" in out and "-> install it" in out

@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 from ash_mcp import Hive
 from ash_mcp.errors import AshError
 from ash_mcp.types import SandboxInfo
-from tests.hub.backends.local.local_parts import children, descendants, ended, leftovers, needs_isolation
+from tests.hub.backends.local.local_parts import descendants, ended, leftovers, needs_isolation, sandbox_launchers
 from tests.system.crash_parts import Home, home
 
 pytestmark = needs_isolation
@@ -143,7 +143,7 @@ async def check_adopted(place: Home, model: Model, url: str, began: float, waite
         assert {name for path in leftovers(place.settings) for name in [path.rpartition("/")[2]]} == {
             info.id for info in found.values()
         }
-        assert len(children(place.known_keeper())) <= len(found) + 1  # the proxy beside the sandboxes
+        assert len(sandbox_launchers(place.known_keeper())) <= len(found)
         for name in found:
             model.doubtful.discard(name)
             model.ready.setdefault(name, found[name])

@@ -250,9 +250,16 @@ def children(pid: int) -> list[int]:
         return []
 
 
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 def proxies(keeper: int) -> list[int]:
     """Return the egress proxies among a keeper's children."""
-    return [pid for pid in children(keeper) if b"egress.main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in children(keeper) if b"egress.main" in command_line(pid)]
 
 
 def memory_of(*pids: int) -> int:
@@ -272,7 +279,13 @@ def descendants(pid: int) -> list[int]:
 
 def fork_parents(keeper: int) -> list[int]:
     """Return the launchers of fork parents among a keeper's children."""
-    return [pid for pid in children(keeper) if b"launchers.fork" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in children(keeper) if b"launchers.fork" in command_line(pid)]
+
+
+def sandbox_launchers(keeper: int) -> list[int]:
+    """Return the keeper's children of which each is one sandbox; what is forked is further below."""
+    others = {*proxies(keeper), *fork_parents(keeper)}
+    return [pid for pid in children(keeper) if pid not in others]
 
 
 def sandbox_processes(backend: LocalBackend) -> list[str]:
