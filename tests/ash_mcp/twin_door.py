@@ -43,7 +43,10 @@ def _put(path: Path, body: bytes, asked: dict[str, list[str]], *, is_folder: boo
     if is_folder:
         path.mkdir(parents=True, exist_ok=True)
         with tarfile.open(fileobj=io.BytesIO(body)) as archive:
-            archive.extractall(path, filter="data")
+            if hasattr(tarfile, "data_filter"):
+                archive.extractall(path, filter="data")
+            else:  # Python 3.11.3 and earlier
+                archive.extractall(path)
             files = [member for member in archive.getmembers() if not member.isdir()]
             return {"files": len(files), "bytes": sum(member.size for member in files)}
     path.parent.mkdir(parents=True, exist_ok=True)

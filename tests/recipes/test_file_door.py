@@ -203,6 +203,7 @@ def test_an_upload_that_breaks_off_changes_nothing(runner: Runner, file: Path, t
     assert file.read_bytes() == DATA
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees which files a runner has open: it is not dumpable")
 def test_a_caller_who_leaves_ends_what_is_read_for_it(runner: Runner):
     with open(runner.workspace / "huge", "wb") as file:
         file.truncate(50_000_000_000)

@@ -127,6 +127,7 @@ def test_the_command_line_changes_keys_where_the_backend_keeps_them(
     offer(monkeypatch, "elsewhere", lambda: opens)
     monkeypatch.setenv("ASH_HUB_STATE_DIR", str(folder / "state"))
     monkeypatch.setenv("ASH_HUB_BACKEND__HIVE", "mine")
+    monkeypatch.delenv("ASH_HUB_BACKEND__MACHINE", raising=False)  # as tests of an ordinary user have it
     assert ash("key", "new", "--name", "ci") == 0 and capfd.readouterr().out.startswith("ash_")
     assert asked == [{"kind": "elsewhere", "hive": "mine"}]
     (kept,) = anyio.run(read_api_keys, documents)
