@@ -26,7 +26,7 @@ from ash_mcp.errors import (
 )
 from ash_mcp.results import Progress
 from ash_mcp.settings import ClientSettings
-from ash_mcp.wire import HEADER_SCOPE, MCP_PATH
+from ash_mcp.wire import HEADER_SCOPE
 
 if TYPE_CHECKING:
     import httpx
@@ -164,12 +164,15 @@ class Connection:
         """
         import httpx
 
-        base, _, _ = self.settings.url.rpartition(MCP_PATH)
         timeout = httpx.Timeout(quiet_seconds, connect=self.settings.connect_timeout_seconds, pool=None)
         async with (
             translated(self.settings.url),
             self._open().stream(
-                method, base + target, content=content, headers={**headers, **self._auth_headers()}, timeout=timeout
+                method,
+                self.settings.base_url + target,
+                content=content,
+                headers={**headers, **self._auth_headers()},
+                timeout=timeout,
             ) as response,
         ):
             yield response

@@ -67,10 +67,15 @@ class ClientSettings:
         """Whether the hive is on this machine; the environment's proxies are then not used."""
         return urlsplit(self.url).hostname in _LOOPBACK
 
+    @property
+    def base_url(self) -> str:
+        """The URL that the hive's endpoint and the doors of its sandboxes are below, without a slash at its end."""
+        parts = urlsplit(self.url)
+        return parts._replace(path=_ENDPOINT.sub("", parts.path).rstrip("/"), query="").geturl()
+
     def door_url(self, sandbox_id: str, door: str) -> str:
         """Return the URL of one of a sandbox's doors, such as `files`, beside the hive's endpoint."""
-        parts = urlsplit(self.url)
-        return parts._replace(path=f"{_ENDPOINT.sub('', parts.path)}/s/{sandbox_id}/{door}", query="").geturl()
+        return f"{self.base_url}/s/{sandbox_id}/{door}"
 
     @classmethod
     def from_environment(

@@ -78,3 +78,18 @@ def test_without_a_url_it_is_the_hive_that_this_user_runs(tmp_path: Path) -> Non
 def test_what_a_hive_left_behind_is_not_believed(tmp_path: Path, text: str) -> None:
     (tmp_path / "hive.json").write_text(text)
     assert ClientSettings.from_environment(environ={"ASH_HUB_RUN_DIR": str(tmp_path)}).url == DEFAULT_URL
+
+
+@pytest.mark.parametrize(
+    ("url", "base"),
+    [
+        ("http://h:1", "http://h:1"),
+        ("http://h:1/mcp", "http://h:1"),
+        ("http://h:1/mcp/in/team", "http://h:1"),
+        ("https://h/below/mcp?expand=all", "https://h/below"),
+        ("https://h/ash", "https://h/ash"),
+    ],
+)
+def test_the_doors_of_sandboxes_are_beside_the_hives_endpoint(url: str, base: str) -> None:
+    assert ClientSettings(url=url).base_url == base
+    assert ClientSettings(url=url).door_url("sb1", "files") == f"{base}/s/sb1/files"

@@ -10,15 +10,9 @@ import time
 
 import pytest
 
-from ash_hub.backends.local import host
-from ash_hub.backends.local.settings import DEFAULT_FIRST_USER
 from ash_mcp.sync import Hive
 from tests.example_runs import EXAMPLES, run_example
-
-_PROBLEM = host.machine_problem(host.host_facts(), None, DEFAULT_FIRST_USER) or host.snapshot_problem(
-    DEFAULT_FIRST_USER
-)
-needs_snapshots = pytest.mark.skipif(_PROBLEM is not None, reason=f"this host can have no snapshots: {_PROBLEM}")
+from tests.hub.backends.local.machine_parts import needs_snapshots
 
 
 def test_the_sdk_quickstart_runs(hive_url: str) -> None:

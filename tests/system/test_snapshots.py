@@ -11,22 +11,18 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from ash_hub.backends.local import host
-from ash_hub.backends.local.settings import DEFAULT_FIRST_USER
 from ash_mcp import Hive, SandboxReset, SnapshotNotFound
 from ash_mcp.errors import AshError
 from ash_mcp.sync import Hive as SyncHive
 from tests.hive_process import ASH
 from tests.hub.backends.local.local_parts import needs_isolation
+from tests.hub.backends.local.machine_parts import needs_snapshots
 from tests.system.crash_parts import home
 
-_PROBLEM = host.machine_problem(host.host_facts(), None, DEFAULT_FIRST_USER) or host.snapshot_problem(
-    DEFAULT_FIRST_USER
-)
 pytestmark = [
     pytest.mark.anyio,
     needs_isolation,
-    pytest.mark.skipif(_PROBLEM is not None, reason=f"this host can have no snapshots: {_PROBLEM}"),
+    needs_snapshots,
     pytest.mark.heavy,
 ]
 

@@ -1,4 +1,4 @@
-"""What a spawn with its first call costs, cold, beside the start of one FastMCP process in the same run."""
+"""Benchmark of cold spawns with their first call, beside the start of a bare FastMCP process."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Final
 
 import anyio
@@ -129,7 +130,7 @@ class SnapshotVerbs:
                 f"snapshot {kept.id} is of a sandbox with other tools (recipe {kept.record.recipe}): "
                 "spawn a new one from it"
             )
-        work = lambda: backend.reset(sandbox.id, kept.id)  # noqa: E731
+        work = partial(backend.reset, sandbox.id, kept.id)
         await self._start_anew(sandbox, work, env, secrets, "it was reset to a snapshot")
         return sandbox
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from ash_hub.spawning.sandbox_requests import error_text
@@ -142,7 +142,8 @@ class _Copying:
     # Inner steps.
 
     async def _open(self, place: FilePlace) -> Connection:
-        make: Callable[[], Connection] = lambda: Connection(  # noqa: E731 - it has no other use
+        make = partial(
+            Connection,
             place.endpoint,
             lambda connection, reusable: None,
             max_head_bytes=DEFAULT_LIMITS.max_head_bytes,

@@ -1,4 +1,4 @@
-"""What the runner's private surface reads of a request and answers it with. ASGI; no behaviour of its own."""
+"""ASGI helpers of the runner's private surface: headers and bodies of requests, JSON answers and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a connection to a sandbox's runner becomes one to a port inside: what is asked, and what is answered. Pure."""
+"""The request that turns a connection to a runner into one to a port inside its sandbox, and its answer. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this host lets an ordinary user's sandboxes have: users of their own, a root to write to. It is tried."""
+"""Probes this host for machines of an ordinary user: subordinate users, namespaces, a writable root."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What keeps a user from making namespaces on this host, and what to do about it."""
+"""Reasons why a host refuses user namespaces, each with the command that allows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether tests can have machines on this host, and whether those have users of their own."""
+"""Whether tests can have machines on this host, with users of their own, and snapshots of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ash_hub.backends.local.ordinary_host import find_ordinary
 from ash_hub.backends.local.settings import DEFAULT_FIRST_USER
 from tests.hub.backends.local.local_parts import SYSTEMS
 
-__all__ = ["USERS_OF_THEIR_OWN", "needs_machines", "needs_users"]
+__all__ = ["USERS_OF_THEIR_OWN", "needs_machines", "needs_snapshots", "needs_users"]
 
 
 def _no_machines() -> tuple[str | None, bool]:
@@ -27,4 +27,10 @@ def _no_machines() -> tuple[str | None, bool]:
 
 _PROBLEM, USERS_OF_THEIR_OWN = _no_machines()
 needs_machines = pytest.mark.skipif(_PROBLEM is not None, reason=f"this host can have no machines: {_PROBLEM}")
+_NO_SNAPSHOTS = host.machine_problem(host.host_facts(), None, DEFAULT_FIRST_USER) or host.snapshot_problem(
+    DEFAULT_FIRST_USER
+)
+needs_snapshots = pytest.mark.skipif(
+    _NO_SNAPSHOTS is not None, reason=f"this host can have no snapshots: {_NO_SNAPSHOTS}"
+)
 needs_users = pytest.mark.skipif(not USERS_OF_THEIR_OWN, reason="sandboxes have one user here")

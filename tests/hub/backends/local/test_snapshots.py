@@ -14,10 +14,9 @@ import anyio.lowlevel
 import pytest
 
 from ash_hub.backends.base import Instance, Phase, SnapshotLimits, SnapshotOrder
-from ash_hub.backends.local import LocalBackend, host
+from ash_hub.backends.local import LocalBackend
 from ash_hub.backends.local.keeper.launchers.staging import Place, make_places
 from ash_hub.backends.local.keeper.snapshots import MOST_LAYERS
-from ash_hub.backends.local.settings import DEFAULT_FIRST_USER
 from ash_mcp.errors import AshError, CapacityExceeded, Conflict, SnapshotNotFound, StartFailed, Unsupported
 from ash_mcp.types import Cause, SnapshotId, new_sandbox_id, new_snapshot_id
 from tests.hub.backends.local.local_parts import (
@@ -33,11 +32,8 @@ from tests.hub.backends.local.local_parts import (
     settings_in,
     stand_in,
 )
+from tests.hub.backends.local.machine_parts import needs_snapshots
 
-_PROBLEM = host.machine_problem(host.host_facts(), None, DEFAULT_FIRST_USER) or host.snapshot_problem(
-    DEFAULT_FIRST_USER
-)
-needs_snapshots = pytest.mark.skipif(_PROBLEM is not None, reason=f"this host can have no snapshots: {_PROBLEM}")
 pytestmark = [pytest.mark.anyio, needs_isolation, needs_snapshots]
 
 LIMITS = SnapshotLimits(per_owner=8, hive=16, owner_bytes=64 * MIB, hive_bytes=128 * MIB)

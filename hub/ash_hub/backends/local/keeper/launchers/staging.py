@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import resource
 import signal
 import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from .layers import OPTIONS, Spaces, acting_as, attach, key_of, new_space, prepared
@@ -36,6 +37,7 @@ __all__ = [
     "Staged",
     "drop_groups",
     "enter",
+    "make_namespace",
     "make_places",
     "place",
     "places_of",
@@ -188,19 +190,45 @@ def user_namespace(first: int, count: int, owner: int | None = None, *, runs: st
         OSError: The kernel does not let this user do it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
+    mapped = runs or f"0 {first} {count}\n"
+
+    def become() -> None:
+        drop_groups()
+        user = first if owner is None else owner
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+        if processes:
+            resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
+        checked(libc.unshare(_NEW_USER))
+        checked(libc.prctl(_DUMPABLE, 1, 0, 0, 0))  # else its maps are for the host's root alone
+
+    def give_users(helper: int) -> None:
+        for name in ("uid_map", "gid_map"):
+            descriptor = os.open(f"/proc/{helper}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(descriptor, mapped.encode())
+            finally:
+                os.close(descriptor)
+
+    return make_namespace(become, give_users)
+
+
+def make_namespace(become: Callable[[], object], give_users: Callable[[int], None]) -> int:
+    """Return a descriptor of a new user namespace, made by a child that ends before this returns.
+
+    Args:
+        become: Enters the namespace; called in the child.
+        give_users: Writes the child's maps; called in this process, with the child's number.
+
+    Raises:
+        PermissionError: The child could not enter it. What `give_users` raises is passed on.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
     told, tell = os.pipe2(os.O_CLOEXEC)
     parent = os.getpid()
-    mapped = runs or f"0 {first} {count}\n"
     if (helper := os.fork()) == 0:
         with contextlib.suppress(BaseException):
-            drop_groups()
-            user = first if owner is None else owner
-            os.setresgid(user, user, user)
-            os.setresuid(user, user, user)
-            if processes:
-                resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
-            checked(libc.unshare(_NEW_USER))
-            checked(libc.prctl(_DUMPABLE, 1, 0, 0, 0))  # else its maps are for the host's root alone
+            become()
             checked(libc.prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0))
             if os.getppid() == parent:  # else it has died before that could be told
                 os.write(tell, b"+")
@@ -209,13 +237,8 @@ def user_namespace(first: int, count: int, owner: int | None = None, *, runs: st
     try:
         os.close(tell)
         if os.read(told, 1) != b"+":
-            raise OSError(1, "no user namespace can be made for its users")
-        for name in ("uid_map", "gid_map"):
-            descriptor = os.open(f"/proc/{helper}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(descriptor, mapped.encode())
-            finally:
-                os.close(descriptor)
+            raise PermissionError(errno.EPERM, "no user namespace can be made for its users")
+        give_users(helper)
         return os.open(f"/proc/{helper}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(told)

@@ -18,18 +18,16 @@ import ctypes
 import functools
 import os
 import shutil
-import signal
 import subprocess
 
 from .launcher import LaunchError
 from .mount_names import checked, own_mounts
 from .plan import Subordinate
-from .staging import Staged, drop_groups, enter, place, set_up, tmpfs, user_namespace
+from .staging import Staged, drop_groups, enter, make_namespace, place, set_up, tmpfs, user_namespace
 
 __all__ = ["OuterNamespace", "range_runs", "take_root", "try_out"]
 
 _NEW_USER = 0x10000000
-_PARENT_DEATH_SIGNAL = 1
 _EACH = {"max_inotify_instances": 16, "max_inotify_watches": 8192}
 """What the kernel counts for the hive's user, too, whoever inside takes it: how much of it one sandbox may have."""
 _MAP_SECONDS = 10.0
@@ -111,31 +109,19 @@ def range_runs(users: Subordinate, first: int) -> str:
 
 @functools.cache
 def _outer(users: Subordinate) -> int:
-    told, tell = os.pipe2(os.O_CLOEXEC)
-    parent = os.getpid()
     libc = ctypes.CDLL(None, use_errno=True)
-    if (helper := os.fork()) == 0:
-        with contextlib.suppress(BaseException):
-            checked(libc.unshare(_NEW_USER))
-            checked(libc.prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0))
-            if os.getppid() == parent:  # else it has died before that could be told
-                os.write(tell, b"+")
-                signal.pause()
-        os._exit(1)
-    try:
-        os.close(tell)
-        if os.read(told, 1) != b"+":
-            raise LaunchError("users", "this user may make no user namespace; `ash doctor` says why")
+
+    def give_users(helper: int) -> None:
         for program, own, first in (
             ("newuidmap", os.geteuid(), users.first_user),
             ("newgidmap", os.getegid(), users.first_group),
         ):
             _map(program, (str(helper), "0", str(own), "1", "1", str(first), str(users.size)))
-        return os.open(f"/proc/{helper}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(told)
-        os.kill(helper, signal.SIGKILL)
-        os.waitpid(helper, 0)
+
+    try:
+        return make_namespace(lambda: checked(libc.unshare(_NEW_USER)), give_users)
+    except PermissionError as error:
+        raise LaunchError("users", "this user may make no user namespace; `ash doctor` says why") from error
 
 
 def _map(program: str, arguments: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What the maker of a sandbox's walls is told: the part of a plan that is neither environment nor command."""
+"""Orders to the process that makes a forked sandbox's walls: a plan without environment and command."""
 
 from __future__ import annotations
 
