@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
-import anyio.from_thread
 
 from ash_mcp._answers import Fields, runner_fields
 from ash_mcp._connection import Connection
@@ -22,12 +21,15 @@ from ash_mcp.wire import file_target
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["BodyReader", "FileDoor"]
+__all__ = ["FileDoor", "OnBytes"]
 
 QUIET_SECONDS: Final = 150.0
 """How long nothing may come or go; the hive gives up before that, and says why."""
 _MAX_SAID_BYTES: Final = 64 * 1024
 _TAR: Final = "archive=tar"
+
+OnBytes = Callable[[int, int | None], object]
+"""Called after each piece with the bytes done and the total; None where that is not known."""
 
 T = TypeVar("T")
 
@@ -122,23 +124,3 @@ async def _refused(head: Head, response: httpx.Response) -> AshError:
         except AshError as error:
             return error
     return error_of_status(head, body) or RemoteProtocolError(f"the hive answered {head.status} to a file")
-
-
-class BodyReader:
-    """A response's body as a file that blocks, for a worker thread that anyio has started."""
-
-    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
-        self._pieces = pieces
-        self._left = b""
-
-    def read(self, size: int, /) -> bytes:
-        if not self._left:
-            self._left = anyio.from_thread.run(self._next)
-        read, self._left = self._left[:size], self._left[size:]
-        return read
-
-    async def _next(self) -> bytes:
-        async for piece in self._pieces:
-            if piece:
-                return piece
-        return b""

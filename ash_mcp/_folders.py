@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Final
 
@@ -12,14 +12,11 @@ import anyio.from_thread
 import anyio.to_thread
 
 from ash_mcp._archives import Packing, Unpacked, unpack
-from ash_mcp._file_door import BodyReader, FileDoor
+from ash_mcp._file_door import FileDoor, OnBytes
 
-__all__ = ["OnBytes", "receive_folder", "send_folder"]
+__all__ = ["receive_folder", "send_folder"]
 
 _REPORT_SECONDS: Final = 0.1
-
-OnBytes = Callable[[int, int | None], object]
-"""Called after each piece with the bytes done and the total; None where that is not known."""
 
 
 async def send_folder(door: FileDoor, packing: Packing, path: str, on_bytes: OnBytes | None) -> int:
@@ -59,8 +56,28 @@ async def receive_folder(
             told_at = time.monotonic()
 
     async with door.get(f"{path.rstrip('/')}/") as (pieces, _):
-        source = BodyReader(pieces)
+        source = _BodyReader(pieces)
         unpacked = await anyio.to_thread.run_sync(lambda: unpack(source, target, report, skip=skip))
     if on_bytes is not None:
         on_bytes(unpacked.bytes, unpacked.bytes)
     return unpacked
+
+
+class _BodyReader:
+    """A response's body as a file that blocks, for a worker thread that anyio has started."""
+
+    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
+        self._pieces = pieces
+        self._left = b""
+
+    def read(self, size: int, /) -> bytes:
+        if not self._left:
+            self._left = anyio.from_thread.run(self._next)
+        read, self._left = self._left[:size], self._left[size:]
+        return read
+
+    async def _next(self) -> bytes:
+        async for piece in self._pieces:
+            if piece:
+                return piece
+        return b""

@@ -15,9 +15,7 @@ import anyio
 import anyio.to_thread
 
 from ash_mcp._answers import Fields, file_entry
-from ash_mcp._archives import Packing
-from ash_mcp._file_door import FileDoor
-from ash_mcp._folders import OnBytes, receive_folder, send_folder
+from ash_mcp._file_door import FileDoor, OnBytes
 from ash_mcp.errors import AshError, IsADirectory, SandboxRefused
 from ash_mcp.results import FileEntry
 
@@ -176,6 +174,9 @@ class Files:
                 on_bytes(done, max(info.st_size, done))
 
         if stat_bits.S_ISDIR(info.st_mode):
+            from ash_mcp._archives import Packing
+            from ash_mcp._folders import send_folder
+
             packing = await anyio.to_thread.run_sync(Packing, Path(source))
             return await send_folder(self.door, packing, path, on_bytes)
         mode = stat_bits.S_IMODE(info.st_mode)
@@ -205,6 +206,8 @@ class Files:
         try:
             return await self.door.again(attempt)
         except IsADirectory:
+            from ash_mcp._folders import receive_folder
+
             return (await receive_folder(self.door, path, target, on_bytes)).bytes
 
     async def _download_file(self, path: str, target: Path, on_bytes: OnBytes | None) -> int:

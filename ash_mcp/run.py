@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import anyio
 
-from ash_mcp._blocking import LoopThread
 from ash_mcp._connection import Connection
 from ash_mcp._hive_answers import structured
 from ash_mcp.errors import AshError, LocalProtocolError, RunEnded, RunNotFound
@@ -19,6 +17,9 @@ from ash_mcp.types import RunInfo
 from ash_mcp.wire import run_from_json
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from ash_mcp._blocking import LoopThread
     from ash_mcp._many import SpawnedMany
     from ash_mcp.client import Hive, Spawning
     from ash_mcp.sandbox import Sandbox
@@ -84,6 +85,8 @@ class Run:
                 asked |= {"lease_seconds": self._lease_seconds, "idempotency_key": uuid.uuid4().hex}
             raw = await self._connection.call_tool("run", asked, repeatable=True)
             self._info = run_from_json(structured(raw))
+            from ash_mcp._blocking import LoopThread  # only runs need threads
+
             self._renewer = LoopThread()
             self._renewing = self._renewer.start(self._keep)
         return self._info
