@@ -23,7 +23,7 @@ from tests.helm.cluster import done
 from tests.helm.installed import HUBS, Release
 from tests.kubernetes.own_cluster import require_own_cluster, stopped
 
-pytestmark = [pytest.mark.anyio, pytest.mark.kubernetes, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.anyio, pytest.mark.kubernetes, pytest.mark.alone, pytest.mark.timeout(240)]
 
 SOON: Final = 5.0
 """Seconds from an event to its failure, and from a return to the repair."""

@@ -13,7 +13,7 @@ from tests.hive_process import ASH
 from tests.kubernetes.conftest import NAMESPACES, Cluster
 from tests.kubernetes.pod_parts import environment_of
 
-pytestmark = [pytest.mark.anyio, pytest.mark.kubernetes]
+pytestmark = [pytest.mark.anyio, pytest.mark.kubernetes, pytest.mark.alone]
 
 MOST_TIMES_SLOWER: Final = 1.5
 """A spawn, against a pod of the runner; the goal is 1.1, which a few samples on a shared machine do not show."""

@@ -26,7 +26,7 @@ from tests.hive_process import hive_in
 from tests.kubernetes.conftest import Cluster
 from tests.kubernetes.pod_parts import IMAGE, KubernetesSettings, environment_of
 
-pytestmark = [pytest.mark.anyio, pytest.mark.kubernetes]
+pytestmark = [pytest.mark.anyio, pytest.mark.kubernetes, pytest.mark.alone]
 
 FAKES: Final = 1000
 OVERDUE: Final = 100
