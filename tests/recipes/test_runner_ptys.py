@@ -24,6 +24,9 @@ from tests.recipes.test_runner_exec import until_dead, wait_for
 
 pytestmark = pytest.mark.anyio
 
+SLEEP = b"sh -c 'echo asleep $((0+1)); exec sleep 1000'\n"
+"""Says so once it has the foreground; before, a signal reaches the shell, which ignores some. Its echo says no 1."""
+
 
 @pytest.fixture(scope="module")
 def runner() -> Iterator[Runner]:
@@ -97,15 +100,15 @@ async def test_keys_signals_and_sizes_reach_what_runs_in_the_foreground(runner: 
         await shown(it, b"> ")  # by then it no longer dies of Ctrl-C
         await it.send(b"trap 'stty size' WINCH\n")
         await shown(it, b"> ")
-        await it.send(b"sleep 1000\n")
-        await shown(it, b"sleep 1000\r\n")
+        await it.send(SLEEP)
+        await shown(it, b"asleep 1\r\n")
         await it.send(b"\x03")
         await it.send(b"echo code $?\n")
         await shown(it, b"code 130")
         await say(it, type="resize", rows=7, columns=9)
         await shown(it, b"7 9")
-        await it.send(b"sleep 1000\n")
-        await shown(it, b"sleep 1000\r\n")
+        await it.send(SLEEP)
+        await shown(it, b"asleep 1\r\n")
         await say(it, type="signal", signal="TERM")
         await it.send(b"echo code $?\n")
         await shown(it, b"code 143")

@@ -31,7 +31,14 @@ from hypothesis.stateful import (
 from ash_mcp import Hive
 from ash_mcp.errors import AshError
 from ash_mcp.types import SandboxInfo
-from tests.hub.backends.local.local_parts import descendants, ended, leftovers, needs_isolation, sandbox_launchers
+from tests.hub.backends.local.local_parts import (
+    descendants,
+    ended,
+    leftovers,
+    lives,
+    needs_isolation,
+    sandbox_launchers,
+)
 from tests.system.crash_parts import Home, home
 
 pytestmark = needs_isolation
@@ -215,7 +222,7 @@ class Kills(RuleBasedStateMachine):
                 below = [] if keeper is None else descendants(keeper)
                 assert self.place.stop_hub() == 0
                 assert self.place.remains() == []
-                assert [pid for pid in below if os.path.exists(f"/proc/{pid}")] == []
+                assert [pid for pid in below if lives(pid)] == []
 
     def _prefix(self) -> str:
         self.number += 1

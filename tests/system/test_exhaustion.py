@@ -151,13 +151,27 @@ def cpu_seconds(pid: int) -> float:
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def limit_descriptors(pid: int, spare: int = SPARE_DESCRIPTORS) -> tuple[int, int]:
-    """Leave a process so many descriptors more than it has, and return what it was allowed before."""
+def free_descriptors(pid: int) -> list[int]:
+    """Return the lowest numbers that a process may still give to descriptors."""
     held = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
-    free = [number for number in range(len(held) + spare + 1) if number not in held]
+    allowed = resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
+    return [number for number in range(min(allowed, len(held) + SPARE_DESCRIPTORS + 1)) if number not in held]
+
+
+def limit_descriptors(pid: int) -> tuple[int, int]:
+    """Leave a process a few descriptors more than it has, and return what it was allowed before."""
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free[spare], before[1]))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free_descriptors(pid)[SPARE_DESCRIPTORS], before[1]))
     return before
+
+
+async def take_descriptors(pid: int, url: str, held: ExitStack) -> None:
+    """Connect until a hub has no descriptor left; connections that it has no room for it closes."""
+    address = (urlsplit(url).hostname or "", urlsplit(url).port or 0)
+    with anyio.fail_after(SECONDS):
+        while free_descriptors(pid):
+            held.enter_context(socket.create_connection(address))
+            await anyio.sleep(0.01)
 
 
 async def test_a_hub_without_descriptors_neither_spins_nor_loses_anything() -> None:
@@ -168,14 +182,12 @@ async def test_a_hub_without_descriptors_neither_spins_nor_loses_anything() -> N
             hub = place.hubs[-1].pid
             before = limit_descriptors(hub)
             with ExitStack() as held:
-                host, port = urlsplit(url).hostname, urlsplit(url).port
-                for _ in range(4 * SPARE_DESCRIPTORS):
-                    held.enter_context(socket.create_connection((host, port)))  # type: ignore[arg-type]
-                # descriptors that the hub just let go may serve a spawn more
                 with anyio.fail_after(SECONDS), pytest.raises(AshError) as refused:
                     while True:
-                        await hive.spawn("echo")
-                        limit_descriptors(hub, spare=0)
+                        await take_descriptors(hub, url, held)
+                        # one that the hub lets go just then serves the spawn
+                        async with hive.spawn("echo"):
+                            pass
                 assert "Traceback" not in str(refused.value)
                 used, began = cpu_seconds(hub), time.monotonic()
                 await anyio.sleep(1.0)

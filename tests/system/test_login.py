@@ -80,8 +80,8 @@ async def test_a_host_logs_in_and_is_the_providers_subject(folder: Path) -> None
         url, browser = f"http://127.0.0.1:{port}/mcp", Browser()
         metadata = OAuthClientMetadata(redirect_uris=[AnyUrl(BACK)], client_name="host")
         login = OAuthClientProvider(url, metadata, Memory(), browser.go, browser.back)
-        async with open_hive(settings) as hive, httpx2.AsyncClient(auth=login) as http:
-            with anyio.fail_after(30):
+        async with open_hive(settings) as hive, httpx2.AsyncClient(auth=login, timeout=60) as http:
+            with anyio.fail_after(60):
                 async with Client(streamable_http_client(url, http_client=http)) as client:
                     made = await client.call_tool("spawn", {"recipe": "echo"})
                     assert not made.is_error, made.content

@@ -306,6 +306,14 @@ def is_forker(pid: int) -> bool:
     return status["State"].strip().startswith("Z") or (is_fork and len(status["NSpid"].split()) < 3)
 
 
+def lives(pid: int) -> bool:
+    """Say whether a process has not ended; one that only waits for the host's first process to reap it has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def main_process(backend: LocalBackend) -> int:
     """Return the runner's process of the only sandbox: the launcher's child's child."""
     keeper = keeper_pid(backend)

@@ -53,6 +53,8 @@ _CHUNK = 65_536
 _MESSAGE_BYTES = 180_000
 _CHECK_SECONDS = 10.0
 _REMOVAL_TRIES, _REMOVAL_PAUSE_SECONDS = 100, 0.02
+_TRIES_ALONE = 10
+"""Before it is killed: a helper that ends by itself leaves no zombie to a first process that may never reap it."""
 
 Json = Mapping[str, Any]
 
@@ -230,7 +232,7 @@ class _Parent:
 
     def _clean_up(self, tries: int) -> None:
         """Reap the process and remove the control group, once all has ended."""
-        if self._group is not None:
+        if self._group is not None and tries <= _REMOVAL_TRIES - _TRIES_ALONE:
             self._group.kill()
         ended = self._process.poll() is not None
         removed = self._group is None or self._group.remove()
