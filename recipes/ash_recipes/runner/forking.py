@@ -108,7 +108,7 @@ async def _warm(target: str, context: Context) -> None:
                 async with asyncio.timeout(_WARM_SECONDS):
                     await _converse(str(place))
             finally:
-                http.should_exit = True
+                http.end()
                 await serving
     with contextlib.suppress(FileNotFoundError):
         place.unlink()

@@ -196,6 +196,14 @@ class Http(uvicorn.Server):
             )
         )
         self._context = context
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._told = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        """Wait to be told to end, without uvicorn's ten looks a second: a thousand idle sandboxes would cost a core."""
+        self._loop = asyncio.get_running_loop()
+        if not await self.on_tick(0):  # which also sets the headers of answers
+            await self._told.wait()
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -207,6 +215,13 @@ class Http(uvicorn.Server):
         signal.signal(signal.SIGALRM, _end_now)
         signal.setitimer(signal.ITIMER_REAL, EXIT_SECONDS)
         super().handle_exit(sig, frame)
+        if self._loop is not None:  # a handler of Python's does not end the loop's wait by itself
+            self._loop.call_soon_threadsafe(self._told.set)
+
+    def end(self) -> None:
+        """Have `serve` return soon; from its own loop, with no command running."""
+        self.should_exit = True
+        self._told.set()
 
 
 class _SignalHandler:
