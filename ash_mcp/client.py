@@ -29,7 +29,18 @@ _DESTROY_AT_ONCE: Final = 1000
 """How many sandboxes one `destroy` may name."""
 
 _CLEANUP_SECONDS: Final = 30.0
-_FORKED: Final = ("recipe", "env", "secrets", "resources", "network", "ports", "labels", "ttl_seconds", "idle_seconds")
+_FORKED: Final = (
+    "recipe",
+    "env",
+    "secrets",
+    "resources",
+    "network",
+    "result_bytes",
+    "ports",
+    "labels",
+    "ttl_seconds",
+    "idle_seconds",
+)
 """What a fork has in common with what it was forked from."""
 
 
@@ -100,6 +111,7 @@ class Hive:
         node_selector: Mapping[str, str] | None = None,
         runtime_class: str | None = None,
         network: str | Sequence[str] | None = None,
+        result_bytes: int | None = None,
         ttl_seconds: float | None = None,
         idle_seconds: float | None = None,
         labels: Mapping[str, str] | None = None,
@@ -125,6 +137,7 @@ class Hive:
             node_selector: Labels of the nodes that it may run on, in a cluster.
             runtime_class: Such as `gvisor`, in a cluster.
             network: `none`, `internet`, or domains.
+            result_bytes: How long a tool's result may be before parts of it are kept as files inside; 0: any length.
             ttl_seconds: How long it lives at most.
             idle_seconds: How long it lives without a call.
             labels: Labels to list by.
@@ -155,6 +168,7 @@ class Hive:
             "node_selector": _plain(node_selector),
             "runtime_class": runtime_class,
             "network": network if isinstance(network, str) or network is None else list(network),
+            "result_bytes": result_bytes,
             "ttl_seconds": ttl_seconds,
             "idle_seconds": idle_seconds,
             "labels": _plain(labels),

@@ -336,6 +336,8 @@ class SandboxSpec:
     """`none`, `internet`, or a tuple of domains."""
     network_note: str = ""
     """Which network it gets and why, where that is less than its recipe asks for; its tools say so."""
+    result_bytes: int = 0
+    """How long a result of a tool may be before its parts are kept as files inside; 0: of any length."""
     public_key: str = ""
     """Base64 of the raw Ed25519 public key that verifies call tokens; empty means unchecked (tests only)."""
     key: str = field(default="", repr=False)

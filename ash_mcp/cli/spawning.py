@@ -42,6 +42,9 @@ async def spawn(
     cpu: Annotated[str | None, typer.Option(help="Most processors: 500m, 2.")] = None,
     memory: Annotated[str | None, typer.Option(help="Most memory: 256Mi, 1Gi.")] = None,
     network: Annotated[str | None, typer.Option(help="none, internet, or domains with commas.")] = None,
+    result_bytes: Annotated[
+        int | None, typer.Option(min=0, help="Longer results of tools are kept as files inside; 0: of any length.")
+    ] = None,
     node_selector: Annotated[
         list[str] | None, typer.Option(metavar="K=V", help="Label of the nodes it may run on, in a cluster.")
     ] = None,
@@ -65,6 +68,7 @@ async def spawn(
         "labels": read_pairs(label or (), "a label"),
         "resources": {"limits": limits} if limits else None,
         "network": read_network(network) if network is not None else None,
+        "result_bytes": result_bytes,
         "node_selector": read_pairs(node_selector or (), "a node's label"),
         "runtime_class": runtime_class,
         "ports": port or (),

@@ -308,6 +308,9 @@ class HubSettings(BaseSettings):
     """How long a snapshot is kept where nothing is said; at most `max_ttl_seconds`."""
     idle_seconds: Annotated[float, Field(gt=0)] | None = 30 * 60
     """How long a sandbox lives without a call, where the spawn says nothing; None never."""
+    result_bytes: Annotated[int, Field(ge=0)] = 1024 * 1024
+    """How long a result of a sandbox's tool may be, where neither its spawn nor its recipe says: parts of longer ones
+    are kept as files inside. MCP clients refuse events of more than 1 MiB. 0: of any length."""
     ended_retention_seconds: Annotated[float, Field(ge=0)] = 3600
     """How long its owner can read why a sandbox ended."""
     limits: Limits = Limits()

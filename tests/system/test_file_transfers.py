@@ -192,6 +192,26 @@ async def test_files_and_folders_are_copied_between_sandboxes_of_one_owner(two: 
             assert failed.result["isError"] and said in failed.body, failed.body
 
 
+async def test_a_long_result_is_read_by_the_link_that_stands_in_its_place(two: Two, hive: Hive):
+    text = "0123456789" * 2000
+    async with hive.spawn("echo", result_bytes=8192) as box:
+        named = {"session": box.session}
+        made = await two.ann.call("call", {**named, "tool": "echo", "arguments": {"text": text}})
+        links = [block for block in made.result["content"] if block["type"] == "resource_link"]
+        assert len(json.dumps(made.result)) < 8192
+        assert made.result["structuredContent"]["text"][:100] == text[:100]
+        read = [await two.ann.call("read_resource", {**named, "uri": link["uri"]}) for link in links]
+        wholes = [json.loads(each.result["structuredContent"]["contents"][0]["text"]) for each in read]
+        assert wholes == [{"text": text}] * 2
+        assert {link["mimeType"] for link in links} == {"text/plain", "application/json"}
+        path = links[0]["uri"].removeprefix(f"sandbox://{box.id}/")
+        down = (await two.ann.call("download_url", {**named, "path": path})).result
+        status, whole = await curl(down["structuredContent"]["url"])
+        assert (status, json.loads(whole)) == (200, {"text": text})
+    async with hive.spawn("echo") as box:
+        assert (await box.call("echo", text=text)).structured == {"text": text}
+
+
 async def test_a_guest_moves_no_files(two: Two, box: Sandbox):
     share = await box.share()
     await box.files.write("f", "x")

@@ -314,7 +314,4 @@ async def test_a_page_of_another_site_opens_no_terminal(hive_url: str, box: Sand
         assert (await client.get(url)).status_code == 426
         assert (await client.post(url)).status_code == 405
         assert (await client.get(f"{url}/x", headers=headers)).status_code == 400
-        guest = {**headers, **(await box.share()).headers}
-        assert (await client.get(url, headers=guest)).status_code == 403
-        assert (await client.get(url, headers={**headers, "authorization": "Bearer nonsense"})).status_code == 401
     assert os.environ.get("ASH_TEST_URL") or (await box.ptys()) == []

@@ -31,6 +31,7 @@ def runner_config(
         canary: `host:port` that must refuse before the sandbox is ready; None: nothing must.
     """
     more = {"egress": egress, "canary": canary, "network_note": spec.network_note or None}
+    more["result_bytes"] = spec.result_bytes or None
     return {key: value for key, value in more.items() if value is not None} | {
         "sandbox_id": spec.id,
         "recipe": spec.recipe,

@@ -129,7 +129,7 @@ class Sandboxes:
         await anyio.sleep(WARM_AFTER_SECONDS)
         with suppress(AshError):
             recipe = self._parts.catalog.get(ask.recipe)
-            await backend.warm(spec_for(new_sandbox_id(), {}, recipe, ask, self._parts.tokens))
+            await backend.warm(self._spec(new_sandbox_id(), {}, recipe, ask))
 
     async def spawn(
         self,
@@ -277,6 +277,19 @@ class Sandboxes:
             return StartFailed("the hive stopped while it started", step="start", cause=decided.cause.value)
         return sandbox.gone(self._clock())
 
+    def _spec(
+        self, sandbox_id: SandboxId, record: Mapping[str, Any], recipe: Recipe, ask: SpawnAsk, network_note: str = ""
+    ) -> SandboxSpec:
+        return spec_for(
+            sandbox_id,
+            record,
+            recipe,
+            ask,
+            self._parts.tokens,
+            network_note=network_note,
+            result_bytes=self._parts.settings.result_bytes,
+        )
+
     async def _start(
         self, sandbox: Sandbox, allowed: Allowed, ask: SpawnAsk, progress: Progress, kept: KeptSnapshot | None
     ) -> None:
@@ -290,7 +303,7 @@ class Sandboxes:
             return made(sandbox.record.to_json())
 
         def made(record: Mapping[str, Any]) -> SandboxSpec:
-            return spec_for(sandbox.id, record, recipe, ask, self._parts.tokens, network_note=allowed.network_note)
+            return self._spec(sandbox.id, record, recipe, ask, allowed.network_note)
 
         wanted = fingerprint(made({}))
         handover = Handover(ask.env, ask.secrets)

@@ -98,6 +98,8 @@ class Recipe(_Data):
     ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = ()
     resources: ResourceLimits = ResourceLimits()
     network: Network = "none"
+    result_bytes: Annotated[int, Field(ge=0)] | None = None
+    """How long a result of a tool may be before its parts are kept as files; 0: of any length; None: as the hive's."""
     ttl_seconds: Annotated[float, Field(gt=0)] | None = None
     """None: the hive's default."""
     idle_seconds: Annotated[float, Field(gt=0)] | None = None

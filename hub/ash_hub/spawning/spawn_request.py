@@ -48,6 +48,9 @@ class SpawnAsk(BaseModel):
     network: Annotated[
         Network | None, Field(description="none, internet, or a list of domains; the recipe's if absent")
     ] = None
+    result_bytes: Annotated[
+        int | None, Field(ge=0, description="tool results longer than this become files inside, and a link; 0: never")
+    ] = None
     ttl_seconds: Annotated[float | None, Field(gt=0, description="life from now; the hive's default if absent")] = None
     idle_seconds: Annotated[float | None, Field(gt=0, description="end it after so long without a call")] = None
     labels: Annotated[_Labels, Field(description="your own marks, to list by")] = {}

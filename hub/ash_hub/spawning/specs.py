@@ -39,6 +39,7 @@ def spec_for(
     tokens: CallTokens,
     *,
     network_note: str = "",
+    result_bytes: int = 0,
 ) -> SandboxSpec:
     """Return the spec; what the caller asks for goes before what the recipe says.
 
@@ -47,6 +48,7 @@ def spec_for(
 
     Args:
         network_note: `Allowed.network_note`.
+        result_bytes: The hive's, where neither says anything.
     """
     network = network_of(recipe, ask)
     return SandboxSpec(
@@ -65,6 +67,7 @@ def spec_for(
         runtime_class=ask.runtime_class or recipe.runtime_class,
         network=network,
         network_note=network_note,
+        result_bytes=next(most for most in (ask.result_bytes, recipe.result_bytes, result_bytes) if most is not None),
         public_key=tokens.public_key,
         key=base64.b64encode(tokens.sandbox_keys.of(sandbox_id)).decode(),
         mounts={RECIPE_MOUNT: recipe.folder} if recipe.folder is not None else {},

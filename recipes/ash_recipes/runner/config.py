@@ -61,6 +61,8 @@ class RunnerConfig:
     """Whether nobody is served before the hive has handed over the environment: the sandbox is known to callers."""
     canary: tuple[str, int] | None = None
     """What the network policy of this sandbox must refuse before it is ready; None where nothing is asked."""
+    result_bytes: int = 0
+    """How long a result of a tool may be before its parts are kept as files; 0: of any length."""
     network_note: str = ""
     """Which network there is and why, where that is less than the recipe asks for; empty otherwise."""
 
@@ -95,6 +97,7 @@ def take_from(environ: MutableMapping[str, str], key: str = "", egress_token: st
             claim_first=claim_first,
             canary=_address(str(raw["canary"])) if "canary" in raw else None,
             network_note=str(raw.get("network_note", "")),
+            result_bytes=int(raw.get("result_bytes", 0)),
             home=Path(str(raw.get("home") or environ.get("HOME") or os.getcwd())),
         )
     except (TypeError, ValueError) as exc:

@@ -73,6 +73,11 @@ class Context:
         self.environment, self.jobs, self.ptys = other.environment, other.jobs, other.ptys
 
     @property
+    def results(self) -> Path:
+        """The directory for results of tools that were cut in an answer."""
+        return self.home / ".ash" / "results"
+
+    @property
     def spool(self) -> Path:
         """The directory for whole outputs that were cut in an answer."""
         return self.home / ".ash" / "output"

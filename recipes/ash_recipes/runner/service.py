@@ -27,6 +27,7 @@ from ash_recipes.runner.config import RunnerConfig
 from ash_recipes.runner.context import Context, Environment
 from ash_recipes.runner.forwarder import forwarding, greeting, proxy_variables
 from ash_recipes.runner.health import Health
+from ash_recipes.runner.large_results import LargeResults
 from ash_recipes.runner.listener import is_network
 from ash_recipes.runner.ports import port_door
 from ash_recipes.runner.processes import end_children
@@ -154,7 +155,8 @@ async def open_server(config: RunnerConfig, context: Context) -> AsyncGenerator[
     Raises:
         StartProblem: It does not start.
     """
-    tools = RunnerTools(context)
+    results = LargeResults(config.result_bytes, context.results, config.sandbox_id)
+    tools = RunnerTools(context, results)
     folder = RECIPE_FOLDER if RECIPE_FOLDER.is_dir() else None
     ways = [way for way in ("python", "http", "stdio") if config.server.get(way)]
     if len(ways) != 1:

@@ -19,6 +19,7 @@ from ash_recipes.runner.drafts import Drafts
 from ash_recipes.runner.execution import KeyedRuns, execute
 from ash_recipes.runner.files import Files
 from ash_recipes.runner.jobs import Job, signal_number
+from ash_recipes.runner.large_results import LargeResults
 from ash_recipes.runner.problems import Problem
 from ash_recipes.runner.processes import Command
 from ash_recipes.runner.users import find_user
@@ -36,9 +37,14 @@ Handler = tuple[type[args.Arguments], Callable[[Any], Awaitable[Json]]]
 
 
 class RunnerTools:
-    """Answers calls of `ash_*` tools with MCP tool results."""
+    """Answers calls of `ash_*` tools with MCP tool results.
 
-    def __init__(self, context: Context) -> None:
+    Args:
+        results: Shortens those of the recipe's tools.
+    """
+
+    def __init__(self, context: Context, results: LargeResults | None = None) -> None:
+        self.results = results
         self._context = context
         self._files = Files(context.workspace, kept=(context.workspace, context.home))
         self._keyed = KeyedRuns(context)

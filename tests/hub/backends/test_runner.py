@@ -15,7 +15,7 @@ CONTRACT = (Path(ash_hub.__file__).parents[2] / "docs" / "runner.md").read_text(
 
 
 def test_the_configuration_has_what_the_contract_names_and_nothing_else() -> None:
-    spec = replace(SPEC, network_note="why")
+    spec = replace(SPEC, network_note="why", result_bytes=1)
     config = runner_config(spec, workspace="/w", home="/h", egress="/e/proxy.sock", canary="10.0.0.1:8420")
     line = next(line for line in CONTRACT.splitlines() if line.startswith("| `ASH_RUNNER_CONFIG`"))
     assert set(config) == {word.strip('"?') for word in line[line.index("{") + 1 : line.index("}")].split(", ")}

@@ -31,14 +31,15 @@ class RecipeServer(Protocol):
 
 
 def intercept(tools: RunnerTools) -> Any:
-    """Return middleware for an SDK server that answers the runner's own tools before the recipe sees them."""
+    """Return middleware for an SDK server: it answers the runner's own tools, and shortens results of the recipe's."""
 
     async def answer(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
         if ctx.method != "tools/call" or ctx.request_id is None or not isinstance(ctx.params, Mapping):
             return await call_next(ctx)
         name = ctx.params.get("name")
         if not isinstance(name, str) or name not in tools:
-            return await call_next(ctx)
+            result = await call_next(ctx)
+            return result if tools.results is None else await tools.results.fitting(result)
         result = await tools.call(name, ctx.params.get("arguments"))
         if ctx.protocol_version in MODERN_PROTOCOL_VERSIONS:
             result["resultType"] = "complete"
