@@ -30,8 +30,8 @@ def runner_config(
         egress: The egress proxy: the path inside of its socket, or `host:port`; None where there is none.
         canary: `host:port` that must refuse before the sandbox is ready; None: nothing must.
     """
-    more = {"egress": egress, "canary": canary, "network_note": spec.network_note or None}
-    more["result_bytes"] = spec.result_bytes or None
+    more: dict[str, str | int | None] = {"egress": egress, "canary": canary}
+    more |= {"network_note": spec.network_note or None, "result_bytes": spec.result_bytes or None}
     return {key: value for key, value in more.items() if value is not None} | {
         "sandbox_id": spec.id,
         "recipe": spec.recipe,

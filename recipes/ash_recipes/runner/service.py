@@ -202,7 +202,7 @@ class Http(uvicorn.Server):
         self._told = asyncio.Event()
 
     async def main_loop(self) -> None:
-        """Wait to be told to end, without uvicorn's ten looks a second: a thousand idle sandboxes would cost a core."""
+        """Wait to be told to end; uvicorn's own loop looks ten times a second, also in an idle sandbox."""
         self._loop = asyncio.get_running_loop()
         if not await self.on_tick(0):  # which also sets the headers of answers
             await self._told.wait()
