@@ -6,7 +6,7 @@ import base64
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -333,31 +333,36 @@ class LocalBackend:
 
     async def get(self, sandbox_id: SandboxId) -> Instance | None:
         if sandbox_id not in self._instances:
-            await self._refresh()
+            # of one alone: a hive asks so for each that starts, and a list of all others each time is quadratic
+            await self._ask_for(lambda views: self._enter(views, sandbox_id), ids=[sandbox_id])
         return self._instances.get(sandbox_id)
 
     async def list(self) -> list[Instance]:
-        await self._refresh()
+        await self._ask_for(self._reconcile)
         return list(self._instances.values())
 
-    async def _refresh(self) -> None:
-        """Ask the keeper for all sandboxes: events about those of other hubs may still be on their way."""
+    async def _ask_for(self, apply: Callable[[Sequence[Mapping[str, Any]]], None], **which: Any) -> None:
+        """Ask the keeper for sandboxes: events about those of other hubs may still be on their way."""
         if self._link is None:
             await self._rejoin()
             return
         try:
-            await self._link.request("list", apply=lambda answer: self._reconcile(answer["sandboxes"]))
+            await self._link.request("list", apply=lambda answer: apply(answer["sandboxes"]), **which)
         except KeeperConnectionLost:
             await self._rejoin()
         except (KeeperSilent, KeeperRefusal) as error:
             raise ConnectFailed(f"the sandboxes of this host cannot be listed now: {error}") from error
 
-    def _reconcile(self, views: Sequence[Mapping[str, Any]], how: Exit = _DELETED) -> None:
-        """Make `_instances` equal to the keeper's list; whatever it lacks has ended, as `how` says."""
-        instances = [self._instance(view) for view in views]
+    def _enter(self, views: Sequence[Mapping[str, Any]], *only: SandboxId) -> list[Instance]:
+        instances = [self._instance(view) for view in views if not only or view["id"] in only]
         for instance in instances:
             if instance.id not in self._ended_early:
                 self._record(instance)
+        return instances
+
+    def _reconcile(self, views: Sequence[Mapping[str, Any]], how: Exit = _DELETED) -> None:
+        """Make `_instances` equal to the keeper's list; whatever it lacks has ended, as `how` says."""
+        instances = self._enter(views)
         for missing in self._instances.keys() - {instance.id for instance in instances}:
             if self._instances[missing].phase is Phase.ENDED:
                 continue  # it ended with an earlier keeper

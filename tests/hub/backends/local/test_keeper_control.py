@@ -38,19 +38,23 @@ class NoSandbox:
         return {"id": self.id, "phase": self.phase}
 
 
-@pytest.mark.parametrize("turns", range(5))
-async def test_a_stop_that_crosses_the_end_of_a_start_leaves_no_sandbox(
-    turns: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def new_keeper(monkeypatch: pytest.MonkeyPatch) -> control.Keeper:
     monkeypatch.setattr(control, "Sandbox", NoSandbox)
     config: dict[str, Any] = {
         "grace_seconds": 0,
         "log_bytes": 0,
-        "max_sandboxes": 1,
+        "max_sandboxes": 3,
         "lead": 0.0,
         "egress_command": [],
     }
-    keeper = control.Keeper(config, Hierarchy(version=0, directories={}))
+    return control.Keeper(config, Hierarchy(version=0, directories={}))
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_stop_that_crosses_the_end_of_a_start_leaves_no_sandbox(
+    turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = new_keeper(monkeypatch)
     may_start = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         keeper._tasks = tasks  # pyright: ignore[reportPrivateUsage]
@@ -63,6 +67,18 @@ async def test_a_stop_that_crosses_the_end_of_a_start_leaves_no_sandbox(
         await keeper._stop({"id": "a", "grace_seconds": 0.0})  # pyright: ignore[reportPrivateUsage]
     assert start.done()
     assert await keeper._list({}) == {"sandboxes": []}  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_a_hub_that_asks_for_one_sandbox_is_not_told_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper, goes_on = new_keeper(monkeypatch), asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        keeper._tasks = tasks  # pyright: ignore[reportPrivateUsage]
+        starts = [tasks.create_task(keeper._start({"id": name, "may_start": goes_on})) for name in "abc"]  # pyright: ignore[reportPrivateUsage]
+        goes_on.set()
+        await asyncio.wait(starts)
+    listed = await keeper._list({"ids": ["b", "none"]})  # pyright: ignore[reportPrivateUsage]
+    assert listed == {"sandboxes": [{"id": "b", "phase": "running"}]}
+    assert len((await keeper._list({}))["sandboxes"]) == 3  # pyright: ignore[reportPrivateUsage]
 
 
 async def _refusal(start: Any) -> control.Refused | None:

@@ -29,7 +29,7 @@ import socket
 import struct
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from .cgroups import Group, Hierarchy
@@ -441,15 +441,16 @@ class Keeper:
         return {}
 
     async def _list(self, request: Mapping[str, Any]) -> Answer:
-        del request
-        return {"sandboxes": self._views()}
+        return {"sandboxes": self._views(request.get("ids"))}
 
     async def _ping(self, request: Mapping[str, Any]) -> Answer:
         del request
         return {}
 
-    def _views(self) -> list[Answer]:
-        return [sandbox.view() for sandbox in self._sandboxes.values() if sandbox.phase != "starting"]
+    def _views(self, ids: Sequence[str] | None = None) -> list[Answer]:
+        named = self._sandboxes if ids is None else ids
+        asked = [self._sandboxes[name] for name in named if name in self._sandboxes]
+        return [sandbox.view() for sandbox in asked if sandbox.phase != "starting"]
 
     async def _logs(self, request: Mapping[str, Any]) -> Answer:
         sandbox = self._sandboxes.get(request["id"])
