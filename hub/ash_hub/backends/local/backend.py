@@ -341,7 +341,7 @@ class LocalBackend:
         await self._ask_for(self._reconcile)
         return list(self._instances.values())
 
-    async def _ask_for(self, apply: Callable[[Sequence[Mapping[str, Any]]], None], **which: Any) -> None:
+    async def _ask_for(self, apply: Callable[[Sequence[Mapping[str, Any]]], object], **which: Any) -> None:
         """Ask the keeper for sandboxes: events about those of other hubs may still be on their way."""
         if self._link is None:
             await self._rejoin()
@@ -353,7 +353,7 @@ class LocalBackend:
         except (KeeperSilent, KeeperRefusal) as error:
             raise ConnectFailed(f"the sandboxes of this host cannot be listed now: {error}") from error
 
-    def _enter(self, views: Sequence[Mapping[str, Any]], *only: SandboxId) -> list[Instance]:
+    def _enter(self, views: Sequence[Mapping[str, Any]], *only: SandboxId) -> Sequence[Instance]:
         instances = [self._instance(view) for view in views if not only or view["id"] in only]
         for instance in instances:
             if instance.id not in self._ended_early:
@@ -400,7 +400,7 @@ class LocalBackend:
             if refusal.kind == "no_way_out":
                 raise Unsupported(_NO_WAY_OUT) from refusal
             if refusal.kind == "changed":
-                await self._refresh()  # the revision known here was outdated
+                await self.list()  # the revision known here was outdated
                 raise Conflict(str(refusal)) from refusal
             raise ConnectFailed(f"sandbox {sandbox_id} cannot be changed now: {refusal}") from refusal
         except KeeperSilent as silent:
