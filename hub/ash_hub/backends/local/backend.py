@@ -334,14 +334,14 @@ class LocalBackend:
     async def get(self, sandbox_id: SandboxId) -> Instance | None:
         if sandbox_id not in self._instances:
             # of one alone: a hive asks so for each that starts, and a list of all others each time is quadratic
-            await self._ask_for(lambda views: self._enter(views, sandbox_id), ids=[sandbox_id])
+            await self._ask_for(self._enter, ids=[sandbox_id])
         return self._instances.get(sandbox_id)
 
     async def list(self) -> list[Instance]:
         await self._ask_for(self._reconcile)
         return list(self._instances.values())
 
-    async def _ask_for(self, apply: Callable[[Sequence[Mapping[str, Any]]], object], **which: Any) -> None:
+    async def _ask_for(self, apply: Callable[[Sequence[Mapping[str, Any]]], None], **which: Any) -> None:
         """Ask the keeper for sandboxes: events about those of other hubs may still be on their way."""
         if self._link is None:
             await self._rejoin()
@@ -353,17 +353,15 @@ class LocalBackend:
         except (KeeperSilent, KeeperRefusal) as error:
             raise ConnectFailed(f"the sandboxes of this host cannot be listed now: {error}") from error
 
-    def _enter(self, views: Sequence[Mapping[str, Any]], *only: SandboxId) -> Sequence[Instance]:
-        instances = [self._instance(view) for view in views if not only or view["id"] in only]
-        for instance in instances:
-            if instance.id not in self._ended_early:
-                self._record(instance)
-        return instances
+    def _enter(self, views: Sequence[Mapping[str, Any]]) -> None:
+        for view in views:
+            if view["id"] not in self._ended_early:
+                self._record(self._instance(view))
 
     def _reconcile(self, views: Sequence[Mapping[str, Any]], how: Exit = _DELETED) -> None:
         """Make `_instances` equal to the keeper's list; whatever it lacks has ended, as `how` says."""
-        instances = self._enter(views)
-        for missing in self._instances.keys() - {instance.id for instance in instances}:
+        self._enter(views)
+        for missing in self._instances.keys() - {view["id"] for view in views}:
             if self._instances[missing].phase is Phase.ENDED:
                 continue  # it ended with an earlier keeper
             if how == KEEPER_DIED:
