@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from ash_mcp._answers import call_result
@@ -60,6 +60,18 @@ def read_shares(shape: Mapping[str, Any]) -> list[ShareInfo]:
 
 def read_snapshots(shape: Mapping[str, Any]) -> list[SnapshotInfo]:
     return [snapshot_from_json(item) for item in _objects(shape, "snapshots")]
+
+
+def share_asked(
+    *, tools: Sequence[str] | None = None, ports: Sequence[int] = (), ttl_seconds: float | None = None
+) -> dict[str, Any]:
+    """Return what the hive is asked for a share that `Sandbox.share` takes the same arguments of."""
+    asked = {
+        "tool_names": None if tools is None else list(tools),
+        "ports": list(ports) or None,
+        "ttl_seconds": ttl_seconds,
+    }
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def read_share(shape: Mapping[str, Any]) -> Share:

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import anyio
 
 from ash_mcp._connection import Connection, OnProgress
-from ash_mcp._hive_answers import read_info, read_infos, read_names, read_runs, read_snapshots, structured
+from ash_mcp._hive_answers import (
+    read_info,
+    read_infos,
+    read_names,
+    read_runs,
+    read_share,
+    read_snapshots,
+    share_asked,
+    structured,
+)
 from ash_mcp._many import SpawnedMany, spawn_many
 from ash_mcp.errors import AshError, LocalProtocolError, SandboxGone, SandboxNotFound
 from ash_mcp.run import Run
@@ -112,6 +121,7 @@ class Hive:
         runtime_class: str | None = None,
         network: str | Sequence[str] | None = None,
         result_bytes: int | None = None,
+        share: bool | Mapping[str, Any] = False,
         ttl_seconds: float | None = None,
         idle_seconds: float | None = None,
         labels: Mapping[str, str] | None = None,
@@ -138,6 +148,8 @@ class Hive:
             runtime_class: Such as `gvisor`, in a cluster.
             network: `none`, `internet`, or domains.
             result_bytes: How long a tool's result may be before parts of it are kept as files inside; 0: any length.
+            share: Share it at once: `Sandbox.spawn_share` has the token. True: all its tools; else the arguments of
+                `Sandbox.share`. Where it cannot be shared so, it ends.
             ttl_seconds: How long it lives at most.
             idle_seconds: How long it lives without a call.
             labels: Labels to list by.
@@ -169,6 +181,7 @@ class Hive:
             "runtime_class": runtime_class,
             "network": network if isinstance(network, str) or network is None else list(network),
             "result_bytes": result_bytes,
+            "share": share_asked(**({} if share is True else share)) if share is not False else None,
             "ttl_seconds": ttl_seconds,
             "idle_seconds": idle_seconds,
             "labels": _plain(labels),
@@ -182,7 +195,9 @@ class Hive:
             raw = await self._connection.call_tool(
                 "spawn", arguments, timeout_seconds=timeout_seconds, repeatable=True, on_progress=on_progress
             )
-            return Sandbox(self._connection, read_info(structured(raw)), arguments)
+            shape = structured(raw)
+            made = read_share(shape["share"]) if shape.get("share") else None
+            return Sandbox(self._connection, read_info(shape), arguments, made)
 
         return Spawning(make)
 

@@ -23,6 +23,7 @@ from ash_mcp._hive_answers import (
     read_shares,
     read_snapshots,
     read_tools,
+    share_asked,
     structured,
 )
 from ash_mcp._watching import OUTPUT_LIMIT, watch
@@ -57,11 +58,18 @@ class Sandbox:
     `aclose()` drops the handle; `destroy()` ends the sandbox.
     """
 
-    def __init__(self, connection: Connection, info: SandboxInfo, asked: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        info: SandboxInfo,
+        asked: Mapping[str, Any] | None = None,
+        spawn_share: Share | None = None,
+    ) -> None:
         self._connection = connection
         self._asked = dict(asked or {})
         self._closed = False
         self._info = info
+        self._spawn_share = spawn_share
         self.files = Files(self._call_runner, FileDoor(connection, info.id, self._require_open))
 
     async def __aenter__(self) -> Self:
@@ -71,6 +79,11 @@ class Sandbox:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    @property
+    def spawn_share(self) -> Share | None:
+        """The share that its spawn asked for; None if it asked for none."""
+        return self._spawn_share
 
     @property
     def asked(self) -> Mapping[str, Any]:
@@ -408,12 +421,7 @@ class Sandbox:
             PortNotAllowed: The sandbox was spawned without this port.
             CapacityExceeded: It has as many shares as a sandbox may.
         """
-        asked = {
-            "tool_names": None if tools is None else list(tools),
-            "ports": list(ports) or None,
-            "ttl_seconds": ttl_seconds,
-        }
-        given = {name: value for name, value in asked.items() if value is not None}
+        given = share_asked(tools=tools, ports=ports, ttl_seconds=ttl_seconds)
         return read_share(structured(await self._call_hive("share", given)))
 
     async def shares(self) -> list[ShareInfo]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ash_mcp import client, files, jobs, pty, run, sandbox
 from ash_mcp._blocking import BlockingHandle, LoopThread, direct, inner_of, returning, waited
 from ash_mcp.errors import AshError, RunEnded
-from ash_mcp.results import Chunk, JobResult, Line
+from ash_mcp.results import Chunk, JobResult, Line, Share
 from ash_mcp.settings import ClientSettings
 from ash_mcp.types import RunInfo, SandboxId, SandboxInfo, SessionName
 
@@ -188,6 +188,11 @@ class Sandbox(BlockingHandle[sandbox.Sandbox]):
     def info(self) -> SandboxInfo:
         """What the hive reported last: at spawn, attach, extend or set_network."""
         return self._inner.info
+
+    @property
+    def spawn_share(self) -> Share | None:
+        """The share that its spawn asked for; None if it asked for none."""
+        return self._inner.spawn_share
 
     @property
     def asked(self) -> Mapping[str, Any]:

@@ -13,9 +13,10 @@ from ash_mcp.cli.values import read_duration
 from ash_mcp.wire import share_to_json
 
 if TYPE_CHECKING:
+    from ash_mcp.results import Share
     from ash_mcp.types import ShareInfo
 
-__all__ = ["share"]
+__all__ = ["share", "share_lines", "share_shape"]
 
 share = typer.Typer(
     help="Hand a sandbox to another agent: a token that opens its tools and nothing else of the hive.",
@@ -45,10 +46,7 @@ async def new(
     seconds = read_duration(ttl) if ttl is not None else None
     async with cli.sandbox(session) as box:
         made = await box.share(tools=tool or None, ports=port or (), ttl_seconds=seconds)
-    shape: dict[str, Any] = {**share_to_json(made.info), "url": made.url, "token": made.token}
-    shape["previews"] = [{"port": number, "url": url} for number, url in made.previews.items()]
-    lines = [f"browser, port {number}: {url}" for number, url in made.previews.items()]
-    cli.tell(shape, f"url    {made.url}", f"token  {made.token}", *lines)
+    cli.tell(share_shape(made), *share_lines(made))
     cli.note(f"Share {made.id} opens {_described(made.info)}; a client sends: Authorization: Bearer TOKEN")
     if port and not made.previews:
         cli.note("No browser has a way to its ports: the hive is not reached as localhost, see docs/previews.md")
@@ -75,6 +73,18 @@ async def revoke(
     async with cli.sandbox(session) as box:
         revoked = await box.revoke_shares(*(ids or ()))
     cli.tell({"revoked": revoked}, *(f"Revoked {clean(share_id)}" for share_id in revoked))
+
+
+def share_shape(made: Share) -> dict[str, Any]:
+    """Return a new share as JSON, its token too."""
+    previews = [{"port": number, "url": url} for number, url in made.previews.items()]
+    return {**share_to_json(made.info), "url": made.url, "token": made.token, "previews": previews}
+
+
+def share_lines(made: Share) -> list[str]:
+    """Return a new share for people, its token too."""
+    lines = [f"browser, port {number}: {url}" for number, url in made.previews.items()]
+    return [f"url    {made.url}", f"token  {made.token}", *lines]
 
 
 def _described(info: ShareInfo) -> str:

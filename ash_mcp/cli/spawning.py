@@ -12,6 +12,7 @@ import typer
 from ash_mcp.cli.context import Cli
 from ash_mcp.cli.output import clean, complain
 from ash_mcp.cli.secrets import read_secrets
+from ash_mcp.cli.sharing import share_lines, share_shape
 from ash_mcp.cli.tables import moment, tool_lines
 from ash_mcp.cli.values import read_duration, read_network, read_pairs, shown_duration
 from ash_mcp.cli.waiting import waiting
@@ -52,6 +53,14 @@ async def spawn(
     count: Annotated[int, typer.Option(min=1, help="How many, all alike.")] = 1,
     run: Annotated[str | None, typer.Option(metavar="NAME", help="Open run that shall own it.")] = None,
     port: Annotated[list[int] | None, typer.Option(min=1, max=65535, help="Port inside that may be reached.")] = None,
+    share: Annotated[bool, typer.Option("--share", help="Share all its tools at once, and print the token.")] = False,
+    share_tool: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Share only this one; may be said several times.")
+    ] = None,
+    share_port: Annotated[
+        list[int] | None, typer.Option(min=1, max=65535, help="Share this one of its ports.")
+    ] = None,
+    share_ttl: Annotated[str | None, typer.Option(metavar="1h", help="How long the share is good.")] = None,
     snapshot: Annotated[str | None, typer.Option(metavar="ID", help="Snapshot that its files begin as.")] = None,
 ) -> None:
     """Start a sandbox and show its tools.
@@ -75,6 +84,11 @@ async def spawn(
         "run": run,
         "snapshot": snapshot,
     }
+    if share or share_tool or share_port or share_ttl:
+        seconds = read_duration(share_ttl) if share_ttl is not None else None
+        asked["share"] = {"tools": share_tool or None, "ports": share_port or (), "ttl_seconds": seconds}
+    if count > 1 and "share" in asked:
+        raise typer.BadParameter("a share is of one sandbox; with --count, use ash share new for each")
     if count > 1 and session is not None:
         raise typer.BadParameter("--session names one sandbox; leave it out, or --count")
     asked["secrets"] = read_secrets(secret or ())
@@ -118,7 +132,8 @@ def _tell(cli: Cli, box: Sandbox, tools: Sequence[Tool]) -> None:
     shapes = [
         {"name": tool.name, "description": tool.description, "input_schema": dict(tool.input_schema)} for tool in tools
     ]
-    cli.tell({**info_to_json(info, now=now), "tools": shapes}, *_lines(box, tools, now))
+    shared = {"share": share_shape(box.spawn_share)} if box.spawn_share is not None else {}
+    cli.tell({**info_to_json(info, now=now), **shared, "tools": shapes}, *_lines(box, tools, now))
 
 
 def _lines(box: Sandbox, tools: Sequence[Tool], now: float) -> Sequence[str]:
@@ -127,5 +142,6 @@ def _lines(box: Sandbox, tools: Sequence[Tool], now: float) -> Sequence[str]:
     lines = [f"{info.session} is ready: {info.recipe}, {info.id}, until {moment(info.expires_at)} ({left})"]
     lines.append(f"Its network: {clean(network_text(info.network))}")
     lines += [f"Note: {clean(warning)}" for warning in info.warnings]
+    lines += share_lines(box.spawn_share) if box.spawn_share is not None else []
     lines.append(f"Its tools, for `ash call {info.session} TOOL key=value…`:")
     return [*lines, *tool_lines(tools)]

@@ -89,7 +89,7 @@ DEAD: Final = (
 """Refused as 401 wherever a door is."""
 DEAD_TICKETS: Final = (
     "a used ticket", "an expired ticket", "a ticket to write", "a ticket of a sandbox that has ended",
-    "a forged ticket",
+    "a forged ticket", "a ticket of a revoked key",
 )  # fmt: skip
 """Refused as 401 at the door of files; elsewhere a query says nothing, and whoever comes is the local user."""
 CREDENTIALS: Final = (
@@ -240,11 +240,12 @@ class Table:
             await answer.aclose()
         return answer.status_code, said, answer.headers.get("ash-origin", "")
 
-    async def ticket(self, tool: str, sandbox: str, **more: Any) -> str:
-        """Return the query of a new ticket for a sandbox's notes."""
+    async def ticket(self, tool: str, sandbox: str, key: str | None = None, **more: Any) -> str:
+        """Return the query of a new ticket for a sandbox's notes, made with the owner's key or another of theirs."""
         params = {"name": tool, "arguments": {"session": sandbox, "path": "notes", **more}, **_META}
         message = {"jsonrpc": "2.0", "id": 8, "method": "tools/call", "params": params}
-        headers = {**_MCP, **self.headers["the owner's key"], "mcp-method": "tools/call", "mcp-name": tool}
+        credential = self.headers["the owner's key"] if key is None else _bearer(key)
+        headers = {**_MCP, **credential, "mcp-method": "tools/call", "mcp-name": tool}
         answer = await self.http.post(self.url, headers=headers, json=message)
         text = answer.text.split("data: ")[-1].split("\n")[0]
         url: str = json.loads(text)["result"]["structuredContent"]["url"]
@@ -313,7 +314,7 @@ async def open_table(url: str, state_dir: Path) -> AsyncGenerator[Table]:
         Hive(url, keys["ann"]) as ann,
         Hive(url, keys["bob"]) as bob,
     ):
-        await _until_known(http, url, keys)
+        await _until_known(http, url, keys, "ann", "bob", "lent")
         box, other, bobs, gone = (
             await ann.spawn("echo", session="annsbox", ports=[PORT, 9000]),
             await ann.spawn("echo", session="annsother", ports=[PORT]),
@@ -330,6 +331,9 @@ async def open_table(url: str, state_dir: Path) -> AsyncGenerator[Table]:
                 while (await each.exec(f"exec 3<>/dev/tcp/127.0.0.1/{PORT}")).exit_code:
                     await anyio.sleep(0.05)
         await _fill(table, keys, gone)
+        table.queries["a ticket of a revoked key"] = await table.ticket("download_url", box.id, keys["lent"])
+        await _revoke(state_dir, "lent")
+        await _until_known(http, url, keys, "ann", "bob")
         yield table
         for each in (box, other, bobs):
             await each.destroy()
@@ -388,36 +392,38 @@ async def _fill(table: Table, keys: Mapping[str, str], gone: Sandbox) -> None:
 
 
 async def _make_keys(state_dir: Path) -> dict[str, str]:
-    """Make keys of two owners, and two that are good no more."""
-    settings = HubSettings(state_dir=state_dir)
+    """Make keys of two owners, one more of the first, and two that are good no more."""
     made: dict[str, str] = {}
-
-    async def change(change: KeyChange[Any]) -> Any:
-        if settings.backend["kind"] == "local":
-            return key_file(state_dir).change(change)
-        async with open_documents(settings) as documents:
-            return await change_api_keys(documents, change)
-
-    for name, ttl_seconds in (("ann", None), ("bob", None), ("revoked", None), ("expired", 0.001)):
-        add = partial(add_key, now=time.time(), name=name, subject=name, ttl_seconds=ttl_seconds)
-        _, made[name] = await change(add)
-    await change(lambda keys: revoke_keys(keys, ["revoked"]))
+    for name, subject, ttl_seconds in (
+        *(("ann", "ann", None), ("bob", "bob", None), ("lent", "ann", None)),
+        *(("revoked", "ann", None), ("expired", "ann", 0.001)),
+    ):
+        add = partial(add_key, now=time.time(), name=name, subject=subject, ttl_seconds=ttl_seconds)
+        _, made[name] = await _change_keys(state_dir, add)
+    await _revoke(state_dir, "revoked")
     return made
 
 
-async def _until_known(http: httpx.AsyncClient, url: str, keys: Mapping[str, str]) -> None:
+async def _revoke(state_dir: Path, name: str) -> None:
+    await _change_keys(state_dir, lambda keys: revoke_keys(keys, [name]))
+
+
+async def _change_keys(state_dir: Path, change: KeyChange[Any]) -> Any:
+    settings = HubSettings(state_dir=state_dir)
+    if settings.backend["kind"] == "local":
+        return key_file(state_dir).change(change)
+    async with open_documents(settings) as documents:
+        return await change_api_keys(documents, change)
+
+
+async def _until_known(http: httpx.AsyncClient, url: str, keys: Mapping[str, str], *good: str) -> None:
     """Wait until the hive takes the good keys alone: it follows changes within some seconds."""
 
     async def is_taken(key: str) -> bool:
         return (await http.post(url, headers={**_MCP, **_bearer(key)}, json=_LIST)).status_code == 200
 
     with anyio.fail_after(30):
-        while [await is_taken(keys[name]) for name in ("ann", "bob", "revoked", "expired")] != [
-            True,
-            True,
-            False,
-            False,
-        ]:
+        while {name for name in keys if await is_taken(keys[name])} != set(good):
             await anyio.sleep(0.1)
 
 

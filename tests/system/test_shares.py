@@ -275,6 +275,34 @@ async def test_a_guest_has_its_own_quota_and_the_owner_keeps_theirs(box: Sandbox
     assert 0 < len(refused) < 36 and all("a share allows here" in str(result.content) for result in refused)
 
 
+async def test_a_spawn_hands_its_sandbox_over_at_once(two: Two, hive: Hive):
+    async with hive.spawn("echo", share={"tools": ["echo"], "ttl_seconds": 100}) as box:
+        share = box.spawn_share
+        assert share is not None and share.info.tools == ("echo",) and share.info.expires_at is not None
+        assert [info.id for info in await box.shares()] == [share.id]
+        async with fast_client(share, MODERN) as client:
+            assert [tool.name for tool in await client.list_tools()] == ["echo"]
+    async with hive.spawn("echo", share=True) as box:
+        assert box.spawn_share is not None and set(box.spawn_share.info.tools) == {it.name for it in await box.tools()}
+    made = (await two.ann.call("spawn", {"recipe": "echo", "session": "handed", "share": {}})).result
+    assert made["structuredContent"]["share"]["token"] in made["content"][0]["text"]
+    await two.ann.call("destroy", {"session": "handed"})
+
+
+async def test_a_spawn_that_cannot_share_leaves_nothing_but_what_was_there_before(two: Two, hive: Hive):
+    asked = {"recipe": "echo", "session": "unshared", "share": {"tool_names": ["nothing"]}}
+    refused = await two.ann.call("spawn", asked)
+    assert refused.result["isError"] and "lists no tool 'nothing'" in refused.body
+    assert "unshared" not in [info.session for info in await hive.list()]
+    keyed = {"recipe": "echo", "session": "unshared", "idempotency_key": "k"}
+    assert (await two.ann.call("spawn", keyed)).result["structuredContent"]["session"] == "unshared"
+    assert (await two.ann.call("spawn", {**keyed, "share": {"tool_names": ["nothing"]}})).result["isError"]
+    assert "unshared" in [info.session for info in await hive.list()]
+    await two.ann.call("destroy", {"session": "unshared"})
+    several = await two.ann.call("spawn", {"recipe": "echo", "count": 2, "share": {}})
+    assert several.result["isError"] and "share goes with a spawn of one" in several.body
+
+
 async def test_its_owner_lists_and_revokes_and_a_guest_shares_no_further(two: Two, box: Sandbox):
     share = await box.share(tools=["echo"], ttl_seconds=100)
     assert [info.id for info in await box.shares()] == [share.id]

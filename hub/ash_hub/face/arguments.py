@@ -23,6 +23,7 @@ __all__ = [
     "NetworkAsk",
     "ReadAsk",
     "RunAsk",
+    "ShareTerms",
     "SpawnAsk",
     "SpawnSomeAsk",
     "ToolsAsk",
@@ -71,9 +72,25 @@ class _Ask(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ShareTerms(_Ask):
+    """What a share opens that is made with its sandbox, as `ShareAsk` has it."""
+
+    tool_names: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=128)]] | None,
+        Field(min_length=1, max_length=256, description="the only tools; absent: all, or with ports none"),
+    ] = None
+    ports: Annotated[list[int] | None, Field(min_length=1, max_length=64, description="some of the spawn's")] = None
+    ttl_seconds: Annotated[
+        float | None, Field(gt=0, le=10 * 365 * 86_400, description="absent: as long as the sandbox lives")
+    ] = None
+
+
 class SpawnSomeAsk(SpawnAsk):
     """A spawn of one sandbox, or of several alike."""
 
+    share: Annotated[
+        ShareTerms | None, Field(description="share it at once, as the tool share does; the answer has the token")
+    ] = None
     count: Annotated[
         int, Field(ge=1, description="how many, all alike; those that fail are listed, the others are made")
     ] = 1

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import unquote
 
+import anyio
+
 from ash_hub.backends.base import Backend
 from ash_hub.face.answer import Answer
 from ash_hub.face.arguments import (
@@ -63,6 +65,7 @@ SANDBOX_SCHEME: Final = "sandbox://"
 MAX_RESOURCE_BYTES: Final = 512 * 1024
 """Clients refuse events over 1 MiB, and base64 adds a third."""
 _READ_SECONDS: Final = 30.0
+_CLEANUP_SECONDS: Final = 10.0
 _OF_OWNERS: Final = (SpawnAsk, RunAsk, DestroyAsk, ExtendAsk, SnapshotAsk, ResetAsk)
 """What a key for one sandbox may not ask for."""
 
@@ -95,7 +98,6 @@ class HiveOperations:
         self._transfers = TransferTools(sandboxes, tokens, tickets, audit, clock)
         self._snapshots = SnapshotTools(snapshots, audit, self._shape, clock)
         self._by_ask: Mapping[type[Any], Callable[[Admitted, Any, Progress], Awaitable[Answer]]] = {
-            SpawnAsk: self._spawn,
             SpawnSomeAsk: self._spawn_some,
             RunAsk: self._run,
             DestroyAsk: self._destroy,
@@ -139,17 +141,41 @@ class HiveOperations:
         if isinstance(error, RequestRefused) and action != "spawn":  # a spawn has its line already
             self._audit.refused(caller, action, error)
 
-    async def _spawn(self, caller: Admitted, ask: SpawnAsk, progress: Progress) -> Answer:
+    async def _spawn(self, caller: Admitted, ask: SpawnSomeAsk, progress: Progress) -> Answer:
+        is_old = self._exists(caller, ask.idempotency_key)
         try:
             sandbox = await self._sandboxes.spawn(caller.principal, caller.scope, ask, progress)
         except AshError as error:
             self._audit.spawn_failed(caller, error)
             raise
         self._audit.spawned(caller, sandbox, variables=len(ask.env), secrets=len(ask.secrets))
-        shape, text = spawned(self._shape(sandbox), sandbox.session, self._listing(sandbox))
+        share = await self._share_new(caller, ask, sandbox, is_old=is_old)
+        shape, text = spawned(self._shape(sandbox), sandbox.session, self._listing(sandbox), share=share)
         return Answer(shape, text, lists_changed=True)
 
+    def _exists(self, caller: Admitted, key: str | None) -> bool:
+        """Return whether a spawn with an idempotency key has made its sandbox already."""
+        owned = self._sandboxes.registry.of(caller.principal, caller.scope) if key is not None else ()
+        return any(sandbox.key == key for sandbox in owned)
+
+    async def _share_new(
+        self, caller: Admitted, ask: SpawnSomeAsk, sandbox: Sandbox, *, is_old: bool
+    ) -> Answer | None:
+        """Share a sandbox as its spawn asked for. One that cannot be shared so ends, unless it was there before."""
+        if ask.share is None:
+            return None
+        try:
+            return await self._sharing.answer(caller, ShareAsk(session=sandbox.id, **ask.share.model_dump()))
+        except BaseException:
+            if not is_old:
+                with anyio.move_on_after(_CLEANUP_SECONDS, shield=True):
+                    await self._sandboxes.destroy([sandbox])
+            raise
+
     async def _spawn_some(self, caller: Admitted, ask: SpawnSomeAsk, progress: Progress) -> Answer:
+        if ask.share is not None and ask.count > 1:
+            raise ConfigError("share goes with a spawn of one; of several, share each with the tool share")
+        is_old = self._exists(caller, ask.idempotency_key)
         if ask.count == 1 and ask.deadline_seconds is None:
             return await self._spawn(caller, ask, progress)
         batch = await self._batch(caller, ask, progress)
@@ -158,7 +184,8 @@ class HiveOperations:
         first = batch.sandboxes[0]
         failures = [failure_to_json(batch.failed[index]) for index in sorted(batch.failed)]
         more = spawned_several([sandbox.session for sandbox in batch.sandboxes], failures) if ask.count > 1 else {}
-        shape, text = spawned(self._shape(first), first.session, self._listing(first), more)
+        share = await self._share_new(caller, ask, first, is_old=is_old)
+        shape, text = spawned(self._shape(first), first.session, self._listing(first), more, share)
         return Answer(shape, text, lists_changed=True)
 
     async def _batch(self, caller: Admitted, ask: SpawnSomeAsk, progress: Progress) -> Batch:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ash_hub.face.answer import Answer
 from ash_hub.face.signatures import arguments_of, first_line, fit
 from ash_hub.spawning.toolsets import Listing, PinnedTool
 from ash_mcp.wire import network_text
@@ -94,6 +95,9 @@ class ToolShape(_Answer):
 
 class Spawned(SandboxShape):
     how_to_call: str
+    share: Annotated[
+        dict[str, Any] | None, Field(description="the share that was asked for: what the tool share answers")
+    ] = None
     tools: list[ToolShape]
     more_tools: Annotated[int, Field(description="how many it has that are not in tools")]
     sessions: Annotated[list[str] | None, Field(description="with count: the sessions of all that are ready")] = None
@@ -120,13 +124,18 @@ class Contents(_Answer):
 
 
 def spawned(
-    shape: Mapping[str, Any], session: str, listing: Listing, several: Mapping[str, Any] = MappingProxyType({})
+    shape: Mapping[str, Any],
+    session: str,
+    listing: Listing,
+    several: Mapping[str, Any] = MappingProxyType({}),
+    share: Answer | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Return what `spawn` answers, as JSON and as text, each of at most `MAX_SPAWNED_CHARS` beside the labels.
 
     Args:
         shape: The sandbox, as `SandboxShape`.
         several: What more is said of a spawn of several, whose first this is: see `spawned_several`.
+        share: What the tool `share` answered, where the spawn asked for one.
     """
     words = f"Sandbox {session} is ready ({shape['recipe']}, {shape['sandbox_id']}), until {shape['expires_at']}."
     if several:
@@ -134,10 +143,12 @@ def spawned(
     words += f" Its network: {shorten(network_text(shape['network']), MAX_NETWORK_CHARS, placeholder=' …')}."
     how = _how_to_call(session, listing)
     warnings = _some_warnings(shape["warnings"])
-    begun = {**shape, "warnings": warnings, "how_to_call": how, "tools": [], "more_tools": 0, **several}
+    shared = {"share": share.structured} if share is not None else {}
+    begun = {**shape, "warnings": warnings, "how_to_call": how, **shared, "tools": [], "more_tools": 0, **several}
     tools = fit(_shapes(session, listing), _chars_of_shape, MAX_SPAWNED_CHARS - len(json.dumps(begun, indent=2)))
     begun |= {"tools": tools, "more_tools": len(listing.tools) - len(tools)}
-    above = "".join((words, *(f"\nNote: {warning}" for warning in warnings), f"\n{how}\nIts tools:\n"))
+    notes = [f"Note: {warning}" for warning in warnings] + ([share.text] if share is not None else [])
+    above = "\n".join((words, *notes, how, "Its tools:\n"))
     lines = fit(_lines(session, listing), _chars_of_line, MAX_SPAWNED_CHARS - len(above) - len(_MORE))
     more = len(listing.tools) - len(lines)
     return begun, above + "\n".join([*lines, *([_MORE.format(more)] if more else [])])

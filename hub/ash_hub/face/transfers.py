@@ -176,6 +176,7 @@ class TransferTools:
             caller.principal.subject,
             method,
             target.encode("ascii"),
+            by=caller.by,
             ttl_seconds=ask.ttl_seconds,
             max_bytes=size if method == "PUT" else None,
         )

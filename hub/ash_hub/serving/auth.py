@@ -110,6 +110,7 @@ def open_auth(settings: HubSettings, port: int, keys: KeySource | None = None) -
         open_paths=settings.auth.open_paths,
         public_url=settings.public_url,
         previews=previews,
+        has_ended=ring.has_ended,
     )
     lacks_keys = not local and oidc is None and not ring.usable()
     if lacks_keys:

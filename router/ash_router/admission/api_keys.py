@@ -290,6 +290,14 @@ class KeyRing:
             return _REJECTED
         return Known(key.principal, f"key:{key.id}")
 
+    def has_ended(self, by: str) -> bool:
+        """Return whether a credential, as `Known.by` names it, is a key that was revoked or has expired."""
+        if not by.startswith("key:"):
+            return False
+        self._follow()
+        key = self._keys.get(by.removeprefix("key:"))
+        return key is None or key.expired(self._clock())
+
     def usable(self) -> int:
         """Return how many keys are not expired."""
         self._follow()

@@ -47,6 +47,7 @@ class Gate:
         open_paths: Paths that need no credential, besides `/healthz` and the description of the resource.
         public_url: The hive's URL as clients outside know it, without a path, if a proxy stands before it.
         previews: The names of its previews' hosts; None: it has none.
+        has_ended: Whether a credential that was good once, as `Known.by`, is so no more; tickets end with it.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Gate:
         open_paths: Iterable[str] = (),
         public_url: str | None = None,
         previews: PreviewNames | None = None,
+        has_ended: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self._names = names
         self._credentials = credentials
@@ -67,6 +69,7 @@ class Gate:
         opened = {HEALTH_PATH, *open_paths, *({READY_PATH} if local else ())}
         self._open = frozenset(opened | ({READY_CALLS_PATH} if READY_PATH in opened else set()))
         self._public_url = public_url.rstrip("/") if public_url is not None else None
+        self._has_ended = has_ended
         self._tickets: Tickets | None = None
         self._preview_names = previews
         self._previews: PreviewGate | None = None
@@ -127,9 +130,10 @@ class Gate:
             ticket = await tickets.take(sandbox, token, head.method, without_ticket(head.target))
         except AshError as error:
             return Refusal(error, status=503, headers=(("Retry-After", str(_RETRY_SECONDS)),))
-        if ticket is None:
+        if ticket is None or self._has_ended(ticket.by):
             words = (
-                "the ticket was used, has expired, is for another request, or its sandbox has ended; ask for a new one"
+                "the ticket was used, has expired, is for another request, or its sandbox or the key that made it has "
+                "ended; ask for a new one"
             )
             return self._unauthenticated(head, None, words)
         # no other sandbox of its owner: the name is an id, and the door has been chosen

@@ -45,6 +45,8 @@ class Ticket:
     """The public part of the token, for the audit."""
     owner: str
     """Whose sandbox it is; the request counts for them."""
+    by: str = ""
+    """The credential that made it, as `Known.by`; it ends with that."""
     max_bytes: int | None = None
     """How long the request's body may be; None: as long as it likes."""
 
@@ -68,25 +70,36 @@ class Tickets:
         self._store = store
 
     async def mint(
-        self, sandbox: SandboxId, owner: str, method: str, target: bytes, *, ttl_seconds: float, max_bytes: int | None
+        self,
+        sandbox: SandboxId,
+        owner: str,
+        method: str,
+        target: bytes,
+        *,
+        by: str,
+        ttl_seconds: float,
+        max_bytes: int | None,
     ) -> tuple[Ticket, str]:
         """Return a new ticket, and the target of the request that it is good for.
 
         Args:
             target: Path and query of that request, without the hive's URL.
+            by: Which credential makes it, as `Known.by`.
 
         Raises:
             CapacityExceeded: The sandbox has as many as it may.
             ConnectFailed: The store is away.
         """
         ticket_id, token = new_token(TICKET_PREFIX)
-        said = [owner, max_bytes]
+        said = [owner, max_bytes, by]
         digest = _digest(token, method, target)
         await self._store.put_ticket(
             sandbox, digest, json.dumps(said), ttl_seconds=ttl_seconds, most=TICKETS_PER_SANDBOX
         )
         mark = "&" if b"?" in target else "?"
-        return Ticket(id=ticket_id, owner=owner, max_bytes=max_bytes), f"{target.decode('ascii')}{mark}ticket={token}"
+        return Ticket(
+            id=ticket_id, owner=owner, by=by, max_bytes=max_bytes
+        ), f"{target.decode('ascii')}{mark}ticket={token}"
 
     async def take(self, sandbox: SandboxId, token: str, method: str, target: bytes) -> Ticket | None:
         """Return what a ticket is good for, and use it up; None if it is not good for this request, or no more.
@@ -104,8 +117,8 @@ class Tickets:
         if text is None:
             return None
         said: Sequence[str | int | None] = json.loads(text)
-        owner, most = said
-        return Ticket(id=match["id"], owner=str(owner), max_bytes=most if isinstance(most, int) else None)
+        owner, most, by = said
+        return Ticket(id=match["id"], owner=str(owner), by=str(by), max_bytes=most if isinstance(most, int) else None)
 
 
 def _digest(token: str, method: str, target: bytes) -> str:

@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from ash_mcp.errors import CapacityExceeded
 
-__all__ = ["EffectiveLimit", "Kind", "effective_limit", "optional_limit"]
+__all__ = ["EffectiveLimit", "Kind", "effective_limit", "guests_exceeded", "optional_limit"]
 
 Kind = Literal["sandboxes", "starting", "waiting", "calls", "streams", "sessions", "backchannels", "runs"]
 """As in `PrincipalLimits`; the setting is `limits.<kind>_per_owner`, the option of `ash key new` is `--max-<kind>`."""
@@ -60,6 +60,12 @@ def effective_limit(hive: int, key: int | None, *, by_share: bool = False) -> Ef
     if key is None or key >= hive:
         return EffectiveLimit(hive)
     return EffectiveLimit(key, by_key=not by_share, by_share=by_share)
+
+
+def guests_exceeded(most: int, what: Kind) -> CapacityExceeded:
+    """Return the refusal of one more of all guests of one sandbox together, who may have `most`."""
+    message = f"the guests of this sandbox have {most} {what} open together, as many as one owner may; come back later"
+    return CapacityExceeded(message, limit="owner", retry_after_seconds=1.0)
 
 
 def optional_limit(hive: int | None, key: int | None) -> EffectiveLimit | None:

@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from ash_mcp.errors import AshError, CapacityExceeded
 from ash_mcp.types import Principal
-from ash_router.bounds.effective_limits import EffectiveLimit, effective_limit
+from ash_router.bounds.effective_limits import EffectiveLimit, effective_limit, guests_exceeded
 
 __all__ = ["DEFAULT_LIMITS", "HeadMeter", "RelayLimits"]
 
@@ -97,11 +97,7 @@ class RelayLimits:
 
     def guests_exceeded(self, what: Literal["calls", "streams"]) -> CapacityExceeded:
         """Return the refusal of one more of all guests of one sandbox together, who may have what one owner may."""
-        most = self.max_in_flight_per_owner if what == "calls" else self.max_streams_per_owner
-        message = (
-            f"the guests of this sandbox have {most} {what} open together, as many as one owner may; come back later"
-        )
-        return CapacityExceeded(message, limit="owner", retry_after_seconds=1.0)
+        return guests_exceeded(self.max_in_flight_per_owner if what == "calls" else self.max_streams_per_owner, what)
 
     def streams_of(self, principal: Principal) -> EffectiveLimit:
         by_share = principal.share is not None

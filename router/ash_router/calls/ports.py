@@ -1,12 +1,15 @@
 """The doors to servers inside a sandbox: for programs on the hive's own origin, for browsers on a preview's. Pure.
 
-The caller's credential never gets to such a server, whoever it is: not the hive's `Authorization`, not the cookie that
-opens a preview, no `ash-…` header. What a server answers on the hive's own origin cannot act on that origin, and leads
-to nothing else there.
+The caller's credential for the hive never gets to such a server, whoever it is: not the hive's `Authorization`, not
+the cookie that opens a preview, no `ash-…` header. On a preview's host `Authorization` is the page's own, and passes.
+What a server answers on the hive's own origin cannot act on that origin, and leads to nothing else there.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -27,10 +30,13 @@ __all__ = ["PREVIEW_DOOR", "at_port", "port_not_allowed", "preview_request_of"]
 _FROM_PREVIEW: Final = frozenset(
     {
         b"alt-svc", b"clear-site-data", b"proxy-authenticate", b"public-key-pins", b"set-cookie", b"set-cookie2",
-        b"set-login", b"strict-transport-security", b"www-authenticate",
+        b"set-login", b"strict-transport-security",
     }
 )  # fmt: skip
 """What of a server's answer would act on more than its own origin, or ask for what never gets there."""
+
+_OF_HIVE: Final = re.compile(rb"(?<![A-Za-z0-9])ash[st]?_[a-z2-7]{10}_")
+"""How API keys and tokens of shares and tickets begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +57,28 @@ class _OfPort(HeaderPolicy):
 
 @dataclass(frozen=True, slots=True)
 class _OfPreview(HeaderPolicy):
-    """Of requests to a preview: cookies are the page's own, but for the one that opens it."""
+    """Of requests to a preview: cookies and `Authorization` are the page's own, but for what opens it or the hive."""
 
     def request_lines(self, head: RequestHead) -> bytes:
         lines = super(_OfPreview, self).request_lines(head)
+        own = framing.one(head.headers, b"authorization")
+        if own is not None and not _holds_token(own):
+            lines += framing.lines_of([(b"authorization", own)])
         kept = without_cookie(value for name, value in head.headers if name == b"cookie")
         return lines + framing.lines_of([(b"cookie", kept)]) if kept else lines
 
     def response_lines(self, head: ResponseHead) -> bytes:
         lines = super(_OfPreview, self).response_lines(head)
         return lines + framing.lines_of(_own_cookies(value for name, value in head.headers if name == b"set-cookie"))
+
+
+def _holds_token(authorization: bytes) -> bool:
+    """Return whether an `Authorization` holds a token of the hive, as it is or as `Basic` has it."""
+    try:
+        decoded = base64.b64decode(authorization.rpartition(b" ")[2])
+    except binascii.Error:
+        decoded = b""
+    return _OF_HIVE.search(authorization) is not None or _OF_HIVE.search(decoded) is not None
 
 
 PREVIEW_DOOR: Final = Door(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from ash_mcp.errors import CapacityExceeded
 from ash_mcp.types import Principal
 from ash_mcp.wire import MCP_PATH, http_status
 from ash_router.admission.base import ADMITTED_KEY, Admitted
-from ash_router.bounds.effective_limits import effective_limit
+from ash_router.bounds.effective_limits import effective_limit, guests_exceeded
 from ash_router.http import responses
 from ash_router.sessions.session_ids import SessionIds
 from ash_router.sessions.session_map import Era, LegacySession, LegacySessions, era_of
@@ -86,8 +87,10 @@ class SessionGate:
         self._reopening: dict[str, asyncio.Lock] = {}
         self._max_sessions = max_sessions
         self._max_sessions_per_principal = max_sessions_per_principal
-        self._opening: dict[str, int] = {}
+        self._opening: Counter[str] = Counter()
         """The number of requests under way that may open a session, by owner."""
+        self._guests_opening: Counter[str] = Counter()
+        """The same of guests, by `Principal.guests`."""
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -155,13 +158,12 @@ class SessionGate:
         Args:
             session_id: The id of the session that is reopened; None for a new one.
         """
-        owner = admitted.principal.subject
         room = self._room_for(admitted.principal)
         if isinstance(room, CapacityExceeded):
             body = responses.json_refusal(room)
             await _answer(send, http_status(room), body, (b"retry-after", b"%d" % _RETRY_SECONDS))
             return
-        self._opening[owner] = self._opening.get(owner, 0) + 1
+        self._hold_place(admitted.principal, 1)
         opening = _Opening(self, admitted, scope.get(INITIALIZE_KEY, {}), send, session_id)
         try:
             if room is not None:
@@ -178,11 +180,15 @@ class SessionGate:
     def _room_for(self, principal: Principal) -> CapacityExceeded | str | None:
         """Return None if there is room for one more session, the SDK's id of one that must end first, or a refusal."""
         owner = principal.subject
-        held = self._sessions.count(owner) + self._opening.get(owner, 0)
+        held = self._sessions.count(owner) + self._opening[owner]
         by_share = principal.share is not None
         limit = effective_limit(self._max_sessions_per_principal, principal.limits.sessions, by_share=by_share)
         if held >= limit.most:
             return limit.reached("sessions")
+        guests = principal.guests
+        together = self._sessions.count_guests(guests) + self._guests_opening[guests] if guests is not None else 0
+        if together >= self._max_sessions_per_principal:
+            return guests_exceeded(self._max_sessions_per_principal, "sessions")
         if len(self._sessions) + sum(self._opening.values()) < self._max_sessions:
             return None
         surplus = self._sessions.surplus(held + 1)
@@ -194,11 +200,16 @@ class SessionGate:
     def add(self, sdk_id: str, admitted: Admitted, params: Any, session_id: str | None) -> LegacySession:
         return self._sessions.add(sdk_id, admitted, params, session_id)
 
-    def release_place(self, owner: str) -> None:
+    def release_place(self, principal: Principal) -> None:
         """Count one request less that may open a session."""
-        self._opening[owner] -= 1
-        if not self._opening[owner]:
-            del self._opening[owner]
+        self._hold_place(principal, -1)
+
+    def _hold_place(self, principal: Principal, change: int) -> None:
+        for counted, key in ((self._opening, principal.subject), (self._guests_opening, principal.guests)):
+            if key is not None:
+                counted[key] += change
+                if not counted[key]:
+                    del counted[key]
 
 
 class _Opening:
@@ -220,7 +231,7 @@ class _Opening:
         """Release the place that was reserved while it was unknown whether a session opens; idempotent."""
         if not self._settled:
             self._settled = True
-            self._gate.release_place(self._admitted.principal.subject)
+            self._gate.release_place(self._admitted.principal)
 
     async def send(self, message: ASGIMessage) -> None:
         if message["type"] == "http.response.start":

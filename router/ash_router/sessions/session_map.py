@@ -10,6 +10,7 @@ request's head which replica has its session; one that was reopened keeps the id
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -175,6 +176,8 @@ class LegacySessions:
         self._sessions: dict[str, LegacySession] = {}
         self._by_id: dict[str, LegacySession] = {}
         self._owned: dict[str, dict[str, LegacySession]] = {}
+        self._of_guests: Counter[str] = Counter()
+        """How many are those of guests of one sandbox, by `Principal.guests`."""
         self._on_closed: Callable[[list[UpstreamSession]], None] = _ignore
 
     def attach(self, on_closed: Callable[[list[UpstreamSession]], None]) -> None:
@@ -198,6 +201,10 @@ class LegacySessions:
 
     def count(self, owner: str) -> int:
         return len(self._owned.get(owner, ()))
+
+    def count_guests(self, guests: str) -> int:
+        """Return how many sessions all guests of one sandbox have, by `Principal.guests`."""
+        return self._of_guests[guests]
 
     def surplus(self, than: int) -> str | None:
         """Return the SDK's id of the session to end first: the least recently used one of the owner who has most.
@@ -238,6 +245,8 @@ class LegacySessions:
         session = self._sessions[sdk_id] = LegacySession(session_id, sdk_id, admitted, kept, version, is_taken_up)
         self._by_id[session_id] = session
         self._owned.setdefault(owner, {})[sdk_id] = session
+        if admitted.principal.guests is not None:
+            self._of_guests[admitted.principal.guests] += 1
         return session
 
     def remove(self, sdk_id: str) -> None:
@@ -250,6 +259,11 @@ class LegacySessions:
         del self._owned[owner][sdk_id]
         if not self._owned[owner]:
             del self._owned[owner]
+        guests = session.admitted.principal.guests
+        if guests is not None:
+            self._of_guests[guests] -= 1
+            if not self._of_guests[guests]:
+                del self._of_guests[guests]
         if session.upstreams:
             self._on_closed(list(session.upstreams.values()))
             session.upstreams.clear()

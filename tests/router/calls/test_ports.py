@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 from collections.abc import AsyncGenerator
@@ -312,12 +313,25 @@ async def test_a_preview_passes_what_is_its_own_and_every_path(tmp_path: Path):
             )  # fmt: skip
             assert (status, body, headers["set-cookie"]) == (200, b"ok", "own=1; path=/; httponly")
             assert (headers["content-security-policy"], headers["x-own"]) == ("x", "yes")
-            gone = {"clear-site-data", "alt-svc", "strict-transport-security", "www-authenticate"}
-            assert not headers.keys() & gone
+            assert not headers.keys() & {"clear-site-data", "alt-svc", "strict-transport-security"}
+            assert headers["www-authenticate"] == "basic"
             head = preview.inside.asked.pop()
             assert head[:2] == [f"POST {target} HTTP/1.1", f"host: {preview.host}"]
             assert "cookie: own=1" in head and f"origin: http://{preview.host}" in head
-            assert not any(line.startswith("authorization") or "ash-preview" in line for line in head)
+            assert "authorization: Bearer k" in head and not any("ash-preview" in line for line in head)
+
+
+async def test_a_token_of_the_hive_never_gets_to_a_previews_server(tmp_path: Path):
+    key = f"ash_{'a' * 10}_{'b' * 52}"
+    async with open_preview(tmp_path) as preview, preview.rig.connect() as wire:
+        for user in (f"{key}:", f"me:{key}", f"ashs_{key[4:]}:x"):
+            basic = base64.b64encode(user.encode()).decode()
+            for sent in (f"Basic {basic}", f"Bearer {user}", f"Token {user}", f'Digest username="{user}"'):
+                await ask(wire, "GET /", preview.cookie, f"authorization: {sent}", host=preview.host)
+                assert not any(line.startswith("authorization") for line in preview.inside.asked.pop()), sent
+        for sent in ("Bearer eyJ.a.b", "Basic bWU6aXQ=", "Basic %", "Token flash_aaaaaaaaaa_b"):
+            await ask(wire, "GET /", preview.cookie, f"authorization: {sent}", host=preview.host)
+            assert f"authorization: {sent}" in preview.inside.asked.pop()
 
 
 async def test_a_preview_ends_with_its_share(tmp_path: Path):

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from ash_mcp.types import DEFAULT_SCOPE, Principal
+from ash_mcp.types import DEFAULT_SCOPE, Principal, PrincipalLimits, SandboxId
 from ash_router.admission.base import ADMITTED_KEY, Admitted
 from ash_router.sessions.session_gate import INITIALIZE_KEY, SessionGate
 from ash_router.sessions.session_map import HANDSHAKE_VERSIONS, LegacySessions
@@ -223,8 +223,9 @@ class Manager:
     async def end(self, session_id: str) -> None:
         self.living[self.living.index(session_id)] = ""
 
-    async def ask(self, who: str, session: str | None = None) -> int:
+    async def ask(self, who: str | Principal, session: str | None = None) -> int:
         said: list[Any] = []
+        principal = Principal(who) if isinstance(who, str) else who
 
         async def send(message: Any) -> None:
             said.append(message)
@@ -233,7 +234,7 @@ class Manager:
             "type": "http",
             "method": "POST",
             "headers": [] if session is None else [(b"mcp-session-id", session.encode())],
-            ADMITTED_KEY: Admitted(Principal(who), DEFAULT_SCOPE, "/mcp"),
+            ADMITTED_KEY: Admitted(principal, DEFAULT_SCOPE, "/mcp"),
         }
         await self.gate(scope if session else {**scope, INITIALIZE_KEY: {}}, nothing, send)
         return said[0]["status"]
@@ -249,6 +250,36 @@ async def test_sessions_of_one_principal_are_bounded_and_an_ended_one_makes_room
     assert await manager.ask("bob") == 200
     manager.sessions.remove("s2")
     assert [await manager.ask("ann") for _ in range(2)] == [200, 429]
+
+
+def guest(share: str, sandbox: str) -> Principal:
+    return Principal(f"share:{share}", sandbox=SandboxId(sandbox), share=share, limits=PrincipalLimits(sessions=3))
+
+
+async def test_all_guests_of_one_sandbox_have_as_many_as_one_owner() -> None:
+    manager = Manager(max_sessions_per_principal=4)
+    first, second, third = guest("a", "sbx-1"), guest("b", "sbx-1"), guest("c", "sbx-2")
+    assert [await manager.ask(first) for _ in range(4)] == [200, 200, 200, 429]
+    assert [await manager.ask(second) for _ in range(2)] == [200, 429]
+    assert await manager.ask(third) == 200 and await manager.ask("ann") == 200
+    manager.sessions.remove("s1")
+    assert [await manager.ask(second) for _ in range(2)] == [200, 429]
+    manager.held = anyio.Event()
+    for session in ("s2", "s3"):
+        manager.sessions.remove(session)
+    statuses: list[int] = []
+
+    async def opening(who: Principal) -> None:
+        statuses.append(await manager.ask(who))
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            for who in (first, first, second, second):
+                group.start_soon(opening, who)
+            await anyio.wait_all_tasks_blocked()
+            assert statuses == [429, 429]
+            manager.held.set()
+    assert manager.sessions.count_guests("guests of sbx-1") == 4
 
 
 async def test_what_is_only_being_opened_counts_too() -> None:
