@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TypedDict
 
 import pytest
 
@@ -14,14 +15,21 @@ PASSWD = "root:x:0:0:root:/root:/bin/bash\nann:x:1234:1234::/home/ann:/bin/sh\nb
 GROUP = "ann:x:1234:\nwheel:x:7:root,ann\nother:x:9:bob\n"
 
 
+class Files(TypedDict):
+    """Where the users and groups of a test are."""
+
+    passwd: str
+    group: str
+
+
 @pytest.fixture
-def files(tmp_path: Path) -> dict[str, str]:
+def files(tmp_path: Path) -> Files:
     (tmp_path / "passwd").write_text(PASSWD)
     (tmp_path / "group").write_text(GROUP)
     return {"passwd": str(tmp_path / "passwd"), "group": str(tmp_path / "group")}
 
 
-def test_a_user_comes_with_its_groups_and_home(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_comes_with_its_groups_and_home(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     found = find_user("ann", **files)
     assert found == User("ann", 1234, 1234, (1234, 7), "/home/ann")
@@ -29,7 +37,7 @@ def test_a_user_comes_with_its_groups_and_home(files: dict[str, str], monkeypatc
 
 
 def test_the_user_that_commands_run_as_anyway_is_nothing_to_change(
-    files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1234)
     assert find_user("ann", **files) is None
@@ -37,7 +45,7 @@ def test_the_user_that_commands_run_as_anyway_is_nothing_to_change(
 
 @pytest.mark.parametrize("name", ["bob", "odd", "", "1234"])
 def test_a_user_that_is_not_there_is_refused_with_those_that_are(
-    files: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch
+    files: Files, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with pytest.raises(Problem, match="it has root, ann; `useradd` makes others") as refused:
@@ -46,13 +54,13 @@ def test_a_user_that_is_not_there_is_refused_with_those_that_are(
 
 
 @pytest.mark.parametrize("number", ["5000000000", "9" * 5000, "4294967295"], ids=len)
-def test_a_number_that_no_user_can_have_is_no_user(files: dict[str, str], number: str) -> None:
+def test_a_number_that_no_user_can_have_is_no_user(files: Files, number: str) -> None:
     Path(files["passwd"]).write_text(f"big:x:{number}:0::/:/bin/sh\n")
     with pytest.raises(Problem, match="no user 'big'"):
         find_user("big", **files)
 
 
-def test_where_nobody_is_root_commands_run_as_one_user(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nobody_is_root_commands_run_as_one_user(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 5)
     with pytest.raises(Problem, match="nobody is root in this sandbox") as refused:
         find_user("ann", **files)
