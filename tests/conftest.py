@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _backends_know_their_host() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
+    backend = sys.modules.get("ash_hub.backends.local.backend")
+    if backend is None:
+        yield
+        return
+    from tests.hub.backends.local.known_host import KnownHost
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "host", KnownHost())
+        yield
 
 
 @pytest.fixture

@@ -52,6 +52,7 @@ def test_a_suite_in_which_nothing_ran_has_failed(tmp_path: Path, test: str, outc
     assert done.returncode == 1 and f"FAILED: {outcome}" in done.stdout, done.stdout
 
 
+@pytest.mark.heavy
 def test_a_test_that_passes_when_it_runs_again_by_itself_is_named_and_one_that_fails_again_has_failed(
     tmp_path: Path,
 ) -> None:
