@@ -7,6 +7,9 @@ QUICK := not heavy and not node and not clients and not replicas and not browser
 # the tests wait more than they work: more of them at once than a small machine has processors
 WORKERS ?= 4
 
+# of these paths alone
+TESTS ?=
+
 .PHONY: help run test test-kubernetes check lock images bundle all-local
 
 help:
@@ -25,7 +28,7 @@ run:
 
 test:
 	@scripts/setup test
-	@exec .venv/bin/pytest -m "$(QUICK)" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	@exec .venv/bin/pytest -m "$(QUICK)" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-kubernetes:
 	@test -n "$$ASH_TEST_KUBECONFIG" || { echo "Name the kubeconfig of a cluster for tests in ASH_TEST_KUBECONFIG." \

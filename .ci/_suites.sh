@@ -46,7 +46,7 @@ marked() { # NAME BOUND MARKERS [PREPARATION]: the tests of a marker, after a sc
   # shellcheck disable=SC2016 # the inner shell expands
   suite "$name" "$bound" bash -c '
     "$1" || exit
-    "${PYTEST:-.venv/bin/pytest}" -ra --durations=12 -n "$4" --dist loadfile -m "$2" && exit
+    "${PYTEST:-.venv/bin/pytest}" -ra --durations=12 -n "$4" --dist loadfile --no-loadscope-reorder -m "$2" && exit
     status=$?
     [ $status = 1 ] && exec "$3/again"
     exit $status' "$name" "$prepare" "$markers" "$here" "${workers:-0}"

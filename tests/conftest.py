@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,15 +28,39 @@ settings.load_profile("ash")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the folders whose files take longest, so that several workers end at the same time."""
+    """Begin with the files that take longest, so that several workers end at the same time."""
+    tests = Path(__file__).parent
     names = ("system", "recipes", "examples", "conformance", "hub/backends", "hub/spawning", "router/replicas")
-    slow = [Path(__file__).parent / name for name in (*names, "router/store", "scripts")]
-    items.sort(key=lambda item: not any(folder in item.path.parents for folder in slow))
+    slow = [tests / name for name in (*names, "router/store", "scripts")]
+    heavy = ("hub/lifecycle/test_replica_races.py", "mutation/test_run.py", "system/test_churn.py")
+    first = [
+        tests / name for name in (*heavy, "system/test_crash_rounds.py", "hub/backends/local/test_local_escapes.py")
+    ]
+
+    def place(item: pytest.Item) -> int:
+        if item.path in first and item.get_closest_marker("heavy"):
+            return 0
+        return 1 if any(folder in item.path.parents for folder in slow) else 2
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _backends_know_their_host() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
+    backend = sys.modules.get("ash_hub.backends.local.backend")
+    if backend is None:
+        yield
+        return
+    from tests.hub.backends.local.known_host import KnownHost
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "host", KnownHost())
+        yield
 
 
 @pytest.fixture

@@ -51,6 +51,7 @@ def test_the_python_block_does_what_it_shows(environ: dict[str, str]) -> None:
     assert "hi" in said.splitlines() and "Linux" in said
 
 
+@pytest.mark.heavy
 def test_the_shell_blocks_run_in_their_order(environ: dict[str, str]) -> None:
     for command in lines("bash"):
         if command.startswith("ash "):

@@ -52,6 +52,7 @@ def test_a_suite_in_which_nothing_ran_has_failed(tmp_path: Path, test: str, outc
     assert done.returncode == 1 and f"FAILED: {outcome}" in done.stdout, done.stdout
 
 
+@pytest.mark.heavy
 def test_a_test_that_passes_when_it_runs_again_by_itself_is_named_and_one_that_fails_again_has_failed(
     tmp_path: Path,
 ) -> None:
@@ -59,6 +60,12 @@ def test_a_test_that_passes_when_it_runs_again_by_itself_is_named_and_one_that_f
     assert done.returncode == 0 and "passed only when run again: test_one.py::test_it" in done.stdout, done.stdout
     done = run_suite(tmp_path, LATE.format(2))
     assert done.returncode == 1 and "FAILED: exit 1" in done.stdout, done.stdout
+
+
+def test_the_paths_that_an_ordinary_user_runs_exist() -> None:
+    paths = (ROOT / ".ci/of-a-user.txt").read_text().split()
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    assert paths == sorted(set(paths))
 
 
 def test_a_suite_that_takes_too_long_has_failed_and_is_ended(tmp_path: Path) -> None:

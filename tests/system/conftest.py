@@ -1,4 +1,4 @@
-"""A real hive for all system tests that need no settings of their own."""
+"""Fixtures of the system tests."""
 
 from __future__ import annotations
 
@@ -6,15 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.hive_process import running_hive
 from tests.redis_server import RedisServer, running_redis
-
-
-@pytest.fixture(scope="session")
-def hive_url() -> Iterator[str]:
-    """The URL of a hive that `ash up` serves in a process of its own, with directories of its own."""
-    with running_hive() as url:
-        yield url
 
 
 @pytest.fixture

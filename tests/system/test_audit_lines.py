@@ -27,6 +27,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.mark.heavy
 async def test_each_kind_of_event_leaves_one_line(caplog: pytest.LogCaptureFixture) -> None:
     with tempfile.TemporaryDirectory(prefix="ash-", dir="/tmp") as name, caplog.at_level(logging.INFO, AUDIT_LOGGER):
         folder = Path(name)

@@ -80,6 +80,7 @@ def serving(home: Path) -> Generator[tuple[subprocess.Popen[str], str]]:
             hive.kill()
 
 
+@pytest.mark.heavy
 def test_the_demo_does_the_main_job_and_leaves_nothing(home: Path) -> None:
     done = subprocess.run(
         (*ASH, "up", "--port", "0", "--demo"),
@@ -97,6 +98,7 @@ def test_the_demo_does_the_main_job_and_leaves_nothing(home: Path) -> None:
     assert family(home) == set()
 
 
+@pytest.mark.heavy
 def test_a_demo_whose_step_fails_says_which_and_exits_1(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = home / "general"
     broken.mkdir()
@@ -116,6 +118,7 @@ def test_a_demo_whose_step_fails_says_which_and_exits_1(home: Path, monkeypatch:
     assert "tools/list" not in done.stdout
 
 
+@pytest.mark.heavy
 def test_a_signal_ends_a_hive_gracefully_with_all_that_runs(home: Path) -> None:
     with serving(home) as (hive, url):
         spawned = subprocess.run((*ASH, "spawn", "echo", "--url", url), capture_output=True, timeout=SECONDS)

@@ -179,6 +179,8 @@ class Kills(RuleBasedStateMachine):
 
     rounds: ClassVar[int] = 0
     """Kills so far, of all machines."""
+    enough: ClassVar[int] = 0
+    """With so many kills nothing more is done."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -190,7 +192,11 @@ class Kills(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.url = self.place.start()
+        if not self.is_over():
+            self.url = self.place.start()
+
+    def is_over(self) -> bool:
+        return Kills.rounds >= Kills.enough
 
     @rule(
         acts=some.lists(some.sampled_from(["spawn", "call", "destroy"]), min_size=1, max_size=3, unique=True),
@@ -198,21 +204,25 @@ class Kills(RuleBasedStateMachine):
         victim=some.sampled_from(["hub", "keeper"]),
     )
     def kill(self, acts: Sequence[str], seconds: float, victim: Victim) -> None:
-        anyio.run(self._round, acts, seconds, victim)
+        if not self.is_over():
+            anyio.run(self._round, acts, seconds, victim)
 
     @precondition(lambda self: len(self.model.ready) < MOST)
     @rule()
     def spawn(self) -> None:
-        anyio.run(self._with_hive, self.model.spawn, self._prefix())
+        if not self.is_over():
+            anyio.run(self._with_hive, self.model.spawn, self._prefix())
 
     @precondition(lambda self: self.model.ready)
     @rule(data=some.data())
     def destroy(self, data: Any) -> None:
-        anyio.run(self._with_hive, self.model.destroy, data.draw(some.sampled_from(sorted(self.model.ready))))
+        name = data.draw(some.sampled_from(sorted(self.model.ready)))
+        if not self.is_over():
+            anyio.run(self._with_hive, self.model.destroy, name)
 
     @invariant()
     def what_is_there_is_what_was_promised(self) -> None:
-        if self.url:
+        if self.url and not self.is_over():
             anyio.run(self._check_promised)
 
     def teardown(self) -> None:
@@ -271,7 +281,8 @@ def play(examples: int, steps: int) -> None:
 @pytest.mark.timeout(1200)
 def test_kills_lose_nothing_and_leave_nothing(kills: int, most_runs: int) -> None:
     before, runs = Kills.rounds, 0
-    while Kills.rounds - before < kills:
+    Kills.enough = before + kills
+    while Kills.rounds < Kills.enough:
         assert runs < most_runs, f"only {Kills.rounds - before} kills in {runs} runs"
         play(examples=6, steps=10)  # the first of a run is always next to nothing
         runs += 1

@@ -5,14 +5,13 @@ from __future__ import annotations
 import anyio.to_thread
 import pytest
 
-from ash_hub.backends.local import host
-from ash_hub.backends.local.settings import DEFAULT_FIRST_USER
 from ash_mcp import Hive
 from ash_mcp.errors import AshError
+from tests.hub.backends.local import known_host
 from tests.hub.backends.local.local_parts import needs_isolation
 from tests.system.crash_parts import home
 
-_PROBLEM = host.machine_problem(host.host_facts(), None, DEFAULT_FIRST_USER)
+_PROBLEM = known_host.machine_problem()
 pytestmark = [
     pytest.mark.anyio,
     needs_isolation,

@@ -83,6 +83,7 @@ def places_that_hold(needle: str, home: Path) -> list[str]:
     return found
 
 
+@pytest.mark.heavy
 async def test_no_secret_is_logged_stored_listed_or_shown(home: Path) -> None:
     value, spoilt = (f"s3cret{secrets.token_hex(8)}" for _ in range(2))
     with running_issuer() as issuer:

@@ -181,6 +181,7 @@ def test_the_quick_start(url: str) -> None:
         SandboxClient(SandboxConfig(control_plane_url=url)).destroy(uuid)
 
 
+@pytest.mark.heavy
 def test_the_tools_are_called_by_the_seeds_names(url: str) -> None:
     said = run_script(url, TOOLS)
     assert "terminal-controller_execute_command False" in said

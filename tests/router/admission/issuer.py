@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs
@@ -20,6 +21,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 AUDIENCE = "http://hive.test/mcp"
+
+
+@cache
+def _rsa_key(kid: str) -> rsa.RSAPrivateKey:
+    """Make the key of a name once for all issuers: it takes a twentieth of a second."""
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 class Issuer:
@@ -34,11 +41,7 @@ class Issuer:
         self.add_key("first")
 
     def add_key(self, kid: str, *, elliptic: bool = False) -> None:
-        self.keys[kid] = (
-            ec.generate_private_key(ec.SECP256R1())
-            if elliptic
-            else rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        )
+        self.keys[kid] = ec.generate_private_key(ec.SECP256R1()) if elliptic else _rsa_key(kid)
 
     def token(self, subject: str = "ann", *, kid: str | None = "first", key: Any = None, **claims: Any) -> str:
         """Return a token that is good unless `claims` spoil it; None takes a claim out."""

@@ -186,8 +186,8 @@ class LocalBackend:
 
     async def _require_isolation(self) -> None:
         """Refuse to run without isolation, saying what to install."""
-        checks = await anyio.to_thread.run_sync(host.probe)
-        missing = [check for check in checks if check.required and not check.ok]
+        checks = await anyio.to_thread.run_sync(host.required_checks, self._facts)
+        missing = [check for check in checks if not check.ok]
         if missing:
             found = "; ".join(f"{check.name}: {check.detail} - {check.fix}" for check in missing)
             raise ConfigError(f"sandboxes cannot be isolated on this host. {found}")

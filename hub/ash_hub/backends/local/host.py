@@ -35,6 +35,7 @@ __all__ = [
     "may_raise_limits",
     "namespaced_processes",
     "probe",
+    "required_checks",
     "snapshot_problem",
     "user_block_problem",
 ]
@@ -67,12 +68,18 @@ def probe(settings: LocalSettings | None = None) -> list[Check]:
         settings: Of a hive; None: nothing is looked at that depends on them.
     """
     facts = host_facts()
-    checks = [_linux(), _bubblewrap(facts)]
+    checks = required_checks(facts)
     if facts.bubblewrap:
         machines, has_users = _machines(facts, settings) if settings is not None else ([], False)
-        checks += [_namespaces(facts), *machines, *_options(facts, machine=has_users)]
+        checks += [*machines, *_options(facts, machine=has_users)]
     checks += [_seccomp(facts), _cores(), *_groups(), _python(), _redis()]
     return checks
+
+
+def required_checks(facts: HostFacts) -> list[Check]:
+    """Return the checks without which no sandbox is isolated; one starts a trial sandbox."""
+    checks = [_linux(), _bubblewrap(facts)]
+    return [*checks, _namespaces(facts)] if facts.bubblewrap else checks
 
 
 def host_facts() -> HostFacts:

@@ -213,6 +213,7 @@ async def test_a_start_whose_answer_is_lost_leaves_no_pod(monkeypatch: pytest.Mo
 
 
 async def test_a_start_that_is_given_up_while_the_api_goes_away_leaves_no_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ash_hub.backends.kubernetes.backend._CLEAN_UP_SECONDS", 0.5)
     server, spec = PodServer(), fresh()
     async with following(server, monkeypatch) as backend:
         server.held = asyncio.Event()

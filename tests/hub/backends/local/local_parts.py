@@ -18,7 +18,7 @@ import anyio
 import pytest
 
 from ash_hub.backends.base import Instance
-from ash_hub.backends.local import LocalBackend, LocalSettings, host
+from ash_hub.backends.local import LocalBackend, LocalSettings
 from ash_hub.backends.local.keeper import cgroups
 from ash_hub.backends.local.paths import hive_paths
 from ash_hub.backends.local.runtime import Runtime, find_runtime
@@ -26,6 +26,7 @@ from ash_hub.backends.local.settings import DEFAULT_FIRST_USER
 from ash_hub.testing.conformance import BackendUnderTest
 from ash_hub.testing.escapes import Prison
 from ash_mcp.types import SandboxId, SandboxSpec
+from tests.hub.backends.local import known_host
 
 SPEC = SandboxSpec(id=SandboxId("sbx-unused"), recipe="stand-in", server={"python": "none:none"}, installed=True)
 WAIT_SECONDS = 10.0
@@ -43,7 +44,7 @@ SMALL: dict[str, Any] = {
 }
 """Settings under which sandboxes soon meet their limits."""
 
-_FAILURE = host.isolation_works(host.host_facts())
+_FAILURE = known_host.isolation_problem()
 needs_isolation = pytest.mark.skipif(_FAILURE is not None, reason=f"sandboxes cannot be isolated here: {_FAILURE}")
 
 SYSTEMS = "ASH_TEST_SYSTEMS"
@@ -194,7 +195,7 @@ def prison_of(backend: LocalBackend, root: Path) -> Prison:
         serve=lambda spec, program: replace(spec, env={"STAND_IN": program}),
         hive_bytes=lambda: memory_of(os.getpid(), keeper_pid(backend), *proxies(keeper_pid(backend))) + disk_of(root),
         run_dir=str(hive_paths(settings_in(root)).directory),
-        hidden_paths=list(stand_in().binds.values()) if host.host_facts().overlays else [],
+        hidden_paths=list(stand_in().binds.values()) if known_host.facts().overlays else [],
     )
 
 

@@ -17,18 +17,19 @@ from typing import Any
 import anyio
 import pytest
 
-from ash_hub.backends.local import host, seccomp
+from ash_hub.backends.local import seccomp
 from ash_hub.backends.local.forks import fork_order
 from ash_hub.backends.local.keeper.launchers import ForkParents, Handle, Launcher, LaunchError, Plan, launcher_of
 from ash_hub.backends.local.keeper.launchers.launcher import ExitStatus, LaunchPutOff
 from ash_hub.backends.local.keeper.launchers.plan import Mount
 from ash_hub.backends.local.keeper.user_ranges import UserRanges
 from ash_hub.backends.local.runtime import Runtime
+from tests.hub.backends.local import known_host
 from tests.hub.backends.local.local_parts import SPEC, WAIT_SECONDS, needs_isolation
 
 pytestmark = pytest.mark.anyio
 
-FACTS = host.host_facts()
+FACTS = known_host.facts()
 CHOICES = {
     "bubblewrap": {"kind": "bubblewrap", "program": FACTS.bubblewrap, "options": sorted(FACTS.options)},
     "unsafe": {"kind": "unsafe"},

@@ -11,9 +11,10 @@ from pathlib import Path
 import anyio
 import pytest
 
-from ash_hub.backends.local import LocalBackend, host
+from ash_hub.backends.local import LocalBackend
 from ash_hub.backends.local.keeper.launchers.mount_names import DEVICES
 from ash_mcp.types import new_sandbox_id
+from tests.hub.backends.local import known_host
 from tests.hub.backends.local.local_parts import (
     SPEC,
     WAIT_SECONDS,
@@ -29,7 +30,7 @@ from tests.hub.backends.local.local_parts import (
 pytestmark = [
     pytest.mark.anyio,
     needs_isolation,
-    pytest.mark.skipif(not host.host_facts().seals, reason="this host lets nobody bind device nodes read-only"),
+    pytest.mark.skipif(not known_host.facts().seals, reason="this host lets nobody bind device nodes read-only"),
 ]
 
 

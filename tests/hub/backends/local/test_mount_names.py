@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ash_hub.backends.local import host
 from ash_hub.backends.local.keeper.launchers import mount_names
+from tests.hub.backends.local import known_host
 
-pytestmark = pytest.mark.skipif(not host.host_facts().own_inodes, reason="this host lets nobody mount overlays")
+pytestmark = pytest.mark.skipif(not known_host.facts().own_inodes, reason="this host lets nobody mount overlays")
 
 SCRIPT = """
 import ctypes, os, sys
