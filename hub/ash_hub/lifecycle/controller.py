@@ -5,8 +5,8 @@ id into a queue. A turn looks at the record and the instance, asks `decide` for 
 again. Every step may be taken twice, by any replica; replicas race only at the compare-and-set of the record, and the
 loser looks again.
 
-An end is wished (`Sandbox.wish`, in memory), recorded (`Record.ending`, at the backend), and then carried out: the
-sandbox is withdrawn from callers, deleted, buried (kept as ended), and in the end forgotten.
+An end is requested (`Sandbox.requested_end`, in memory), recorded (`Record.ending`, at the backend), and then carried
+out: the sandbox is withdrawn from callers, deleted, buried (kept as ended), and in the end forgotten.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ash_hub.lifecycle.registry import Registry
 from ash_hub.lifecycle.runs import RUN_NEWS, Runs
 from ash_hub.lifecycle.sandbox import Sandbox
 from ash_hub.lifecycle.session_names import Names, hold_again
-from ash_mcp.errors import AshError, Conflict, ConnectFailed, SandboxGone
+from ash_mcp.errors import AshError, Conflict, ConnectFailed, HiveFault, SandboxGone
 from ash_mcp.types import Cause, EndReason, SandboxId, State
 from ash_router.routes import Route
 from ash_router.store.base import LOST, Run
@@ -104,6 +104,15 @@ class Controller:
     async def settle(self, sandbox_ids: Iterable[SandboxId]) -> bool:
         """Queue sandboxes and wait for their turns; False if the last turn of one failed."""
         return await self._queue.settle(sandbox_ids)
+
+    def defect_of(self, sandbox_id: SandboxId) -> HiveFault | None:
+        """Return the defect of the hive in a sandbox's last turn; None if that went well, or something was away."""
+        error = self._queue.failure_of(sandbox_id)
+        if error is None or isinstance(error, TimeoutError):
+            return None
+        if isinstance(error, AshError) and not isinstance(error, HiveFault):
+            return None
+        return HiveFault("the hive itself failed at this sandbox; its log has the details")
 
     async def run(self) -> None:
         """Reconcile the sandboxes until cancelled."""
@@ -249,14 +258,17 @@ class Controller:
 
         Raises:
             ConnectFailed: The store or the backend is away; the store's owner tries again.
+            HiveFault: A turn failed for a defect of the hive's own; it tries again all the same.
         """
         self.store_epoch += 1
         self._restored_at = self._parts.clock()
         living = self.registry.living()
         stored = {SandboxId(record["sandbox_id"]) for record in await self._parts.store.routes()}
         await self.settle(stored | {sandbox.id for sandbox in living})
-        if any(not (self._is_held(sandbox) or _is_ending(sandbox)) for sandbox in living):
-            raise ConnectFailed("the store could not be told of all sandboxes yet")
+        lacking = [sandbox for sandbox in living if not (self._is_held(sandbox) or _is_ending(sandbox))]
+        if lacking:
+            defects = [defect for sandbox in lacking if (defect := self.defect_of(sandbox.id)) is not None]
+            raise defects[0] if defects else ConnectFailed("the store could not be told of all sandboxes yet")
 
     def _is_held(self, sandbox: Sandbox) -> bool:
         """Return whether the store was told of a sandbox's names and route since it was last empty."""
@@ -295,7 +307,7 @@ class Controller:
         """
         for tries in range(CHANGE_TRIES):
             instance = await self._backend.get(sandbox.id)
-            if instance is None or sandbox.wish is not None:
+            if instance is None or sandbox.requested_end is not None:
                 break
             if (record := _record_of(instance)) is None:
                 raise ConnectFailed("a newer version of this hive has changed it; ask a replica of that version")
@@ -331,14 +343,14 @@ class Controller:
         ending = self._ending(sandbox, reason, message)
         if await self._backend.get(sandbox.id) is None:  # not made yet, or gone already
             if sandbox.start is not None:
-                sandbox.wish = sandbox.wish or ending
+                sandbox.requested_end = sandbox.requested_end or ending
             self.add(sandbox.id)
             return
         with suppress(SandboxGone):
             await self.change(sandbox, lambda record: replace(record, ending=ending))
             self._note_end(sandbox, ending)
 
-    def wish(
+    def request_end(
         self, sandbox: Sandbox, reason: EndReason, message: str | None = None, cause: Cause | None = None
     ) -> None:
         """Note in memory that a sandbox is to end; a turn records it when the backend answers. Never fails.
@@ -346,8 +358,8 @@ class Controller:
         Args:
             cause: None: it follows from the reason and from what the backend saw.
         """
-        if sandbox.wish is None:
-            sandbox.wish = self._ending(sandbox, reason, message, cause)
+        if sandbox.requested_end is None:
+            sandbox.requested_end = self._ending(sandbox, reason, message, cause)
         self.add(sandbox.id)
 
     def _ending(self, sandbox: Sandbox, reason: EndReason, message: str | None, cause: Cause | None = None) -> Ending:
@@ -429,7 +441,7 @@ class Controller:
             record=record,
             phase=instance.phase if instance is not None else None,
             exit_message=sandbox.exit.message if sandbox.exit is not None else None,
-            wish=sandbox.wish or _end_of_buried(sandbox),
+            requested_end=sandbox.requested_end or _end_of_buried(sandbox),
             is_starting_here=sandbox.start is not None,
             is_cancelled=sandbox.start is not None and sandbox.start.cancel_called,
             maker=await self._where(known.maker),
@@ -477,7 +489,7 @@ class Controller:
     async def _cancel_start(self, sandbox_id: SandboxId, decision: Decision) -> None:
         sandbox = self._sandbox(sandbox_id)
         assert decision.reason is not None
-        sandbox.wish = sandbox.wish or self._ending(sandbox, decision.reason, decision.message)
+        sandbox.requested_end = sandbox.requested_end or self._ending(sandbox, decision.reason, decision.message)
         if sandbox.start is not None:
             sandbox.start.cancel()
 
@@ -586,7 +598,7 @@ class Controller:
         self._forget_surplus()
         await self._endings.keep(sandbox, self._parts.clock())
         ending = sandbox.record.ending
-        if ending is None and sandbox.wish is None:  # no replica decided it, so none has audited it
+        if ending is None and sandbox.requested_end is None:  # no replica decided it, so none has audited it
             self._note_end(sandbox, self._ending(sandbox, decision.reason, decision.message))
         if ending is None or ending.by == self._parts.siblings.id:
             why = decision.reason.value + (f" ({decision.message})" if decision.message else "")
@@ -616,7 +628,7 @@ def _endings_of(parts: Parts) -> Endings:
 
 
 def _end_of_buried(sandbox: Sandbox) -> Ending | None:
-    """Return the end of a buried sandbox as a wish, so that an instance of it that appears again ends, too."""
+    """Return the end of a buried sandbox as a request, so that an instance of it that appears again ends, too."""
     if sandbox.ended_at is None or sandbox.reason is None or sandbox.cause is None:
         return None
     by, message = sandbox.record.maker, sandbox.message
@@ -624,7 +636,7 @@ def _end_of_buried(sandbox: Sandbox) -> Ending | None:
 
 
 def _is_ending(sandbox: Sandbox) -> bool:
-    is_wanted = sandbox.wish is None and sandbox.record.ending is None
+    is_wanted = sandbox.requested_end is None and sandbox.record.ending is None
     return sandbox.state.ended or sandbox.state is State.STOPPING or not is_wanted
 
 
