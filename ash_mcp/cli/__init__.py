@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 __all__ = ["main"]
 
 _BRIDGE = ["up", "--stdio"]
+_UNUSED = ("httpx._main", "trio")
+"""What httpx imports where it is installed, and no command uses: a command line of its own, and another event loop."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code: 0, 1 failed, 2 usage, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:  # this process is the command's own
+        modules: dict[str, Any] = sys.modules
+        for name in _UNUSED:
+            modules.setdefault(name, None)  # an import of it fails as if it was not installed
     if words == _BRIDGE:  # hosts wait for its first answer, and what reads other command lines takes long to import
         _run_bridge()
     elif words[:1] != ["wrap"] or not _run_wrap(words[1:]):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import select
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import pytest
 
 from ash_hub.bench.rows import Row, median, row_to_json
 from ash_hub.face.hive_tools import HIVE_TOOLS
+from ash_mcp.paths import HIVE_FILE
 from tests.hive_process import ASH
 from tests.hub.backends.local.local_parts import needs_isolation
 
@@ -64,6 +69,28 @@ def test_a_short_run_shows_both_sides_of_every_ratio() -> None:
     # so few calls scatter: something has become slower where each of three runs says so
     assert not slower(rows) or not slower(short_run()) or not (found := slower(short_run())), found
     assert set(Path("/tmp").glob("ash-bench-*")) == before
+
+
+def hives_of_benches() -> dict[Path, int]:
+    return {path: json.loads(path.read_bytes())["pid"] for path in Path("/tmp").glob(f"ash-bench-*/run/{HIVE_FILE}")}
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(120)
+def test_a_bench_that_is_told_to_end_ends_its_hive() -> None:
+    others = hives_of_benches()
+    with subprocess.Popen([*ASH, "bench", "--private", "--json"]) as bench:
+        deadline = time.monotonic() + 60
+        while not (started := hives_of_benches().keys() - others.keys()):
+            assert bench.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        (path,) = started
+        hive = os.pidfd_open(hives_of_benches()[path])
+        bench.send_signal(signal.SIGTERM)
+        assert bench.wait(60) == 128 + signal.SIGTERM
+    assert select.select([hive], [], [], 0)[0], "the hive still runs"
+    os.close(hive)
+    assert not path.parents[1].exists()
 
 
 @pytest.mark.heavy

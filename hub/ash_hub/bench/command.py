@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+import signal
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
+import anyio
 import typer
 
 if TYPE_CHECKING:
@@ -60,17 +62,21 @@ def bench(
     found: list[Row] = []
 
     async def run() -> None:
-        with _steps(quiet=as_json) as step:
-            if what == "density":
-                from ash_hub.bench import density
+        async with _ending_what_it_started():
+            with _steps(quiet=as_json) as step:
+                await measure_all(step)
 
-                found.extend(await density.measure(short=short, many=sandboxes, step=step))
-            elif kubernetes:
-                from ash_hub.bench import cluster
+    async def measure_all(step: Callable[[str], None]) -> None:
+        if what == "density":
+            from ash_hub.bench import density
 
-                found.extend(await cluster.measure(in_a_row, at_once, step))
-            else:
-                found.extend(await measure(short=short, private=private, step=step))
+            found.extend(await density.measure(short=short, many=sandboxes, step=step))
+        elif kubernetes:
+            from ash_hub.bench import cluster
+
+            found.extend(await cluster.measure(in_a_row, at_once, step))
+        else:
+            found.extend(await measure(short=short, private=private, step=step))
 
     run_async(run, as_json=as_json)
     from ash_hub.bench.rows import row_to_json, table_of
@@ -92,7 +98,7 @@ def _measure_neighbour(*, as_json: bool, short: bool, private: bool) -> None:
     async def run() -> None:
         with _steps(quiet=as_json) as step:
             step("timing calls beside a sandbox that does its worst")
-            async with open_target(private=private) as target:
+            async with _ending_what_it_started(), open_target(private=private) as target:
                 found.extend(await neighbour.measure(target.url, SHORT_LOAD_SECONDS if short else LOAD_SECONDS))
 
     run_async(run, as_json=as_json)
@@ -100,6 +106,26 @@ def _measure_neighbour(*, as_json: bool, short: bool, private: bool) -> None:
         emit_json({"rows": [neighbour.row_to_json(row) for row in found]})
     else:
         say("\n".join(neighbour.line_of(row) for row in found))
+
+
+@asynccontextmanager
+async def _ending_what_it_started() -> AsyncGenerator[None]:
+    """Leave as usual when told to end by SIGTERM, so that a hive that was started for the bench ends, too."""
+    told = False
+
+    async def heed(group: anyio.abc.TaskGroup) -> None:
+        nonlocal told
+        with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+            async for _ in signals:
+                told = True
+                group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(heed, group)
+        yield
+        group.cancel_scope.cancel()
+    if told:
+        raise typer.Exit(128 + signal.SIGTERM)
 
 
 async def measure(*, short: bool, private: bool, step: Callable[[str], None]) -> Sequence[Row]:

@@ -17,12 +17,11 @@ import anyio.to_thread
 from ash_hub.bench.callers import percentile
 from ash_hub.bench.relaying import served
 from ash_hub.bench.rows import Row, median
-from ash_hub.bench.spawning import RECIPE, SpawnCost, measure_spawn_cost, processes_of
+from ash_hub.bench.spawning import RECIPE, SpawnCost, measure_spawn_cost, processes_of, until_forked
 from ash_hub.bench.target import Target, open_target
 from ash_hub.bench.wire import connected, endpoint_of, modern_call
 from ash_mcp.client import Hive
 from ash_mcp.errors import AshTimeout
-from ash_mcp.sandbox import Sandbox
 from ash_mcp.types import Endpoint
 
 __all__ = ["MANY", "measure"]
@@ -85,8 +84,8 @@ async def _one_by_one(count: int, step: Step) -> list[Row]:
     """Return what a sandbox takes of memory, and how long its end lasts until no process and no file is left."""
     ends: list[float] = []
     sizes: dict[str, list[float]] = {"idle": [], "after a call": [], "after ten commands": []}
-    async with open_target(private=True) as target, Hive(target.url) as hive, hive.spawn(RECIPE) as warm:
-        await _forked(hive, warm)
+    async with open_target(private=True) as target, Hive(target.url) as hive:
+        await until_forked(target, hive)
         await hive.spawn_many(_SIBLINGS, RECIPE)
         for number in range(count):
             step(f"memory and end {number + 1} of {count}")
@@ -119,15 +118,6 @@ async def _one_by_one(count: int, step: Step) -> list[Row]:
     ]
 
 
-async def _forked(hive: Hive, box: Sandbox) -> None:
-    """Wait until sandboxes are forked, where they can be: the first ones are started while their parent warms up."""
-    await box.exec("true")
-    for _ in range(3):
-        async with hive.spawn(RECIPE) as other:
-            await other.exec("true")
-        await anyio.sleep(1)
-
-
 def _wait_until_gone(target: Target, sandbox_id: str, processes: Iterable[int]) -> None:
     deadline = time.monotonic() + _GONE_SECONDS
     while any(Path(f"/proc/{pid}").exists() for pid in processes) or any(target.run_dir.glob(f"*/*/{sandbox_id}")):
@@ -158,8 +148,8 @@ async def _burst(count: int, step: Step) -> list[Row]:
         await box.exec("true")
         taken.append(time.perf_counter() - began)
 
-    async with _roomy(count) as target, Hive(target.url) as hive, hive.spawn(RECIPE) as warm:
-        await _forked(hive, warm)
+    async with _roomy(count) as target, Hive(target.url) as hive:
+        await until_forked(target, hive)
         began = time.perf_counter()
         async with anyio.create_task_group() as group:
             for _ in range(count):
@@ -170,8 +160,8 @@ async def _burst(count: int, step: Step) -> list[Row]:
 
 async def _alive_at_once(count: int, step: Step) -> list[Row]:
     """Have many live at once, and then call each once."""
-    async with _roomy(count) as target, Hive(target.url) as hive, hive.spawn(RECIPE) as warm:
-        await _forked(hive, warm)
+    async with _roomy(count) as target, Hive(target.url) as hive:
+        await until_forked(target, hive)
         step(f"{count} at once")
         free, began = _available(), time.perf_counter()
         made = await hive.spawn_many(count, RECIPE, at_once=32)

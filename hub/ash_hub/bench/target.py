@@ -25,7 +25,8 @@ from ash_router.upstream.call_tokens import CallTokens, load_hive_key
 
 __all__ = ["Target", "open_target"]
 
-_STOP_SECONDS: Final = 20.0
+_STOP_SECONDS: Final = 120.0
+"""Of a thousand sandboxes on a busy machine, too."""
 _NOTHING: Final[Mapping[str, str]] = {}
 
 
@@ -78,12 +79,13 @@ async def open_target(*, private: bool, environ: Mapping[str, str] = _NOTHING) -
         # what the environment says of sandboxes, limits and recipes counts here, too
         own = {"ASH_HUB_STATE_DIR": str(state_dir), "ASH_HUB_LOG_DIR": str(Path(home) / "log")}
         hive = UserHive(files=HiveFiles(run_dir, Path(home) / "log"), environ={**environ, **own})
-        url = await hive.find_or_start()
-        target = _target(url, run_dir, state_dir)
-        try:
-            yield target
-        finally:
-            with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True) as starting:  # one that was left while it starts would go on
+            target = _target(await hive.find_or_start(), run_dir, state_dir)
+            starting.shield = False
+            try:
+                yield target
+            finally:
+                starting.shield = True
                 await _stop(target.pid)
 
 

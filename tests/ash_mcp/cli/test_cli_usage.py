@@ -154,6 +154,22 @@ print(sorted(heavy & set(sys.modules)), file=sys.stderr)
     assert done.stderr.strip() == "[]"
 
 
+def test_a_command_that_speaks_http_does_not_import_what_httpx_alone_would() -> None:
+    program = f"""
+import sys
+from ash_mcp.cli import main
+sys.argv = ["ash", "--url", "{NOBODY}", "list"]
+try:
+    main()
+except SystemExit:
+    pass
+loaded = {{name for name, module in sys.modules.items() if module is not None}}
+print(sorted({{"httpx", "httpx._main", "pygments", "trio"}} & loaded))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.strip() == "['httpx']", done.stderr
+
+
 def processor_seconds(*words: str) -> float:
     """Return what running Python so takes at best of four, however busy the machine is."""
     took: list[float] = []
