@@ -11,8 +11,17 @@ from typing import Any
 
 from ash_mcp.types import SandboxSpec
 
-__all__ = ["FORKING_MODULE", "RUNNER_ARGUMENTS", "RUNNER_MODULE", "runner_config", "runner_environment"]
+__all__ = [
+    "CONFIG_VARIABLE",
+    "FORKING_MODULE",
+    "RUNNER_ARGUMENTS",
+    "RUNNER_MODULE",
+    "runner_config",
+    "runner_environment",
+    "runner_image",
+]
 
+CONFIG_VARIABLE = "ASH_RUNNER_CONFIG"
 RUNNER_MODULE = "ash_recipes.runner"
 FORKING_MODULE = "ash_recipes.runner.forking"
 """What a process that is forked for sandboxes has loaded."""
@@ -43,6 +52,15 @@ def runner_config(
     }
 
 
+def runner_image(env: Mapping[str, str], user: str, *, has_workdir: bool) -> dict[str, Any]:
+    """Return what a runner's configuration says of the image that it runs in: what commands get of it.
+
+    Args:
+        has_workdir: Whether the workspace is a directory of the image, and not one of the sandbox's own.
+    """
+    return {"env": dict(env), "user": user, "has_workdir": has_workdir}
+
+
 def runner_environment(
     config: Mapping[str, Any], *, listen: str | None = None, listen_descriptor: str | None = None
 ) -> dict[str, str]:
@@ -55,7 +73,7 @@ def runner_environment(
     """
     place = {"ASH_LISTEN": listen, "ASH_LISTEN_FD": listen_descriptor}
     return {name: value for name, value in place.items() if value is not None} | {
-        "ASH_RUNNER_CONFIG": json.dumps(config, separators=(",", ":")),
+        CONFIG_VARIABLE: json.dumps(config, separators=(",", ":")),
         "HOME": config["home"],
         "LANG": "C.UTF-8",
         "TERM": "xterm-256color",

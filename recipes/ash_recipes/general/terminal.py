@@ -21,7 +21,6 @@ from ash_recipes.runner.execution import Execution, execute
 from ash_recipes.runner.files import Files
 from ash_recipes.runner.jobs import Job
 from ash_recipes.runner.problems import Problem, from_os_error
-from ash_recipes.runner.users import find_user
 
 __all__ = ["Remembered", "Terminal"]
 
@@ -118,7 +117,6 @@ class Terminal:
         Raises:
             Problem: The shell could not be started, or there is no such user.
         """
-        runs_as = None if user is None else find_user(user)
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         with self._prepared(command) as (words, descriptors, env):
             done = await execute(
@@ -130,9 +128,9 @@ class Terminal:
                 output_limit=OUTPUT_BYTES,
                 budget=ANSWER_BYTES,
                 pass_fds=descriptors,
-                user=runs_as,
+                user=self._context.user_named(user),
             )
-            if runs_as is None:
+            if user is None:
                 self._remember_state(descriptors[2])
         succeeded = done.exit_code == 0 and not done.timed_out
         self.history.append(Remembered(now, command, succeeded, done.exit_code))
@@ -153,6 +151,7 @@ class Terminal:
                 timeout_seconds=timeout_seconds,
                 shown=command,
                 pass_fds=descriptors,
+                user=self._context.user_named(None),
             )
 
     @contextlib.contextmanager

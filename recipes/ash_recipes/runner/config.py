@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-__all__ = ["PRIVATE_VARIABLES", "ConfigProblem", "Listen", "RunnerConfig", "take_from"]
+__all__ = ["PRIVATE_VARIABLES", "ConfigProblem", "ImageDefaults", "Listen", "RunnerConfig", "take_from"]
 
 PRIVATE_VARIABLES = (
     "ASH_LISTEN_FD",
@@ -41,6 +41,17 @@ class Listen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageDefaults:
+    """What commands get of an image that the runner is no part of."""
+
+    env: Mapping[str, str]
+    user: str
+    """A name or number, perhaps with a group after a colon; empty: root."""
+    has_workdir: bool
+    """Whether the workspace is a directory of the image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerConfig:
     listen: Listen
     sandbox_id: str = ""
@@ -63,6 +74,8 @@ class RunnerConfig:
     """What the network policy of this sandbox must refuse before it is ready; None where nothing is asked."""
     result_bytes: int = 0
     """How long a result of a tool may be before its parts are kept as files; 0: of any length."""
+    image: ImageDefaults | None = None
+    """None: commands have the runner's own environment and user."""
     network_note: str = ""
     """Which network there is and why, where that is less than the recipe asks for; empty otherwise."""
 
@@ -96,12 +109,21 @@ def take_from(environ: MutableMapping[str, str], key: str = "", egress_token: st
             egress_token=egress_token,
             claim_first=claim_first,
             canary=_address(str(raw["canary"])) if "canary" in raw else None,
+            image=_image(raw),
             network_note=str(raw.get("network_note", "")),
             result_bytes=int(raw.get("result_bytes", 0)),
             home=Path(str(raw.get("home") or environ.get("HOME") or os.getcwd())),
         )
     except (TypeError, ValueError) as exc:
         raise ConfigProblem(f"ASH_RUNNER_CONFIG is wrong: {exc}") from exc
+
+
+def _image(raw: Mapping[str, Any]) -> ImageDefaults | None:
+    if raw.get("image") is None:
+        return None
+    given = _mapping(raw, "image")
+    env = {str(name): str(value) for name, value in _mapping(given, "env").items()}
+    return ImageDefaults(env=env, user=str(given.get("user", "")), has_workdir=given.get("has_workdir") is True)
 
 
 def _checked_key(name: str, text: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ash_recipes.runner.jobs import Jobs
 from ash_recipes.runner.problems import Problem
 from ash_recipes.runner.ptys import Ptys
+from ash_recipes.runner.users import User, find_user
 
 __all__ = ["Context", "Environment", "current", "install"]
 
@@ -60,6 +61,8 @@ class Context:
     home: Path
     network_note: str = ""
     """Which network the sandbox has and why, where that is less than its recipe asks for; empty otherwise."""
+    user: User | None = None
+    """Whom commands run as; None: as the runner does."""
     environment: Environment = field(default_factory=lambda: Environment(os.environ))
     jobs: Jobs = field(default_factory=Jobs)
     ptys: Ptys = field(init=False)
@@ -67,9 +70,18 @@ class Context:
     def __post_init__(self) -> None:
         self.ptys = Ptys(self.jobs)
 
+    def user_named(self, name: str | None) -> User | None:
+        """Return whom a command runs as that names a user, or none.
+
+        Raises:
+            Problem: There is no such user.
+        """
+        return self.user if name is None else find_user(name, default=self.user)
+
     def become(self, other: Context) -> None:
         """Be as `other` from here on, for whoever holds this one."""
         self.workspace, self.home, self.network_note = other.workspace, other.home, other.network_note
+        self.user = other.user
         self.environment, self.jobs, self.ptys = other.environment, other.jobs, other.ptys
 
     @property

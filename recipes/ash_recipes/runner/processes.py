@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ __all__ = [
     "end_children",
     "end_session",
     "session_members",
+    "shell_of",
     "start_command",
 ]
 
@@ -88,14 +90,14 @@ def start_command(
     """Start a command as the leader of a session.
 
     Args:
-        command: A string for `bash -c`, or a list of words.
+        command: A string for `bash -c` (`sh -c` where there is no bash), or a list of words.
         user: Whom it runs as; None: as the runner does.
         more: Further arguments of `subprocess.Popen`.
 
     Raises:
         Problem: `spawn_failed`, when nothing could be started.
     """
-    words = ["bash", "-c", command] if isinstance(command, str) else list(command)
+    words = [shell_of(env), "-c", command] if isinstance(command, str) else list(command)
     try:
         popen = subprocess.Popen(
             words,
@@ -111,6 +113,11 @@ def start_command(
         return cast("subprocess.Popen[bytes]", popen)
     except (OSError, ValueError) as exc:
         raise Problem("spawn_failed", _why_not_started(exc, words, cwd)) from exc
+
+
+def shell_of(env: Mapping[str, str]) -> str:
+    """Return the shell that runs commands: bash, or what an image has in its place."""
+    return "bash" if shutil.which("bash", path=env.get("PATH", os.defpath)) is not None else "sh"
 
 
 class Process(SessionLeader):
@@ -229,6 +236,8 @@ def _why_not_started(exc: Exception, words: Sequence[str], cwd: Path) -> str:
     name = words[0] if words else ""
     if isinstance(exc, FileNotFoundError | NotADirectoryError | PermissionError) and str(exc.filename) == str(cwd):
         return f"cannot start in {cwd}: {(exc.strerror or '').lower()}"
+    if words[1:2] == ["-c"] and name == "sh" and isinstance(exc, FileNotFoundError):
+        return "there is no shell in this sandbox: give the command as a list of words, a program by its path first"
     if isinstance(exc, OSError):
         return f"cannot start {name!r}: {(exc.strerror or str(exc)).lower()}"
     return f"cannot start {name!r}: {exc}"

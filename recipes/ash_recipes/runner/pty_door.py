@@ -21,7 +21,6 @@ from ash_recipes.runner.jobs import signal_number
 from ash_recipes.runner.problems import Problem
 from ash_recipes.runner.processes import Command
 from ash_recipes.runner.ptys import Pty, hang_up
-from ash_recipes.runner.users import find_user
 
 __all__ = ["TERMINAL_PATH", "PtyDoor"]
 
@@ -100,7 +99,7 @@ class PtyDoor:
             size=(asked.rows, asked.columns),
             detached_seconds=asked.detached_seconds,
             key=asked.key,
-            user=None if asked.user is None else find_user(asked.user),
+            user=self._context.user_named(asked.user),
         )
 
 

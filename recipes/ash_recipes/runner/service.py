@@ -23,7 +23,7 @@ import uvicorn
 from ash_recipes.runner import context as contexts
 from ash_recipes.runner.app import RunnerApp
 from ash_recipes.runner.canary import policy_problem
-from ash_recipes.runner.config import RunnerConfig
+from ash_recipes.runner.config import ImageDefaults, RunnerConfig
 from ash_recipes.runner.context import Context, Environment
 from ash_recipes.runner.forwarder import forwarding, greeting, proxy_variables
 from ash_recipes.runner.health import Health
@@ -35,9 +35,12 @@ from ash_recipes.runner.servers.base import RecipeServer, StartProblem
 from ash_recipes.runner.starting import StartingServer, polling_loop
 from ash_recipes.runner.tokens import TokenCheck
 from ash_recipes.runner.tools import RunnerTools
+from ash_recipes.runner.users import user_of_image
 
 __all__ = ["Http", "open_server", "quieten", "run"]
 
+USUAL_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Of commands of an image that sets none, as containers have it."""
 RECIPE_FOLDER: Final = Path("/opt/recipe")
 """Where a recipe's own directory stands in a sandbox."""
 GRACE_SECONDS: Final = 1
@@ -138,11 +141,31 @@ def _context(config: RunnerConfig) -> Context:
     if config.egress:
         os.environ.update(proxy_variables())
     os.environ.update(config.env)
+    if config.image is not None:
+        return _context_of_image(config, config.image)
     context = Context(
         workspace=config.workspace,
         home=config.home,
         network_note=config.network_note,
         environment=Environment(os.environ),
+    )
+    os.chdir(config.workspace)
+    return context
+
+
+def _context_of_image(config: RunnerConfig, image: ImageDefaults) -> Context:
+    """Return the context of a runner that is a guest in an image: commands have what the image gives them."""
+    user = user_of_image(image.user)
+    config.workspace.mkdir(parents=True, exist_ok=True)
+    if not image.has_workdir:
+        os.chown(config.workspace, user.uid, user.gid)
+    variables = {"PATH": USUAL_PATH, "TERM": os.environ.get("TERM", "dumb"), "HOME": user.home, **image.env}
+    context = Context(
+        workspace=config.workspace,
+        home=Path(user.home),
+        network_note=config.network_note,
+        user=user if (user.uid, user.gid) != (os.geteuid(), os.getegid()) else None,
+        environment=Environment({**variables, **(proxy_variables() if config.egress else {}), **config.env}),
     )
     os.chdir(config.workspace)
     return context

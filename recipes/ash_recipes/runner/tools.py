@@ -22,7 +22,6 @@ from ash_recipes.runner.jobs import Job, signal_number
 from ash_recipes.runner.large_results import LargeResults
 from ash_recipes.runner.problems import Problem
 from ash_recipes.runner.processes import Command
-from ash_recipes.runner.users import find_user
 
 __all__ = ["RunnerTools"]
 
@@ -93,7 +92,7 @@ class RunnerTools:
 
     async def _exec(self, asked: args.Exec) -> Json:
         command, cwd, env = self._start(asked)
-        user = None if asked.user is None else find_user(asked.user)
+        user = self._context.user_named(asked.user)
 
         async def work() -> Json:
             done = await execute(
@@ -125,7 +124,7 @@ class RunnerTools:
             timeout_seconds=asked.timeout_seconds,
             paced=asked.paced,
             key=asked.key,
-            user=None if asked.user is None else find_user(asked.user),
+            user=self._context.user_named(asked.user),
         )
         return {"job": job.id, "started": True}
 

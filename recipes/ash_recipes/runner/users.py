@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ash_recipes.runner.problems import Problem
 
-__all__ = ["User", "find_user"]
+__all__ = ["User", "find_user", "user_of_image"]
 
 _PASSWD, _GROUP = "/etc/passwd", "/etc/group"
 _FILE_BYTES = 1024 * 1024
@@ -30,8 +30,11 @@ class User:
         return {"USER": self.name, "LOGNAME": self.name, "HOME": self.home}
 
 
-def find_user(name: str, *, passwd: str = _PASSWD, group: str = _GROUP) -> User | None:
+def find_user(name: str, *, passwd: str = _PASSWD, group: str = _GROUP, default: User | None = None) -> User | None:
     """Return a user of this sandbox; None for the one that commands run as anyway.
+
+    Args:
+        default: Whom they run as, where that is not the runner's own user.
 
     The files are read here, and not by the C library, which loads what they name into the runner.
 
@@ -44,12 +47,40 @@ def find_user(name: str, *, passwd: str = _PASSWD, group: str = _GROUP) -> User 
         known = ", ".join(list(users)[:_NAMED])
         raise Problem("bad_request", f"this sandbox has no user {name!r}; it has {known}; `useradd` makes others")
     uid, gid = int(found[2]), int(found[3])
-    if uid == os.geteuid():
+    if uid == os.geteuid() and default is None:
         return None
     if os.geteuid() != 0:
         raise Problem("not_permitted", "commands run as one user here: nobody is root in this sandbox")
     groups = [int(it[2]) for it in _entries(group, 4) if _is_number(it[2]) and name in it[3].split(",")]
     return User(name, uid, gid, tuple(dict.fromkeys([gid, *groups])), found[5] or "/")
+
+
+def user_of_image(asked: str, *, passwd: str = _PASSWD, group: str = _GROUP) -> User:
+    """Return whom an image's commands run as.
+
+    Args:
+        asked: A name or number, perhaps with a group after a colon; empty: root.
+
+    Raises:
+        Problem: `bad_request`: the image names somebody whom it does not have.
+    """
+    who, _, in_group = asked.partition(":")
+    users = [fields for fields in _entries(passwd, 7) if _is_number(fields[2]) and _is_number(fields[3])]
+    who = who or "0"
+    found = next((it for it in users if it[0] == who or (_is_number(who) and int(it[2]) == int(who))), None)
+    if found is None and not _is_number(who):
+        raise Problem("bad_request", f"the image's commands are to run as {who!r}, whom its /etc/passwd does not have")
+    uid, gid = (int(who), 0) if found is None else (int(found[2]), int(found[3]))
+    home = "/root" if found is None and uid == 0 else "/" if found is None else found[5] or "/"
+    name = str(uid) if found is None else found[0]
+    groups = [it for it in _entries(group, 4) if _is_number(it[2])]
+    if in_group:
+        named = next((int(it[2]) for it in groups if it[0] == in_group), None)
+        if named is None and not _is_number(in_group):
+            raise Problem("bad_request", f"the image names the group {in_group!r}, which its /etc/group does not have")
+        gid = int(in_group) if named is None else named
+    more = [int(it[2]) for it in groups if name in it[3].split(",")]
+    return User(name, uid, gid, tuple(dict.fromkeys([gid, *more])), home)
 
 
 def _is_number(text: str) -> bool:

@@ -20,9 +20,10 @@ from ash_hub.backends.base import BackendEvent, Exit, Instance, Phase, Snapshot,
 from ash_hub.backends.local import host
 from ash_hub.backends.local.document_files import FileDocuments
 from ash_hub.backends.local.forks import ForkOrders, why_not_forked
+from ash_hub.backends.local.image_plans import ImagePlans
 from ash_hub.backends.local.keeper.launchers import Plan
 from ash_hub.backends.local.keeper.used_directories import hold, remove_unused
-from ash_hub.backends.local.limits import Enforcement, limits_of
+from ash_hub.backends.local.limits import Enforcement, Limits, limits_of
 from ash_hub.backends.local.link import (
     ANSWER_SECONDS,
     SILENT,
@@ -34,6 +35,7 @@ from ash_hub.backends.local.link import (
     KeeperRefusal,
     KeeperSilent,
 )
+from ash_hub.backends.local.local_images import LocalImages, unsupported
 from ash_hub.backends.local.machine import SHOWN, Machine, MachinePlans
 from ash_hub.backends.local.machine_base import base_entries, make_base
 from ash_hub.backends.local.ordinary import OrdinaryMachine, OrdinaryPlans, name_of_copy
@@ -127,6 +129,7 @@ class LocalBackend:
         """Seconds that `now` is ahead of the steady clock; the keeper's own value once one is joined."""
         self.documents = FileDocuments(settings.state_dir, self.now)
         self._no_snapshots: str | None = None
+        self._images = LocalImages(settings)
         restart_seconds = settings.start_timeout_seconds + _ENDING_SECONDS + ANSWER_SECONDS
         self._snapshots = SnapshotRequests(self._link_or_fail, restart_seconds)
 
@@ -179,6 +182,7 @@ class LocalBackend:
         base, self._base = self._base, None
         if base is not None:
             os.close(base)
+        self._images.close()
 
     async def _require_isolation(self) -> None:
         """Refuse to run without isolation, saying what to install."""
@@ -268,7 +272,8 @@ class LocalBackend:
         require_network(spec.network, private=self._settings.private_egress)
         link = await self._link_or_fail()
         limits = limits_of(spec, self._settings, machine=self._machine is not None)
-        plan = replace(self._plans.plan(spec, self._runtime, limits), network=self._network(spec))
+        made = await self._image_plan(spec, limits) if spec.image else self._plans.plan(spec, self._runtime, limits)
+        plan = replace(made, network=self._network(spec))
         warnings = list(self._plans.warnings)
         launcher, more_seconds = await self._launcher(link, spec, plan), 0.0
         if launcher.get("otherwise", launcher) is None:
@@ -307,6 +312,30 @@ class LocalBackend:
             await self._rejoin()
             return self._instances.get(spec.id) or _ended(instance, _DELETED)
         return instance if end is None else self._record(end)
+
+    async def _image_plan(self, spec: SandboxSpec, limits: Limits) -> Plan:
+        """Return the plan of a sandbox from an image.
+
+        Raises:
+            Unsupported: There can be none on this host.
+            ConfigError, StartFailed: The image is not here; the bundle cannot be built.
+        """
+        assert spec.image is not None
+        if (why := self.no_images()) is not None or self._machine is None:
+            raise unsupported(spec.image, why or "it has no machines")
+        root, runtime = await self._images.find(spec.image), await self._images.runtime()
+        plans = ImagePlans(self._facts, self._enforcement, self._paths.directory, self._machine, root)
+        return plans.plan(spec, runtime, limits)
+
+    def no_images(self) -> str | None:
+        """Return why no sandbox can be started from an image; None if they can."""
+        if self._settings.unsafe:
+            return "it runs without isolation (--unsafe)"
+        if os.geteuid() != 0:
+            return "an ordinary user runs it, who cannot show an image's owners as a sandbox's own; run it as root"
+        if self._machine is None:
+            return self._no_machine or "its settings want none (ASH_HUB_BACKEND__MACHINE)"
+        return None
 
     async def warm(self, spec: SandboxSpec) -> None:
         with contextlib.suppress(AshError, *_AWAY, KeeperRefusal):
@@ -493,6 +522,7 @@ class LocalBackend:
             "control_groups": self._enforcement.version,
             "machine": self._machine is not None,
             "snapshots": self.no_snapshots() is None,
+            "images": self.no_images() is None,
             # A sandbox can read in its own mount table where on the host these lie; the last, if it may go out.
             "visible_paths": [] if self._settings.unsafe else self._visible_paths(),
             "warnings": list(self._plans.warnings),
@@ -700,13 +730,8 @@ def _ended(instance: Instance, how: Exit) -> Instance:
 def _require_supported(spec: SandboxSpec) -> None:
     if "image" in spec.server:
         raise Unsupported(
-            f"recipe {spec.recipe} is an image that serves MCP by itself, and the local backend has no images: choose "
-            "a recipe of another kind, or use a backend that runs containers (docs/kubernetes.md)"
-        )
-    if spec.image is not None:
-        raise ConfigError(
-            f"the local backend has no images, so it cannot start {spec.image!r}: leave `image` out and choose a "
-            "recipe, or use a backend that runs containers"
+            f"recipe {spec.recipe} is an image that serves MCP by itself, which the local backend does not start: "
+            "choose a recipe of another kind, or use a backend that runs containers (docs/kubernetes.md)"
         )
     if spec.runtime_class is not None:
         raise Unsupported(f"the local backend has no runtime class {spec.runtime_class!r}: leave it out")
@@ -722,7 +747,7 @@ def _translated(refusal: KeeperRefusal, spec: SandboxSpec) -> Exception:
         return unknown_snapshot(spec.snapshot or "")
     if refusal.kind == "full":
         return CapacityExceeded(f"no room for another sandbox: {refusal}", retry_after_seconds=5.0)
-    if refusal.kind == "exists":
+    if refusal.kind in ("exists", "other_image"):
         return Conflict(str(refusal))
     log = base64.b64decode(refusal.answer.get("log", "")).decode(errors="replace").splitlines()[-_LOG_LINES:]
     step = refusal.answer.get("step", "launch")

@@ -48,6 +48,8 @@ _MOST_FILES = 20_000
 
 def why_not_forked(spec: SandboxSpec, runtime: Runtime) -> str | None:
     """Return why sandboxes of a spec are started by bubblewrap, whatever the settings say; None if they are forked."""
+    if spec.image is not None:
+        return "it is from an image, which has a runner of its own"
     if not spec.installed:
         return "its recipe came with the spawn, and a caller's code is imported nowhere but in the caller's sandbox"
     if "python" not in spec.server:

@@ -15,7 +15,7 @@ from ash_hub.backends.local.runtime import PYTHON_DIRECTORY, Runtime
 from ash_hub.backends.runner import runner_config, runner_environment
 from ash_mcp.types import SandboxSpec
 
-__all__ = ["ETC_FROM_HOST", "HOME", "OUTLET", "WORKSPACE", "HostFacts", "IsolatedPlans", "Plans", "UnsafePlans"]
+__all__ = ["ETC", "ETC_FROM_HOST", "HOME", "OUTLET", "WORKSPACE", "HostFacts", "IsolatedPlans", "Plans", "UnsafePlans"]
 
 HOME = "/home/ash"
 WORKSPACE = "/workspace"
@@ -37,7 +37,7 @@ ETC_FROM_HOST = (
 )
 """Files of the host's /etc that programs of /usr need, and that say nothing about its users."""
 
-_ETC = {
+ETC = {
     "passwd": "root:x:0:0:root:/root:/usr/sbin/nologin\nash:x:1000:1000:ash:/home/ash:/bin/bash\n"
     "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
     "group": "root:x:0:\nash:x:1000:\nnogroup:x:65534:\n",
@@ -166,7 +166,7 @@ class IsolatedPlans:
         yield from (Mount("link", "/var/tmp", "../tmp"), Mount("directory", "/root"))
 
     def _etc(self, shown: set[str]) -> Iterator[Mount]:
-        for name, text in _ETC.items():
+        for name, text in ETC.items():
             yield Mount("file", f"/etc/{name}", content=text.encode(), mode="0644")
         for path, real in self._host.etc.items():
             above = next((directory for directory in sorted(shown) if real.startswith(f"{directory}/")), None)

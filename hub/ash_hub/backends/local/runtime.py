@@ -46,6 +46,8 @@ class Runtime:
     """Python that defines what a fork parent loads and what its sandboxes run; None: nothing can be forked."""
     library_path: tuple[str, ...] = ()
     """Directories inside with the interpreter's shared library, if it has one of its own."""
+    variables: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Of the environment, beside those of every runner."""
     loader: tuple[str, ...] = ()
     """What starts the interpreter, where that is not the system's own loader: a loader, its options."""
 

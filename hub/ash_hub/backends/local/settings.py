@@ -72,6 +72,11 @@ class LocalSettings(BaseModel):
     """Paths that are not copied. These only the host's own kernel and debuggers read."""
     system_bytes: Size = 16 * 1024 * _MIB
     """The size up to which the system is copied. A larger one is not; sandboxes have it read-only then."""
+    image_dir: Path | None = None
+    """Where images and the runner's bundle are kept; None: in `$XDG_CACHE_HOME/ash/images`, else
+    `~/.cache/ash/images`. All hives of that user may have the same."""
+    image_bytes: Size = 32 * 1024 * _MIB
+    """What the layers of all images may take, unpacked."""
     first_user: Annotated[int, Field(ge=65_536, le=_LAST_USER)] = DEFAULT_FIRST_USER
     """The first of the host's users that machines are given, 65,536 each. Only a hive that root runs gives any."""
     users: Annotated[int, Field(ge=65_536, le=_LAST_USER)] = DEFAULT_USERS

@@ -80,7 +80,7 @@ def _raise(refusal: KeeperRefusal, name: str) -> NoReturn:
         raise unknown_snapshot(name) from refusal
     if kind in ("full", "too_deep"):
         raise CapacityExceeded(f"no snapshot was taken: {said}", retryable=False) from refusal
-    if kind in ("changed", "busy", "exists", "stopped"):
+    if kind in ("changed", "busy", "exists", "stopped", "other_image"):
         raise Conflict(said) from refusal
     if kind == "no_snapshots":
         raise Unsupported(f"this sandbox has no snapshots: {said}; spawn another one") from refusal

@@ -145,7 +145,9 @@ async def http_client_of(
 ) -> AsyncGenerator[Client]:
     """Start a command that serves streamable HTTP on loopback, and connect to it once it listens."""
     tail = Tail()
-    process = Process(list(command), cwd=cwd, env=context.environment.variables(), on_data=tail.written)
+    process = Process(
+        list(command), cwd=cwd, env=context.environment.variables(), on_data=tail.written, user=context.user
+    )
     async with context.jobs.watched(process):
         try:
             await _wait_for_port(process, urlsplit(url).port or 80, tail)

@@ -275,7 +275,9 @@ class Keeper:
             self._egress,
             self._ranges,
             self._parents,
-            () if (snapshot := request.get("snapshot")) is None else self._layers_of(snapshot),
+            ()
+            if (snapshot := request.get("snapshot")) is None
+            else self._layers_of(snapshot, request["plan"]["image"]),
         )
         self._sandboxes[name] = sandbox
         start = self._starts[name] = self._tasks.create_task(_exception_of(sandbox.start))
@@ -389,7 +391,8 @@ class Keeper:
         return {"sandbox": sandbox.view(), "snapshot": snapshot.view()}
 
     async def _reset(self, request: Mapping[str, Any]) -> Answer:
-        sandbox, layers = self._restartable(request), self._layers_of(request["snapshot"])
+        sandbox = self._restartable(request)
+        layers = self._layers_of(request["snapshot"], sandbox.image)
         with self._snapshots.held(layers):
             await self._restart(sandbox, lambda: sandbox.reset(layers))
         self._snapshots.sweep()
@@ -423,11 +426,14 @@ class Keeper:
                 raise Refused("copy", str(error))
             raise Refused("restart", f"it has ended, for it could not be started anew: {error}")
 
-    def _layers_of(self, snapshot: str) -> tuple[Layer, ...]:
+    def _layers_of(self, snapshot: str, image: str) -> tuple[Layer, ...]:
         try:
-            return self._snapshots.layers_of(snapshot)
+            layers = self._snapshots.layers_of(snapshot)
         except SnapshotProblem as problem:
             raise Refused(problem.kind, str(problem)) from problem
+        if layers[-1].image != image:
+            raise Refused("other_image", f"snapshot {snapshot} is of another image: name the one that it was taken of")
+        return layers
 
     def _layers_in_use(self) -> list[Layer]:
         return [layer for sandbox in self._sandboxes.values() for layer in sandbox.layers]

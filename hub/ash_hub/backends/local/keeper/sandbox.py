@@ -290,7 +290,7 @@ class Sandbox:
         layer: Layer | None = None
         try:
             async with self._anew():
-                layer, self._spaces = Layer(owner, self._spaces, self.size), {}
+                layer, self._spaces = Layer(owner, self._spaces, self.size, self.image), {}
                 self.layers = layers = (*self.layers, layer)
         except BaseException:
             if layer is not None:
@@ -306,7 +306,7 @@ class Sandbox:
         """
         below = self.layers
         spaces = await copied(self._spaces, self._plan.spaces)
-        return (*below, Layer(owner, spaces, size_of(spaces)))
+        return (*below, Layer(owner, spaces, size_of(spaces), self.image))
 
     async def reset(self, layers: Sequence[Layer]) -> None:
         """End its processes, give up what it wrote, and start it anew over layers.
@@ -354,6 +354,11 @@ class Sandbox:
         await self.end(0.0)
         await self._clean_up()
         self._on_end(self)
+
+    @property
+    def image(self) -> str:
+        """What its root began as, as in a plan."""
+        return self._plan.image
 
     @property
     def has_way_out(self) -> bool:

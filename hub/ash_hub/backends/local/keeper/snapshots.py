@@ -37,6 +37,8 @@ class Layer:
     spaces: Spaces
     size: int
     """In bytes."""
+    image: str = ""
+    """The one that its sandbox began as, as in a plan."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

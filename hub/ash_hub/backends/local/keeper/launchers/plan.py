@@ -38,6 +38,8 @@ class Mount(NamedTuple):
     overlay: str | None = None
     """A directory of the host, `source` itself or above it, that is shown through an overlay with a name and inodes of
     its own: a sandbox then learns neither where `source` lies nor who else uses it. None: it is shared as it is."""
+    below: tuple[str, ...] = ()
+    """Of what is `writable`: further directories of the host that show through below `source`, the highest first."""
     sealed: bool = False
     """Whether device nodes of the host keep their mode, owner and times, whatever is done to them inside."""
 
@@ -49,8 +51,8 @@ class Mount(NamedTuple):
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> Mount:
-        content = given.get("content")
-        return cls(**given) if content is None else cls(**dict[str, Any](given, content=base64.b64decode(content)))
+        content = base64.b64decode(given.get("content", ""))
+        return cls(**dict[str, Any](given, content=content, below=tuple(given.get("below", ()))))
 
 
 _DEFAULTS = tuple((name, Mount._field_defaults.get(name)) for name in Mount._fields)
@@ -115,6 +117,8 @@ class Plan:
     """The file by which ranges of users are locked; None: the host's."""
     in_use: tuple[str, ...] = ()
     """Directories of the host that nobody may remove as long as it runs; the keeper locks them."""
+    image: str = ""
+    """The image that its root is, by its id; empty: it is of this host. A snapshot is of one image."""
     writable_bytes: int | None = None
     """What all that is written to `writable` mounts may take, in memory; None is as much as memory allows."""
     snapshots: bool = False

@@ -80,6 +80,8 @@ class Staged(NamedTuple):
     """Inside, of what is written to."""
     mode: str | None = None
     """Of what is `kept`, as in a plan."""
+    below: Sequence[str] = ()
+    """On the host, as in a plan."""
 
     @property
     def space(self) -> str:
@@ -149,7 +151,7 @@ def staged(plan: Plan) -> list[Staged]:
         is_shown = it.kind in ("bind", "writable") and not (it.optional and not os.path.exists(it.source))
         if is_kept or is_shown:
             shown = "overlay" if it.overlay is not None else it.kind
-            found.append(Staged(it.source, str(number), shown, it.target, it.mode))
+            found.append(Staged(it.source, str(number), shown, it.target, it.mode, it.below))
     return found
 
 
@@ -277,6 +279,7 @@ def set_up(
         OSError: The kernel does not let this user do it.
     """
     opened = [os.open(thing.source or "/", os.O_PATH | os.O_CLOEXEC) for thing in things]
+    opened_below = [[os.open(path, os.O_PATH | os.O_CLOEXEC) for path in thing.below] for thing in things]
     mounted = mount_points()
     tmpfs(stage, "mode=0711")
     for number, name in enumerate(("empty", "lower", "upper")):
@@ -307,15 +310,28 @@ def set_up(
                 mount(f"/proc/self/fd/{source}", lower, _BIND | _RECURSIVE)
             else:
                 _show(source, lower, users, is_written=thing.kind == "writable")
+            lowers = [lower, *_shown_below(opened_below[number], lower, users)]
             if thing.kind == "writable" and layers:
-                _stacked(stage, thing, layers, owner, lower)
+                _stacked(stage, thing, layers, owner, lowers)
             elif thing.kind == "writable":
-                _writable(lower, target, f"{stage}/upper/{number}", owner, "" if users is not None else ",userxattr")
+                _writable(lowers, target, f"{stage}/upper/{number}", owner, "" if users is not None else ",userxattr")
             elif hides_mounts(thing.source, mounted) or not _overlay(lower, target, f"{stage}/empty"):
                 mount(lower, target, _BIND | (_RECURSIVE if users is None else 0))
                 is_whole = False
         os.close(source)
     return is_whole
+
+
+def _shown_below(sources: Sequence[int], name: str, users: int | None) -> list[str]:
+    """Mount further directories beside the first, and return where."""
+    shown: list[str] = []
+    for number, source in enumerate(sources):
+        assert users is not None, "images have owners of their own"
+        os.mkdir(target := f"{name}.{number}")
+        _show_as_own(source, target, users)
+        os.close(source)
+        shown.append(target)
+    return shown
 
 
 def _show(source: int, target: str, users: int, *, is_written: bool) -> None:
@@ -392,27 +408,27 @@ def _kept(stage: str, thing: Staged, layers: Sequence[Spaces], owner: int) -> No
     """Show a place that has nothing of the host below; without an overlay, where no layer has anything of it."""
     below = prepared(layers, thing.space, thing.target, None, int(thing.mode or "0755", 8))
     if below:
-        _mount_stack(stage, thing, layers, owner, below, None)
+        _mount_stack(stage, thing, layers, owner, below, ())
     else:
         upper = f"{_shown(stage, len(layers) - 1, thing.space)}/{key_of(thing.target)}/upper"
         mount(upper, f"{stage}/{thing.name}", _BIND)
 
 
-def _stacked(stage: str, thing: Staged, layers: Sequence[Spaces], owner: int, lower: str) -> None:
-    like = os.open(lower, os.O_PATH | os.O_CLOEXEC)
+def _stacked(stage: str, thing: Staged, layers: Sequence[Spaces], owner: int, lowers: Sequence[str]) -> None:
+    like = os.open(lowers[0], os.O_PATH | os.O_CLOEXEC)
     below = prepared(layers, thing.space, thing.target, like, 0o755)
     os.close(like)
-    _mount_stack(stage, thing, layers, owner, below, lower)
+    _mount_stack(stage, thing, layers, owner, below, lowers)
 
 
 def _mount_stack(
-    stage: str, thing: Staged, layers: Sequence[Spaces], owner: int, below: Sequence[int], lowest: str | None
+    stage: str, thing: Staged, layers: Sequence[Spaces], owner: int, below: Sequence[int], lowest: Sequence[str]
 ) -> None:
     key = key_of(thing.target)
     lowers = [f"{_shown(stage, number, thing.space)}/{key}/upper" for number in reversed(below)]
     top = f"{_shown(stage, len(layers) - 1, thing.space)}/{key}"
     with acting_as(owner):
-        _mount_overlay(f"{stage}/{thing.name}", [*lowers, *([lowest] if lowest else [])], top)
+        _mount_overlay(f"{stage}/{thing.name}", [*lowers, *lowest], top)
 
 
 def _mount_overlay(target: str, lowers: Sequence[str], top: str) -> None:
@@ -426,16 +442,16 @@ def _mount_overlay(target: str, lowers: Sequence[str], top: str) -> None:
         os.close(number)
 
 
-def _writable(lower: str, target: str, upper: str, owner: int, more: str) -> None:
-    status = os.stat(lower)
+def _writable(lowers: Sequence[str], target: str, upper: str, owner: int, more: str) -> None:
+    status = os.stat(lowers[0])
     for path in (upper, f"{upper}/upper", f"{upper}/work"):
         os.mkdir(path, 0o755)
         os.chown(path, owner, owner)
     os.chmod(f"{upper}/upper", status.st_mode & 0o7777)
-    held = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (lower, f"{upper}/upper", f"{upper}/work")]
-    places = [f"/proc/self/fd/{number}" for number in held]
+    held = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (*lowers, f"{upper}/upper", f"{upper}/work")]
+    *below, over, work = (f"/proc/self/fd/{number}" for number in held)
     libc = ctypes.CDLL(None, use_errno=True)
-    options = f"lowerdir={places[0]},upperdir={places[1]},workdir={places[2]},volatile,xino=off{more}"
+    options = f"lowerdir={':'.join(below)},upperdir={over},workdir={work},volatile,xino=off{more}"
     checked(libc.mount(b"overlay", os.fsencode(target), b"overlay", ctypes.c_ulong(0), options.encode()))
     for number in held:
         os.close(number)
