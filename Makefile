@@ -7,7 +7,7 @@ QUICK := not heavy and not node and not clients and not replicas and not browser
 # the tests wait more than they work: more of them at once than a small machine has processors
 WORKERS ?= 4
 
-.PHONY: help run test test-kubernetes check lock images all-local
+.PHONY: help run test test-kubernetes check lock images bundle all-local
 
 help:
 	@echo "make run      install what is missing, start the hive, show it at work"
@@ -16,6 +16,7 @@ help:
 	@echo "make check    lint, format, types, imports"
 	@echo "make lock     pin the newest dependencies in constraints.txt"
 	@echo "make images   build the container images, with docker, buildah or podman"
+	@echo "make bundle   build the runner with its own Python into build/bundle, for any Linux image"
 	@echo "make all-local   a hive on this machine's minikube or kind: images, chart, key"
 
 run:
@@ -41,6 +42,11 @@ lock:
 
 images:
 	@scripts/images
+
+bundle:
+	@scripts/setup run
+	@rm -rf build/bundle
+	@.venv/bin/python -m ash_recipes.bundle build/bundle
 
 all-local:
 	@scripts/all-local

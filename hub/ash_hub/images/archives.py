@@ -106,7 +106,7 @@ class _Archive:
                         self._parts[name] = (member.offset_data, member.size)
                     elif member.issym():  # docker's, for a layer that comes twice
                         links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
-                    archive.members = []
+                    archive.members = []  # pyright: ignore[reportAttributeAccessIssue]
         except (tarfile.TarError, OSError, ValueError, RecursionError, EOFError) as error:
             raise refused(f"{path} cannot be read as an archive: {error}") from error
         self._parts |= {name: self._parts[to] for name, to in links.items() if to in self._parts}
@@ -266,7 +266,7 @@ def unpacked(parts: Parts, layer: PackedLayer) -> Generator[BinaryIO]:
         raise refused(f"it has no {layer.part!r}") from None
     with part:
         head = part.peek(4) if isinstance(part, io.BufferedReader) else b""
-        outer = _Hashed(part)
+        outer = _Hashed(cast("BinaryIO", part))
         try:
             with _decompressed(outer, head) as stream:
                 inner = _Hashed(stream)

@@ -85,7 +85,7 @@ def unpack(stream: BinaryIO, root: Path, below: Sequence[Path], bounds: Bounds) 
         archive = tarfile.TarFile(fileobj=cast("BinaryIO", reader), errorlevel=2)
         while (member := archive.next()) is not None:
             layer.add(member, reader)
-            archive.members = []
+            archive.members = []  # pyright: ignore[reportAttributeAccessIssue]
     except (tarfile.TarError, ValueError, RecursionError, OverflowError) as error:
         if not (isinstance(error, tarfile.ReadError) and str(error) == "empty file"):
             raise refused(f"a layer is no archive that can be read: {error}") from error

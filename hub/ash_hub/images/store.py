@@ -3,6 +3,7 @@
     images/<hash of the name>.json    a record
     layers/<chain id>/root            a layer on those below it, unpacked; layer.json says how large it is
     layers/.new-*                     one that is being unpacked
+    .scratch-*                        what becomes an image, of a process that fetches it
     lock                              of whoever changes something
 
 A layer is there whole or not at all: it is unpacked beside, verified, put on the disk and renamed. Whoever begins a
@@ -19,6 +20,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -39,7 +41,7 @@ _MOST_ENTRIES = 1_000_000
 _WAIT_SECONDS, _PAUSE_SECONDS = 1800.0, 0.1
 _SPARE_BYTES = 1024 * 1024 * 1024
 """What an image leaves of a disk."""
-_NEW = ".new-"
+_NEW, _SCRATCH = ".new-", ".scratch-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,13 +150,30 @@ class ImageStore:
         return image
 
     def remove(self, name: str) -> bool:
-        """Forget an image, and remove the layers that no other has and no sandbox uses; return whether it was there."""
+        """Forget an image, with the layers that no other has and no sandbox uses; return whether it was there."""
         with self._locked():
             record = self._record(full_name(name))
             was_there = record.exists()
             record.unlink(missing_ok=True)
             self._remove_unused()
         return was_there
+
+    @contextlib.contextmanager
+    def scratch(self) -> Generator[Path]:
+        """Give a new folder on the same disk, for what becomes an image; those of killed processes are removed."""
+        self._below("images")
+        with _flocked(self._directory / "scratch.lock"):
+            for stale in self._directory.glob(f"{_SCRATCH}*"):
+                if _unlocked(stale):
+                    shutil.rmtree(stale, ignore_errors=True)
+            made = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self._directory))
+            held = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(held, fcntl.LOCK_SH)
+        try:
+            yield made
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+            os.close(held)
 
     def _unpack(
         self, parts: Parts, layer: PackedLayer, chain_id: str, below: Sequence[Path], *, keep: Sequence[str]
@@ -239,19 +258,25 @@ class ImageStore:
     def _locked(self) -> Generator[None]:
         """Be the only one that changes something; what a killed one left is removed."""
         self._below("images")
-        with open(self._directory / "lock", "ab") as file:
-            deadline = time.monotonic() + _WAIT_SECONDS
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise CapacityExceeded("another import into these images goes on; try again") from None
-                    time.sleep(_PAUSE_SECONDS)
+        with _flocked(self._directory / "lock"):
             for stale in self._below("layers").glob(f"{_NEW}*"):
                 shutil.rmtree(stale, ignore_errors=True)
             yield
+
+
+@contextlib.contextmanager
+def _flocked(path: Path) -> Generator[None]:
+    with open(path, "ab") as file:
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise CapacityExceeded("another import into these images goes on; try again") from None
+                time.sleep(_PAUSE_SECONDS)
+        yield
 
 
 def _read(record: Path) -> Image | None:

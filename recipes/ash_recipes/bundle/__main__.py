@@ -1,4 +1,4 @@
-"""`python -m ash_recipes.bundle FOLDER` builds the runner's bundle; `--into FOLDER` keeps one there, and prints its path."""
+"""`python -m ash_recipes.bundle FOLDER` builds the runner's bundle; with `--into` it keeps one there by its input."""
 
 from __future__ import annotations
 

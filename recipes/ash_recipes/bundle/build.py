@@ -1,4 +1,4 @@
-"""The bundle's folder: written once, under a name that stands for its input, with the same bytes for the same input."""
+"""The bundle's folder: under a name that stands for its input, with the same bytes for the same input."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ PYTHON = f"lib/python{sys.version_info.major}.{sys.version_info.minor}"
 _PACKAGES = f"{PYTHON}/site-packages"
 _DISTRIBUTION, _EXTRA = "ash-mcp", "recipes"
 _UNUSED = frozenset(
-    "authlib cyclopts dnspython docstring-parser docutils email-validator pycparser pygments pyperclip pyyaml rich-rst "
-    "watchfiles".split()
+    "authlib cyclopts dnspython docstring-parser docutils email-validator pycparser pygments pyperclip pyyaml "
+    "rich-rst watchfiles".split()
 )
 """Of command lines and other servers; the runner imports none of them."""
 _WITHOUT = frozenset(
@@ -139,10 +139,9 @@ def _add_distribution(found: Contents, name: str) -> None:
         if source.is_file():
             found.files[f"{_PACKAGES}/{path.as_posix()}"] = source
     about = distribution.metadata
-    licence = about.get("License-Expression") or about.get("License") or ", ".join(_classified(about))
-    found.distributions.append(
-        {"name": name, "version": distribution.version, "licence": (licence or "unknown").partition("\n")[0]}
-    )
+    said = [*(about.get_all("License-Expression") or ()), *(about.get_all("License") or ()), *_classified(about)]
+    licence = str(said[0]).partition("\n")[0] if said else "unknown"
+    found.distributions.append({"name": name, "version": distribution.version, "licence": licence})
 
 
 def _classified(about: metadata.PackageMetadata) -> Iterator[str]:

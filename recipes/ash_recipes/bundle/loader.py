@@ -38,7 +38,7 @@ def sealed_loader(program: bytes) -> bytes:
 
 
 def _nowhere(length: int) -> bytes:
-    """Return the name of a directory, of that length and with a slash at both ends, in which nobody can make a file."""
+    """Return the name of a directory in which nobody can make a file, of that length and with a slash at its end."""
     return b"/proc/".ljust(length, b"/") if length > 5 else b"/dev/"  # as short as /lib/ is
 
 

@@ -75,8 +75,8 @@ class LocalImages:
         found = await anyio.to_thread.run_sync(self._store.find, name)
         if found is None:
             raise ConfigError(
-                f"there is no image {name!r} on this host: `ash image import ARCHIVE {name}` or `ash image pull {name}` "
-                "brings it, `ash image list` shows those that there are"
+                f"there is no image {name!r} on this host: `ash image import ARCHIVE {name}` or `ash image pull "
+                f"{name}` brings it, `ash image list` shows those that there are"
             )
         return ImageRoot(image=found, layers=self._store.roots(found), in_use=self._store.used(found))
 
@@ -98,6 +98,6 @@ class LocalImages:
 def unsupported(name: str, why: str) -> Unsupported:
     """Return the error for an image where this host can run none."""
     return Unsupported(
-        f"this hive cannot start image {name!r}, for its sandboxes have no root of their own: {why}. Leave `image` out "
-        "and choose a recipe, or see docs/images.md"
+        f"this hive cannot start image {name!r}, for its sandboxes have no root of their own: {why}. Leave `image` "
+        "out and choose a recipe, or see docs/images.md"
     )
