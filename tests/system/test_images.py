@@ -15,7 +15,7 @@ import pytest
 
 from ash_hub.backends.local import host
 from ash_mcp import Hive
-from ash_mcp.errors import CommandNotStarted, ConfigError, Conflict, StartFailed
+from ash_mcp.errors import CommandNotStarted, ConfigError, Conflict, FileNotPermitted, StartFailed
 from tests.hive_process import ASH, hive_in
 from tests.hub.backends.local.machine_parts import needs_machines
 from tests.hub.images.image_parts import entry, layer, layout, needs_root, programs
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.heavy, needs_root, needs_machines]
 
 PASSWD: Final = "root:x:0:0:root:/root:/bin/bash\njoe:x:1000:1001:Joe:/home/joe:/bin/bash\n"
 GROUP: Final = "root:x:0:\njoe:x:1001:\nmore:x:2000:joe\n"
-TOOLS: Final = ("bash", "cat", "id", "ls", "mv", "rm", "stat", "touch", "env")
+TOOLS: Final = ("bash", "sleep", "cat", "id", "ls", "mv", "rm", "stat", "touch", "env")
 HOSTILE: Final = {
     "PATH": "/opt/tools:/usr/bin",
     "LD_PRELOAD": "/evil.so",
@@ -121,6 +121,8 @@ async def test_commands_get_what_the_image_says_and_the_runner_nothing_of_it(hiv
         lines = (await box.exec(["env"])).stdout.splitlines()
         assert {f"{name}={value}" for name, value in HOSTILE.items()} <= set(lines)
         assert not [line for line in lines if "/opt/ash" in line or "public_key" in line]
+        asking = "exec 3<>/dev/tcp/127.0.0.1/3128; printf 'GET http://127.0.0.1:1/ HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
+        assert "HTTP/1.1 403" in (await box.exec(asking)).stdout, "the way out is there for a user who is not root"
         told = await box.call("terminal-controller_execute_command", command="cd /srv; touch x; pwd; id -u")
         assert told.structured is not None and told.structured["stdout"] == "/srv\n1000\n"
         root = await box.exec("id -u; cat /root/own; echo $HOME", user="root")
@@ -129,6 +131,11 @@ async def test_commands_get_what_the_image_says_and_the_runner_nothing_of_it(hiv
 
 async def test_files_are_those_of_all_layers(hive: Hive, usual: str) -> None:
     async with await hive.spawn("general", image=usual) as box:
+        await box.files.write("made/here", "text")
+        assert (await box.exec("stat -c %u:%g made made/here")).stdout == "1000:1001\n1000:1001\n"
+        with pytest.raises(FileNotPermitted):
+            await box.files.read("/root/own")
+        await box.files.remove("made", recursive=True)
         seen = await box.exec("ls /srv/app /srv/hidden; cat /first; stat -c %h:%u:%g /second /srv/app")
         assert seen.stdout.split() == ["/srv/app:", "old", "/srv/hidden:", "new", "linked2:0:0", "1:1000:1001"]
         assert await box.files.read("old") == "old", "a relative path begins at the image's working directory"
