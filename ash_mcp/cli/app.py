@@ -35,6 +35,7 @@ _HUB_COMMANDS: Final = {
     "wrap": "Run any MCP server on stdin and stdout, in a sandbox of its own.",
     "doctor": "Say what isolation this machine gives and what it lacks.",
     "key": "Make, list and revoke API keys of the hive here.",
+    "image": "Keep images on this machine, for `spawn --image`.",
     "egress": "Run an egress proxy by itself, as in a pod.",
     "bench": "Measure spawns and calls in this hive.",
 }
@@ -90,6 +91,7 @@ def new_app(words: Sequence[str]) -> typer.Typer:
     _add_hub_command(app, "wrap")
     _add_hub_command(app, "doctor")
     _add_hub_command(app, "key")
+    _add_hub_command(app, "image")
     app.command("config")(hive_command(hosts.config))
     known = {command.name for command in app.registered_commands}
     if not known.intersection(words):

@@ -9,6 +9,7 @@ lifecycle    sandboxes from their spawn to their end, on every replica
 testing      the suite that every backend passes, attempts to escape included
 spawning     one start: request, policy, recipe, spec, runner, pinned tools
 backends     where sandboxes are made
+images       OCI images on this machine: read, unpacked, kept
 egress       the proxy through which sandboxes go out, a process of its own
 serving      listeners, the web app, auth, logs, metrics, audit
 settings     the settings of a hive

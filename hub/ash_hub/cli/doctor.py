@@ -63,18 +63,14 @@ def doctor(
 
 
 def _this_machine(settings: HubSettings) -> list[Check]:
-    from ash_hub.backends.local import LocalSettings
     from ash_hub.backends.local.host import probe
-    from ash_hub.chosen_backend import explained
-    from ash_mcp.errors import ConfigError
+    from ash_hub.backends.local.local_images import image_check
+    from ash_hub.cli.environment import local_settings
 
-    places = {"state_dir": settings.state_dir, "run_dir": settings.run_dir, "log_dir": settings.logs}
-    try:
-        with explained("local"):
-            chosen = LocalSettings.model_validate({**settings.backend, **places})
-    except ConfigError as error:
-        raise typer.BadParameter(error.message) from error
-    return probe(chosen)
+    chosen = local_settings(settings)
+    checks = probe(chosen)
+    has_machines = any(check.name == "users of sandboxes" and check.ok for check in checks)
+    return [*checks, image_check(chosen, has_machines=has_machines)]
 
 
 def _launchers(settings: HubSettings) -> list[Check]:

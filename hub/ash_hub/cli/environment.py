@@ -6,15 +6,19 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from ash_hub.settings import HubSettings
+from ash_mcp.errors import ConfigError
 
-__all__ = ["read_settings"]
+if TYPE_CHECKING:
+    from ash_hub.backends.local.settings import LocalSettings
+
+__all__ = ["local_settings", "read_settings"]
 
 PREFIX: Final = "ASH_HUB_"
 _NESTED: Final = "__"
@@ -36,6 +40,19 @@ def read_settings(options: Mapping[str, Any], *, unsafe: bool = False) -> HubSet
             raise typer.BadParameter(f"--unsafe is for the local backend; {backend['kind']} isolates in its own way")
         backend["unsafe"] = True
     return settings.model_copy(update={"backend": backend})
+
+
+def local_settings(settings: HubSettings) -> LocalSettings:
+    """Return the settings of the local backend; what is wrong with them is a usage error."""
+    from ash_hub.backends.local.settings import LocalSettings
+    from ash_hub.chosen_backend import explained
+
+    places = {"state_dir": settings.state_dir, "run_dir": settings.run_dir, "log_dir": settings.logs}
+    try:
+        with explained("local"):
+            return LocalSettings.model_validate({**settings.backend, **places})
+    except ConfigError as error:
+        raise typer.BadParameter(error.message) from error
 
 
 def _refuse_unknown(environ: Iterable[str]) -> None:

@@ -128,14 +128,12 @@ def remove(
 
 
 def _settings() -> LocalSettings:
-    from ash_hub.backends.local.settings import LocalSettings
-    from ash_hub.cli.environment import read_settings
+    from ash_hub.cli.environment import local_settings, read_settings
 
     found = read_settings({})
     if found.backend["kind"] != "local":
         raise ConfigError(f"the backend {found.backend['kind']} keeps no images here: its nodes fetch them")
-    own = {"state_dir": found.state_dir, "run_dir": found.run_dir, "log_dir": found.log_dir}
-    return LocalSettings.model_validate({**found.backend, **own})
+    return local_settings(found)
 
 
 def _saying(as_json: bool) -> Callable[[str], None]:

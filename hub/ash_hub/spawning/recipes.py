@@ -89,9 +89,9 @@ class Recipe(_Data):
     """What a model reads when it chooses a recipe."""
     server: Server
     image: str | None = None
-    """For clusters; the local backend has no images."""
+    """On one machine an image that it keeps (`ash image`); on clusters one that its nodes fetch."""
     runtime_class: Annotated[str, Field(min_length=1, max_length=63)] | None = None
-    """For clusters, as `image`."""
+    """For clusters."""
     node_selector: Mapping[str, str] = {}
     """For clusters: labels of the nodes it may run on."""
     env: Mapping[str, str] = {}

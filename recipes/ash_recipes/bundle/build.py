@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ash_recipes.bundle.contents import NATIVE, PYTHON, BundleProblem, Contents, contents
+from ash_recipes.bundle.contents import NATIVE, PYTHON, BundleProblem, Contents, add_origins, contents
 from ash_recipes.bundle.loader import machine_of, sealed_loader
 
 __all__ = ["INSIDE", "LARGEST_BYTES", "MANIFEST", "build", "build_once"]
@@ -87,6 +87,7 @@ def _locked(path: Path) -> Generator[None]:
 
 def _write(found: Contents, target: Path) -> None:
     strip = shutil.which("strip")
+    add_origins(found)
     for name, source in sorted(found.files.items()):
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 from ash_recipes.bundle.loader import interpreter_of
 
-__all__ = ["NATIVE", "BundleProblem", "Contents", "contents"]
+__all__ = ["NATIVE", "BundleProblem", "Contents", "add_origins", "contents"]
 
 NATIVE = "lib/native"
 """Where shared libraries and the loader are."""
@@ -168,7 +168,6 @@ def _add_libraries(found: Contents, interpreter: Path) -> None:
     for name, real in sorted(libraries.items()):
         if real:
             found.files[f"{NATIVE}/{name}"] = Path(real)
-            found.libraries.append({"file": name, **_origin(found, os.path.realpath(real))})
     found.loader = f"{NATIVE}/{os.path.basename(named)}"
 
 
@@ -182,6 +181,13 @@ def _listed(loader: str, program: Path) -> Iterator[tuple[str, str]]:
     if "not found" in said:
         missing = next(line.strip() for line in said.splitlines() if "not found" in line)
         raise BundleProblem(f"{program}: {missing}")
+
+
+def add_origins(found: Contents) -> None:
+    """Add the packages and licences of shared libraries, which takes longer than all else."""
+    for name, path in sorted(found.files.items()):
+        if name.startswith(f"{NATIVE}/"):
+            found.libraries.append({"file": name, **_origin(found, os.path.realpath(path))})
 
 
 def _origin(found: Contents, real: str) -> Mapping[str, str]:

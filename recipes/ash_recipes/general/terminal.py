@@ -1,5 +1,7 @@
 """A terminal whose working directory and exported variables last from one command to the next.
 
+In an image without bash each command has a plain shell, and nothing lasts.
+
 Every command runs in a bash of its own, so that a command that hangs, exits or breaks its shell spoils nothing. That
 bash gets the last one's variables before the command and writes down its own after it, through descriptors of files
 in memory: they take commands of any length and need no disk.
@@ -21,6 +23,7 @@ from ash_recipes.runner.execution import Execution, execute
 from ash_recipes.runner.files import Files
 from ash_recipes.runner.jobs import Job
 from ash_recipes.runner.problems import Problem, from_os_error
+from ash_recipes.runner.processes import shell_of
 
 __all__ = ["Remembered", "Terminal"]
 
@@ -166,6 +169,8 @@ class Terminal:
             for content in (raw, state, b""):  # one by one, so that a failure leaves none open
                 descriptors.append(_memory_file(content))  # noqa: PERF401
             words = ["bash", "-c", _SHELL, "bash", *map(str, descriptors)]
+            if (shell := shell_of(self._context.environment.variables())) != "bash":
+                words = [shell, "-c", command]  # without bash nothing lasts from one command to the next
             # Once there is a state it holds all variables; what was unset since must not come back.
             env = self._context.environment.variables() if self._variables is None else {}
             yield words, descriptors, env

@@ -164,7 +164,8 @@ class PtyProcess(SessionLeader):
 
 def _prepare(slave: int, user: User | None) -> None:
     if user is not None:
-        os.fchown(slave, user.uid, -1)  # else it could not open /dev/tty's name
+        with contextlib.suppress(PermissionError):  # root needs no right to it
+            os.fchown(slave, user.uid, -1)  # else it could not open /dev/tty's name
     attributes = termios.tcgetattr(slave)
     attributes[0] |= _IUTF8
     termios.tcsetattr(slave, termios.TCSANOW, attributes)

@@ -35,7 +35,7 @@ from ash_recipes.runner.servers.base import RecipeServer, StartProblem
 from ash_recipes.runner.starting import StartingServer, polling_loop
 from ash_recipes.runner.tokens import TokenCheck
 from ash_recipes.runner.tools import RunnerTools
-from ash_recipes.runner.users import user_of_image
+from ash_recipes.runner.users import reach_files_as, user_of_image
 
 __all__ = ["Http", "open_server", "quieten", "run"]
 
@@ -160,11 +160,14 @@ def _context_of_image(config: RunnerConfig, image: ImageDefaults) -> Context:
     if not image.has_workdir:
         os.chown(config.workspace, user.uid, user.gid)
     variables = {"PATH": USUAL_PATH, "TERM": os.environ.get("TERM", "dumb"), "HOME": user.home, **image.env}
+    is_other = (user.uid, user.gid) != (os.geteuid(), os.getegid())
+    if is_other:
+        reach_files_as(user)
     context = Context(
         workspace=config.workspace,
         home=Path(user.home),
         network_note=config.network_note,
-        user=user if (user.uid, user.gid) != (os.geteuid(), os.getegid()) else None,
+        user=user if is_other else None,
         environment=Environment({**variables, **(proxy_variables() if config.egress else {}), **config.env}),
     )
     os.chdir(config.workspace)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ash_recipes.runner.problems import Problem
 
-__all__ = ["User", "find_user", "user_of_image"]
+__all__ = ["User", "find_user", "reach_files_as", "user_of_image"]
 
 _PASSWD, _GROUP = "/etc/passwd", "/etc/group"
 _FILE_BYTES = 1024 * 1024
@@ -81,6 +82,17 @@ def user_of_image(asked: str, *, passwd: str = _PASSWD, group: str = _GROUP) -> 
         gid = int(in_group) if named is None else named
     more = [int(it[2]) for it in groups if name in it[3].split(",")]
     return User(name, uid, gid, tuple(dict.fromkeys([gid, *more])), home)
+
+
+def reach_files_as(user: User) -> None:
+    """Have this process, which stays root, read and write files as a user; so do threads that it starts from here on.
+
+    What it starts has its own credentials, set before it is executed.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    os.setgroups(user.groups)
+    libc.setfsgid(user.gid)
+    libc.setfsuid(user.uid)
 
 
 def _is_number(text: str) -> bool:

@@ -7,6 +7,7 @@ runtime.py    the Python that the runner runs on
 limits.py     limits of a sandbox, and which of them this host enforces
 seccomp.py    the system call filter, by the numbers of `_syscalls.py`
 plans.py      from a spec to the plan of a launch
+image_plans.py  the plan of a sandbox from an image; local_images.py: the images and the bundle of this host
 starter.py    starts the keeper
 link.py       the hub's connection to it
 snapshot_requests.py  what it is asked about snapshots

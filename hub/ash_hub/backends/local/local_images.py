@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
+from ash_hub.backends.checks import Check
 from ash_hub.backends.local.image_plans import ImageRoot, bundle_runtime
 from ash_hub.backends.local.keeper.used_directories import hold, remove_unused
 from ash_hub.backends.local.runtime import Runtime
@@ -17,7 +19,7 @@ from ash_hub.backends.local.settings import LocalSettings
 from ash_hub.images import ImageStore
 from ash_mcp.errors import ConfigError, StartFailed, Unsupported
 
-__all__ = ["LocalImages", "build_bundle", "image_store"]
+__all__ = ["LocalImages", "build_bundle", "image_check", "image_store", "unsupported"]
 
 _BUILD_SECONDS = 600.0
 _BUNDLES = "bundles"
@@ -49,6 +51,20 @@ def build_bundle(settings: LocalSettings) -> Path:
         why = "".join(done.stderr.strip().splitlines()[-1:])
         raise StartFailed(f"the runner's bundle cannot be built: {why}", step="bundle")
     return Path(done.stdout.strip())
+
+
+def image_check(settings: LocalSettings, *, has_machines: bool) -> Check:
+    """Return what `ash doctor` says of images.
+
+    Args:
+        has_machines: Whether sandboxes have users and a root of their own.
+    """
+    if os.geteuid() != 0 or not has_machines:
+        why = "only ordinary machines of a hive that root runs can begin as an image"
+        return Check("images", False, f"sandboxes cannot be started from any: {why}", "run the hive as root")
+    by = "registries' by skopeo" if shutil.which("skopeo") else "of archives alone, as skopeo is not installed"
+    count = len(image_store(settings).list())
+    return Check("images", True, f"sandboxes can be started from any for {os.uname().machine}; {count} here, {by}")
 
 
 class LocalImages:

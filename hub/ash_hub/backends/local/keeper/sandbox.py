@@ -193,6 +193,9 @@ class Sandbox:
         elif (owner := self._plan.identity.first_user) is not None:
             for path in (self._outlet, os.path.join(self._outlet, OUTLET_NAME)):
                 os.chown(path, owner, owner)
+            if self._plan.image:  # its runner reaches files as the image's user, who is not always root
+                os.chmod(self._outlet, 0o755)
+                os.chmod(os.path.join(self._outlet, OUTLET_NAME), 0o666)
         self._way_out = self._egress.add(self.id, outlet, self._plan.network)
 
     def _take_users(self) -> None:
