@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words == _BRIDGE:  # hosts wait for its first answer, and what reads other command lines takes long to import
         _run_bridge()
-    else:
+    elif words[:1] != ["wrap"] or not _run_wrap(words[1:]):
         from ash_mcp.cli.app import run
 
         run(words)
@@ -34,3 +34,17 @@ def _run_bridge() -> None:
     except AshError as error:
         sys.stderr.write(f"ash: {error.message}\n")
         sys.exit(1)
+
+
+def _run_wrap(words: Sequence[str]) -> bool:
+    """Run `ash wrap` without the other commands, since hosts wait for it, too; False if it is not installed."""
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group="ash.commands", name="wrap"):
+        try:
+            command = point.load()
+        except ModuleNotFoundError:
+            return False
+        command(args=words, prog_name="ash wrap")
+        return True
+    return False

@@ -32,6 +32,7 @@ _PASS_THROUGH: Final[dict[str, Any]] = {
 _HUB_COMMANDS: Final = {
     "up": "Run a hive here; --stdio speaks MCP on stdin and stdout.",
     "router": "Route calls for hives that share a Redis.",
+    "wrap": "Run any MCP server on stdin and stdout, in a sandbox of its own.",
     "doctor": "Say what isolation this machine gives and what it lacks.",
     "key": "Make, list and revoke API keys of the hive here.",
     "egress": "Run an egress proxy by itself, as in a pod.",
@@ -86,6 +87,7 @@ def new_app(words: Sequence[str]) -> typer.Typer:
     _add_plugin(app, "share", "Hand a sandbox to another agent, and take it back.", _load_share)
     app.command("destroy")(hive_command(lifecycle.destroy))
     _add_hub_command(app, "router")
+    _add_hub_command(app, "wrap")
     _add_hub_command(app, "doctor")
     _add_hub_command(app, "key")
     app.command("config")(hive_command(hosts.config))

@@ -13,18 +13,37 @@ snapshot_requests.py  what it is asked about snapshots
 keeper/       the keeper process, with the launchers
 """
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
-from ash_hub.backends.base import Places
-from ash_hub.backends.local.backend import LocalBackend
-from ash_hub.backends.local.settings import LocalSettings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ash_hub.backends.base import Places
+    from ash_hub.backends.local.backend import LocalBackend
+    from ash_hub.backends.local.settings import LocalSettings
 
 __all__ = ["LocalBackend", "LocalSettings", "build"]
 
 
 def build(options: Mapping[str, Any], places: Places) -> LocalBackend:
     """Make the backend from a hive's settings."""
+    from ash_hub.backends.local.backend import LocalBackend
+    from ash_hub.backends.local.settings import LocalSettings
+
     own = {"state_dir": places.state_dir, "run_dir": places.run_dir, "log_dir": places.log_dir}
     settings = LocalSettings.model_validate({**options, **own})
     return LocalBackend(settings, hive_ports=places.ports, shared=places.shared, keep=places.keep)
+
+
+def __getattr__(name: str) -> Any:
+    """Import the backend with its first use: `ash wrap` needs its plans alone, and starts as fast as a server."""
+    if name == "LocalBackend":
+        from ash_hub.backends.local.backend import LocalBackend
+
+        return LocalBackend
+    if name == "LocalSettings":
+        from ash_hub.backends.local.settings import LocalSettings
+
+        return LocalSettings
+    raise AttributeError(name)

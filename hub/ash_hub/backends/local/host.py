@@ -5,7 +5,6 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-import re
 import resource
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from ash_hub.backends.local.keeper import cgroups
 from ash_hub.backends.local.keeper.launchers import mount_names
 from ash_hub.backends.local.keeper.launchers.bubblewrap_trial import find_bubblewrap, try_bubblewrap, version_of
 from ash_hub.backends.local.keeper.user_ranges import lock_problem
+from ash_hub.backends.local.limits import namespaced_processes
 from ash_hub.backends.local.ordinary_host import find_ordinary, ordinary_checks
 from ash_hub.backends.local.plans import ETC_FROM_HOST, HostFacts
 from ash_hub.backends.local.refusals import namespace_fix
@@ -184,12 +184,6 @@ def user_block_problem(first: int, count: int, machines: int = 1) -> str | None:
     if taken is not None:
         return f"the users {first} to {last} include {taken} of this host: choose others with {settings}"
     return None
-
-
-def namespaced_processes() -> bool:
-    """Return whether RLIMIT_NPROC, set inside a user namespace, bounds that namespace alone."""
-    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    return os.geteuid() != 0 and release is not None and (int(release[1]), int(release[2])) >= (5, 14)
 
 
 def may_raise_limits() -> bool:

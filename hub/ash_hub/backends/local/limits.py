@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ash_hub.backends.amounts import amounts_of
-from ash_hub.backends.local.settings import LocalSettings
-from ash_mcp.types import SandboxSpec
 
-__all__ = ["Enforcement", "Limits", "limits_of"]
+if TYPE_CHECKING:
+    from ash_hub.backends.local.settings import LocalSettings
+    from ash_mcp.types import SandboxSpec
+
+__all__ = ["Enforcement", "Limits", "limits_of", "namespaced_processes"]
 
 _MIB = 1024 * 1024
 _PROCESSES = 88 * _MIB
@@ -113,3 +117,9 @@ def _sizes(settings: LocalSettings, most: int, *, machine: bool) -> dict[str, in
     if together <= most:
         return sizes
     return {name: size * most // together // _PAGE * _PAGE for name, size in sizes.items()}
+
+
+def namespaced_processes() -> bool:
+    """Return whether RLIMIT_NPROC, set inside a user namespace, bounds that namespace alone."""
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return os.geteuid() != 0 and release is not None and (int(release[1]), int(release[2])) >= (5, 14)

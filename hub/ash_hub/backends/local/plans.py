@@ -8,20 +8,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from ash_hub.backends.local.keeper.egress import OUTLET_NAME
 from ash_hub.backends.local.keeper.launchers.plan import Mount, Plan
-from ash_hub.backends.local.keeper.sandbox import OUTLET_NAME
 from ash_hub.backends.local.limits import Enforcement, Limits
 from ash_hub.backends.local.runtime import PYTHON_DIRECTORY, Runtime
 from ash_hub.backends.runner import runner_config, runner_environment
 from ash_mcp.types import SandboxSpec
 
-__all__ = ["ETC_FROM_HOST", "HOME", "OUTLET", "WORKSPACE", "HostFacts", "IsolatedPlans", "Plans", "UnsafePlans"]
+__all__ = [
+    "ETC_FROM_HOST",
+    "HOME",
+    "OUTLET",
+    "SYSTEM_PATH",
+    "WORKSPACE",
+    "HostFacts",
+    "IsolatedPlans",
+    "Plans",
+    "UnsafePlans",
+    "writable_places",
+]
 
 HOME = "/home/ash"
 WORKSPACE = "/workspace"
 OUTLET = "/run/ash-egress"
 """The directory inside a sandbox, if it has a network, with the socket of its egress proxy."""
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 ETC_FROM_HOST = (
     "/etc/alternatives",
@@ -144,7 +155,7 @@ class IsolatedPlans:
                 *self._system(shown),
                 *self._etc(shown),
                 *_runtime(runtime, spec, shown),
-                *_writable(limits),
+                *writable_places(limits),
                 *self._outlet(spec),
                 *(Mount("read_only", path) for path in ("/proc", "/dev", "/")),
             ),
@@ -188,7 +199,7 @@ def _runtime(runtime: Runtime, spec: SandboxSpec, shown: set[str]) -> Iterator[M
         yield Mount("covered", path)
 
 
-def _writable(limits: Limits) -> Iterator[Mount]:
+def writable_places(limits: Limits) -> Iterator[Mount]:
     """Yield the places that the sandbox can write to."""
     yield Mount("tmpfs", "/tmp", size=limits.tmp_bytes, mode="1777")
     yield Mount("tmpfs", "/dev/shm", size=limits.shm_bytes, mode="1777")
@@ -204,7 +215,7 @@ def _environment(spec: SandboxSpec, runtime: Runtime, home: str) -> dict[str, st
         runner_environment(config, listen_descriptor="@fd:listen@")
         | library
         | {
-            "PATH": f"{_PATH}:{PYTHON_DIRECTORY}/bin" if PYTHON_DIRECTORY in runtime.binds else _PATH,
+            "PATH": f"{SYSTEM_PATH}:{PYTHON_DIRECTORY}/bin" if PYTHON_DIRECTORY in runtime.binds else SYSTEM_PATH,
             "USER": "ash",
             "LOGNAME": "ash",
             "SHELL": "/bin/bash",

@@ -17,7 +17,15 @@ from pathlib import Path
 from ash_hub.backends.runner import FORKING_MODULE, RUNNER_ARGUMENTS, RUNNER_MODULE
 from ash_mcp.errors import ConfigError
 
-__all__ = ["PYTHON_DIRECTORY", "RUNTIME_DIRECTORY", "Runtime", "compile_runner", "find_runtime", "without_system"]
+__all__ = [
+    "PYTHON_DIRECTORY",
+    "RUNTIME_DIRECTORY",
+    "Runtime",
+    "compile_runner",
+    "find_runtime",
+    "loader_of",
+    "without_system",
+]
 
 RUNTIME_DIRECTORY = "/opt/ash"
 PYTHON_DIRECTORY = "/opt/ash/python"
@@ -105,7 +113,7 @@ def without_system(runtime: Runtime) -> Runtime:
     Raises:
         ConfigError: The interpreter has no loader in the host's `/usr`.
     """
-    loader = os.path.realpath(_loader_of(runtime.host_python))
+    loader = os.path.realpath(loader_of(runtime.host_python))
     if not loader.startswith("/usr/"):
         raise ConfigError(f"the loader of {runtime.host_python} is {loader}, which is not in /usr")
     places = (os.path.dirname(loader), f"/usr/lib/{os.uname().machine}-linux-gnu", "/usr/lib64", "/usr/lib")
@@ -124,7 +132,7 @@ def _in_runtime(path: str) -> str:
     return f"{RUNTIME_DIRECTORY}{path}" if path.startswith("/usr/") else path
 
 
-def _loader_of(program: str) -> str:
+def loader_of(program: str) -> str:
     """Return the loader that a program names (PT_INTERP of an ELF file of 64 bits)."""
     with open(program, "rb") as file:
         head = file.read(64)

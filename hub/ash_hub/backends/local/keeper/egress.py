@@ -19,8 +19,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["Egress"]
+__all__ = ["OUTLET_NAME", "Egress"]
 
+OUTLET_NAME = "proxy.sock"
+"""The egress proxy's socket, in a directory that the sandbox sees."""
 _MESSAGE_BYTES = 192 * 1024
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 5.0

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from .cgroups import Group
-from .egress import Egress
+from .egress import OUTLET_NAME, Egress
 from .launchers import ForkParents, Handle, LaunchError, Plan, launcher_of
 from .launchers.launcher import ExitStatus, LaunchPutOff
 from .launchers.layers import Spaces
@@ -24,10 +24,8 @@ from .tail import Tail
 from .used_directories import hold
 from .user_ranges import RangeProblem, UserRanges
 
-__all__ = ["OUTLET_NAME", "LaunchError", "Sandbox", "bind_listener"]
+__all__ = ["LaunchError", "Sandbox", "bind_listener"]
 
-OUTLET_NAME = "proxy.sock"
-"""The egress proxy's socket, in a directory that the sandbox sees."""
 _BACKLOG = 512
 _CHUNK = 65_536
 _BREATH_SECONDS = 0.005

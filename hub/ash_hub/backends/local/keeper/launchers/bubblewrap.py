@@ -132,6 +132,9 @@ def _mount(
             elif mount.overlay is not None:
                 source = names[mount.overlay] + source.removeprefix(mount.overlay)
             yield from ("--ro-bind-try" if mount.optional else "--ro-bind", source, mount.target)
+        case "folder":
+            assert stage is None, "users of a sandbox's own cannot write to a folder of the host"
+            yield from ("--bind", mount.source, mount.target)
         case "writable" | "kept" | "pinned":
             assert stage is not None, "only a sandbox with users of its own has a root to write to"
             yield from ("--bind", stage, mount.target)

@@ -6,6 +6,8 @@ UP is a descriptor that is told `init` and closed once COMMAND runs (or told why
 only the keeper can write: when the keeper closes it or dies, everything here ends. PROCESSES is a limit on processes
 of this user namespace, or 0. REAP is `ns` for the first process of a process namespace, where the kernel ends all
 others with it, or `tree` without one. The variable ASH_HOLD_FD names a descriptor that is kept here until the end.
+ASH_STDIN_FD, ASH_STDOUT_FD and ASH_STDERR_FD name what COMMAND has as these, and nobody else. ASH_OUTLET_FD names a
+socket over which a listener of this network is handed out, at the port of the egress proxy.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _AWAITED = {*_PASSED_ON, signal.SIGCHLD, signal.SIGIO}
+_STANDARD = ("ASH_STDIN_FD", "ASH_STDOUT_FD", "ASH_STDERR_FD")
+_PROXY = ("127.0.0.1", 3128)
+_BACKLOG = 512
 
 
 def main(arguments: list[str]) -> None:
@@ -35,10 +40,18 @@ def main(arguments: list[str]) -> None:
     harden(tree=reap == "tree")
     if int(processes):
         resource.setrlimit(resource.RLIMIT_NPROC, (int(processes), int(processes)))
+    if (outlet := os.environ.pop("ASH_OUTLET_FD", None)) is not None:
+        _hand_out_listener(int(outlet))
+    standard = [(number, int(os.environ.pop(name))) for number, name in enumerate(_STANDARD) if name in os.environ]
     child = os.fork()
     if child == 0:
         signal.pthread_sigmask(signal.SIG_SETMASK, usual)
+        for number, descriptor in standard:
+            os.dup2(descriptor, number)
+            os.close(descriptor)
         _run(report, command)
+    for _, descriptor in standard:
+        os.close(descriptor)
     # Last, since whoever waits for `up` to close may send a signal at once.
     listener = os.environ.pop("ASH_LISTEN_FD", None)
     if listener is not None:
@@ -48,6 +61,14 @@ def main(arguments: list[str]) -> None:
     if reap == "tree":
         _end_tree()
     os._exit(exit_code(status))
+
+
+def _hand_out_listener(outlet: int) -> None:
+    """Listen where programs here look for the egress proxy, which accepts on that socket from outside."""
+    import socket
+
+    with socket.socket(fileno=outlet) as out, socket.create_server(_PROXY, backlog=_BACKLOG) as listener:
+        socket.send_fds(out, [b"+"], [listener.fileno()])
 
 
 def watch(lifeline: int) -> set[signal.Signals]:

@@ -9,7 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 __all__ = ["Identity", "Mount", "Plan", "Subordinate"]
 
-_Usual = Literal["bind", "tmpfs", "file", "covered", "masked", "directory", "link", "proc", "devices", "read_only"]
+_Usual = Literal[
+    "bind", "folder", "tmpfs", "file", "covered", "masked", "directory", "link", "proc", "devices", "read_only"
+]
 _OfMachines = Literal["writable", "kept", "pinned"]
 Kind = _Usual | _OfMachines
 
@@ -18,7 +20,8 @@ class Mount(NamedTuple):
     """One thing in a sandbox's file system. They are made in order, each over those before it."""
 
     kind: Kind
-    """`bind`: a file or directory of the host, read-only. `tmpfs`: an empty place to write to. `file`: a file with
+    """`bind`: a file or directory of the host, read-only. `folder`: one that is written to as it is, by the launcher's
+    own user; a plan with users of its own has none. `tmpfs`: an empty place to write to. `file`: a file with
     `content`. `covered`: read-only `content` over a file that is there. `masked`: an empty device over a file that is
     there. `directory`: an empty one. `link`: a symbolic link to `source`. `proc`, `devices`: such file systems of the
     sandbox's own. `read_only`: what is at `target` by then cannot be written to any more. `writable`: a directory of

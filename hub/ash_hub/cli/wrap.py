@@ -1,0 +1,88 @@
+"""`ash wrap`: an MCP server of anybody's, behind walls."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+
+
+# What follows the first word is the server's own, options too.
+@app.command(context_settings={"help_option_names": ["-h", "--help"], "allow_interspersed_args": False})
+def wrap(
+    words: Annotated[list[str] | None, typer.Argument(help="The server's command line, after --.")] = None,
+    folder: Annotated[
+        list[str] | None, typer.Option(help="A folder or file it sees, read-only; PATH:rw: it may write there.")
+    ] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(help="A variable it gets: NAME, with the value here, or NAME=VALUE.")
+    ] = None,
+    network: Annotated[
+        list[str] | None, typer.Option(help="What it may reach: none (if not said), internet, or domains.")
+    ] = None,
+    memory: Annotated[str, typer.Option(help="What it may take, with the files it writes inside.")] = "2Gi",
+    refresh: Annotated[bool, typer.Option(help="Install its package (npx, uvx) anew.")] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="A host's file of MCP servers; prints the one that replaces it.")
+    ] = None,
+) -> None:
+    """Run an MCP server on stdin and stdout, in a sandbox of its own.
+
+    It sees none of your files but those you name, no variable but those you name, and no network unless you say so.
+    No hive is needed, and nothing is left when it ends. docs/wrap.md has examples.
+    """
+    from ash_mcp.errors import ConfigError
+
+    try:
+        if config is not None:
+            if words:
+                raise ConfigError("name a server or --config, not both")
+            _print_replacement(config)
+            return
+        if not words:
+            raise ConfigError("name the server's command line: ash wrap -- npx -y some-server")
+        code = _run(words, folder or [], env or [], network or [], memory, refresh=refresh)
+    except ConfigError as error:
+        _say(error.message)
+        raise typer.Exit(127 if type(error).__name__ == "ProgramMissing" else 2) from error
+    sys.stderr.flush()
+    os._exit(code)  # a thread may still wait for the host's next byte
+
+
+def _run(
+    words: list[str], folders: list[str], variables: list[str], network: list[str], memory: str, *, refresh: bool
+) -> int:
+    from ash_hub.wrap.request import WrapRequest, environment_of, folder_of, network_of
+    from ash_hub.wrap.wrapped import run_wrapped
+    from ash_mcp.quantities import memory_quantity
+
+    request = WrapRequest(
+        words=tuple(words),
+        folders=tuple(folder_of(text) for text in folders),
+        environment=environment_of(variables, os.environ),
+        network=network_of(network),
+        memory_bytes=memory_quantity(memory),
+        refresh=refresh,
+    )
+    return run_wrapped(request, _say)
+
+
+def _print_replacement(path: Path) -> None:
+    from ash_hub.wrap.servers_file import replacement
+
+    text, notes = replacement(path.read_text())
+    for note in notes:
+        _say(note)
+    sys.stdout.write(text)
+
+
+def _say(sentence: str) -> None:
+    sys.stderr.write(f"ash wrap: {sentence}\n")
+    sys.stderr.flush()
