@@ -1,6 +1,7 @@
 """The control plane of Ash and its MCP face. Its wings, top to bottom; imports run down this list only.
 
 cli, bench   the commands `ash up`, `ash router`, `ash doctor`, `ash key`, `ash bench`
+wrap         `ash wrap`: one MCP server behind walls, without a hive
 app, router_alone, seed_router, assembly    a hive, or a router by itself, from its settings to its end
 rest         the REST of the system that Ash began from, beside the face
 face         the MCP server: the hive's tools, tool lists, news of changes

@@ -69,7 +69,10 @@ def python_registries(environment: Mapping[str, str], files: Sequence[Path] | No
             found[meant] = environment[name]
     found.setdefault("PIP_INDEX_URL", _PYPI)
     clean = {name: " ".join(_clean(url) for url in value.split()) for name, value in found.items()}
-    return Registries(clean, _policy(url for value in clean.values() for url in value.split()))
+    network = _policy(url for value in clean.values() for url in value.split())
+    if any(_LOCAL_NAME in url for url in clean.values()):
+        clean["PIP_TRUSTED_HOST"] = _LOCAL_NAME  # as pip trusts this host's own, which has no certificate
+    return Registries(clean, network)
 
 
 def _pip_files() -> list[Path]:
@@ -121,5 +124,6 @@ def _entry(host: str, port: int) -> str:
     except (OSError, ValueError):
         address = None
     if address is not None and kind_of(address) in NAMEABLE:
-        return f"{host}={address}:{port}" if address.version == 4 else f"{host}=[{address}]:{port}"
+        place = f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
+        return place if str(address) == host else f"{host}={place}"
     return host if port in (80, 443) else f"{host}:{port}"

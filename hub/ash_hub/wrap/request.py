@@ -65,7 +65,7 @@ def environment_of(given: Sequence[str], own: Mapping[str, str]) -> dict[str, st
     for text in given:
         name, separator, value = text.partition("=")
         if not name or (not separator and name not in own):
-            raise ConfigError(f"--env: {name or text!r} is not set here; set it, or say {name or 'NAME'}=VALUE")
+            raise ConfigError(f"--env: {text} is not set here; set it, or say {name or 'NAME'}=VALUE")
         found[name] = value if separator else own[name]
     return found
 

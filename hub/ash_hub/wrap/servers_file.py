@@ -46,7 +46,7 @@ def _entry(name: str, entry: Any, program: str, notes: list[str]) -> Any:
     mine = cast("dict[str, Any]", entry) if isinstance(entry, dict) else {}
     if not isinstance(mine.get("command"), str):
         notes.append(f"{name}: stays as it is, since it is not started by a command")
-        return entry
+        return cast("Any", entry)
     words = [mine["command"], *_strings(name, "args", mine.get("args", []))]
     if os.path.basename(words[0]) == "ash" and words[1:2] == ["wrap"]:
         notes.append(f"{name}: stays as it is, since it is wrapped already")

@@ -39,7 +39,7 @@ _CHUNK = 65_536
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _UP_SECONDS = 30.0
 _GONE_POLL_SECONDS = 0.25
-_GRACE_SECONDS = 2.0
+_GRACE_SECONDS = 1.0
 _DRAIN_SECONDS = 60.0
 _END_SECONDS = 5.0
 _MOST_REFUSALS_SHOWN = 20
@@ -122,8 +122,11 @@ class _Run:
         self._host = os.getppid()
         self._stdin_ended = threading.Event()
         self._refused: set[str] = set()
+        self._early_signals: list[int] = []
 
     async def whole(self) -> int:
+        for number in _PASSED_ON:  # the server may be up, and its host know it, before this process does
+            asyncio.get_running_loop().add_signal_handler(number, self._early_signals.append, number)
         with ExitStack() as ends:
             theirs, pumps = self._pipes()
             outlet = self._egress(ends) if self._network != "none" else None
@@ -162,6 +165,8 @@ class _Run:
         loop = asyncio.get_running_loop()
         for number in _PASSED_ON:
             loop.add_signal_handler(number, handle.signal, number)
+        for number in self._early_signals:
+            handle.signal(number)
         async with asyncio.TaskGroup() as tasks:
             beside = [tasks.create_task(self._end_without_host(handle))]
             if outlet is not None:
