@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ash_hub.wrap.server_json import PublishedServer
 
 __all__ = ["app"]
 
@@ -32,6 +35,11 @@ def wrap(
     config: Annotated[
         Path | None, typer.Option(help="A host's file of MCP servers; prints the one that replaces it.")
     ] = None,
+    server: Annotated[Path | None, typer.Option(help="A server.json of MCP's registry, instead of words.")] = None,
+    given: Annotated[
+        list[str] | None, typer.Option("--set", help="With --server: NAME=VALUE of what it asks its user.")
+    ] = None,
+    recipe: Annotated[bool, typer.Option(help="With --server: prints a recipe of it, for a hive.")] = False,
 ) -> None:
     """Run an MCP server on stdin and stdout, in a sandbox of its own.
 
@@ -46,9 +54,18 @@ def wrap(
                 raise ConfigError("name a server or --config, not both")
             _print_replacement(config)
             return
+        folders, variables = list(folder or ()), list(env or ())
+        if server is not None:
+            published = _published(server, given or [])
+            if recipe:
+                _print_recipe(published)
+                return
+            words = [*published.words(), *(words or ())]
+            folders = [*published.paths(), *folders]
+            variables = [*_variables(published, variables), *variables]
         if not words:
             raise ConfigError("name the server's command line: ash wrap -- npx -y some-server")
-        code = _run(words, folder or [], env or [], network or [], memory, refresh=refresh)
+        code = _run(words, folders, variables, network or [], memory, refresh=refresh)
     except ConfigError as error:
         _say(error.message)
         raise typer.Exit(127 if type(error).__name__ == "ProgramMissing" else 2) from error
@@ -77,10 +94,59 @@ def _run(
 def _print_replacement(path: Path) -> None:
     from ash_hub.wrap.servers_file import replacement
 
-    text, notes = replacement(path.read_text())
+    text, notes = replacement(_text_of(path))
     for note in notes:
         _say(note)
     sys.stdout.write(text)
+
+
+def _published(path: Path, given: list[str]) -> PublishedServer:
+    from ash_hub.wrap.server_json import PublishedServer
+    from ash_mcp.errors import ConfigError
+
+    values = dict[str, str]()
+    for text in given:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise ConfigError(f"--set: {text!r} is no NAME=VALUE")
+        values[name] = value
+    return PublishedServer.read(_text_of(path), values)
+
+
+def _variables(published: PublishedServer, named: list[str]) -> list[str]:
+    """Return what `--env` would say for the variables of a published server: its own values, and those set here."""
+    from ash_mcp.errors import ConfigError
+
+    here = {text.partition("=")[0] for text in named}
+    found: list[str] = []
+    for name, value in published.variables().items():
+        if name in here:
+            continue
+        if name in os.environ:
+            found.append(name)
+        elif value is not None:
+            found.append(f"{name}={value}")
+        elif name in published.required():
+            raise ConfigError(f"the server needs the variable {name}: set it here")
+    return found
+
+
+def _print_recipe(published: PublishedServer) -> None:
+    from ash_hub.wrap.server_json import recipe_toml
+
+    for name in published.required():
+        if published.variables()[name] is None:
+            _say(f"a spawn of it has to bring the secret or variable {name}")
+    sys.stdout.write(recipe_toml(published.recipe()))
+
+
+def _text_of(path: Path) -> str:
+    from ash_mcp.errors import ConfigError
+
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
 def _say(sentence: str) -> None:

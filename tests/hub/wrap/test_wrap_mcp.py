@@ -65,7 +65,8 @@ async def transcript(command: Sequence[str], mode: str) -> list[Any]:
         said.append([it.model_dump() for it in await client.list_resource_templates()])
         said.append([it.model_dump() for it in await client.list_prompts()])
         for name in ("test_simple_text", "test_image_content", "test_multiple_content_types", "test_error_handling"):
-            said.append((await client.call_tool_mcp(name, {})).model_dump(exclude={"meta"}))
+            result = await client.call_tool_mcp(name, {})
+            said.append(result.model_dump(exclude={"meta"}))
         for name, arguments in (
             ("test_tool_with_progress", {}),
             ("test_tool_with_logging", {}),
