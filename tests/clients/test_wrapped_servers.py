@@ -82,6 +82,8 @@ async def test_a_server_does_its_work_and_has_no_network(known: Known, place: Pa
         return text.format(place=place) if isinstance(text, str) else text
 
     command, *words = words_of(["--folder", f"{place}:rw"], *filled(known.words).split())
+    # Clients wait for a server's first answer for less time than an installation may take.
+    subprocess.run([command, *words], env=cache, stdin=subprocess.DEVNULL, timeout=INSTALL_SECONDS, check=False)
     transport = StdioTransport(command, words, env=cache, keep_alive=False)
     async with Client(transport, init_timeout=INSTALL_SECONDS, timeout=60) as client:
         assert known.tool in {tool.name for tool in await client.list_tools()}
@@ -100,7 +102,13 @@ def test_the_inspector_calls_a_wrapped_server(node_bin: Path, tmp_path: Path) ->
     server = (sys.executable, str(tmp_path / "wrapped_tools.py"))
     done = subprocess.run(
         [
-            *(node_bin / "mcp-inspector", "--cli", *words_of(["--folder", str(tmp_path)], *server)),
+            *(
+                node_bin / "mcp-inspector",
+                "--cli",
+                "--connect-timeout",
+                "60000",
+                *words_of(["--folder", str(tmp_path)], *server),
+            ),
             *("--method", "tools/call", "--tool-name", "twice", "--tool-arg", "number=21"),
         ],
         env={**os.environ, "PATH": f"{node_bin}:{os.environ['PATH']}", "HOME": str(tmp_path)},
