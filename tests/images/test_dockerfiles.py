@@ -81,4 +81,12 @@ def test_the_hub_lists_its_recipes_without_the_libraries_that_serve_them() -> No
         "print(*Catalog.load().names())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.split() == ["echo", "general"], done.stderr
+    assert done.stdout.split() == ["echo", "general", "python", "swe"], done.stderr
+
+
+@pytest.mark.parametrize("name", ["python", "swe"])
+def test_the_image_of_a_recipe_stands_on_that_of_all_and_ends_as_its_user(name: str) -> None:
+    lines = (ROOT / "recipes" / f"{name}.Dockerfile").read_text().splitlines()
+    assert "ARG BASE=localhost/ash/recipes:dev" in lines and "FROM ${BASE}" in lines
+    assert lines[-1] == "USER 10001:10001" == f"USER {values('recipes', 'USER')[0]}"
+    assert not any(re.search(r"://|CMD|ENTRYPOINT", line) for line in lines)

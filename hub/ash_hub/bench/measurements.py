@@ -16,6 +16,7 @@ from ash_hub.bench.relaying import measure_proxy, measure_relay, measure_routes,
 from ash_hub.bench.rows import Row, median
 from ash_hub.bench.target import Target
 from ash_hub.bench.wire import Wire, connected, endpoint_of, handshake, legacy_call, modern_call
+from ash_hub.bench.wrapping import measure_wrap
 from ash_mcp.client import Hive
 from ash_mcp.sandbox import Sandbox
 from ash_mcp.types import Endpoint
@@ -226,5 +227,6 @@ MEASUREMENTS: Final[Sequence[Measurement]] = (
     measure_relaying,
     measure_proving,
     measure_concurrency,
+    measure_wrap,
 )
 """In the order of the table."""
