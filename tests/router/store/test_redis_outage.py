@@ -171,7 +171,9 @@ async def test_a_subscription_made_while_it_is_away_begins_when_it_is_back(serve
             assert await anext(news) == LOST
             await until(lambda: store.unready() is None)
             await store.publish("news", "hello")
-            assert await anext(news) == "hello"
+            while (said := await anext(news)) == LOST:  # a server that is slow to start may be lost twice
+                pass
+            assert said == "hello"
 
 
 async def test_one_channel_ends_without_harm_to_another(store: RedisStore):
