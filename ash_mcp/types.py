@@ -254,6 +254,8 @@ class Endpoint:
     """The port inside the sandbox to which its runner hands new connections over. None: they stay with the runner."""
     has_runner: bool = field(init=False, repr=False, compare=False)
     """Whether a runner of ours listens there: with a proof, call tokens, `/_ash/` and both eras of MCP."""
+    reaches_runner: bool = field(init=False, repr=False, compare=False)
+    """Whether connections to it stay with that runner."""
     mcp_path: str = field(init=False, repr=False, compare=False)
     """The path of its MCP endpoint."""
     authority: str = field(init=False, repr=False, compare=False)
@@ -264,6 +266,7 @@ class Endpoint:
             raise ValueError("an endpoint is either a Unix socket path or a host with a port")
         # Fields and not properties: every call reads them.
         object.__setattr__(self, "has_runner", self.server_path is None)
+        object.__setattr__(self, "reaches_runner", self.has_runner and self.inner_port is None)
         object.__setattr__(self, "mcp_path", self.server_path or "/mcp")
         object.__setattr__(self, "authority", "sandbox" if self.host is None else _authority(self.host, self.port))
 

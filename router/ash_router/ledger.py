@@ -35,10 +35,13 @@ class Ledger:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._total = 0
-        self._in_flight: dict[SandboxId | None, set[Call]] = {}
+        self._calls: dict[SandboxId | None, set[Call]] = {}
         self._last: dict[SandboxId, float] = {}
-        self._owners: dict[str, int] = {}
-        self._changed: set[SandboxId] = set()
+        """As far as they were taken for the store, or learnt from it."""
+        self.in_flight: dict[str, int] = {}
+        """How many calls of each owner, or of the guests of one sandbox together, are in flight."""
+        self._changed: dict[SandboxId, float] = {}
+        """The last calls of this process since."""
         self._closed: dict[SandboxId, AshError] = {}
 
     @contextmanager
@@ -65,64 +68,65 @@ class Ledger:
         """Count a call as in flight until `end`."""
         self._total += 1
         call = Call(sandbox_id, owner, abort, guests)
-        calls = self._in_flight.get(sandbox_id)
+        calls, counts = self._calls.get(sandbox_id), self.in_flight
         if calls is None:
-            self._in_flight[sandbox_id] = {call}
+            self._calls[sandbox_id] = {call}
         else:
             calls.add(call)
-        self._owners[owner] = self._owners.get(owner, 0) + 1
+        counts[owner] = counts.get(owner, 0) + 1
         if guests is not None:
-            self._owners[guests] = self._owners.get(guests, 0) + 1
+            counts[guests] = counts.get(guests, 0) + 1
         return call
 
     def end(self, call: Call) -> None:
         """Count it no longer; idempotent."""
-        calls = self._in_flight.get(call.sandbox_id)
+        sandbox_id = call.sandbox_id
+        calls = self._calls.get(sandbox_id)
         if calls is None or call not in calls:
             return
         calls.remove(call)
         if not calls:
-            del self._in_flight[call.sandbox_id]
+            del self._calls[sandbox_id]
         self._uncount(call.owner)
         if call.guests is not None:
             self._uncount(call.guests)
-        self._note(call.sandbox_id, self._clock())
+        if sandbox_id is not None:
+            self._changed[sandbox_id] = self._clock()
 
     def _uncount(self, owner: str) -> None:
-        left = self._owners[owner] - 1
+        left = self.in_flight[owner] - 1
         if left:
-            self._owners[owner] = left
+            self.in_flight[owner] = left
         else:
-            del self._owners[owner]
+            del self.in_flight[owner]
 
     def note_use(self, sandbox_id: SandboxId) -> None:
         """Take what is no call, such as typing in a terminal, for one that has just ended: the sandbox is not idle."""
-        self._note(sandbox_id, self._clock())
+        self._changed[sandbox_id] = self._clock()
 
     def abort(self, sandbox_id: SandboxId, error: AshError) -> int:
         """End every call to a sandbox with `error` and return how many there were."""
-        return self._abort(self._in_flight.get(sandbox_id, ()), error)
+        return self._abort(self._calls.get(sandbox_id, ()), error)
 
     def abort_all(self, error: AshError) -> int:
-        return sum(self._abort(calls, error) for calls in list(self._in_flight.values()))
+        return sum(self._abort(calls, error) for calls in list(self._calls.values()))
 
     def busy(self, sandbox_id: SandboxId) -> bool:
-        return sandbox_id in self._in_flight
-
-    def of_owner(self, owner: str) -> int:
-        """How many calls of an owner, or of guests together, are in flight."""
-        return self._owners.get(owner, 0)
+        return sandbox_id in self._calls
 
     def last_call(self, sandbox_id: SandboxId) -> float | None:
         """When a sandbox was last called or last answered, in seconds since the epoch."""
-        return self._clock() if self.busy(sandbox_id) else self._last.get(sandbox_id)
+        if self.busy(sandbox_id):
+            return self._clock()
+        return max((last[sandbox_id] for last in (self._last, self._changed) if sandbox_id in last), default=None)
 
     def take_changed_last_calls(self) -> dict[SandboxId, float]:
         """Return the last calls that changed since this was last asked, for the store; one in flight counts as now."""
-        for sandbox_id in self._in_flight:
-            self._note(sandbox_id, self._clock())
-        changed = {sandbox_id: self._last[sandbox_id] for sandbox_id in self._changed}
-        self._changed.clear()
+        for sandbox_id in self._calls:
+            if sandbox_id is not None:
+                self._changed[sandbox_id] = self._clock()
+        changed, self._changed = self._changed, {}
+        self.learn_last_calls(changed)
         return changed
 
     def learn_last_calls(self, calls: Mapping[SandboxId, float]) -> None:
@@ -133,7 +137,7 @@ class Ledger:
     def forget(self, sandbox_id: SandboxId) -> None:
         """Drop what is known of a sandbox that has ended."""
         self._last.pop(sandbox_id, None)
-        self._changed.discard(sandbox_id)
+        self._changed.pop(sandbox_id, None)
 
     @property
     def total(self) -> int:
@@ -141,12 +145,7 @@ class Ledger:
         return self._total
 
     def __len__(self) -> int:
-        return sum(len(calls) for calls in self._in_flight.values())
-
-    def _note(self, sandbox_id: SandboxId | None, at: float) -> None:
-        if sandbox_id is not None:
-            self._last[sandbox_id] = at
-            self._changed.add(sandbox_id)
+        return sum(len(calls) for calls in self._calls.values())
 
     @staticmethod
     def _abort(calls: Iterable[Call], error: AshError) -> int:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 from mcp.server.lowlevel.server import Server
@@ -61,7 +61,7 @@ class SdkSessions:
     def hold(self, session_id: str) -> AbstractContextManager[None] | None:
         """Return a context in which the session does not become idle; None if there is no such session."""
         transport = self._transports().get(session_id)
-        return _held(transport) if transport is not None else None
+        return _Hold(transport) if transport is not None else None
 
     async def end(self, session_id: str) -> None:
         """End a session; idempotent."""
@@ -76,18 +76,26 @@ class SdkSessions:
         )
 
 
-@contextmanager
-def _held(transport: StreamableHTTPServerTransport) -> Generator[None]:
-    scope, idle_timeout = transport.idle_scope, transport._idle_timeout  # pyright: ignore[reportPrivateUsage]
-    if scope is None or idle_timeout is None:
-        yield
-        return
-    transport._requests_in_flight += 1  # pyright: ignore[reportPrivateUsage]
-    scope.deadline = math.inf
-    try:
-        yield
-    finally:
+class _Hold:
+    """Counts as a request of the session while entered, once. A class, as each call of the era has one."""
+
+    __slots__ = ("_idle_seconds", "_scope", "_transport")
+
+    def __init__(self, transport: StreamableHTTPServerTransport) -> None:
+        self._transport = transport
+        self._scope, self._idle_seconds = transport.idle_scope, transport._idle_timeout  # pyright: ignore[reportPrivateUsage]
+
+    def __enter__(self) -> None:
+        transport, scope = self._transport, self._scope
+        if scope is not None and self._idle_seconds is not None:
+            transport._requests_in_flight += 1  # pyright: ignore[reportPrivateUsage]
+            scope.deadline = math.inf
+
+    def __exit__(self, *_: object) -> None:
+        transport, scope, idle_seconds = self._transport, self._scope, self._idle_seconds
+        if scope is None or idle_seconds is None:
+            return
         transport._requests_in_flight -= 1  # pyright: ignore[reportPrivateUsage]
         if not transport._requests_in_flight:  # pyright: ignore[reportPrivateUsage]
             # the loop's clock, not anyio's: the relay ends holds in callbacks, outside of any task
-            scope.deadline = asyncio.get_running_loop().time() + idle_timeout
+            scope.deadline = asyncio.get_running_loop().time() + idle_seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -85,10 +85,18 @@ class RelayLimits:
         )
         return CapacityExceeded(message, retry_after_seconds=1.0)
 
-    def allows_call(self, principal: Principal, in_flight: int) -> bool:
-        """Say whether a principal may have one more call in flight; if not, `calls_of` says why."""
-        most = principal.limits.calls
-        return in_flight < self.max_in_flight_per_owner and (most is None or in_flight < most)
+    def call_refusal(self, principal: Principal, in_flight: Mapping[str, int]) -> AshError | None:
+        """Return why a principal may not have one more call in flight, or None.
+
+        Args:
+            in_flight: As `Ledger.in_flight`.
+        """
+        most, count = principal.limits.calls, in_flight.get(principal.subject, 0)
+        if count >= self.max_in_flight_per_owner or (most is not None and count >= most):
+            return self.calls_of(principal).reached("calls")
+        if principal.share is not None and in_flight.get(principal.guests or "", 0) >= self.max_in_flight_per_owner:
+            return self.guests_exceeded("calls")
+        return None
 
     def calls_of(self, principal: Principal) -> EffectiveLimit:
         """Return how many calls a principal may have in flight."""

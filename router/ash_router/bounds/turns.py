@@ -37,10 +37,12 @@ class Turns:
         self._soon = soon
         self._part = part
         self._begun: dict[str, float] = {}
-        """Work begun by principal, less `part` for each turn since. A principal with a queue always has an entry."""
+        """Work begun by principal, less `part` for each turn that was counted since."""
         self._queues: dict[str, OrderedDict[Waiter, float]] = {}
         """The waiting requests by principal, with their work."""
         self._going = False
+        """Whether turns are counted, as they are while a request waits. Where none does, a principal's requests begin
+        at once until they are a part together; the next one has turns counted, and so waits for one short turn."""
 
     def take(self, owner: str, waiter: Waiter, work: float = 1) -> None:
         """Begin a request now if its principal has work left in this turn, else queue it.
@@ -50,26 +52,21 @@ class Turns:
         """
         begun = self._begun
         done = begun.get(owner, 0)
-        if done >= self._part:
-            queue = self._queues.get(owner)
-            if queue is None:
-                queue = self._queues[owner] = OrderedDict()
-            queue[waiter] = work
+        if done < self._part:
+            begun[owner] = done + work
+            waiter.begin()
             return
-        begun[owner] = done + work
+        queue = self._queues.get(owner)
+        if queue is None:
+            queue = self._queues[owner] = OrderedDict()
+        queue[waiter] = work
         if not self._going:
-            self._go()
-        waiter.begin()
+            self._going = True
+            self._soon(self._next)
 
     def spend(self, owner: str, work: float) -> None:
         """Count work that needed no turn, so that the principal begins less in the next ones."""
         self._begun[owner] = self._begun.get(owner, 0) + work
-        if not self._going:
-            self._go()
-
-    def _go(self) -> None:
-        self._going = True
-        self._soon(self._next)
 
     def leave(self, owner: str, waiter: Waiter) -> None:
         """Remove a waiting request; no-op for one that has begun."""
@@ -82,20 +79,23 @@ class Turns:
         return sum(map(len, self._queues.values()))
 
     def _next(self) -> None:
-        for owner in list(self._begun):
-            self._begun[owner] -= self._part
+        part, begun = self._part, self._begun
+        for owner, work in list(begun.items()):
+            if work > part:
+                begun[owner] = work - part
+            else:
+                del begun[owner]
+        for owner in list(self._queues):
             self._begin_more(owner)
-            if self._begun[owner] <= 0:
-                del self._begun[owner]
-        self._going = False
-        if self._begun:
-            self._go()
+        self._going = bool(self._queues)
+        if self._going:
+            self._soon(self._next)
 
     def _begin_more(self, owner: str) -> None:
-        queue = self._queues.get(owner)
-        while queue and self._begun[owner] < self._part:
+        queue, begun = self._queues.get(owner), self._begun
+        while queue and (done := begun.get(owner, 0)) < self._part:
             waiter, work = queue.popitem(last=False)
-            self._begun[owner] += work
+            begun[owner] = done + work
             try:
                 waiter.begin()
             except Exception:

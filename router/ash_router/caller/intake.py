@@ -462,8 +462,9 @@ class Intake(HttpToolsProtocol):
         return self._default_lines
 
     def write(self, data: bytes) -> None:
-        if not self.transport.is_closing():
-            self.transport.write(data)
+        transport = self.transport
+        if not transport.is_closing():
+            transport.write(data)
 
     @abstractmethod
     def finished(self) -> None: ...

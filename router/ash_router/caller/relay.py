@@ -112,23 +112,28 @@ class RelayProtocol(Intake):
 
     def data_received(self, data: bytes) -> None:
         try:
-            self._take(data)
+            phase, repeatable = self._phase, self._repeatable
+            if phase is Phase.TUNNELLING:
+                self._tunnel(data)
+                return
+            is_first = phase is Phase.HEAD and not self._in_head and not self._pipelined
+            if is_first and repeatable is not None:
+                body = repeatable.same.body_of(data)
+                if body is not None and self._take_repeated(repeatable, body):
+                    return
+            super().data_received(data)
+            if is_first:
+                self._note_repeatable(data)
         except Exception as error:
             self._answer_fault(error)
 
-    def _take(self, data: bytes) -> None:
-        if self._phase is Phase.TUNNELLING:
-            if isinstance(self._exchange, Tunnel):
-                self._exchange.body(data)
-                self._exchange.flush()
-            return
-        is_first = self._phase is Phase.HEAD and not self._in_head and not self._pipelined
-        if is_first and self._repeatable is not None:
-            body = self._repeatable.same.body_of(data)
-            if body is not None and self._take_repeated(self._repeatable, body):
-                return
-        super().data_received(data)
-        if is_first and self._received_all and self._phase in (Phase.RELAYING, Phase.PASSING):
+    def _tunnel(self, data: bytes) -> None:
+        if isinstance(self._exchange, Tunnel):
+            self._exchange.body(data)
+            self._exchange.flush()
+
+    def _note_repeatable(self, data: bytes) -> None:
+        if self._received_all and self._phase in (Phase.RELAYING, Phase.PASSING):
             same = SameHead.of(data) if self._keep_alive and not self._pipelined else None
             self._repeatable = None if same is None else _RepeatableRequest(same, self._head)
 
@@ -195,29 +200,32 @@ class RelayProtocol(Intake):
         Returns:
             False if it does not surely go to a sandbox; nothing was done then, and the parser gets the bytes.
         """
-        head, verdict = repeatable.head, self._held_verdict(repeatable.head)
-        if verdict is None or self.relay.is_leaving or len(body) > self.relay.limits.max_body_bytes:
+        relay, head = self.relay, repeatable.head
+        verdict = self._held_verdict(head)
+        if verdict is None or relay.is_leaving or len(body) > relay.limits.max_body_bytes:
             return False
-        routes_at = self.relay.routes.changes
-        if repeatable.found_for is not verdict or repeatable.found_at != routes_at:
-            repeatable.direct = self.relay.direct_request(verdict, head.method.decode("ascii"), head)
-            repeatable.found_for, repeatable.found_at = verdict, routes_at
-        direct, call = repeatable.direct, None
-        if direct is None:
+        changes = relay.routes.changes
+        if repeatable.found_for is not verdict or repeatable.found_at != changes:
+            repeatable.direct = relay.direct_request(verdict, head.method.decode("ascii"), head)
+            repeatable.found_for, repeatable.found_at = verdict, changes
+        taken = repeatable.direct
+        if taken is None:
             message = bodies.read_message(body)
-            call = self.relay.classifier.classify(verdict, head, message) if message is not None else None
-        if not isinstance(direct, DirectRequest) and not isinstance(call, RelayedCall):
+            taken = relay.classifier.classify(verdict, head, message) if message is not None else None
+        is_call = isinstance(taken, RelayedCall)
+        if not is_call and not isinstance(taken, DirectRequest):
             return False
         self._unset_keepalive_if_required()
-        self._disarm()
+        if self._timer is not None:
+            self._disarm()
         self._verdict, self._head = verdict, head
         self._received_all = True
-        if isinstance(direct, DirectRequest):
+        if is_call:
+            self._relay(taken)
+        else:
             self._phase = Phase.PASSING
-            passage = self._exchange = self._passage = self._passage_to(direct)
+            passage = self._exchange = self._passage = self._passage_to(taken)
             passage.start_whole(body)
-        elif isinstance(call, RelayedCall):
-            self._relay(call)
         return True
 
     def _admitted(self, verdict: Admitted) -> None:
@@ -314,7 +322,8 @@ class RelayProtocol(Intake):
 
     def _passage_to(self, direct: DirectRequest) -> Passage:
         services, paused = self.relay.services, self.flow.write_paused
-        return Passage(self, direct, self._head, self._forwarded_lines(), services, paused=paused)
+        forwarded = b"" if direct.start else self._forwarded_lines()
+        return Passage(self, direct, self._head, forwarded, services, paused=paused)
 
     def _forwarded_lines(self) -> bytes:
         if self._forwarded_cache is None or self._forwarded_cache[0] is not self._head:
@@ -529,7 +538,7 @@ class RelayProtocol(Intake):
     def finished(self) -> None:
         """The answer is complete: await the next request, or drain the rest of this one, or close."""
         self._exchange = self._passage = None
-        if self._phase is Phase.TUNNELLING or (self._phase is Phase.PASSING and not self._received_all):
+        if not self._received_all or self._phase is Phase.TUNNELLING:
             self._drain()
             return
         self._phase = Phase.HEAD

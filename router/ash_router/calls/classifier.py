@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ash_mcp.types import Principal, SessionName, valid_session_name
 from ash_router.admission.base import Admitted
-from ash_router.calls.exchange import RelayedCall
+from ash_router.calls.exchange import RelayedCall, request_start
 from ash_router.http import bodies
 from ash_router.http.bodies import HIVE_CALL, Message, ToolCall
 from ash_router.http.heads import Fields, RequestHead
@@ -63,6 +63,20 @@ class LevelChange:
 Notice = Cancellation | ClientAnswer | LevelChange | RootsChange
 
 
+@dataclass(frozen=True, slots=True)
+class _ResolvedTool:
+    """What a tool's name means in calls with one head, while `Routes.changes` equals `changes`."""
+
+    admitted: Admitted
+    name: str
+    changes: int
+    route: Route
+    tool: str
+    """Its name within the sandbox."""
+    start: bytes
+    """Of the head of each request to the sandbox."""
+
+
 class MessageClassifier:
     """Classifies by the routes and sessions that this process knows; no I/O."""
 
@@ -74,7 +88,7 @@ class MessageClassifier:
         """Return the call or notice that a message is for sandboxes; None if it is for the ASGI app alone."""
         era = era_of(head.fields.get(b"mcp-protocol-version"))
         if era is Era.STATELESS:
-            call = self._stateless_call(head, message)
+            call = _stateless_call(head, message)
             return None if call is None else self._relayed_call(admitted, head, call, None)
         session = self._session(admitted, head.fields) if era is Era.HANDSHAKE else None
         if session is None:
@@ -88,7 +102,7 @@ class MessageClassifier:
         """Return whether a message names a sandbox that is unknown here and may be known to another process."""
         era = era_of(head.fields.get(b"mcp-protocol-version"))
         session = self._session(admitted, head.fields) if era is Era.HANDSHAKE else None
-        call = self._stateless_call(head, message) if era is Era.STATELESS else bodies.as_tool_call(message)
+        call = _stateless_call(head, message) if era is Era.STATELESS else bodies.as_tool_call(message)
         if call is None or (session is None and era is not Era.STATELESS) or admitted.principal.share is not None:
             return False
         if call.name == HIVE_CALL:
@@ -96,13 +110,6 @@ class MessageClassifier:
         else:
             named = (split_tool_name(call.name) or ("",))[0]
         return self._is_unknown_name(admitted if session is None else session.admitted, named)
-
-    def _stateless_call(self, head: RequestHead, message: Message) -> ToolCall | None:
-        """Return the call in a stateless-era message; None unless head and body name the same tool."""
-        if head.fields.get(b"mcp-method") != b"tools/call":
-            return None
-        call = bodies.as_tool_call(message)
-        return call if call is not None and call.name == head.tool else None
 
     def _is_unknown_name(self, admitted: Admitted, session: Any) -> bool:
         if not isinstance(session, str) or not (valid_session_name(session) or "-" in session):
@@ -118,16 +125,19 @@ class MessageClassifier:
     ) -> RelayedCall | None:
         is_guest = admitted.principal.share is not None
         is_hive_call = call.name == HIVE_CALL and not is_guest
-        if is_guest:
-            found = self._resolve_shared_tool(admitted.principal, call)
-        elif is_hive_call:
-            found = self._resolve_hive_call(admitted, call.arguments)
-        else:
-            found = self._resolve_tool_name(admitted, call.name)
-        if found is None:
-            return None
-        route, tool = found
-        body = bodies.retarget(call, tool) if is_hive_call else bodies.rename(call, tool)
+        found: _ResolvedTool | None = head.resolved
+        if (
+            found is None
+            or found.admitted is not admitted
+            or found.name != call.name
+            or found.changes != self._routes.changes
+            or is_hive_call
+            or is_guest
+        ):
+            found = head.resolved = self._resolve_call(admitted, head, call)
+            if found is None:
+                return None
+        body = bodies.retarget(call, found.tool) if is_hive_call else bodies.rename(call, found.tool)
         if body is None:
             return None
         hold = None
@@ -137,15 +147,27 @@ class MessageClassifier:
                 return None
         return RelayedCall(
             principal=admitted.principal,
-            route=route,
+            route=found.route,
             request_id=call.request_id,
             head=head,
+            start=found.start,
             body=body,
-            tool=tool,
+            tool=found.tool,
             message=call.message,
             session=session,
             hold=hold,
         )
+
+    def _resolve_call(self, admitted: Admitted, head: RequestHead, call: ToolCall) -> _ResolvedTool | None:
+        if admitted.principal.share is not None:
+            found = self._resolve_shared_tool(admitted.principal, call)
+        elif call.name == HIVE_CALL:
+            found = self._resolve_hive_call(admitted, call.arguments)
+        else:
+            found = self._resolve_tool_name(admitted, call.name)
+        if found is None:
+            return None
+        return _ResolvedTool(admitted, call.name, self._routes.changes, *found, request_start(head, *found))
 
     def _resolve_shared_tool(self, guest: Principal, call: ToolCall) -> tuple[Route, str] | None:
         if guest.sandbox is None or call.name not in guest.tools or not bodies.has_known_members(call):
@@ -171,6 +193,14 @@ class MessageClassifier:
     def _resolve(self, admitted: Admitted, session: str, tool: str) -> tuple[Route, str] | None:
         route = self._routes.resolve(admitted.principal, admitted.scope, SessionName(session))
         return None if route is None else (route, route.tool_names.get(tool, tool))
+
+
+def _stateless_call(head: RequestHead, message: Message) -> ToolCall | None:
+    """Return the call in a stateless-era message; None unless head and body name the same tool."""
+    if head.fields.get(b"mcp-method") != b"tools/call":
+        return None
+    call = bodies.as_tool_call(message)
+    return call if call is not None and call.name == head.tool else None
 
 
 def _named_session(arguments: Mapping[str, Any]) -> Any:

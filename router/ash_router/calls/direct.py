@@ -7,7 +7,7 @@ spelling of a path leads to anything else in it.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ash_mcp.errors import AshError, ConfigError
@@ -54,11 +54,13 @@ class DirectRequest:
     """The port inside the sandbox that it is for; None: it is for the sandbox's runner."""
     authority: str = ""
     """What the server gets as `Host`; empty: the endpoint's own."""
+    start: bytes = b""
+    """How the head that is sent starts; set by the first of equal requests on one connection."""
+    listens: bool = field(init=False)
+    """Whether it opens an MCP stream that only listens, and so counts as no call."""
 
-    @property
-    def listens(self) -> bool:
-        """Whether it opens an MCP stream that only listens, and so counts as no call."""
-        return self.method == "GET" and self.door.is_mcp
+    def __post_init__(self) -> None:
+        self.listens = self.method == "GET" and self.door.is_mcp
 
 
 def door_in(head: RequestHead, path: str) -> DoorPath | AshError | None:

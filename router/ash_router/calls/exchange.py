@@ -36,10 +36,10 @@ from ash_router.http.heads import RequestHead
 from ash_router.http.responses import Caller
 from ash_router.routes import Route
 from ash_router.sessions.server_requests import SessionEvents
-from ash_router.sessions.session_map import LegacySession, UpstreamSession
+from ash_router.sessions.session_map import Era, LegacySession, UpstreamSession, era_of
 from ash_router.upstream.connection import Connection
 
-__all__ = ["Exchange", "RelayedCall"]
+__all__ = ["Exchange", "RelayedCall", "request_start"]
 
 # The caller's headers that go with a call, without those that the hive sets itself.
 _OF_CALL: Final = CALL_HEADERS.request - {b"mcp-name"}
@@ -57,6 +57,8 @@ class RelayedCall:
     request_id: RequestId
     head: RequestHead
     """The caller's own."""
+    start: bytes
+    """Of the head that is sent to the sandbox, as `request_start` returns it."""
     body: bytes
     """As it is sent to the sandbox."""
     tool: str
@@ -67,6 +69,20 @@ class RelayedCall:
     """The hub session of a handshake-era call, else None."""
     hold: AbstractContextManager[None] | None = None
     """Keeps the hub's own transport session from idling out during the call."""
+
+
+def request_start(head: RequestHead, route: Route, tool: str) -> bytes:
+    """Return how the head of a call's request to its sandbox starts: what the next call of the tool has as well.
+
+    Args:
+        head: The caller's own.
+    """
+    endpoint = route.endpoint
+    if era_of(head.fields.get(b"mcp-protocol-version")) is Era.STATELESS and endpoint.has_runner:
+        lines = head.lines(_OF_CALL) + framing.lines_of([(b"mcp-name", framing.encode_name(tool))])
+    else:
+        lines = head.lines(_OF_SESSION_CALL)  # the upstream session has the rest
+    return framing.request_start(b"POST", endpoint.mcp_path.encode(), endpoint.authority, lines)
 
 
 class Exchange(SandboxExchange):
@@ -80,10 +96,14 @@ class Exchange(SandboxExchange):
 
     def __init__(self, caller: Caller, call: RelayedCall, services: Services, *, paused: bool = False) -> None:
         self._call = call
-        self._borrows = call.session is None and not call.route.endpoint.has_runner
-        editor = StatelessResults if self._borrows else self._editor if call.session is not None else None
-        headers = _TO_BORROWER if self._borrows else CALL_HEADERS
-        reply = Reply(caller, framing.lines_of(self._session_header()), headers=headers, editor=editor)
+        self._borrows = False
+        if call.session is not None:
+            reply = Reply(caller, framing.lines_of(self._session_header()), editor=self._editor)
+        elif call.route.endpoint.has_runner:
+            reply = Reply(caller)
+        else:
+            self._borrows = True
+            reply = Reply(caller, headers=_TO_BORROWER, editor=StatelessResults)
         super().__init__(caller, call.principal, call.route, reply, services, paused=paused)
 
     def start(self) -> None:
@@ -103,10 +123,12 @@ class Exchange(SandboxExchange):
     # The sandbox's answer.
 
     def received(self, head: ResponseHead | None, data: bytes, complete: bool) -> None:
-        if head is not None and head.status == 404 and self._renew_session(complete):
-            return
-        self._answer_status = head.status if head is not None else self._answer_status
-        self._is_answered = complete
+        if self._upstream is not None:
+            if head is not None:
+                if head.status == 404 and self._renew_session(self._upstream, complete):
+                    return
+                self._answer_status = head.status
+            self._is_answered = complete
         super().received(head, data, complete)
 
     # Reaching the sandbox.
@@ -145,33 +167,26 @@ class Exchange(SandboxExchange):
         self._send(connection)
 
     def _send(self, connection: Connection) -> None:
-        call = self._call
-        ours = self._token_line()
-        if self._upstream is None:
-            lines = call.head.lines(_OF_CALL)
-            ours += b"mcp-name: %b\r\n" % framing.encode_name(call.tool)
-        else:
-            lines = call.head.lines(_OF_SESSION_CALL)
-            ours += self._upstream.lines()
+        call, upstream = self._call, self._upstream
+        lines = self._token_line()
+        if upstream is not None:
+            lines += upstream.lines
             if call.session is not None:
-                call.session.calls[call.request_id] = self._upstream
-                self._upstream.open_streams[self] = self.inject_event
+                call.session.calls[call.request_id] = upstream
+                upstream.open_streams[self] = self.inject_event
         self._connection, self._is_sent = connection, True
-        endpoint = call.route.endpoint
-        target = endpoint.mcp_path.encode()
-        head = framing.request_head(b"POST", endpoint.authority, len(call.body), lines, ours, target=target)
-        connection.send(head + call.body, self)
+        connection.send(framing.finish_head(call.start, len(call.body), lines) + call.body, self)
         if self._paused:
             connection.pause()
 
-    def _renew_session(self, complete: bool) -> bool:
+    def _renew_session(self, lost: UpstreamSession, complete: bool) -> bool:
         """Open a new upstream session and send the call again, if the sandbox did not know the old one.
 
         Args:
             complete: Whether its answer was there at once, so that the connection is in the pool again.
         """
-        session, lost = self._call.session, self._upstream
-        if lost is None or lost.id is None or self._renewed:
+        session = self._call.session
+        if lost.id is None or self._renewed:
             return False
         self._renewed = True
         self._moved_at = self._loop.time()
@@ -238,15 +253,15 @@ class Exchange(SandboxExchange):
 
     def _end(self) -> None:
         super()._end()
-        call = self._call
-        if self._upstream is not None:
-            self._upstream.open_streams.pop(self, None)
+        call, upstream = self._call, self._upstream
+        if upstream is not None:
+            upstream.open_streams.pop(self, None)
             if self._borrows:
                 usable = not self._is_sent or (self._is_answered and self._answer_status < 300)
-                self._services.handshakes.give_back(self._principal.subject, self._upstream, usable=usable)
+                self._services.handshakes.give_back(self._principal.subject, upstream, usable=usable)
                 self._upstream = None
-        if call.session is not None and call.session.calls.get(call.request_id) is self._upstream:
-            call.session.calls.pop(call.request_id, None)
+            elif call.session is not None and call.session.calls.get(call.request_id) is upstream:
+                del call.session.calls[call.request_id]
         if call.hold is not None and self._entry is not None:  # without an entry, `hold` was not entered
             call.hold.__exit__(None, None, None)
 

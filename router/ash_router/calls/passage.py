@@ -21,7 +21,6 @@ from ash_mcp.errors import (
     ConnectFailed,
     StreamBroken,
 )
-from ash_mcp.types import SandboxId
 from ash_mcp.wire import MODERN_VERSION, failure_to_json
 from ash_router.calls.direct import DirectRequest
 from ash_router.calls.sandbox_exchange import SandboxExchange, Services
@@ -97,7 +96,9 @@ class Passage(SandboxExchange):
         self._endpoint = direct.route.endpoint
         if not direct.door.is_mcp:
             self._kept = None  # nothing of it is looked at
-        super().__init__(sender, direct.principal, direct.route, _reply_to(sender, direct), services, paused=paused)
+        is_plain = direct.door.is_mcp and direct.resumed is None
+        reply = Reply(sender, headers=direct.door.headers) if is_plain else _reply_to(sender, direct)
+        super().__init__(sender, direct.principal, direct.route, reply, services, paused=paused)
 
     @property
     def begun(self) -> bool:
@@ -113,7 +114,7 @@ class Passage(SandboxExchange):
 
     def start(self) -> None:
         """Count the request; the first `flush` queues it for its turn."""
-        if self._enter_stream() if self._direct.listens else self._enter_call(self._direct.route.sandbox_id):
+        if self._enter_stream() if self._direct.listens else self._count(self._route.sandbox_id):
             self._watch()
         else:
             self._pending = b""  # refused: nothing is sent, and its turn answers
@@ -123,9 +124,9 @@ class Passage(SandboxExchange):
         self._pending = body
         if self._kept is not None:
             self._kept = body if len(body) <= self._max_kept_bytes else None
-        self._body_complete = True
+        self._body_complete = self._asked_for_turn = True
         self.start()
-        self.flush()
+        self._take_turn()
 
     def _enter_stream(self) -> bool:
         services, limits = self._services, self._services.limits
@@ -138,9 +139,6 @@ class Passage(SandboxExchange):
             return True
         self._refuse(limit.reached("streams"))
         return False
-
-    def _enter_call(self, sandbox_id: SandboxId | None) -> bool:
-        return self._count(sandbox_id)
 
     # The request.
 
@@ -174,7 +172,8 @@ class Passage(SandboxExchange):
         if connection is None:
             self._run(self._connect)
             return
-        self._pause_caller(False)
+        if self._caller_paused:
+            self._pause_caller(False)
         self._send(connection)
 
     async def _connect(self) -> None:
@@ -193,27 +192,28 @@ class Passage(SandboxExchange):
     def _send(self, connection: Connection) -> None:
         self._connection = connection
         body, self._pending = self._pending, b""
-        length = len(body) if self._body_complete else framing.content_length(self._head.headers)
+        direct, is_whole = self._direct, self._body_complete
+        if not direct.start:
+            direct.start = self._request_start(connection)
+        length = len(body) if is_whole else framing.content_length(self._head.headers)
         self._chunked = length is None
-        lines = (self._caller_lines(), self._credentials(), self._forwarded_lines)
-        direct = self._direct
-        host = direct.authority or connection.endpoint.authority
-        target = (direct.door.target if self._endpoint.has_runner else self._endpoint.mcp_path.encode()) + direct.rest
-        head = framing.request_head(direct.method.encode(), host, length, *lines, target=target)
         connection.send(
-            head + self._framed(body),
+            framing.finish_head(direct.start, length, self._token_line()) + (body if is_whole else self._framed(body)),
             self,
-            more=not self._body_complete,
-            on_pressure=None if self._body_complete else self._pause_caller,
+            more=not is_whole,
+            on_pressure=None if is_whole else self._pause_caller,
             is_head=direct.method == "HEAD",
             problem_of=direct.door.problem_of,
         )
         if self._paused:
             connection.pause()
 
-    def _credentials(self) -> bytes:
-        """Return the header lines that prove to the receiver that the hive sends the request."""
-        return self._token_line()
+    def _request_start(self, connection: Connection) -> bytes:
+        direct = self._direct
+        host = direct.authority or connection.endpoint.authority
+        target = (direct.door.target if self._endpoint.has_runner else self._endpoint.mcp_path.encode()) + direct.rest
+        lines = self._caller_lines(), self._forwarded_lines
+        return framing.request_start(direct.method.encode(), target, host, *lines)
 
     def _caller_lines(self) -> bytes:
         """Return the caller's header lines that are passed on."""
@@ -221,7 +221,7 @@ class Passage(SandboxExchange):
         if resumed is None:
             return passed
         last = framing.lines_of([(b"last-event-id", resumed.last_event_id)])
-        return passed + resumed.upstream.lines() + last
+        return passed + resumed.upstream.lines + last
 
     def _send_more(self, connection: Connection) -> None:
         if not self._pending and not (self._body_complete and self._chunked):
@@ -327,8 +327,7 @@ def _reply_to(sender: Sender, direct: DirectRequest) -> Reply:
     headers, resumed = direct.door.headers, direct.resumed
     if not direct.door.is_mcp:
         return PassedReply(sender, direct.door.lines, headers=headers, is_head=direct.method == "HEAD")
-    if resumed is None:
-        return Reply(sender, direct.door.lines, headers=headers)
+    assert resumed is not None
     return Reply(
         sender,
         framing.lines_of([(b"mcp-session-id", resumed.session.id.encode())]),

@@ -206,30 +206,30 @@ class SandboxExchange(ABC):
 
     def received(self, head: ResponseHead | None, data: bytes, complete: bool) -> None:
         reply = self._reply
-        if head is not None and not reply.takes(head):
+        if head is not None and reply.begun and not reply.takes(head):
             self.fail(RemoteProtocolError(f"the sandbox answered HTTP {head.status} without a message"))
             return
         if complete:
             self._connection = None
-        self._moved_at = self._loop.time()
         out = reply.frame(head, data, complete)
         if out:
             self._caller.write(out)
         if complete:
             self._end()
             self._caller.finished()
-        self._count_output(len(data))
-        if reply.is_stream and self._token() is not None and _PROGRESS in data:
-            self._heard_at = self._moved_at
-            self._progress = max(self._progress, *(float(found) for found in _PROGRESS_VALUE.findall(data)), 0.0)
+        else:
+            self._moved_at = self._loop.time()
+            if reply.is_stream and self._token() is not None and _PROGRESS in data:
+                self._heard_at = self._moved_at
+                self._progress = max(self._progress, *(float(found) for found in _PROGRESS_VALUE.findall(data)), 0.0)
+        if len(data) > _SMALL_BYTES:
+            self._count_output(len(data))
 
     def _count_output(self, size: int) -> None:
         """Count a part of the answer as work; what follows is read in a later turn if the principal has none left.
 
         A read takes up to 200 KiB, so without turns a principal's answers would fill each turn of the loop.
         """
-        if size <= _SMALL_BYTES:
-            return
         turns, owner, work = self._services.turns, self._principal.subject, size / _OUTPUT_BYTES
         if self._connection is None:  # that was the last part
             turns.spend(owner, work)
@@ -283,27 +283,21 @@ class SandboxExchange(ABC):
             self._caller.write(out)
 
     def _token_line(self) -> bytes:
-        """Return the header line that proves to the sandbox's runner that its own hive asks."""
-        if not self._route.endpoint.has_runner or self._route.endpoint.inner_port is not None:
-            return b""  # whoever listens there must not get what opens a sandbox
-        return _TOKEN_LINE % self._services.tokens.mint(self._route.sandbox_id)
+        """Return the header line that proves to the receiver that the hive asks."""
+        route = self._route
+        # whoever else listens there must not get what opens a sandbox
+        return _TOKEN_LINE % self._services.tokens.mint(route.sandbox_id) if route.endpoint.reaches_runner else b""
 
     # Beginning and ending.
 
     def _count(self, sandbox_id: SandboxId | None) -> bool:
         """Enter the call in the ledger; where that may not be now, refuse it and return False."""
-        services, owner = self._services, self._principal.subject
-        if (refusal := services.ledger.refusal(sandbox_id)) is not None:
+        ledger, principal = self._services.ledger, self._principal
+        refusal = ledger.refusal(sandbox_id) or self._services.limits.call_refusal(principal, ledger.in_flight)
+        if refusal is not None:
             self._refuse(refusal)
             return False
-        if not services.limits.allows_call(self._principal, services.ledger.of_owner(owner)):
-            self._refuse(services.limits.calls_of(self._principal).reached("calls"))
-            return False
-        guests = self._principal.guests
-        if guests is not None and services.ledger.of_owner(guests) >= services.limits.max_in_flight_per_owner:
-            self._refuse(services.limits.guests_exceeded("calls"))
-            return False
-        self._entry = services.ledger.begin(sandbox_id, owner, self.fail, guests)
+        self._entry = ledger.begin(sandbox_id, principal.subject, self.fail, principal.guests)
         return True
 
     def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -91,7 +91,7 @@ class Tunnel(Passage):
 
     def _send(self, connection: Connection) -> None:
         self._connection = connection
-        lines = (self._caller_lines(), self._credentials(), self._forwarded_lines)
+        lines = (self._caller_lines(), self._token_line(), self._forwarded_lines)
         target = self._direct.door.target + self._direct.rest
         host = self._direct.authority or connection.endpoint.authority
         head = websocket.request_head(target, host, *lines)

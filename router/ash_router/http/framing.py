@@ -32,6 +32,7 @@ __all__ = [
     "content_problem",
     "decode_name",
     "encode_name",
+    "finish_head",
     "forwarded",
     "has_body",
     "indexed",
@@ -39,6 +40,7 @@ __all__ = [
     "one",
     "passed_lines",
     "request_head",
+    "request_start",
     "response_problem",
     "sse_event",
     "sse_tail",
@@ -301,9 +303,19 @@ def request_head(method: bytes, host: str, length: int | None, *lines: bytes, ta
         lines: Header lines, as `lines_of` returns them.
         target: Path and query.
     """
-    framing = b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length
-    begin = b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (method, target, host.encode())
-    return b"".join((begin, framing, *lines, b"\r\n"))
+    return finish_head(request_start(method, target, host, *lines), length)
+
+
+def request_start(method: bytes, target: bytes, host: str, *lines: bytes) -> bytes:
+    """Return the part of a request's head that stays when the request is repeated, for `finish_head`."""
+    return b"%b %b HTTP/1.1\r\nhost: %b\r\n%b" % (method, target, host.encode(), b"".join(lines))
+
+
+def finish_head(start: bytes, length: int | None, lines: bytes = b"") -> bytes:
+    """Return the head of a request that begins with `start`, with further lines and the framing of its body."""
+    if length is None:
+        return b"%b%btransfer-encoding: chunked\r\n\r\n" % (start, lines)
+    return b"%b%bcontent-length: %d\r\n\r\n" % (start, lines, length)
 
 
 def forwarded(headers: Headers, client: str, scheme: str) -> bytes:

@@ -25,24 +25,20 @@ _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([1-9][0-9]{0,8})\r\n", 
 class RequestHead:
     """The parsed head of a caller's request."""
 
-    __slots__ = ("_fields", "_lines", "_tool", "headers", "method", "named", "target", "version")
+    __slots__ = ("_lines", "_tool", "fields", "headers", "method", "named", "resolved", "target", "version")
 
     def __init__(self, version: str, method: bytes, target: bytes, headers: Headers) -> None:
         self.version = version
         self.method = method
         self.target = target
         self.headers = headers
+        self.fields: Fields = framing.indexed(headers)
         self.named: tuple[str, Any] | None = None
         """Cache of `direct.door_in`: the path that it read, and what it returned."""
-        self._fields: Fields | None = None
+        self.resolved: Any = None
+        """Cache of `MessageClassifier`: the tool that a call with this head was last resolved to."""
         self._tool: tuple[str | None] | None = None
         self._lines: dict[frozenset[bytes], bytes] = {}
-
-    @property
-    def fields(self) -> Fields:
-        if self._fields is None:
-            self._fields = framing.indexed(self.headers)
-        return self._fields
 
     @property
     def tool(self) -> str | None:
@@ -84,15 +80,11 @@ class SameHead:
 
     def body_of(self, message: bytes) -> bytes | None:
         """Return the body of a whole message with this head; None for anything else."""
-        if not message.startswith(self._before):
-            return None
-        digits_at, after = self._digits_at, self._after
-        digits_end = message.find(b"\r", digits_at)
-        if not message.startswith(after, digits_end):
-            return None
-        body = message[digits_end + len(after) :]
-        # only the canonical spelling of the length passes, so nothing but digits can stand there
-        return body if message[digits_at:digits_end] == b"%d" % len(body) else None
+        before, after = self._before, self._after
+        end = message.find(b"\r", self._digits_at) + len(after)
+        length = len(message) - end
+        # the length that follows from the message is its only spelling that passes
+        return message[end:] if message.startswith(b"%b%d%b" % (before, length, after)) else None
 
     def is_head_of(self, data: bytes) -> bool:
         """Return whether `data` is such a head alone, with its body still to come."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 from collections.abc import Sequence
 from typing import Final, Protocol
@@ -56,6 +57,7 @@ PARSE_ERROR: Final = -32700
 """As JSON-RPC has it."""
 
 _NONCE_BYTES: Final = 16
+_NONCE_PATTERN: Final = re.compile(b"." * 2 * _NONCE_BYTES)
 _NONCES: Final[list[bytes]] = []
 
 
@@ -89,7 +91,7 @@ class Caller(Protocol):
 def head(caller: Caller, status: int, *headers: Headers) -> bytes:
     """Return the head of an answer, with `connection: close` if the connection ends after it."""
     lines = [framing.lines_of(group) for group in headers]
-    return b"".join((framing.status_line(status), caller.default_lines, *lines, _end(caller)))
+    return passed_head(caller, framing.status_line(status), *lines)
 
 
 def passed_head(caller: Caller, *lines: bytes) -> bytes:
@@ -98,11 +100,7 @@ def passed_head(caller: Caller, *lines: bytes) -> bytes:
     Args:
         lines: The lines of its head that pass, from the status line on, then those that the hive adds.
     """
-    return b"".join((*lines, caller.default_lines, _end(caller)))
-
-
-def _end(caller: Caller) -> bytes:
-    return b"\r\n" if caller.keeps_alive else b"connection: close\r\n\r\n"
+    return b"".join((*lines, caller.default_lines, b"\r\n" if caller.keeps_alive else b"connection: close\r\n\r\n"))
 
 
 def new_nonce() -> bytes:
@@ -110,7 +108,7 @@ def new_nonce() -> bytes:
     if not _NONCES:
         # one system call makes 256 of them
         random = secrets.token_hex(_NONCE_BYTES * 256).encode()
-        _NONCES.extend(random[at : at + 2 * _NONCE_BYTES] for at in range(0, len(random), 2 * _NONCE_BYTES))
+        _NONCES.extend(_NONCE_PATTERN.findall(random))
     return _NONCES.pop()
 
 

@@ -179,9 +179,9 @@ class Forwarding(Passage):
         super().body_ended()
         # whether it is a call is known only now; the owner does nothing before it has the end of the body
         if not self._done and self._entry is None and self._is_call():
-            super()._enter_call(None)
+            super()._count(None)
 
-    def _enter_call(self, sandbox_id: SandboxId | None) -> bool:
+    def _count(self, sandbox_id: SandboxId | None) -> bool:
         return True  # a cancellation, or an answer to what a sandbox asks, must pass whatever is in flight
 
     def _is_call(self) -> bool:
@@ -191,7 +191,7 @@ class Forwarding(Passage):
     def _may_tell(self) -> bool:
         return False  # the owner does
 
-    def _credentials(self) -> bytes:
+    def _token_line(self) -> bytes:
         voucher = self._forwarder.vouchers.write(self._forward.replica, self._forward.admitted)
         return framing.lines_of([(VOUCHER_HEADER, voucher)])
 

@@ -51,11 +51,11 @@ class SeedPassage(Passage):
         self._reply = _PlainReply(sender, headers=direct.door.headers, is_head=direct.method == "HEAD")
         self._answer_seconds = answer_seconds
 
-    def _enter_call(self, sandbox_id: SandboxId | None) -> bool:
+    def _count(self, sandbox_id: SandboxId | None) -> bool:
         del sandbox_id  # who made it looks after its idle time
-        return super()._enter_call(None)
+        return super()._count(None)
 
-    def _credentials(self) -> bytes:
+    def _token_line(self) -> bytes:
         return _MARK
 
     def _may_tell(self) -> bool:

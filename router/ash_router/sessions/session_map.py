@@ -78,6 +78,11 @@ class UpstreamSession:
     """For each open call of this session, what injects an event into its answer. The latest call is last."""
     listening: Callable[[], None] | None = None
     """Closes the standalone stream; None if it is not open."""
+    lines: bytes = field(init=False)
+    """`headers` as they stand in a head."""
+
+    def __post_init__(self) -> None:
+        self.lines = framing.lines_of(self.headers().items())
 
     def stop_listening(self) -> None:
         stop, self.listening = self.listening, None
@@ -88,10 +93,6 @@ class UpstreamSession:
         """Return the session and version headers of a request in this session."""
         session = {} if self.id is None else {b"mcp-session-id": self.id}
         return {**session, b"mcp-protocol-version": self.version}
-
-    def lines(self) -> bytes:
-        """Return `headers` as they stand in a head."""
-        return framing.lines_of(self.headers().items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,10 @@ class LegacySessions:
     def of(self, admitted: Admitted, session_id: str) -> LegacySession | None:
         """Return a session as `get` does, if it is the caller's."""
         session = self.get(session_id)
-        return session if session is not None and session.admitted.principal == admitted.principal else None
+        if session is None:
+            return None
+        opener, caller = session.admitted.principal, admitted.principal
+        return session if opener is caller or opener == caller else None
 
     def mark_used(self, session: LegacySession) -> None:
         """Make a session the most recently used of its owner."""

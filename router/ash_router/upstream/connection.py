@@ -55,6 +55,8 @@ class Connection(asyncio.Protocol):
     _same: SameHead | None = None
     """Tells the last answer's head again, if that answer came whole and leaves the connection open."""
     _same_head: ResponseHead | None = None
+    _sound_head: ResponseHead | None = None
+    """The last head in which `problem_of` found nothing. One with equal headers is this object, and not checked."""
     _reading = False
     """Whether the parser has begun with an answer."""
     _no_body = False
@@ -266,7 +268,9 @@ class Connection(asyncio.Protocol):
         if self._interim:
             self._headers = []
             return
-        self._head = ResponseHead(status, self._headers)
+        sound = self._sound_head if self._problem_now is self._problem_of else None
+        is_known = sound is not None and sound.status == status and sound.headers == self._headers
+        self._head = sound if is_known else ResponseHead(status, self._headers)
         self._head_is_new = True
         self._reusable = self._parser.should_keep_alive() and not self._no_body
         self._complete = self._no_body
@@ -294,9 +298,13 @@ class Connection(asyncio.Protocol):
         """Give the sink what is new; of an answer with a length not before its body begins."""
         sink, head, complete = self._sink, self._head, self._complete
         assert sink is not None and head is not None
-        if self._head_is_new and (problem := self._problem_now(head)) is not None:
-            self._refuse(problem)
-            return
+        if self._head_is_new and head is not self._sound_head:
+            problem = self._problem_now(head)
+            if problem is not None:
+                self._refuse(problem)
+                return
+            if self._problem_now is self._problem_of:
+                self._sound_head = head
         if self._head_is_new and head.length and not head.is_stream and not self._parts and not complete:
             return
         is_new, self._head_is_new = self._head_is_new, False

@@ -180,14 +180,15 @@ class ConnectionPool:
     def _release(self, connection: Connection, reusable: bool) -> None:
         if connection not in self._open:
             return
-        kept = self._idle.get(connection.endpoint)
+        endpoint = connection.endpoint
+        kept = self._idle.get(endpoint)
         # how long a server inside keeps a connection is unknown
-        reusable = reusable and connection.endpoint.has_runner and connection.endpoint.inner_port is None
-        if reusable and (0 if kept is None else len(kept)) < self._max_idle:
+        if reusable and endpoint.reaches_runner and (0 if kept is None else len(kept)) < self._max_idle:
             connection.idle_since = asyncio.get_running_loop().time()
             if kept is None:
-                kept = self._idle[connection.endpoint] = []
-            kept.append(connection)
+                self._idle[endpoint] = [connection]
+            else:
+                kept.append(connection)
             return
         self._open.discard(connection)
         connection.close()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from ash_mcp.errors import AshError
-from ash_mcp.types import Principal, PrincipalLimits
+from ash_mcp.types import Principal, PrincipalLimits, SandboxId
 from ash_router.bounds.limits import DEFAULT_LIMITS, HeadMeter, RelayLimits
 
 KIB, MIB = 1024, 1024 * 1024
@@ -68,6 +68,29 @@ def test_of_a_principal_the_narrower_of_the_hives_and_its_keys_limits_holds() ->
     for principal, most in ((anybody, (3, 4, 5)), (bearer, (1, 2, 5))):
         found = hive.calls_of(principal), hive.streams_of(principal), hive.backchannels_of(principal)
         assert tuple(limit.most for limit in found) == most
+
+
+@pytest.mark.parametrize(
+    ("by_key", "in_flight", "said"),
+    [
+        (None, 2, None),
+        (None, 3, "you have 3 calls"),
+        (2, 1, None),
+        (2, 2, "your key allows"),
+        (9, 3, "one owner may have"),
+    ],
+)
+def test_one_more_call_is_refused_at_the_narrower_limit(by_key: int | None, in_flight: int, said: str | None) -> None:
+    caller = Principal("a", limits=PrincipalLimits(calls=by_key))
+    refusal = RelayLimits(max_in_flight_per_owner=3).call_refusal(caller, {"a": in_flight, "b": 9})
+    assert (refusal is None) if said is None else (refusal is not None and said in refusal.message)
+
+
+@pytest.mark.parametrize(("others", "is_refused"), [(2, False), (3, True)])
+def test_guests_of_one_sandbox_have_as_many_calls_as_one_owner(others: int, is_refused: bool) -> None:
+    guest = Principal("a", sandbox=SandboxId("sbx-1"), share="s")
+    refusal = RelayLimits(max_in_flight_per_owner=3).call_refusal(guest, {str(guest.guests): others})
+    assert (refusal is not None and "guests of this sandbox" in refusal.message) is is_refused
 
 
 def test_what_is_fed_counts_until_the_next_head() -> None:

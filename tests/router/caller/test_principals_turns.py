@@ -110,6 +110,6 @@ async def test_who_leaves_while_it_waits_for_its_turn_reaches_nobody(tmp_path: P
         with connections(rig, FLOOD) as wires:
             await send_all(rig, wires, [by_name("ann")] * FLOOD)
             await until(lambda: len(rig.relay.services.turns) > FLOOD // 2)
-        await until(lambda: not rig.ledger.of_owner("ann"))
+        await until(lambda: not rig.ledger.in_flight.get("ann", 0))
         assert len(rig.relay.services.turns) == 0
     assert len(order) < FLOOD

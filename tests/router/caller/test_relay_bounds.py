@@ -110,11 +110,11 @@ async def test_at_the_bound_a_call_is_refused_and_anothers_goes_through(tmp_path
                 assert (headers["retry-after"], headers["ash-origin"]) == ("1", "hub")
                 assert (said["kind"], said["retryable"]) == ("capacity_exceeded", True)
                 assert said["data"] == {"limit": "owner", "retry_after_seconds": 1.0} and "2 calls" in said["message"]
-            assert rig.ledger.of_owner("me") == LIMIT
+            assert rig.ledger.in_flight.get("me", 0) == LIMIT
             await begun(other, "ann")
             first.writer.close()
             with anyio.fail_after(5):
-                while rig.ledger.of_owner("me") == LIMIT:
+                while rig.ledger.in_flight.get("me", 0) == LIMIT:
                     await asyncio.sleep(0.005)
             await begun(third, "me")
 
@@ -134,7 +134,7 @@ async def test_calls_by_every_other_door_count_too(tmp_path: Path, door: str) ->
                 status, _, answer = await over.answer()
                 assert refused(status, answer)["kind"] == "capacity_exceeded"
             with anyio.fail_after(5):
-                while rig.ledger.of_owner("me"):
+                while rig.ledger.in_flight.get("me", 0):
                     await asyncio.sleep(0.005)
 
 

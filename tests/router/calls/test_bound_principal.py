@@ -49,6 +49,6 @@ async def test_its_calls_count_for_itself_and_not_for_the_owner(tmp_path: Path) 
         rig.admission.limits["guest"] = PrincipalLimits(calls=1)
         await first.send(modern("sb1_wait", more=GUEST))
         await box.waiting.wait()
-        assert (rig.ledger.of_owner("guest"), rig.ledger.of_owner("me")) == (1, 0)
+        assert (rig.ledger.in_flight.get("guest", 0), rig.ledger.in_flight.get("me", 0)) == (1, 0)
         await over.send(by_name("sb1"))
         assert "your key" in failure((await over.answer())[2])["message"]

@@ -77,7 +77,7 @@ async def test_the_file_door_passes_its_headers_and_no_others(rig: Rig, runner: 
             assert not headers.keys() & {"set-cookie", "mcp-session-id", "service-worker-allowed"}
             assert not any(name.startswith("access-control-") for name in headers)
     line = "PUT /_ash/files/a%20b?c=d&scope=x&expand=y HTTP/1.1"
-    assert runner.asked == [[line, "host: sandbox", "content-length: 2", "range: bytes=0-1"]] * 2
+    assert runner.asked == [[line, "host: sandbox", "range: bytes=0-1", "content-length: 2"]] * 2
 
 
 async def test_a_get_is_a_call_and_no_stream(rig: Rig, runner: FileRunner, monkeypatch: pytest.MonkeyPatch):

@@ -15,7 +15,7 @@ from ash_router.bounds.deadlines import TimeoutSweeper
 from ash_router.bounds.limits import RelayLimits
 from ash_router.bounds.streams import OpenStreams
 from ash_router.bounds.turns import Turns
-from ash_router.calls.exchange import Exchange, RelayedCall, Services
+from ash_router.calls.exchange import Exchange, RelayedCall, Services, request_start
 from ash_router.http.framing import ResponseHead
 from ash_router.http.heads import RequestHead
 from ash_router.ledger import Ledger
@@ -134,6 +134,7 @@ class Stage:
             route=ROUTE,
             request_id=1,
             head=head,
+            start=request_start(head, ROUTE, "add"),
             body=b"{}",
             tool="add",
             session=self.session,

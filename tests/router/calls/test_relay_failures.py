@@ -187,7 +187,7 @@ async def test_one_principals_calls_in_flight_are_bounded_and_the_others_go_on(t
         assert (await other.head())[1]["ash-origin"] == "sandbox"
         first.writer.close()
         with anyio.fail_after(5):
-            while rig.ledger.of_owner("me"):
+            while rig.ledger.in_flight.get("me", 0):
                 await asyncio.sleep(0.01)
         await second.send(CALL)
         assert (await second.head())[1]["ash-origin"] == "sandbox"
