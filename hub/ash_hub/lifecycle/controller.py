@@ -30,7 +30,7 @@ from ash_hub.lifecycle.registry import Registry
 from ash_hub.lifecycle.runs import RUN_NEWS, Runs
 from ash_hub.lifecycle.sandbox import Sandbox
 from ash_hub.lifecycle.session_names import Names, hold_again
-from ash_mcp.errors import AshError, Conflict, ConnectFailed, SandboxGone
+from ash_mcp.errors import AshError, Conflict, ConnectFailed, HiveFault, SandboxGone
 from ash_mcp.types import Cause, EndReason, SandboxId, State
 from ash_router.routes import Route
 from ash_router.store.base import LOST, Run
@@ -104,6 +104,15 @@ class Controller:
     async def settle(self, sandbox_ids: Iterable[SandboxId]) -> bool:
         """Queue sandboxes and wait for their turns; False if the last turn of one failed."""
         return await self._queue.settle(sandbox_ids)
+
+    def defect_of(self, sandbox_id: SandboxId) -> HiveFault | None:
+        """Return the hive's own defect in the last turn of a sandbox; None if that went well, or something was away."""
+        error = self._queue.failure_of(sandbox_id)
+        if error is None or isinstance(error, TimeoutError):
+            return None
+        if isinstance(error, AshError) and not isinstance(error, HiveFault):
+            return None
+        return HiveFault("the hive itself failed at this sandbox; its log has the details")
 
     async def run(self) -> None:
         """Reconcile the sandboxes until cancelled."""
@@ -249,14 +258,17 @@ class Controller:
 
         Raises:
             ConnectFailed: The store or the backend is away; the store's owner tries again.
+            HiveFault: A turn failed for a defect of the hive's own; it tries again all the same.
         """
         self.store_epoch += 1
         self._restored_at = self._parts.clock()
         living = self.registry.living()
         stored = {SandboxId(record["sandbox_id"]) for record in await self._parts.store.routes()}
         await self.settle(stored | {sandbox.id for sandbox in living})
-        if any(not (self._is_held(sandbox) or _is_ending(sandbox)) for sandbox in living):
-            raise ConnectFailed("the store could not be told of all sandboxes yet")
+        lacking = [sandbox for sandbox in living if not (self._is_held(sandbox) or _is_ending(sandbox))]
+        if lacking:
+            defects = [defect for sandbox in lacking if (defect := self.defect_of(sandbox.id)) is not None]
+            raise defects[0] if defects else ConnectFailed("the store could not be told of all sandboxes yet")
 
     def _is_held(self, sandbox: Sandbox) -> bool:
         """Return whether the store was told of a sandbox's names and route since it was last empty."""

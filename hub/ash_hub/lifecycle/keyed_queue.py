@@ -36,7 +36,8 @@ class KeyedQueue(Generic[Key]):
         self._turn = turn
         self._waiting: dict[Key, None] = {}
         self._held: set[Key] = set()
-        self._failed: dict[Key, int] = {}
+        self._failed: dict[Key, tuple[int, Exception]] = {}
+        """How often in a row the turns of a key failed, and how the last did."""
         self._due: dict[Key, float] = {}
         self._deadlines: list[tuple[float, int, Key]] = []
         self._pushed = 0
@@ -57,6 +58,10 @@ class KeyedQueue(Generic[Key]):
         while (wanted & self._waiting.keys()) or (wanted & self._held):
             await self._done.wait()
         return not wanted & self._failed.keys()
+
+    def failure_of(self, key: Key) -> Exception | None:
+        """Return how the last look at a key failed; None if it did not."""
+        return self._failed[key][1] if key in self._failed else None
 
     async def run(self) -> None:
         """Hand out keys until cancelled."""
@@ -86,7 +91,8 @@ class KeyedQueue(Generic[Key]):
             self._look_in(key, wait)
 
     def _retry(self, key: Key, error: Exception) -> float:
-        failed = self._failed[key] = self._failed.get(key, 0) + 1
+        failed = self._failed[key][0] + 1 if key in self._failed else 1
+        self._failed[key] = failed, error
         wait = min(FIRST_RETRY_SECONDS * 2 ** min(failed - 1, 10), LAST_RETRY_SECONDS)
         trace = error if failed == 1 and not isinstance(error, AshError) else None  # an AshError says all in its words
         log.warning("%s: %r; looking again in %.1f s", key, error, wait, exc_info=trace)

@@ -340,7 +340,8 @@ class Sandboxes:
         with anyio.move_on_after(SHOWN_SECONDS) as bound:
             await sandbox.settled.wait()
         if bound.cancelled_caught:
-            raise ConnectFailed("the sandbox is ready, but the store is away and nobody could find it")
+            away = ConnectFailed("the sandbox is ready, but the store is away and nobody could find it")
+            raise self._controller.defect_of(sandbox.id) or away
         if sandbox.state is not State.READY:  # it ended meanwhile
             raise sandbox.gone(self._clock())
 

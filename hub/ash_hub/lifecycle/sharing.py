@@ -91,6 +91,7 @@ class Sharing:
         Raises:
             NotFound: It has no such share, and nothing was revoked.
             ConnectFailed: They are revoked for good, but the store is away, so other replicas may not know yet.
+            HiveFault: The same, for a defect of the hive's own.
         """
         sandbox = self._owned(owner, scope, name)
         revoked: Sequence[str] = ()
@@ -102,7 +103,8 @@ class Sharing:
 
         await self._controller.change(sandbox, unshared)
         if not await self._controller.settle([sandbox.id]):
-            raise ConnectFailed("revoked for good, but the store is away: other replicas follow when it is back")
+            away = ConnectFailed("revoked for good, but the store is away: other replicas follow when it is back")
+            raise self._controller.defect_of(sandbox.id) or away
         return sandbox, revoked
 
     def _owned(self, owner: Principal, scope: Scope, name: str) -> Sandbox:

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from ash_hub.backends.base import BackendEvent, Instance, Phase
-from ash_mcp.errors import Conflict, ConnectFailed, StartFailed
+from ash_mcp.errors import Conflict, ConnectFailed, HiveFault, StartFailed
 from ash_mcp.types import DEFAULT_SCOPE, EndReason, SandboxId, SandboxSpec, SessionName, State
 from tests.hub.world import LOCAL, MakeWorld, World
 
@@ -41,6 +41,24 @@ async def test_a_spawn_that_nobody_was_shown_frees_its_key(world: World, monkeyp
             await world.spawn(idempotency_key="k")
     assert await world.backend.list() == []
     assert (await world.spawn(idempotency_key="k")).state is State.READY
+
+
+async def test_a_defect_in_a_step_is_not_taken_for_a_store_that_is_away(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any) -> None:
+        raise KeyError("a defect")
+
+    monkeypatch.setattr("ash_hub.lifecycle.sandboxes.SHOWN_SECONDS", 0.05)
+    sandbox = await world.spawn()
+    monkeypatch.setattr(world.routes, "bind", broken)
+    with pytest.raises(HiveFault, match="the hive itself failed"):
+        await world.spawn()
+    with pytest.raises(HiveFault):
+        await world.controller.restore()
+    monkeypatch.undo()
+    await world.controller.restore()
+    assert world.routes.get(sandbox.id) is not None
 
 
 async def test_a_hive_that_stops_while_a_spawn_takes_its_name_makes_nothing(
