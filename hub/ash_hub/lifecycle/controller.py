@@ -5,7 +5,7 @@ id into a queue. A turn looks at the record and the instance, asks `decide` for 
 again. Every step may be taken twice, by any replica; replicas race only at the compare-and-set of the record, and the
 loser looks again.
 
-An end is wished (`Sandbox.wish`, in memory), recorded (`Record.ending`, at the backend), and then carried out: the
+An end is requested (`Sandbox.requested_end`, in memory), recorded (`Record.ending`, at the backend), and then carried out: the
 sandbox is withdrawn from callers, deleted, buried (kept as ended), and in the end forgotten.
 """
 
@@ -307,7 +307,7 @@ class Controller:
         """
         for tries in range(CHANGE_TRIES):
             instance = await self._backend.get(sandbox.id)
-            if instance is None or sandbox.wish is not None:
+            if instance is None or sandbox.requested_end is not None:
                 break
             if (record := _record_of(instance)) is None:
                 raise ConnectFailed("a newer version of this hive has changed it; ask a replica of that version")
@@ -343,14 +343,14 @@ class Controller:
         ending = self._ending(sandbox, reason, message)
         if await self._backend.get(sandbox.id) is None:  # not made yet, or gone already
             if sandbox.start is not None:
-                sandbox.wish = sandbox.wish or ending
+                sandbox.requested_end = sandbox.requested_end or ending
             self.add(sandbox.id)
             return
         with suppress(SandboxGone):
             await self.change(sandbox, lambda record: replace(record, ending=ending))
             self._note_end(sandbox, ending)
 
-    def wish(
+    def request_end(
         self, sandbox: Sandbox, reason: EndReason, message: str | None = None, cause: Cause | None = None
     ) -> None:
         """Note in memory that a sandbox is to end; a turn records it when the backend answers. Never fails.
@@ -358,8 +358,8 @@ class Controller:
         Args:
             cause: None: it follows from the reason and from what the backend saw.
         """
-        if sandbox.wish is None:
-            sandbox.wish = self._ending(sandbox, reason, message, cause)
+        if sandbox.requested_end is None:
+            sandbox.requested_end = self._ending(sandbox, reason, message, cause)
         self.add(sandbox.id)
 
     def _ending(self, sandbox: Sandbox, reason: EndReason, message: str | None, cause: Cause | None = None) -> Ending:
@@ -441,7 +441,7 @@ class Controller:
             record=record,
             phase=instance.phase if instance is not None else None,
             exit_message=sandbox.exit.message if sandbox.exit is not None else None,
-            wish=sandbox.wish or _end_of_buried(sandbox),
+            requested_end=sandbox.requested_end or _end_of_buried(sandbox),
             is_starting_here=sandbox.start is not None,
             is_cancelled=sandbox.start is not None and sandbox.start.cancel_called,
             maker=await self._where(known.maker),
@@ -489,7 +489,7 @@ class Controller:
     async def _cancel_start(self, sandbox_id: SandboxId, decision: Decision) -> None:
         sandbox = self._sandbox(sandbox_id)
         assert decision.reason is not None
-        sandbox.wish = sandbox.wish or self._ending(sandbox, decision.reason, decision.message)
+        sandbox.requested_end = sandbox.requested_end or self._ending(sandbox, decision.reason, decision.message)
         if sandbox.start is not None:
             sandbox.start.cancel()
 
@@ -598,7 +598,7 @@ class Controller:
         self._forget_surplus()
         await self._endings.keep(sandbox, self._parts.clock())
         ending = sandbox.record.ending
-        if ending is None and sandbox.wish is None:  # no replica decided it, so none has audited it
+        if ending is None and sandbox.requested_end is None:  # no replica decided it, so none has audited it
             self._note_end(sandbox, self._ending(sandbox, decision.reason, decision.message))
         if ending is None or ending.by == self._parts.siblings.id:
             why = decision.reason.value + (f" ({decision.message})" if decision.message else "")
@@ -628,7 +628,7 @@ def _endings_of(parts: Parts) -> Endings:
 
 
 def _end_of_buried(sandbox: Sandbox) -> Ending | None:
-    """Return the end of a buried sandbox as a wish, so that an instance of it that appears again ends, too."""
+    """Return the end of a buried sandbox as a request, so that an instance of it that appears again ends, too."""
     if sandbox.ended_at is None or sandbox.reason is None or sandbox.cause is None:
         return None
     by, message = sandbox.record.maker, sandbox.message
@@ -636,7 +636,7 @@ def _end_of_buried(sandbox: Sandbox) -> Ending | None:
 
 
 def _is_ending(sandbox: Sandbox) -> bool:
-    is_wanted = sandbox.wish is None and sandbox.record.ending is None
+    is_wanted = sandbox.requested_end is None and sandbox.record.ending is None
     return sandbox.state.ended or sandbox.state is State.STOPPING or not is_wanted
 
 

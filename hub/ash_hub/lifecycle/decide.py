@@ -1,7 +1,7 @@
 """The decision table of the lifecycle: the next step for one sandbox, from what this replica sees. No I/O, no clock.
 
 The first row that fits holds. "Present" means that the backend has the instance; "ended" is a phase of it, "buried" a
-state of the sandbox here. `wish` is an end that this replica wants and has not recorded yet.
+state of the sandbox here. `requested_end` is an end that this replica wants and has not recorded yet.
 
 | instance | record          | and                                    | step         |
 |----------|-----------------|----------------------------------------|--------------|
@@ -10,7 +10,7 @@ state of the sandbox here. `wish` is an end that this replica wants and has not 
 | absent   |                 | buried, but it has a route             | UNROUTE      |
 | absent   |                 | buried, for longer than it is kept     | FORGET       |
 | absent   |                 | buried                                 | -            |
-| absent   |                 | starts here, and an end is wished      | CANCEL_START |
+| absent   |                 | starts here, and an end is requested   | CANCEL_START |
 | absent   |                 | starts here, and its run has ended     | CANCEL_START |
 | absent   |                 | starts here, over its run's lease      | LEARN_RUN    |
 | absent   |                 | starts here, names not in the store    | HOLD         |
@@ -23,7 +23,7 @@ state of the sandbox here. `wish` is an end that this replica wants and has not 
 | ended    | ending          | another replica deletes it, not buried | BURY         |
 | present  | ending          | another replica deletes it             | -            |
 | running  | not ending      | buried as lost                         | FORGET       |
-| present  | not ending      | buried, or an end is wished            | CANCEL_START |
+| present  | not ending      | buried, or an end is requested         | CANCEL_START |
 |          |                 |                     (if it starts here) | or END       |
 | ended    | starting        | starts here: the start finds out       | -            |
 | ended    | starting        | otherwise                              | END failed   |
@@ -122,7 +122,7 @@ class View:
     phase: Phase | None
     """None: the backend has no such instance."""
     exit_message: str | None = None
-    wish: Ending | None = None
+    requested_end: Ending | None = None
     is_starting_here: bool = False
     """Whether a start runs in this process."""
     is_cancelled: bool = False
@@ -174,8 +174,8 @@ def decide(view: View, now: float) -> Decision:
         return Decision(Step.NONE)
     if view.record.ending is not None:
         return _ending(view, view.record.ending, now)
-    if view.wish is not None:
-        return _wished(view, view.wish)
+    if view.requested_end is not None:
+        return _requested(view, view.requested_end)
     if view.record.ready_at is None:
         return _starting(view, view.record, now)
     return _ready(view, view.record, now)
@@ -196,7 +196,7 @@ def _absent(view: View, now: float) -> Decision:
         return Decision(Step.FORGET) if now >= over else Decision(Step.NONE, at=over)
     if view.is_starting_here:
         return _start_here(view, now)
-    known = (view.record.ending if view.record is not None else None) or view.wish
+    known = (view.record.ending if view.record is not None else None) or view.requested_end
     if known is not None:
         return Decision(Step.BURY, known.reason, known.message)
     if view.record is not None and view.record.ready_at is None:
@@ -207,8 +207,8 @@ def _absent(view: View, now: float) -> Decision:
 
 
 def _start_here(view: View, now: float) -> Decision:
-    if view.wish is not None and not view.is_cancelled:
-        return Decision(Step.CANCEL_START, view.wish.reason, view.wish.message)
+    if view.requested_end is not None and not view.is_cancelled:
+        return Decision(Step.CANCEL_START, view.requested_end.reason, view.requested_end.message)
     return _going_on(view, now, math.inf)
 
 
@@ -240,12 +240,12 @@ def _ending(view: View, ending: Ending, now: float) -> Decision:
     return Decision(Step.NONE, at=theirs_until)
 
 
-def _wished(view: View, wish: Ending) -> Decision:
+def _requested(view: View, ending: Ending) -> Decision:
     if view.is_lost and view.phase is not Phase.ENDED:
         return Decision(Step.FORGET)
     if view.is_starting_here:
-        return Decision(Step.NONE if view.is_cancelled else Step.CANCEL_START, wish.reason, wish.message)
-    return Decision(Step.END, wish.reason, wish.message)
+        return Decision(Step.NONE if view.is_cancelled else Step.CANCEL_START, ending.reason, ending.message)
+    return Decision(Step.END, ending.reason, ending.message)
 
 
 def _starting(view: View, record: Record, now: float) -> Decision:

@@ -60,7 +60,7 @@ class Sandbox:
     """Whether it ended before as many others as are remembered."""
     is_unannounced: bool = False
     """Whether whoever spawns it tells callers that it is ready, instead of the controller."""
-    wish: Ending | None = None
+    requested_end: Ending | None = None
     """An end that this replica wants and has not recorded yet."""
     exit: Exit | None = None
     """What the backend said of the end of its main process."""
@@ -114,8 +114,8 @@ class Sandbox:
             return self.exit.cause
         if reason is EndReason.START_FAILED and self.exit is not None:
             return self.exit.cause_of_start
-        if self.wish is not None and self.wish.reason is reason:
-            return self.wish.cause
+        if self.requested_end is not None and self.requested_end.reason is reason:
+            return self.requested_end.cause
         return _CAUSES[reason]
 
     def withdraw(self, reason: EndReason, message: str | None) -> None:
@@ -158,7 +158,7 @@ class Sandbox:
 
     def gone(self, now: float) -> SandboxGone:
         """Return why it ended as the failure of a call that came too late."""
-        decided = self.record.ending or self.wish
+        decided = self.record.ending or self.requested_end
         reason = self.reason or (decided.reason if decided is not None else EndReason.LOST)
         message = self.message or (decided.message if decided is not None else None)
         ago = f" {max(0, int(now - self.ended_at))} s ago" if self.ended_at is not None else ""

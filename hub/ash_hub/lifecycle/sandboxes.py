@@ -263,7 +263,7 @@ class Sandboxes:
                 return sandbox
             except BaseException as error:
                 await self._give_up(sandbox, error)
-                decided = sandbox.record.ending or sandbox.wish
+                decided = sandbox.record.ending or sandbox.requested_end
                 if isinstance(error, AshError) and decided and decided.reason is not EndReason.START_FAILED:
                     raise self._unmade(sandbox) from error  # its end was wanted; the start saw no more than that
                 raise
@@ -272,7 +272,7 @@ class Sandboxes:
 
     def _unmade(self, sandbox: Sandbox) -> AshError:
         """Return what a spawn fails with whose sandbox was ended while it started."""
-        decided = sandbox.record.ending or sandbox.wish
+        decided = sandbox.record.ending or sandbox.requested_end
         if decided is not None and decided.reason is EndReason.HIVE_STOPPED:
             return StartFailed("the hive stopped while it started", step="start", cause=decided.cause.value)
         return sandbox.gone(self._clock())
@@ -351,7 +351,7 @@ class Sandboxes:
         sandbox.start = None
         named = error.data.get("cause") if isinstance(error, StartFailed) else None
         cause = Cause(named) if named is not None else None
-        self._controller.wish(sandbox, EndReason.START_FAILED, said.partition("\n")[0], cause)
+        self._controller.request_end(sandbox, EndReason.START_FAILED, said.partition("\n")[0], cause)
         await self._wait_ended(sandbox)
 
     async def _wait_ended(self, sandbox: Sandbox) -> None:
@@ -427,7 +427,7 @@ class Sandboxes:
         targets = list(targets)
         for sandbox in targets:
             message = "its caller left before it was told of it"
-            self._controller.wish(sandbox, EndReason.START_FAILED, message, Cause.AGENT)
+            self._controller.request_end(sandbox, EndReason.START_FAILED, message, Cause.AGENT)
         for sandbox in targets:
             await self._wait_ended(sandbox)
 

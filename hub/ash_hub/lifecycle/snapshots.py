@@ -160,4 +160,4 @@ class SnapshotVerbs:
             raise StartFailed("the sandbox did not start anew in time, and has ended", step="restart")
 
     def _end(self, sandbox: Sandbox, message: str) -> None:
-        self._controller.wish(sandbox, EndReason.START_FAILED, message, Cause.HIVE)
+        self._controller.request_end(sandbox, EndReason.START_FAILED, message, Cause.HIVE)

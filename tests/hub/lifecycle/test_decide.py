@@ -39,8 +39,8 @@ STARTING = Record(
 )
 READY = replace(STARTING, ready_at=NOW - 1)
 IDLE = replace(READY, idle_seconds=30.0)
-WISH = Ending(reason=EndReason.DESTROYED, cause=Cause.AGENT, at=NOW - 1, by="a", message="asked for")
-ENDING = replace(READY, ending=WISH)
+REQUESTED = Ending(reason=EndReason.DESTROYED, cause=Cause.AGENT, at=NOW - 1, by="a", message="asked for")
+ENDING = replace(READY, ending=REQUESTED)
 DONE = Decision(Step.NONE)
 LEASE_OVER = RUN_MESSAGES[EndReason.RUN_ENDED]
 RUN_DESTROYED = RUN_MESSAGES[EndReason.DESTROYED]
@@ -73,18 +73,18 @@ BURIED = {"state": State.GONE, "ended_at": NOW - 5, "kept_seconds": 60.0}
         (absent(**{**BURIED, "ended_at": NOW - 60}), Decision(Step.FORGET)),
         (absent(**BURIED), Decision(Step.NONE, at=NOW + 55)),
         (
-            starting(phase=None, is_starting_here=True, wish=WISH),
-            Decision(Step.CANCEL_START, WISH.reason, "asked for"),
+            starting(phase=None, is_starting_here=True, requested_end=REQUESTED),
+            Decision(Step.CANCEL_START, REQUESTED.reason, "asked for"),
         ),
-        (starting(phase=None, is_starting_here=True, wish=WISH, is_cancelled=True), DONE),
+        (starting(phase=None, is_starting_here=True, requested_end=REQUESTED, is_cancelled=True), DONE),
         *[
             (starting(phase=None, is_starting_here=True, run_end=reason), Decision(Step.CANCEL_START, reason, why))
             for reason, why in ENDS_OF_RUNS
         ],
         (starting(phase=None, is_starting_here=True, run_end=EndReason.RUN_ENDED, is_cancelled=True), DONE),
         (
-            starting(phase=None, is_starting_here=True, run_end=EndReason.RUN_ENDED, wish=WISH),
-            Decision(Step.CANCEL_START, WISH.reason, "asked for"),
+            starting(phase=None, is_starting_here=True, run_end=EndReason.RUN_ENDED, requested_end=REQUESTED),
+            Decision(Step.CANCEL_START, REQUESTED.reason, "asked for"),
         ),
         (starting(phase=None, is_starting_here=True, run_over_at=NOW, is_held=False), Decision(Step.LEARN_RUN)),
         (starting(phase=None, is_starting_here=True, run_over_at=NOW + 9), Decision(Step.NONE, at=NOW + 9)),
@@ -94,11 +94,11 @@ BURIED = {"state": State.GONE, "ended_at": NOW - 5, "kept_seconds": 60.0}
         (absent(run_over_at=NOW), Decision(Step.BURY, EndReason.LOST)),
         (absent(**BURIED, run_end=EndReason.RUN_ENDED, run_over_at=NOW), Decision(Step.NONE, at=NOW + 55)),
         (starting(phase=None, is_starting_here=True), DONE),
-        (absent(record=ENDING), Decision(Step.BURY, WISH.reason, "asked for")),
-        (absent(wish=WISH), Decision(Step.BURY, WISH.reason, "asked for")),
+        (absent(record=ENDING), Decision(Step.BURY, REQUESTED.reason, "asked for")),
+        (absent(requested_end=REQUESTED), Decision(Step.BURY, REQUESTED.reason, "asked for")),
         (
-            absent(record=ENDING, wish=replace(WISH, reason=EndReason.TTL_EXPIRED)),
-            Decision(Step.BURY, WISH.reason, "asked for"),
+            absent(record=ENDING, requested_end=replace(REQUESTED, reason=EndReason.TTL_EXPIRED)),
+            Decision(Step.BURY, REQUESTED.reason, "asked for"),
         ),
         (absent(record=STARTING), Decision(Step.BURY, EndReason.START_FAILED, "its start broke off")),
         (absent(record=STARTING, exit_message="died"), Decision(Step.BURY, EndReason.START_FAILED, "died")),
@@ -106,54 +106,60 @@ BURIED = {"state": State.GONE, "ended_at": NOW - 5, "kept_seconds": 60.0}
         (absent(), Decision(Step.BURY, EndReason.LOST)),
         # unreadable
         (view(record=None), DONE),
-        (view(record=None, wish=WISH, phase=Phase.ENDED), DONE),
+        (view(record=None, requested_end=REQUESTED, phase=Phase.ENDED), DONE),
         (view(record=None, run_end=EndReason.RUN_ENDED, run_over_at=NOW), DONE),
         # ending
-        (view(record=ENDING, is_starting_here=True), Decision(Step.CANCEL_START, WISH.reason, "asked for")),
-        (view(record=ENDING, is_starting_here=True, is_cancelled=True), Decision(Step.NONE, WISH.reason, "asked for")),
+        (view(record=ENDING, is_starting_here=True), Decision(Step.CANCEL_START, REQUESTED.reason, "asked for")),
+        (
+            view(record=ENDING, is_starting_here=True, is_cancelled=True),
+            Decision(Step.NONE, REQUESTED.reason, "asked for"),
+        ),
         *[
-            (view(record=ENDING, state=state), Decision(Step.WITHDRAW, WISH.reason, "asked for"))
+            (view(record=ENDING, state=state), Decision(Step.WITHDRAW, REQUESTED.reason, "asked for"))
             for state in (State.PENDING, State.STARTING, State.READY, State.STOPPING)
         ],
         (
             view(record=ENDING, state=State.STOPPING, is_withdrawn=True, phase=Phase.ENDED, ender=Where.ELSEWHERE),
-            Decision(Step.BURY, WISH.reason, "asked for"),
+            Decision(Step.BURY, REQUESTED.reason, "asked for"),
         ),
         (
             view(record=ENDING, state=State.STOPPING, is_withdrawn=True, phase=Phase.ENDED),
-            Decision(Step.DELETE, WISH.reason),
+            Decision(Step.DELETE, REQUESTED.reason),
         ),
-        (view(record=ENDING, phase=Phase.ENDED, **BURIED), Decision(Step.DELETE, WISH.reason)),
-        (view(record=ENDING, state=State.STOPPING, is_withdrawn=True), Decision(Step.DELETE, WISH.reason)),
+        (view(record=ENDING, phase=Phase.ENDED, **BURIED), Decision(Step.DELETE, REQUESTED.reason)),
+        (view(record=ENDING, state=State.STOPPING, is_withdrawn=True), Decision(Step.DELETE, REQUESTED.reason)),
         (
             view(record=ENDING, state=State.STOPPING, is_withdrawn=True, ender=Where.DEAD),
-            Decision(Step.DELETE, WISH.reason),
+            Decision(Step.DELETE, REQUESTED.reason),
         ),
         (
             view(record=ENDING, state=State.STOPPING, is_withdrawn=True, ender=Where.ELSEWHERE),
-            Decision(Step.NONE, at=WISH.at + DELETE_SECONDS),
+            Decision(Step.NONE, at=REQUESTED.at + DELETE_SECONDS),
         ),
         (
             view(
-                record=replace(READY, ending=replace(WISH, at=NOW - DELETE_SECONDS)),
+                record=replace(READY, ending=replace(REQUESTED, at=NOW - DELETE_SECONDS)),
                 state=State.STOPPING,
                 is_withdrawn=True,
                 ender=Where.ELSEWHERE,
             ),
-            Decision(Step.DELETE, WISH.reason),
+            Decision(Step.DELETE, REQUESTED.reason),
         ),
-        # wished, or buried here
-        (view(wish=WISH, is_lost=True, **BURIED), Decision(Step.FORGET)),
+        # requested, or buried here
+        (view(requested_end=REQUESTED, is_lost=True, **BURIED), Decision(Step.FORGET)),
         (
-            view(wish=WISH, is_lost=True, phase=Phase.ENDED, **BURIED),
-            Decision(Step.END, WISH.reason, "asked for"),
+            view(requested_end=REQUESTED, is_lost=True, phase=Phase.ENDED, **BURIED),
+            Decision(Step.END, REQUESTED.reason, "asked for"),
         ),
-        (starting(wish=WISH, is_starting_here=True), Decision(Step.CANCEL_START, WISH.reason, "asked for")),
         (
-            starting(wish=WISH, is_starting_here=True, is_cancelled=True),
-            Decision(Step.NONE, WISH.reason, "asked for"),
+            starting(requested_end=REQUESTED, is_starting_here=True),
+            Decision(Step.CANCEL_START, REQUESTED.reason, "asked for"),
         ),
-        (view(wish=WISH), Decision(Step.END, WISH.reason, "asked for")),
+        (
+            starting(requested_end=REQUESTED, is_starting_here=True, is_cancelled=True),
+            Decision(Step.NONE, REQUESTED.reason, "asked for"),
+        ),
+        (view(requested_end=REQUESTED), Decision(Step.END, REQUESTED.reason, "asked for")),
         # starting
         (starting(is_starting_here=True, phase=Phase.ENDED), Decision(Step.NONE, at=NOW + 60)),
         (starting(is_starting_here=True, is_held=False), Decision(Step.HOLD, at=NOW + 60)),
@@ -211,7 +217,10 @@ BURIED = {"state": State.GONE, "ended_at": NOW - 5, "kept_seconds": 60.0}
             view(run_end=EndReason.RUN_ENDED, record=replace(READY, expires_at=NOW)),
             Decision(Step.END, EndReason.TTL_EXPIRED),
         ),
-        (view(run_end=EndReason.RUN_ENDED, wish=WISH), Decision(Step.END, WISH.reason, "asked for")),
+        (
+            view(run_end=EndReason.RUN_ENDED, requested_end=REQUESTED),
+            Decision(Step.END, REQUESTED.reason, "asked for"),
+        ),
         (view(run_over_at=NOW), Decision(Step.LEARN_RUN)),
         (view(run_over_at=NOW, has_tools=False), Decision(Step.LEARN_RUN)),
         (view(run_over_at=NOW, is_held=False), Decision(Step.LEARN_RUN)),
@@ -267,14 +276,14 @@ def test_idle_time_counts_from_the_latest_of_ready_call_and_restoration(
     assert idle_since(record, last_call_at, restored_at) == since
 
 
-records = st.sampled_from((None, STARTING, READY, IDLE, ENDING, replace(STARTING, ending=WISH)))
+records = st.sampled_from((None, STARTING, READY, IDLE, ENDING, replace(STARTING, ending=REQUESTED)))
 views = st.builds(
     View,
     state=st.sampled_from((None, *State)),
     record=records,
     phase=st.sampled_from((None, *Phase)),
     exit_message=st.sampled_from((None, "died")),
-    wish=st.sampled_from((None, WISH)),
+    requested_end=st.sampled_from((None, REQUESTED)),
     is_starting_here=st.booleans(),
     is_cancelled=st.booleans(),
     maker=st.sampled_from(Where),
