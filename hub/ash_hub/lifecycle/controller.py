@@ -5,8 +5,8 @@ id into a queue. A turn looks at the record and the instance, asks `decide` for 
 again. Every step may be taken twice, by any replica; replicas race only at the compare-and-set of the record, and the
 loser looks again.
 
-An end is requested (`Sandbox.requested_end`, in memory), recorded (`Record.ending`, at the backend), and then carried out: the
-sandbox is withdrawn from callers, deleted, buried (kept as ended), and in the end forgotten.
+An end is requested (`Sandbox.requested_end`, in memory), recorded (`Record.ending`, at the backend), and then carried
+out: the sandbox is withdrawn from callers, deleted, buried (kept as ended), and in the end forgotten.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Controller:
         return await self._queue.settle(sandbox_ids)
 
     def defect_of(self, sandbox_id: SandboxId) -> HiveFault | None:
-        """Return the hive's own defect in the last turn of a sandbox; None if that went well, or something was away."""
+        """Return the defect of the hive in a sandbox's last turn; None if that went well, or something was away."""
         error = self._queue.failure_of(sandbox_id)
         if error is None or isinstance(error, TimeoutError):
             return None
