@@ -9,6 +9,8 @@ snapshots        snapshots taken, and sandboxes taken back to them
 session_names    names and idempotency keys held in the store
 parts            the parts of a hive that the two share
 controller       the one place where sandboxes change: a queue, and a turn for each id
+observer         what a replica knows of one sandbox
+steps            what a turn does
 keyed_queue      ids to look at, each held by one worker at a time
 decide           what is next for one sandbox, as a table
 record           the hive's word on a sandbox, kept by the backend

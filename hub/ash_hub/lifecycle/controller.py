@@ -12,8 +12,7 @@ out: the sandbox is withdrawn from callers, deleted, buried (kept as ended), and
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
@@ -21,19 +20,20 @@ from typing import Final
 import anyio
 
 from ash_hub.backends.base import BackendEvent, Instance, Phase
-from ash_hub.lifecycle.decide import Decision, Step, View, Where, decide, idle_since
+from ash_hub.lifecycle.decide import Step, decide
 from ash_hub.lifecycle.endings import Endings, FileEndings
 from ash_hub.lifecycle.keyed_queue import KeyedQueue
+from ash_hub.lifecycle.observer import REPORT_SECONDS, Observer, record_of, runs_of
 from ash_hub.lifecycle.parts import Parts
-from ash_hub.lifecycle.record import Ending, Record, UnreadableRecord
+from ash_hub.lifecycle.record import Record, UnreadableRecord
 from ash_hub.lifecycle.registry import Registry
-from ash_hub.lifecycle.runs import RUN_NEWS, Runs
+from ash_hub.lifecycle.runs import RUN_NEWS
 from ash_hub.lifecycle.sandbox import Sandbox
-from ash_hub.lifecycle.session_names import Names, hold_again
+from ash_hub.lifecycle.session_names import Names
+from ash_hub.lifecycle.steps import Steps
 from ash_mcp.errors import AshError, Conflict, ConnectFailed, HiveFault, SandboxGone
 from ash_mcp.types import Cause, EndReason, SandboxId, State
-from ash_router.routes import Route
-from ash_router.store.base import LOST, Run
+from ash_router.store.base import LOST
 
 __all__ = ["REPORT_SECONDS", "Controller"]
 
@@ -46,19 +46,14 @@ CONCURRENT_DELETES: Final = 256
 MOST_STEPS: Final = 20
 """How many steps one turn may take; a healthy end takes four."""
 STEP_SECONDS: Final = 5.0
-DELETE_GRACE_SECONDS: Final = 2.0
 RESYNC_SECONDS: Final = 30.0
 """How often every sandbox is looked at although nothing happened."""
-REPORT_SECONDS: Final = 1.0
-"""How often a replica tells the store when sandboxes were last called through it."""
 CATCH_UP_SECONDS: Final = 0.5
 """How long a request waits for news of other replicas."""
 CHANGE_TRIES: Final = 10
 CHANGE_PAUSE_SECONDS: Final = 0.01
 """Doubled after each try. A backend may answer from a cache that has another replica's write only with its event."""
 FOLLOW_AGAIN_SECONDS: Final = 1.0
-MOST_ENDED: Final = 1000
-"""Ended sandboxes that are remembered; of more, the first to end are forgotten."""
 
 
 class Controller:
@@ -73,27 +68,14 @@ class Controller:
         self._queue = KeyedQueue[SandboxId](self._turn)
         self._step_limiter = anyio.CapacityLimiter(CONCURRENT_STEPS)
         self._delete_limiter = anyio.CapacityLimiter(CONCURRENT_DELETES)
-        self._calls_known_at = -math.inf if parts.siblings.possible else math.inf
-        """When the store was last asked for the calls through other replicas; infinity where there can be none."""
-        self.store_epoch = 0
+        self._observer = Observer(parts, self.registry, self._endings)
+        self._steps = Steps(parts, self.registry, self._endings, self._observer, self.add)
+        self.runs = self._observer.runs
+
+    @property
+    def store_epoch(self) -> int:
         """Grows when the store has lost what it held."""
-        self._restored_at = parts.clock()
-        """When this replica began, or the store was last empty or away: it may lack earlier calls, so idle times count
-        from here at least.
-        """
-        self.runs = Runs(parts.store, parts.settings.limits.runs_allowed, parts.clock, lambda: self._restored_at)
-        self._steps: Mapping[Step, Callable[[SandboxId, Decision], Awaitable[None]]] = {
-            Step.UNROUTE: self._unroute,
-            Step.FORGET: self._forget,
-            Step.CANCEL_START: self._cancel_start,
-            Step.HOLD: self._hold,
-            Step.MARK_READY: self._mark_ready,
-            Step.LEARN_CALLS: self._learn_calls,
-            Step.LEARN_RUN: self._learn_run,
-            Step.END: self._record_end,
-            Step.WITHDRAW: self._withdraw,
-            Step.BURY: self._bury,
-        }
+        return self._observer.store_epoch
 
     # -- the queue, and what fills it
 
@@ -155,7 +137,7 @@ class Controller:
                 if run_id != LOST:
                     concerned = [it for it in concerned if it.record.run is not None and it.record.run.id == run_id]
                 try:
-                    await self.runs.learn(_runs_of(concerned))
+                    await self.runs.learn(runs_of(concerned))
                 except AshError as error:
                     log.warning("how runs stand is learned later: %s", error)
                 for sandbox in concerned:
@@ -193,7 +175,7 @@ class Controller:
         """
         for sandbox_id in await self._all_ids():
             self.add(sandbox_id)
-        runs = _runs_of(self.registry.living())
+        runs = runs_of(self.registry.living())
         self.runs.forget_but(runs)
         await self.runs.learn(runs)
         if self._parts.siblings.possible:
@@ -260,24 +242,19 @@ class Controller:
             ConnectFailed: The store or the backend is away; the store's owner tries again.
             HiveFault: A turn failed for a defect of the hive's own; it tries again all the same.
         """
-        self.store_epoch += 1
-        self._restored_at = self._parts.clock()
+        self._observer.note_loss()
         living = self.registry.living()
         stored = {SandboxId(record["sandbox_id"]) for record in await self._parts.store.routes()}
         await self.settle(stored | {sandbox.id for sandbox in living})
-        lacking = [sandbox for sandbox in living if not (self._is_held(sandbox) or _is_ending(sandbox))]
+        lacking = [sandbox for sandbox in living if not (self._observer.is_held(sandbox) or _is_ending(sandbox))]
         if lacking:
             defects = [defect for sandbox in lacking if (defect := self.defect_of(sandbox.id)) is not None]
             raise defects[0] if defects else ConnectFailed("the store could not be told of all sandboxes yet")
 
-    def _is_held(self, sandbox: Sandbox) -> bool:
-        """Return whether the store was told of a sandbox's names and route since it was last empty."""
-        return sandbox.held_epoch == self.store_epoch
-
     async def report_calls(self) -> None:
         """Tell the store when sandboxes were last called through this replica."""
         if self._parts.store.unready() is not None:
-            self._restored_at = self._parts.clock()
+            self._observer.note_outage()
         if calls := self._parts.ledger.take_changed_last_calls():
             await self._parts.store.touch(calls)
 
@@ -286,7 +263,7 @@ class Controller:
 
         async def release(sandbox: Sandbox) -> None:
             async with self._step_limiter:
-                await self._release_key(sandbox)
+                await self._steps.release_key(sandbox)
 
         async with anyio.create_task_group() as group:
             for sandbox in self.registry.all():
@@ -309,7 +286,7 @@ class Controller:
             instance = await self._backend.get(sandbox.id)
             if instance is None or sandbox.requested_end is not None:
                 break
-            if (record := _record_of(instance)) is None:
+            if (record := record_of(instance)) is None:
                 raise ConnectFailed("a newer version of this hive has changed it; ask a replica of that version")
             sandbox.record = record
             if record.ending is not None or instance.phase is Phase.ENDED:
@@ -340,7 +317,7 @@ class Controller:
         """
         if sandbox.state.ended:
             return
-        ending = self._ending(sandbox, reason, message)
+        ending = self._steps.ending(sandbox, reason, message)
         if await self._backend.get(sandbox.id) is None:  # not made yet, or gone already
             if sandbox.start is not None:
                 sandbox.requested_end = sandbox.requested_end or ending
@@ -348,7 +325,7 @@ class Controller:
             return
         with suppress(SandboxGone):
             await self.change(sandbox, lambda record: replace(record, ending=ending))
-            self._note_end(sandbox, ending)
+            self._steps.note_end(sandbox, ending)
 
     def request_end(
         self, sandbox: Sandbox, reason: EndReason, message: str | None = None, cause: Cause | None = None
@@ -359,13 +336,8 @@ class Controller:
             cause: None: it follows from the reason and from what the backend saw.
         """
         if sandbox.requested_end is None:
-            sandbox.requested_end = self._ending(sandbox, reason, message, cause)
+            sandbox.requested_end = self._steps.ending(sandbox, reason, message, cause)
         self.add(sandbox.id)
-
-    def _ending(self, sandbox: Sandbox, reason: EndReason, message: str | None, cause: Cause | None = None) -> Ending:
-        now = self._parts.clock()
-        cause = cause or sandbox.cause_of(reason)
-        return Ending(reason=reason, cause=cause, at=now, by=self._parts.siblings.id, message=message)
 
     # -- a turn
 
@@ -374,250 +346,16 @@ class Controller:
         for _ in range(MOST_STEPS):
             async with self._step_limiter:
                 with anyio.fail_after(STEP_SECONDS):
-                    view = await self._look(sandbox_id)
-                    decision = decide(view, self._parts.clock())
+                    decision = decide(await self._observer.look(sandbox_id), self._parts.clock())
                     if decision.step is Step.NONE:
                         return decision.at - self._parts.clock()
                     if decision.step is not Step.DELETE:
-                        await self._steps[decision.step](sandbox_id, decision)
+                        await self._steps.take(sandbox_id, decision)
                         continue
             async with self._delete_limiter:
                 with anyio.fail_after(STEP_SECONDS):
-                    await self._delete(sandbox_id, decision)
+                    await self._steps.take(sandbox_id, decision)
         return 0.1  # another replica changes it all the time
-
-    async def _look(self, sandbox_id: SandboxId) -> View:
-        while True:
-            sandbox = self.registry.by_id(sandbox_id)
-            # before the backend is asked: a start that ends meanwhile has made the instance that was not there yet
-            is_starting = sandbox is not None and sandbox.start is not None
-            instance = await self._backend.get(sandbox_id)
-            if self.registry.by_id(sandbox_id) is sandbox:
-                break  # else it was entered meanwhile, and its instance may be younger than the answer
-        record = _record_of(instance) if instance is not None else None
-        if sandbox is None and record is not None:
-            is_held = await self._where(record.maker) is Where.ELSEWHERE  # its maker has told the store of it
-            held_epoch = self.store_epoch if is_held else None
-            sandbox = Sandbox(id=sandbox_id, record=record, state=State.STARTING, held_epoch=held_epoch)
-            self.registry.add(sandbox)
-        has_route = self._parts.routes.get(sandbox_id) is not None
-        if sandbox is None:
-            return View(state=None, record=None, phase=instance.phase if instance else None, has_route=has_route)
-        if instance is not None:
-            await self._take_over(sandbox, instance, record)
-            has_route = self._has_route(sandbox)
-        elif not is_starting and not sandbox.state.ended and sandbox.record.ending is None:
-            await self._learn_end(sandbox)
-        view = await self._view(sandbox, instance, record if instance is not None else sandbox.record, has_route)
-        return replace(view, is_starting_here=True) if is_starting else view
-
-    def _has_route(self, sandbox: Sandbox) -> bool:
-        """Return whether a sandbox has a route with all of its shares that its record has, and with none less."""
-        route = self._parts.routes.get(sandbox.id)
-        return route is not None and route.shares.version >= sandbox.record.shares.version
-
-    async def _take_over(self, sandbox: Sandbox, instance: Instance, record: Record | None) -> None:
-        self._parts.watch.tell(instance)  # its event may be missing
-        if record is not None:
-            sandbox.record, sandbox.seen_revision = record, instance.revision
-        sandbox.exit = instance.exit or sandbox.exit
-        if instance.endpoint is not None:
-            sandbox.endpoint = instance.endpoint
-        is_wanted = sandbox.record.ending is None and not sandbox.state.ended
-        if sandbox.toolset is None and sandbox.record.toolset is not None and is_wanted:
-            sandbox.toolset = await self._parts.shelf.get(sandbox.record.toolset)
-
-    async def _learn_end(self, sandbox: Sandbox) -> None:
-        """Read why a sandbox is gone from what the replica that ended it kept, whose event was missed here."""
-        kept = await self._endings.find(sandbox.id, self._parts.clock())
-        if kept is not None:
-            sandbox.record = replace(kept.record, ending=kept.record.ending or _end_of_buried(kept))
-
-    async def _view(self, sandbox: Sandbox, instance: Instance | None, record: Record | None, has_route: bool) -> View:
-        parts, known = self._parts, sandbox.record
-        last_call = parts.ledger.last_call(sandbox.id)
-        return View(
-            state=sandbox.state,
-            record=record,
-            phase=instance.phase if instance is not None else None,
-            exit_message=sandbox.exit.message if sandbox.exit is not None else None,
-            requested_end=sandbox.requested_end or _end_of_buried(sandbox),
-            is_starting_here=sandbox.start is not None,
-            is_cancelled=sandbox.start is not None and sandbox.start.cancel_called,
-            maker=await self._where(known.maker),
-            ender=await self._where(known.ending.by) if known.ending is not None else Where.HERE,
-            is_held=self._is_held(sandbox),
-            has_route=has_route,
-            has_tools=sandbox.toolset is not None and sandbox.endpoint is not None,
-            is_alone=not parts.siblings.possible,
-            is_busy=parts.ledger.busy(sandbox.id),
-            idle_since=idle_since(known, last_call, self._restored_at),
-            calls_known_at=self._calls_known_at,
-            report_seconds=2 * REPORT_SECONDS if parts.siblings.possible else 0.0,
-            run_end=self.runs.end_of(known.run),
-            run_over_at=self.runs.over_at(known.run),
-            is_withdrawn=sandbox.is_withdrawn,
-            ended_at=sandbox.ended_at,
-            is_lost=sandbox.state.ended and sandbox.reason is EndReason.LOST,
-            kept_seconds=parts.settings.ended_retention_seconds if not sandbox.is_surplus else 0.0,
-        )
-
-    async def _where(self, replica: str) -> Where:
-        """Return whether a replica is this one, another that lives, or dead."""
-        if replica == self._parts.siblings.id:
-            return Where.HERE
-        return Where.ELSEWHERE if await self._parts.siblings.is_other_alive(replica) else Where.DEAD
-
-    def _sandbox(self, sandbox_id: SandboxId) -> Sandbox:
-        sandbox = self.registry.by_id(sandbox_id)
-        assert sandbox is not None, "a look at it has entered it"
-        return sandbox
-
-    # -- steps
-
-    async def _unroute(self, sandbox_id: SandboxId, decision: Decision) -> None:
-        del decision
-        await self._parts.routes.unbind(sandbox_id)
-
-    async def _forget(self, sandbox_id: SandboxId, decision: Decision) -> None:
-        del decision
-        sandbox = self._sandbox(sandbox_id)
-        self.registry.remove(sandbox)
-        self._endings.drop(sandbox_id)
-        await self._release_key(sandbox)
-
-    async def _cancel_start(self, sandbox_id: SandboxId, decision: Decision) -> None:
-        sandbox = self._sandbox(sandbox_id)
-        assert decision.reason is not None
-        sandbox.requested_end = sandbox.requested_end or self._ending(sandbox, decision.reason, decision.message)
-        if sandbox.start is not None:
-            sandbox.start.cancel()
-
-    async def _hold(self, sandbox_id: SandboxId, decision: Decision) -> None:
-        del decision
-        sandbox = self._sandbox(sandbox_id)
-        epoch = self.store_epoch
-        if not self._is_held(sandbox):
-            await hold_again(self._parts.store, sandbox)
-        sandbox.held_epoch = None  # until the store has its route: one that is bound here only must be told again
-        if sandbox.record.ready_at is not None and sandbox.toolset is not None and sandbox.endpoint is not None:
-            await self._bind(sandbox)
-        sandbox.held_epoch = epoch
-
-    async def _bind(self, sandbox: Sandbox) -> None:
-        assert sandbox.endpoint is not None and sandbox.toolset is not None
-        listing = sandbox.toolset.listing(sandbox.session, self._parts.settings.name_limit)
-        await self._parts.routes.bind(
-            Route(
-                sandbox_id=sandbox.id,
-                owner=sandbox.owner,
-                scope=sandbox.scope,
-                session=sandbox.session,
-                endpoint=sandbox.endpoint,
-                tool_names=listing.renamed,
-                alias=sandbox.alias,
-                shares=sandbox.record.shares,
-                ports=sandbox.record.ports,
-            )
-        )
-
-    async def _mark_ready(self, sandbox_id: SandboxId, decision: Decision) -> None:
-        del decision
-        sandbox = self._sandbox(sandbox_id)
-        sandbox.state = State.READY
-        try:
-            # else its maker tells all replicas, or whoever spawns it does
-            is_ours = await self._where(sandbox.record.maker) is not Where.ELSEWHERE
-            if is_ours and not sandbox.is_unannounced:
-                await self._parts.on_changed(sandbox.owner, sandbox.scope)
-        finally:
-            sandbox.settled.set()
-
-    async def _learn_calls(self, sandbox_id: SandboxId, decision: Decision) -> None:
-        del sandbox_id, decision
-        asked_at = self._parts.clock()
-        self._parts.ledger.learn_last_calls(await self._parts.store.last_calls())
-        self._calls_known_at = asked_at
-
-    async def _learn_run(self, sandbox_id: SandboxId, decision: Decision) -> None:
-        del decision
-        await self.runs.learn(_runs_of([self._sandbox(sandbox_id)]))
-
-    async def _record_end(self, sandbox_id: SandboxId, decision: Decision) -> None:
-        assert decision.reason is not None
-        sandbox = self._sandbox(sandbox_id)
-        ending = self._ending(sandbox, decision.reason, decision.message)
-        with suppress(Conflict):
-            ended = replace(sandbox.record, ending=ending)
-            await self._backend.annotate(sandbox_id, ended.to_json(), revision=sandbox.seen_revision)
-            sandbox.record = ended
-            self._note_end(sandbox, ending)
-
-    def _note_end(self, sandbox: Sandbox, ending: Ending) -> None:
-        """Write the audit line of an end, on the replica that decided it."""
-        is_own_start = ending.reason is EndReason.START_FAILED and sandbox.record.maker == self._parts.siblings.id
-        if ending.reason is not EndReason.DESTROYED and not is_own_start:  # a destroy or a spawn has its caller's line
-            self._parts.audit.ended(sandbox, ending.reason, ending.cause, ending.message)
-
-    async def _withdraw(self, sandbox_id: SandboxId, decision: Decision) -> None:
-        assert decision.reason is not None
-        await self._close(self._sandbox(sandbox_id), decision.reason, decision.message)
-
-    async def _close(self, sandbox: Sandbox, reason: EndReason, message: str | None) -> None:
-        """Take a sandbox's tools away from callers and end the calls in flight with the reason."""
-        was_ready = sandbox.settled.is_set()
-        sandbox.withdraw(reason, message)
-        self._parts.ledger.abort(sandbox.id, sandbox.gone(self._parts.clock()))
-        await self._parts.routes.unbind(sandbox.id, sandbox.alias)
-        self._parts.on_gone(sandbox.id)
-        self._parts.tokens.forget(sandbox.id)
-        ending = sandbox.record.ending
-        if was_ready and (ending is None or await self._where(ending.by) is not Where.ELSEWHERE):
-            await self._parts.on_changed(sandbox.owner, sandbox.scope)
-        sandbox.is_withdrawn = True
-
-    async def _delete(self, sandbox_id: SandboxId, decision: Decision) -> None:
-        sandbox = self._sandbox(sandbox_id)
-        if sandbox.reason is not None:  # the instance and its record are about to go
-            await self._endings.keep(sandbox, self._parts.clock())
-        is_graceful = sandbox.record.ready_at is not None and decision.reason is not EndReason.PROCESS_DIED
-        await self._backend.delete(sandbox_id, grace_seconds=DELETE_GRACE_SECONDS if is_graceful else 0.0)
-
-    async def _bury(self, sandbox_id: SandboxId, decision: Decision) -> None:
-        assert decision.reason is not None
-        sandbox = self._sandbox(sandbox_id)
-        if not sandbox.is_withdrawn:
-            await self._close(sandbox, decision.reason, decision.message)
-        await self._parts.store.release_session(sandbox.owner, sandbox.scope, sandbox.session, sandbox.id)
-        if sandbox.record.ready_at is None or decision.reason is EndReason.START_FAILED:
-            await self._release_key(sandbox)  # a spawn that failed may be tried again with its key
-        self._parts.ledger.forget(sandbox.id)
-        sandbox.bury(decision.reason, decision.message, self._parts.clock())
-        sandbox.toolset = None  # nobody lists it any more
-        self.registry.note_ended(sandbox)
-        self._forget_surplus()
-        await self._endings.keep(sandbox, self._parts.clock())
-        ending = sandbox.record.ending
-        if ending is None and sandbox.requested_end is None:  # no replica decided it, so none has audited it
-            self._note_end(sandbox, self._ending(sandbox, decision.reason, decision.message))
-        if ending is None or ending.by == self._parts.siblings.id:
-            why = decision.reason.value + (f" ({decision.message})" if decision.message else "")
-            log.info("ended", extra={"sandbox": sandbox.id, "session": sandbox.session, "why": why})
-
-    def _forget_surplus(self) -> None:
-        """Have turns forget the ended sandboxes over `MOST_ENDED`, except where an instance may still appear.
-
-        A start that broke off may make its instance until `start_by`; it is deleted because its end is remembered.
-        """
-        for sandbox in self.registry.surplus(MOST_ENDED):
-            may_appear = sandbox.record.ready_at is None and self._parts.clock() < sandbox.record.start_by < math.inf
-            if not may_appear and not sandbox.is_surplus:
-                sandbox.is_surplus = True
-                self.add(sandbox.id)
-
-    async def _release_key(self, sandbox: Sandbox) -> None:
-        if sandbox.key is not None:
-            await self._parts.store.release_key(sandbox.owner, sandbox.scope, sandbox.key, sandbox.id)
 
 
 def _endings_of(parts: Parts) -> Endings:
@@ -627,25 +365,6 @@ def _endings_of(parts: Parts) -> Endings:
     return Endings(parts.store, seconds, files)
 
 
-def _end_of_buried(sandbox: Sandbox) -> Ending | None:
-    """Return the end of a buried sandbox as a request, so that an instance of it that appears again ends, too."""
-    if sandbox.ended_at is None or sandbox.reason is None or sandbox.cause is None:
-        return None
-    by, message = sandbox.record.maker, sandbox.message
-    return Ending(reason=sandbox.reason, cause=sandbox.cause, at=sandbox.ended_at, by=by, message=message)
-
-
 def _is_ending(sandbox: Sandbox) -> bool:
     is_wanted = sandbox.requested_end is None and sandbox.record.ending is None
     return sandbox.state.ended or sandbox.state is State.STOPPING or not is_wanted
-
-
-def _runs_of(sandboxes: Iterable[Sandbox]) -> list[Run]:
-    return list({run.id: run for it in sandboxes if (run := it.record.run) is not None}.values())
-
-
-def _record_of(instance: Instance) -> Record | None:
-    try:
-        return Record.from_json(instance.record)
-    except UnreadableRecord:
-        return None

@@ -142,7 +142,7 @@ async def test_a_record_that_changes_all_the_time_is_no_sandbox_that_is_gone(
 
 
 async def test_the_ended_that_are_remembered_have_a_number(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ash_hub.lifecycle.controller.MOST_ENDED", 3)
+    monkeypatch.setattr("ash_hub.lifecycle.steps.MOST_ENDED", 3)
     living = await world.spawn()
     for key in range(5):
         await world.sandboxes.destroy([await world.spawn(idempotency_key=f"k{key}")])
@@ -155,7 +155,7 @@ async def test_the_ended_that_are_remembered_have_a_number(world: World, monkeyp
 async def test_a_start_that_may_still_appear_is_remembered_over_the_number(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ash_hub.lifecycle.controller.MOST_ENDED", 1)
+    monkeypatch.setattr("ash_hub.lifecycle.steps.MOST_ENDED", 1)
     world.backend.fail_next()
     with pytest.raises(StartFailed):
         await world.spawn()

@@ -11,9 +11,10 @@ import pytest
 from ash_mcp.errors import ConnectFailed, SandboxNotFound
 from ash_mcp.types import DEFAULT_SCOPE, Principal, SandboxId
 from ash_router.admission.api_keys import KeyFile
-from ash_router.admission.base import LOCAL
+from ash_router.admission.base import LOCAL, Admitted, Refusal
 from ash_router.admission.credential_verdict import Known, Rejected, Verdict
 from ash_router.admission.peers import Peers
+from ash_router.admission.tickets import Tickets
 from tests.router.admission.gate_parts import admitted, challenge_of, gate, head, refused
 
 pytestmark = pytest.mark.anyio
@@ -311,3 +312,41 @@ def test_a_router_for_the_seeds_routes_is_refused_whatever_it_asks_for(keys: Pat
     marked = head(path, token=key, more=[(b"ash-seed-router", b"1")])
     refusal = refused(gate(keys).admit(marked))
     assert (refusal.error.message, type(refusal.error)) == ("route not found", SandboxNotFound)
+
+
+class TicketBook:
+    """Keeps the digests of tickets, each for one use; the store may be away."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[SandboxId, str], str] = {}
+        self.is_away = False
+
+    async def put_ticket(
+        self, sandbox_id: SandboxId, digest: str, text: str, *, ttl_seconds: float, most: int
+    ) -> None:
+        self.kept[sandbox_id, digest] = text
+
+    async def take_ticket(self, sandbox_id: SandboxId, digest: str, by: str) -> str | None:
+        if self.is_away:
+            raise ConnectFailed("the store is away")
+        return self.kept.pop((sandbox_id, digest), None)
+
+
+async def test_a_ticket_admits_its_one_request_alone(keys: Path) -> None:
+    book, sandbox = TicketBook(), SandboxId("sbx-1")
+    guarded, tickets = gate(keys, local=False), Tickets(book)
+    guarded.take_tickets(tickets)
+    _, target = await tickets.mint(sandbox, "ann", "POST", b"/s/sbx-1/files/a", ttl_seconds=9, max_bytes=7)
+
+    async def verdict() -> Admitted | Refusal:
+        asked = guarded.admit(head(target))
+        assert isinstance(asked, Awaitable)
+        return await asked
+
+    book.is_away = True
+    away = refused(await verdict())
+    assert (away.status, dict(away.headers)["Retry-After"]) == (503, "10")
+    book.is_away = False
+    let_in = admitted(await verdict())
+    assert (let_in.principal.subject, let_in.principal.sandbox, let_in.max_bytes) == ("ann", sandbox, 7)
+    assert "ask for a new one" in refused(await verdict()).error.message
