@@ -237,6 +237,7 @@ class LocalBackend:
     def _begin_as(self, copy: Path, ordinary: OrdinaryMachine) -> Machine:
         self._base = hold(str(copy))
         self._runtime = without_system(self._runtime)
+        self._no_snapshots = "snapshots are made for hives that root runs: only root maps their files' owners"
         return Machine(base=str(copy), user_block=ordinary.block)
 
     async def _copy_system(self, ordinary: OrdinaryMachine) -> None:

@@ -301,7 +301,8 @@ def is_forker(pid: int) -> bool:
     """Say whether a process is a fork parent or its helper, or has ended; what was forked is one namespace deeper."""
     try:
         status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        is_fork = b"launchers.fork" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        is_fork = not command or b"launchers.fork" in command  # one that is just ending has none
     except (FileNotFoundError, ProcessLookupError):
         return True
     return status["State"].strip().startswith("Z") or (is_fork and len(status["NSpid"].split()) < 3)

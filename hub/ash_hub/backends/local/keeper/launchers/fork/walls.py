@@ -205,6 +205,8 @@ class _Root:
     def add(self, mounts: Sequence[Json]) -> None:
         for mount in mounts:
             target = self._new + mount["target"]
+            if mount["kind"] in ("bind", "writable", "kept") and "number" not in mount:
+                raise OSError(errno.EINVAL, f"nothing can be mounted at {mount['target']}: /proc is the sandbox's own")
             if mount["kind"] in ("bind", "writable") or (mount["kind"] == "kept" and mount["number"] in self._sources):
                 self._staged(mount, target, self._sources.get(mount["number"]))
             else:
