@@ -18,7 +18,7 @@ import pytest
 from tests.hub.backends.local.local_parts import needs_isolation
 from tests.recipes.bundle_parts import built_bundle
 
-pytestmark = [pytest.mark.heavy, needs_isolation]
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(300), needs_isolation]
 
 INSIDE: Final = "/opt/ash/bundle"
 MIB: Final = 1024 * 1024

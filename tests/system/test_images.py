@@ -21,7 +21,7 @@ from tests.hub.backends.local.machine_parts import needs_machines
 from tests.hub.images.image_parts import entry, layer, layout, needs_root, programs
 from tests.recipes.bundle_parts import TEST_IMAGES, built_bundle
 
-pytestmark = [pytest.mark.anyio, pytest.mark.heavy, needs_root, needs_machines]
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy, pytest.mark.timeout(300), needs_root, needs_machines]
 
 PASSWD: Final = "root:x:0:0:root:/root:/bin/bash\njoe:x:1000:1001:Joe:/home/joe:/bin/bash\n"
 GROUP: Final = "root:x:0:\njoe:x:1001:\nmore:x:2000:joe\n"

@@ -59,14 +59,17 @@ def layout(folder: Path, *layers: bytes, architecture: str = HERE, **config: Any
     blobs = folder / "blobs/sha256"
     blobs.mkdir(parents=True)
 
-    def put(content: bytes) -> dict[str, Any]:
+    def put(content: bytes, kind: str) -> dict[str, Any]:
         digest = _digest(content)
         (blobs / digest.partition(":")[2]).write_bytes(content)
-        return {"digest": digest, "size": len(content)}
+        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": digest, "size": len(content)}
 
-    packed = [put(gzip.compress(each, 1, mtime=0)) for each in layers]
-    manifest = {"schemaVersion": 2, "config": put(config_document(layers, config, architecture)), "layers": packed}
-    index = {"schemaVersion": 2, "manifests": [put(json.dumps(manifest).encode())]}
+    packed = [put(gzip.compress(each, 1, mtime=0), "layer.v1.tar+gzip") for each in layers]
+    its_config = put(config_document(layers, config, architecture), "config.v1+json")
+    manifest = {"schemaVersion": 2, "config": its_config, "layers": packed}
+    found = put(json.dumps(manifest).encode(), "manifest.v1+json")
+    found["platform"] = {"os": "linux", "architecture": architecture}
+    index = {"schemaVersion": 2, "manifests": [found]}
     (folder / "index.json").write_text(json.dumps(index))
     (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     return folder

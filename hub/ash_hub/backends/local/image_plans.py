@@ -66,7 +66,7 @@ class ImagePlans(MachinePlans):
             given,
             environment={**given.environment, **runtime.variables, CONFIG_VARIABLE: json.dumps(told)},
             directory="/",
-            in_use=self._image.in_use,
+            in_use=(*self._image.in_use, *runtime.binds.values()),
             image=self._image.image.id,
         )
 
