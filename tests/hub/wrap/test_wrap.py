@@ -18,7 +18,7 @@ from tests.hub.backends.local.local_parts import needs_isolation
 from tests.hub.wrap.wrap_parts import WAIT_SECONDS, processes_with, running, until, words_of, wrapped
 
 pytestmark = needs_isolation
-SYSTEM = {"PATH": "/usr/bin:/bin"}
+SYSTEM = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 
 
 def test_bytes_pass_as_they_are_and_the_end_of_stdin_too() -> None:
