@@ -85,7 +85,7 @@ async def test_a_server_does_its_work_and_has_no_network(known: Known, place: Pa
     command, *words = words_of(["--folder", f"{place}:rw"], *filled(known.words).split())
     # Clients wait for a server's first answer for less time than an installation may take.
     with anyio.fail_after(INSTALL_SECONDS):
-        await anyio.run_process([command, *words], env=cache, input=b"", stdout=None, stderr=None, check=False)
+        await anyio.run_process([command, *words], env=cache, stdin=subprocess.DEVNULL, check=False)
     transport = StdioTransport(command, words, env=cache, keep_alive=False)
     async with Client(transport, init_timeout=INSTALL_SECONDS, timeout=60) as client:
         assert known.tool in {tool.name for tool in await client.list_tools()}
@@ -107,11 +107,10 @@ def test_the_inspector_calls_a_wrapped_server(node_bin: Path, tmp_path: Path) ->
             *(
                 node_bin / "mcp-inspector",
                 "--cli",
-                "--connect-timeout",
-                "60000",
                 *words_of(["--folder", str(tmp_path)], *server),
             ),
             *("--method", "tools/call", "--tool-name", "twice", "--tool-arg", "number=21"),
+            *("--connect-timeout", "60000"),
         ],
         env={**os.environ, "PATH": f"{node_bin}:{os.environ['PATH']}", "HOME": str(tmp_path)},
         capture_output=True,

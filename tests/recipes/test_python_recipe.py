@@ -7,7 +7,6 @@ import os
 import struct
 import sys
 import zlib
-from pathlib import Path
 
 import anyio
 import pytest
@@ -128,9 +127,27 @@ async def test_pictures_come_as_images_up_to_a_bound(context: Context, monkeypat
         assert "NameError" in str((await client.call_tool_mcp("run", {"code": "P"})).content)
 
 
-@pytest.mark.heavy
-async def test_matplotlib_and_pandas_show(context: Context, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    session = Session(context, sys.executable)
-    ran = await session.run("import matplotlib.pyplot as plt\nplt.plot([1, 2]); plt.show()", 60)
-    assert [kind for kind, _ in ran.pictures] == ["image/png"] and "non-interactive" not in ran.text
+PYPLOT = """
+class Figure:
+    def savefig(self, target, format, bbox_inches): target.write(b"picture")
+open_figures = [1, 2]
+def get_fignums(): return list(open_figures)
+def figure(number): return Figure()
+def close(which): open_figures.clear()
+"""
+PANDAS = """
+class DataFrame:
+    shape = (100, 2)
+    def to_string(self, max_rows, max_cols, show_dimensions): return f"table of {max_rows}, {show_dimensions}"
+"""
+
+
+async def test_open_figures_and_tables_are_shown(context: Context, session: Session) -> None:
+    """Stand-ins of the two libraries, with what the interpreter uses of them."""
+    (context.workspace / "matplotlib").mkdir()
+    (context.workspace / "matplotlib" / "pyplot.py").write_text(PYPLOT)
+    (context.workspace / "pandas.py").write_text(PANDAS)
+    ran = await session.run("import pandas, matplotlib.pyplot\npandas.DataFrame()", 30)
+    assert ran.text == "table of 60, True\n"
+    assert [(kind, base64.b64decode(data)) for kind, data in ran.pictures] == [("image/png", b"picture")] * 2
+    assert not (await session.run("1", 30)).pictures

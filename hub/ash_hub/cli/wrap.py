@@ -76,16 +76,20 @@ def wrap(
 def _run(
     words: list[str], folders: list[str], variables: list[str], network: list[str], memory: str, *, refresh: bool
 ) -> int:
-    from ash_hub.wrap.request import WrapRequest, environment_of, folder_of, network_of
+    from ash_hub.wrap.request import LEAST_MEMORY, WrapRequest, environment_of, folder_of, network_of
     from ash_hub.wrap.wrapped import run_wrapped
+    from ash_mcp.errors import ConfigError
     from ash_mcp.quantities import memory_quantity
 
+    memory_bytes = memory_quantity(memory)
+    if memory_bytes < LEAST_MEMORY:
+        raise ConfigError(f"--memory: {memory} is too little to start a server in; say 64Mi at least")
     request = WrapRequest(
         words=tuple(words),
         folders=tuple(folder_of(text) for text in folders),
         environment=environment_of(variables, os.environ),
         network=network_of(network),
-        memory_bytes=memory_quantity(memory),
+        memory_bytes=memory_bytes,
         refresh=refresh,
     )
     return run_wrapped(request, _say)
@@ -94,7 +98,8 @@ def _run(
 def _print_replacement(path: Path) -> None:
     from ash_hub.wrap.servers_file import replacement
 
-    text, notes = replacement(_text_of(path))
+    own = os.path.abspath(sys.argv[0])  # since hosts of a desktop have another PATH
+    text, notes = replacement(_text_of(path), own if os.path.basename(own) == "ash" else "ash")
     for note in notes:
         _say(note)
     sys.stdout.write(text)

@@ -9,6 +9,7 @@ registries.py    where this host's package managers have packages from, as a net
 host_view.py     the host's facts, kept between starts
 walls.py         from all that to the plan of a launch; pure
 supervisor.py    starts a plan, carries its bytes, and sees it to its end
+wrapped.py       one wrapped server, from a request to its exit code
 servers_file.py  a host's file of MCP servers, and the one that replaces it
 server_json.py   a server as MCP's registry describes it: its command line, a recipe of it
 """

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from ash_hub.egress.policy import Policy, PolicyError
 from ash_mcp.errors import ConfigError
 
-__all__ = ["Folder", "WrapRequest", "environment_of", "folder_of", "network_of"]
+__all__ = ["LEAST_MEMORY", "Folder", "WrapRequest", "environment_of", "folder_of", "network_of"]
 
+LEAST_MEMORY = 64 * 1024 * 1024
 _NEVER_SHOWN = ("/", "/proc", "/dev", "/sys")
 
 

@@ -76,7 +76,7 @@ def control_group() -> Generator[tuple[Enforcement, Group | None]]:
         while not group.remove() and time.monotonic() < until:
             group.kill()
             time.sleep(0.005)
-        hierarchy.remove()
+        # The one above stays: others may be about to make theirs in it.
 
 
 def supervise(
@@ -222,7 +222,9 @@ class _Run:
     def _launch(self, theirs: Mapping[str, int], outlet: socket.socket | None) -> ProcessHandle:
         plan = with_streams(self._plan, theirs, None if outlet is None else outlet.fileno())
         if self._group is not None:
-            self._group.create(plan.group)
+            missing = set(plan.group["controllers"]) - set(self._group.create(plan.group))
+            if missing:
+                raise LaunchError("limits", f"the control group refused its limits: {', '.join(sorted(missing))}")
             plan = replace(plan, group_entrances=tuple(self._group.entrances()))
         return self._launcher.launch(plan)
 

@@ -18,6 +18,7 @@ from tests.hub.backends.local.local_parts import needs_isolation
 from tests.hub.wrap.wrap_parts import WAIT_SECONDS, processes_with, running, until, words_of, wrapped
 
 pytestmark = needs_isolation
+SYSTEM = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 
 
 def test_bytes_pass_as_they_are_and_the_end_of_stdin_too() -> None:
@@ -156,7 +157,7 @@ def test_what_the_policy_names_is_reached_and_the_rest_is_refused_and_told() -> 
         port = server.server_address[1]
         urls = (f"http://api.test:{port}/", "http://elsewhere.test/")
         options = ("--network", f"api.test=127.0.0.1:{port},example.com")
-        done = wrapped(*options, "--", "python3", "-I", "-c", FETCH, *urls, env={"PATH": "/usr/bin:/bin"})
+        done = wrapped(*options, "--", "python3", "-I", "-c", FETCH, *urls, env=SYSTEM)
         server.shutdown()
     assert done.stdout.decode().splitlines() == [
         "204",
@@ -174,11 +175,20 @@ def test_what_the_policy_names_is_reached_and_the_rest_is_refused_and_told() -> 
         (("--env", "NOT_SET_HERE", "true"), "NOT_SET_HERE is not set here"),
         (("--network", "everything", "--network", "!", "true"), "--network: "),
         (("--memory", "lots", "true"), "is not an amount of memory"),
+        (("--memory", "1Mi", "true"), "say 64Mi at least"),
     ],
 )
 def test_what_cannot_be_is_said_with_what_to_do(words: tuple[str, ...], why: str) -> None:
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2 and why in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_server_that_takes_too_much_memory_is_ended_or_refused() -> None:
+    done = wrapped(
+        "--memory", "128Mi", "--", "python3", "-I", "-c", "x = b'1' * (400 << 20); print(len(x))", env=SYSTEM
+    )
+    assert done.returncode != 0 and done.stdout == b""
+    assert b"it took more memory" in done.stderr or b"MemoryError" in done.stderr
 
 
 def test_streams_may_be_files_and_nothing_of_them_gets_inside(tmp_path: Path) -> None:
