@@ -45,6 +45,7 @@ class Place:
         command = [*ASH, *named, "config", host, f"--{self.form}"]
         env = {**os.environ, **({"ASH_TOKEN": self.token} if self.token else {})}
         text = subprocess.run(command, capture_output=True, check=True, text=True, timeout=30, env=env).stdout
+        text = text.replace("YOUR_ASH_TOKEN", self.token)  # where its user pastes it
         return text if self.program is None else text.replace(str(ASH_PROGRAM), str(self.program))
 
     def servers(self, host: str) -> dict[str, Any]:

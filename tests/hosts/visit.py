@@ -12,7 +12,7 @@ from mcp.client import Client
 from tests.hosts.model_apis import Move, Request
 from tests.hosts.scripted_model import Script
 
-__all__ = ["EXECUTE", "OWN", "SESSION", "Offered", "end_visit", "missed", "row", "steps", "visit", "when_offered"]
+__all__ = ["OWN", "SESSION", "Offered", "end_visit", "missed", "row", "steps", "visit", "when_offered"]
 
 SESSION: Final = "visit"
 EXECUTE: Final = "terminal-controller_execute_command"
