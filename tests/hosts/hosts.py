@@ -6,6 +6,7 @@ What a host is told of the hive is what `ash config` prints for it.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -33,6 +34,8 @@ class Place:
     hive_url: str
     form: str
     """`http` or `stdio`."""
+    token: str = ""
+    """Of a share, where `hive_url` is that of one: hosts find it in their environment, as `ASH_TOKEN`."""
     program: Path | None = None
     """What a bridge is started with that finds its hive itself; None tells it the hive's URL."""
 
@@ -40,7 +43,9 @@ class Place:
         """Return what `ash config` prints for a host."""
         named = () if self.program is not None else ("--url", self.hive_url)
         command = [*ASH, *named, "config", host, f"--{self.form}"]
-        text = subprocess.run(command, capture_output=True, check=True, text=True, timeout=30).stdout
+        env = {**os.environ, **({"ASH_TOKEN": self.token} if self.token else {})}
+        text = subprocess.run(command, capture_output=True, check=True, text=True, timeout=30, env=env).stdout
+        text = text.replace("YOUR_ASH_TOKEN", self.token)  # where its user pastes it
         return text if self.program is None else text.replace(str(ASH_PROGRAM), str(self.program))
 
     def servers(self, host: str) -> dict[str, Any]:
@@ -70,7 +75,7 @@ def _claude_code(place: Place) -> Start:
         "ANTHROPIC_API_KEY": "none",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     }
-    add = shlex.split(place.config("claude-code"))
+    add = shlex.split(place.config("claude-code").replace("$ASH_TOKEN", place.token))
     return Start(["claude", "-p", _TASK, "--allowedTools", "mcp__ash"], env, [add])
 
 

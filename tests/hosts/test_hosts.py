@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from ash_mcp.sync import Hive
 from tests.hosts.cold_hive import cold_hive
 from tests.hosts.host_process import host_environment, run_host
 from tests.hosts.hosts import ASH_PROGRAM, HOSTS, Place
@@ -19,6 +20,8 @@ from tests.hosts.visit import Offered, end_visit, missed, row, steps, visit, whe
 pytestmark = pytest.mark.hosts
 
 HOST_SECONDS = 90.0
+TOLD = "whoami"
+"""A tool whose name every host leaves as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,24 @@ def test_a_host_spawns_uses_and_destroys_a_sandbox(
     assert model.looked_for_outside() == []
 
 
+@pytest.mark.parametrize("host", TODAY)
+@pytest.mark.timeout(300)
+def test_a_host_uses_a_sandbox_that_is_shared_with_it(
+    host: str, hive_url: str, hosts_folder: Path, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        hive = stack.enter_context(Hive(hive_url))
+        box = stack.enter_context(hive.spawn("echo", env={"WHO": "a guest"}, share={"tools": [TOLD]}))
+        assert box.spawn_share is not None
+        model = stack.enter_context(scripted_model(visit({TOLD: {}})))
+        place = replace(_place(tmp_path, model, box.spawn_share.url, "http"), token=box.spawn_share.token)
+        output = _run(host, hosts_folder / "node_modules/.bin", place)
+        seen = [asked for asked in model.requests if asked.offered(TOLD)]
+        assert seen, output
+        assert "a guest" in (seen[-1].result(TOLD) or ""), output
+        assert not any(asked.offered("spawn") for asked in model.requests)
+
+
 def _place(folder: Path, model: ScriptedModel, hive_url: str, form: str, program: Path | None = None) -> Place:
     home, work = folder / "home", folder / "work"
     home.mkdir()
@@ -97,6 +118,7 @@ def _place(folder: Path, model: ScriptedModel, hive_url: str, form: str, program
 def _run(host: str, hosts_bin: Path, place: Place) -> str:
     start = HOSTS[host](place)
     env = {**host_environment(home=place.home, hosts_bin=hosts_bin, proxy=place.model_url), **start.env}
+    env |= {"ASH_TOKEN": place.token} if place.token else {}
     for command in start.first:
         run_host(command, env=env, cwd=place.work, seconds=HOST_SECONDS)
     return run_host(start.command, env=env, cwd=place.work, seconds=HOST_SECONDS)

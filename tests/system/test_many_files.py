@@ -71,6 +71,16 @@ def check_count(url: str, box: Sandbox, folder: Path, count: int) -> None:
     assert box.exec(sums if count < 10_000 else sums.replace("cat *", "ls | xargs cat")).stdout == here.stdout.decode()
 
 
+@pytest.mark.extended
+@pytest.mark.timeout(900)
+def test_twenty_thousand_files_go_both_ways_beside_plain_tar(hive_url: str, box: Sandbox, folder: Path) -> None:
+    check_count(hive_url, box, folder, 20_000)
+    began = time.monotonic()
+    subprocess.run("mkdir tar && tar -cf - -C out . | tar -xf - -C tar", shell=True, check=True, cwd=folder)
+    sys.stderr.write(f"20000 files by plain tar on this machine: {time.monotonic() - began:.1f} s\n")
+    assert len(os.listdir(folder / "tar")) == 20_000
+
+
 @pytest.mark.heavy
 @pytest.mark.timeout(900)
 def test_six_thousand_files_are_listed_and_copied_both_ways(hive_url: str, box: Sandbox, folder: Path) -> None:

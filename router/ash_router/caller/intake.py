@@ -358,7 +358,11 @@ class Intake(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.transport.can_write_eof():
-            self.transport.write_eof()
+            try:
+                self.transport.write_eof()
+            except OSError:  # its client has reset the connection, which asyncio is yet to notice
+                self.transport.abort()
+                return
         self._timer = self.loop.call_later(self.relay.limits.linger_seconds, self.transport.close)
 
     def _parser_stopped(self, error: httptools.HttpParserError) -> None:

@@ -3,9 +3,9 @@
     queued ──▶ reaching ──▶ passing ──▶ done
        └───────────┴───────────┴──▶ done, by `fail` or `caller_left`
 
-The request's body goes on as it comes, and its caller is read no faster than the sandbox reads. Nothing is ever sent
-twice. A failure before the answer has begun is a JSON body with a status of its own; a later one ends the answer as
-`sandbox_exchange.py` says.
+The request's body goes on as it comes, and its caller is read no faster than the sandbox reads, and in its principal's
+turns. Nothing is ever sent twice. A failure before the answer has begun is a JSON body with a status of its own; a
+later one ends the answer as `sandbox_exchange.py` says.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ash_mcp.errors import (
 )
 from ash_mcp.wire import MODERN_VERSION, failure_to_json
 from ash_router.calls.direct import DirectRequest
-from ash_router.calls.sandbox_exchange import SandboxExchange, Services
+from ash_router.calls.sandbox_exchange import CALL_BYTES, SMALL_BYTES, SandboxExchange, Services
 from ash_router.calls.sandbox_response import PassedReply, Reply
 from ash_router.http import bodies, framing, responses
 from ash_router.http.heads import RequestHead
@@ -51,6 +51,16 @@ class Sender(Caller, Protocol):
         ...
 
 
+class _RestOfBody:
+    """The rest of a request's body, which `Turns` has read in its principal's turn."""
+
+    def __init__(self, passage: Passage) -> None:
+        self._passage = passage
+
+    def begin(self) -> None:
+        self._passage.read_body_on()
+
+
 class Passage(SandboxExchange):
     """A request to a sandbox's own endpoint, whose body may still be arriving.
 
@@ -72,8 +82,12 @@ class Passage(SandboxExchange):
     """Whether it was given to `Turns`."""
     _read_token = False
     _progress_token: str | int | None = None
+    _is_slow = False
+    """Whether the sandbox has more unread bytes than it should, or is not reached yet."""
+    _rest_of_body: _RestOfBody | None = None
+    """Set while the rest of the request's body waits for a turn to be read."""
     _caller_paused = False
-    """Whether reading the caller is paused."""
+    """Whether reading the caller is paused, for one of these two."""
     _counts_as_stream = False
     """Whether it is counted among the open streams."""
     _chunked = False
@@ -149,6 +163,25 @@ class Passage(SandboxExchange):
         self._pending = self._pending + data if self._pending else data
         if self._kept is not None:
             self._kept = self._kept + data if len(self._kept) + len(data) <= self._max_kept_bytes else None
+        if self._connection is not None:
+            self._count_input(len(data))
+
+    def _count_input(self, size: int) -> None:
+        """Count a part of the body as work; what follows is read in a later turn if the principal has none left."""
+        if size <= SMALL_BYTES:
+            return
+        turns, owner, work = self._services.turns, self._principal.subject, size / CALL_BYTES
+        if self._rest_of_body is not None:
+            turns.spend(owner, work)
+            return
+        self._rest_of_body = _RestOfBody(self)
+        turns.take(owner, self._rest_of_body, work)
+        self._update_pause()
+
+    def read_body_on(self) -> None:
+        """Read the rest of the request's body: its turn has come."""
+        self._rest_of_body = None
+        self._update_pause()
 
     def body_ended(self) -> None:
         """Note that the request's body is complete; `flush` sends the rest of it."""
@@ -239,6 +272,11 @@ class Passage(SandboxExchange):
 
     def _pause_caller(self, paused: bool) -> None:
         """Stop reading the caller's request, because the sandbox is slow or not reached yet; or read on."""
+        self._is_slow = paused
+        self._update_pause()
+
+    def _update_pause(self) -> None:
+        paused = self._is_slow or self._rest_of_body is not None
         if paused != self._caller_paused and not self._done:
             self._caller_paused = paused
             self._moved_at = self._loop.time()
@@ -314,8 +352,10 @@ class Passage(SandboxExchange):
         return self._direct.door.silent_seconds or self._services.limits.idle_stream_seconds or math.inf
 
     def _end(self) -> None:
-        if self._caller_paused:
-            self._pause_caller(False)
+        if self._rest_of_body is not None:
+            self._services.turns.leave(self._principal.subject, self._rest_of_body)
+            self._rest_of_body = None
+        self._pause_caller(False)
         super()._end()
         if self._counts_as_stream:
             self._counts_as_stream = False

@@ -33,7 +33,7 @@ from ash_router.upstream.call_tokens import CallTokens
 from ash_router.upstream.connection import Connection
 from ash_router.upstream.pool import ConnectionPool
 
-__all__ = ["SandboxExchange", "Services"]
+__all__ = ["CALL_BYTES", "SMALL_BYTES", "SandboxExchange", "Services"]
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +41,10 @@ _PROGRESS: Final = b'"notifications/progress"'
 _PROGRESS_VALUE: Final = re.compile(rb'"progress": ?(\d{1,15}(?:\.\d{1,15})?)[,}]')
 _STEP: Final = 1e-6
 """Per second: progress must grow with each report, and leave room for what the sandbox itself may report next."""
-_OUTPUT_BYTES: Final = 24 * 1024
-"""Of an answer are as much work as a call."""
-_SMALL_BYTES: Final = 4 * 1024
-"""A part of an answer up to this size is not counted: it is the work of its call."""
+CALL_BYTES: Final = 24 * 1024
+"""Of an answer, or of a request's body that is not kept, are as much work as a call."""
+SMALL_BYTES: Final = 4 * 1024
+"""A part up to this size is not counted: it is the work of its call."""
 _TOKEN_LINE: Final = b"%b: %%b\r\n" % HEADER_TOKEN.encode()
 
 
@@ -222,7 +222,7 @@ class SandboxExchange(ABC):
             if reply.is_stream and self._token() is not None and _PROGRESS in data:
                 self._heard_at = self._moved_at
                 self._progress = max(self._progress, *(float(found) for found in _PROGRESS_VALUE.findall(data)), 0.0)
-        if len(data) > _SMALL_BYTES:
+        if len(data) > SMALL_BYTES:
             self._count_output(len(data))
 
     def _count_output(self, size: int) -> None:
@@ -230,7 +230,7 @@ class SandboxExchange(ABC):
 
         A read takes up to 200 KiB, so without turns a principal's answers would fill each turn of the loop.
         """
-        turns, owner, work = self._services.turns, self._principal.subject, size / _OUTPUT_BYTES
+        turns, owner, work = self._services.turns, self._principal.subject, size / CALL_BYTES
         if self._connection is None:  # that was the last part
             turns.spend(owner, work)
         elif self._reading is None:

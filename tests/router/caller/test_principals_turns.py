@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
+from ash_router.calls.passage import Passage
 from tests.router.relay_parts import Rig, modern, open_rig, tool_call
 from tests.router.sandbox_parts import STREAM_HEAD, chunk, open_script, read_request, response
 
@@ -113,3 +114,44 @@ async def test_who_leaves_while_it_waits_for_its_turn_reaches_nobody(tmp_path: P
         await until(lambda: not rig.ledger.in_flight.get("ann", 0))
         assert len(rig.relay.services.turns) == 0
     assert len(order) < FLOOD
+
+
+async def test_a_call_reaches_its_sandbox_before_anothers_uploads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads, read, open_bodies = 30, 0, 0
+    came = asyncio.Event()
+
+    def body(passage: Passage, data: bytes) -> None:
+        nonlocal read
+        read += len(data)
+        taken(passage, data)
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal open_bodies
+        if b"PUT" not in await reader.readuntil(b"\r\n\r\n"):
+            came.set()
+        open_bodies += 1
+        while await reader.read(2**20):
+            pass
+        writer.close()
+
+    taken = Passage.body
+    monkeypatch.setattr(Passage, "body", body)
+    put = b"PUT /s/sb1/files/f HTTP/1.1\r\nhost: hub\r\nx-principal: ann\r\ncontent-length: 100000000\r\n\r\nx"
+    async with open_rig(tmp_path) as rig, open_script(tmp_path, take) as its_socket:
+        for who in ("ann", "bob"):
+            await rig.bind("sb1", its_socket, owner=who)
+        with connections(rig, uploads + 1) as wires:
+            await send_all(rig, wires, [put] * uploads + [b""])
+            await until(lambda: open_bodies == uploads and len(rig.relay.services.turns) == 0)
+            sent = 0
+            for wire in wires[:uploads]:
+                wire.setblocking(False)
+                sent += wire.send(bytes(2**22))
+            wires[-1].sendall(by_header("bob"))
+            read = 0
+            with anyio.fail_after(20):
+                await came.wait()
+    # of each connection one part was read, which may be 256 KiB, and of what was left some parts in their turns
+    assert read < uploads * 2**18 + 2**21 and read < sent / 2, (read, sent)
