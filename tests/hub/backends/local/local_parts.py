@@ -302,10 +302,10 @@ def is_forker(pid: int) -> bool:
     try:
         status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        is_fork = not command or b"launchers.fork" in command  # one that is just ending has none
     except (FileNotFoundError, ProcessLookupError):
         return True
-    return status["State"].strip().startswith("Z") or (is_fork and len(status["NSpid"].split()) < 3)
+    # One without a command is ending: it has let go of its memory.
+    return not command or (b"launchers.fork" in command and len(status["NSpid"].split()) < 3)
 
 
 def lives(pid: int) -> bool:
