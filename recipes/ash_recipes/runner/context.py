@@ -11,7 +11,7 @@ from pathlib import Path
 from ash_recipes.runner.jobs import Jobs
 from ash_recipes.runner.problems import Problem
 from ash_recipes.runner.ptys import Ptys
-from ash_recipes.runner.users import User, find_user
+from ash_recipes.runner.users import User, find_user, user_called
 
 __all__ = ["Context", "Environment", "current", "install"]
 
@@ -76,7 +76,9 @@ class Context:
         Raises:
             Problem: There is no such user.
         """
-        return self.user if name is None else find_user(name, default=self.user)
+        if name is None:
+            return self.user
+        return find_user(name) if self.user is None else user_called(name)
 
     def become(self, other: Context) -> None:
         """Be as `other` from here on, for whoever holds this one."""

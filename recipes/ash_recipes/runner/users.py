@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ash_recipes.runner.problems import Problem
 
-__all__ = ["User", "find_user", "reach_files_as", "user_of_image"]
+__all__ = ["User", "find_user", "reach_files_as", "user_called", "user_of_image"]
 
 _PASSWD, _GROUP = "/etc/passwd", "/etc/group"
 _FILE_BYTES = 1024 * 1024
@@ -31,16 +31,27 @@ class User:
         return {"USER": self.name, "LOGNAME": self.name, "HOME": self.home}
 
 
-def find_user(name: str, *, passwd: str = _PASSWD, group: str = _GROUP, default: User | None = None) -> User | None:
+def find_user(name: str, *, passwd: str = _PASSWD, group: str = _GROUP) -> User | None:
     """Return a user of this sandbox; None for the one that commands run as anyway.
 
-    Args:
-        default: Whom they run as, where that is not the runner's own user.
+    Raises:
+        Problem: `bad_request`: there is none of that name. `not_permitted`: commands cannot run as another here.
+    """
+    found = user_called(name, passwd=passwd, group=group)
+    if found.uid == os.geteuid():
+        return None
+    if os.geteuid() != 0:
+        raise Problem("not_permitted", "commands run as one user here: nobody is root in this sandbox")
+    return found
+
+
+def user_called(name: str, *, passwd: str = _PASSWD, group: str = _GROUP) -> User:
+    """Return a user of this sandbox.
 
     The files are read here, and not by the C library, which loads what they name into the runner.
 
     Raises:
-        Problem: `bad_request`: there is none of that name. `not_permitted`: commands cannot run as another here.
+        Problem: `bad_request`: there is none of that name.
     """
     users = {fields[0]: fields for fields in _entries(passwd, 7) if _is_number(fields[2]) and _is_number(fields[3])}
     found = users.get(name)
@@ -48,10 +59,6 @@ def find_user(name: str, *, passwd: str = _PASSWD, group: str = _GROUP, default:
         known = ", ".join(list(users)[:_NAMED])
         raise Problem("bad_request", f"this sandbox has no user {name!r}; it has {known}; `useradd` makes others")
     uid, gid = int(found[2]), int(found[3])
-    if uid == os.geteuid() and default is None:
-        return None
-    if os.geteuid() != 0:
-        raise Problem("not_permitted", "commands run as one user here: nobody is root in this sandbox")
     groups = [int(it[2]) for it in _entries(group, 4) if _is_number(it[2]) and name in it[3].split(",")]
     return User(name, uid, gid, tuple(dict.fromkeys([gid, *groups])), found[5] or "/")
 
