@@ -117,6 +117,8 @@ class Tickets:
         if text is None:
             return None
         said: Sequence[str | int | None] = json.loads(text)
+        if len(said) != 3:
+            return None  # of another release's replica
         owner, most, by = said
         return Ticket(id=match["id"], owner=str(owner), by=str(by), max_bytes=most if isinstance(most, int) else None)
 

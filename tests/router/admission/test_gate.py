@@ -336,7 +336,7 @@ async def test_a_ticket_admits_its_one_request_alone(keys: Path) -> None:
     book, sandbox = TicketBook(), SandboxId("sbx-1")
     guarded, tickets = gate(keys, local=False), Tickets(book)
     guarded.take_tickets(tickets)
-    _, target = await tickets.mint(sandbox, "ann", "POST", b"/s/sbx-1/files/a", ttl_seconds=9, max_bytes=7)
+    _, target = await tickets.mint(sandbox, "ann", "POST", b"/s/sbx-1/files/a", by="local", ttl_seconds=9, max_bytes=7)
 
     async def verdict() -> Admitted | Refusal:
         asked = guarded.admit(head(target))
