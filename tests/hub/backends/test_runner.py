@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import ash_hub
-from ash_hub.backends.runner import RUNNER_ARGUMENTS, runner_config, runner_environment
+from ash_hub.backends.runner import RUNNER_ARGUMENTS, runner_config, runner_environment, runner_image
 from ash_mcp.types import SandboxId, SandboxSpec
 
 SPEC = SandboxSpec(id=SandboxId("sbx-x"), recipe="general", server={"python": "m:o"}, env={"A": "b"}, public_key="key")
@@ -17,6 +17,7 @@ CONTRACT = (Path(ash_hub.__file__).parents[2] / "docs" / "runner.md").read_text(
 def test_the_configuration_has_what_the_contract_names_and_nothing_else() -> None:
     spec = replace(SPEC, network_note="why", result_bytes=1)
     config = runner_config(spec, workspace="/w", home="/h", egress="/e/proxy.sock", canary="10.0.0.1:8420")
+    config["image"] = runner_image({}, "", has_workdir=False)  # the local backend adds it
     line = next(line for line in CONTRACT.splitlines() if line.startswith("| `ASH_RUNNER_CONFIG`"))
     assert set(config) == {word.strip('"?') for word in line[line.index("{") + 1 : line.index("}")].split(", ")}
     assert config["workspace"] == "/w" and config["home"] == "/h" and config["egress"] == "/e/proxy.sock"
