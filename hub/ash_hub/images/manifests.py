@@ -34,6 +34,8 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 """As images name them -> as the kernel does."""
 _MOST_VARIABLES, _LONGEST_TEXT = 1000, 64 * 1024
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+"""NUL, and halves of characters, which JSON can have and an environment or path cannot."""
 _VARIABLE = re.compile(r"[^\0=]+")
 
 
@@ -213,8 +215,8 @@ def _words(given: Any, what: str) -> tuple[str, ...]:
 
 def _text(given: Any, what: str) -> str:
     text = given if given is not None else ""
-    if not isinstance(text, str) or len(text) > _LONGEST_TEXT or "\0" in text:
-        raise refused(f"its {what} is no text, too long, or has a NUL character")
+    if not isinstance(text, str) or len(text) > _LONGEST_TEXT or _NO_TEXT.search(text):
+        raise refused(f"its {what} is no text, too long, or has a character that no text of a program can have")
     return text
 
 
