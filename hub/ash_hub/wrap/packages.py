@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ _KEPT_SECONDS = 30 * 24 * 3600.0
 _MOST_BYTES = 4 * 1024**3
 _MOST_SECONDS = 600.0
 _LOOK_SECONDS = 2.0
+_FILE_BYTES = 4096
+"""What a file counts as beside its content."""
 _HEAD_BYTES = 1024 * 1024
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -130,7 +133,10 @@ def installed(
         if refresh or _command_in(place) is None:
             _make(package, place, install)
             _remove_old(parent, key)
-        held = hold(str(place))
+        try:
+            held = hold(str(place))
+        except OSError as error:
+            raise ConfigError(f"{place} was removed just now; start it again") from error
     try:
         os.utime(place)
         command = _command_in(place)
@@ -188,7 +194,8 @@ def _size(path: Path) -> int:
     for directory, _, names in os.walk(path):
         for name in names:
             with contextlib.suppress(OSError):
-                found += os.lstat(os.path.join(directory, name)).st_blocks * 512
+                # Empty ones take none, but a disk has only so many files.
+                found += _FILE_BYTES + os.lstat(os.path.join(directory, name)).st_blocks * 512
     return found
 
 
@@ -196,10 +203,11 @@ def _npm_command(package: Package, files: Path) -> str:
     programs = _names_in(files / "node_modules" / ".bin")
     wanted = package.command
     if wanted is None:
-        installed_as = _json_in(files, "package.json").get("dependencies", {})
-        name = next(iter(installed_as), "")
+        installed_as = _json_in(files, "package.json").get("dependencies")
+        name = next(iter(cast("dict[str, Any]", installed_as)), "") if isinstance(installed_as, dict) else ""
         given = _json_in(files, f"node_modules/{name}/package.json").get("bin") if name else None
-        own = [name.rpartition("/")[2]] if isinstance(given, str) else list(given or ())
+        programs_of = list(cast("dict[str, Any]", given)) if isinstance(given, dict) else []
+        own = [name.rpartition("/")[2]] if isinstance(given, str) else programs_of
         short = name.rpartition("/")[2]
         wanted = short if short in own else own[0] if len(own) == 1 else None
     return _chosen(wanted, programs, "node_modules/.bin", "-p PACKAGE NAME")
@@ -229,9 +237,11 @@ def _json_in(files: Path, path: str) -> dict[str, Any]:
     if not os.path.realpath(found).startswith(f"{os.path.realpath(files)}/"):
         return {}
     try:
-        with found.open("rb") as file:
-            given: Any = json.loads(file.read(_HEAD_BYTES))
-    except (OSError, ValueError):
+        descriptor = os.open(found, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # it may be a pipe
+        with open(descriptor, "rb") as file:
+            is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            given: Any = json.loads(file.read(_HEAD_BYTES)) if is_file else None
+    except (OSError, ValueError, RecursionError):
         return {}
     return cast("dict[str, Any]", given) if isinstance(given, dict) else {}
 

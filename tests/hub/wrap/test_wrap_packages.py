@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from ash_hub.wrap import packages
 from ash_hub.wrap.packages import Package, installed
 from ash_mcp.errors import ConfigError
 from tests.hub.backends.local.local_parts import needs_isolation
@@ -163,6 +164,47 @@ def test_a_package_never_names_a_file_of_the_host(tmp_path: Path) -> None:
 
     opened = installed(Package("npm", ("x",), None, ()), parent=tmp_path, made_of="", refresh=False, install=install)
     with pytest.raises(ConfigError, match="of its name"), opened:
+        pass
+
+
+@pytest.mark.parametrize("text", ['{"dependencies": ["x"]}', '{"dependencies": 3}', "[" * 100_000, None])
+def test_what_a_package_says_of_itself_may_be_anything(tmp_path: Path, text: str | None) -> None:
+    def install(files: Path, exceeded: Callable[[], str | None]) -> int:
+        del exceeded
+        if text is None:
+            os.mkfifo(files / "package.json")
+        else:
+            (files / "package.json").write_text(text)
+        return 0
+
+    opened = installed(Package("npm", ("x",), None, ()), parent=tmp_path, made_of="", refresh=False, install=install)
+    with pytest.raises(ConfigError, match="of its name"), opened:
+        pass
+
+
+def test_a_program_of_no_shape_is_none(tmp_path: Path) -> None:
+    def install(files: Path, exceeded: Callable[[], str | None]) -> int:
+        del exceeded
+        for path, content in {**_npm_made("a.js"), "node_modules/x/package.json": '{"bin": 7}'}.items():
+            (files / path).parent.mkdir(parents=True, exist_ok=True)
+            (files / path).write_text(content)
+        return 0
+
+    opened = installed(Package("npm", ("x",), None, ()), parent=tmp_path, made_of="", refresh=False, install=install)
+    with pytest.raises(ConfigError, match="of its name"), opened:
+        pass
+
+
+def test_a_package_of_many_empty_files_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "_MOST_BYTES", 100 * 4096)
+
+    def install(files: Path, exceeded: Callable[[], str | None]) -> int:
+        for number in range(101):
+            (files / f"f{number}").touch()
+        return 1 if exceeded() else 0
+
+    opened = installed(Package("npm", ("x",), None, ()), parent=tmp_path, made_of="", refresh=False, install=install)
+    with pytest.raises(ConfigError, match="exit code 1"), opened:
         pass
 
 
