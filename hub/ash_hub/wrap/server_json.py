@@ -196,8 +196,10 @@ def _place(transport: Mapping[str, Any]) -> dict[str, Any]:
 def _is_input(given: Mapping[str, Any]) -> bool:
     """Say whether it has the shape of an argument or a variable."""
     is_named = given.get("type") == "positional" or isinstance(given.get("name"), str)
-    variables = cast("dict[str, Any]", given.get("variables") or {})
-    return is_named and isinstance(variables, dict) and all(isinstance(it, dict) for it in variables.values())
+    variables: Any = given.get("variables") or {}
+    if not is_named or not isinstance(variables, dict):
+        return False
+    return all(isinstance(it, dict) for it in cast("dict[str, Any]", variables).values())
 
 
 def _asks(argument: Mapping[str, Any]) -> bool:
