@@ -1,6 +1,6 @@
 """Where the parts of an image are read from: an OCI layout, an archive of one, an archive of docker's.
 
-Parts are looked up by names that a manifest gives, in a list of what is there: no name is ever a way to a file.
+Parts are looked up by names that a manifest gives, in what is there alone: no name is a way to another file.
 """
 
 from __future__ import annotations

@@ -164,11 +164,7 @@ class ImageStore:
     def scratch(self) -> Generator[Path]:
         """Give a new folder on the same disk, for what becomes an image; those of killed processes are removed."""
         self._below("images")
-        with _flocked(self._directory / "scratch.lock"):
-            for stale in self._directory.glob(f"{_SCRATCH}*"):
-                with _unused(stale) as is_unused:
-                    if is_unused:
-                        shutil.rmtree(stale, ignore_errors=True)
+        with self._scratch_locked():
             made = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self._directory))
             held = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(held, fcntl.LOCK_SH)
@@ -177,6 +173,15 @@ class ImageStore:
         finally:
             shutil.rmtree(made, ignore_errors=True)
             os.close(held)
+
+    @contextlib.contextmanager
+    def _scratch_locked(self) -> Generator[None]:
+        with _flocked(self._directory / "scratch.lock"):
+            for stale in self._directory.glob(f"{_SCRATCH}*"):
+                with _unused(stale) as is_unused:
+                    if is_unused:
+                        shutil.rmtree(stale, ignore_errors=True)
+            yield
 
     def _unpack(
         self, parts: Parts, layer: PackedLayer, chain_id: str, below: Sequence[Path], *, keep: Sequence[str]
@@ -280,6 +285,8 @@ class ImageStore:
         with _flocked(self._directory / "lock"):
             for stale in self._below("layers").glob(f"{_NEW}*"):
                 shutil.rmtree(stale, ignore_errors=True)
+            with self._scratch_locked():
+                pass
             yield
 
 

@@ -102,6 +102,14 @@ def test_layers_that_a_sandbox_uses_stay_until_it_has_ended(store: ImageStore, t
     assert left(store) == ([], [])
 
 
+def test_what_a_killed_pull_fetched_goes_with_the_next_change(store: ImageStore, tmp_path: Path) -> None:
+    with store.scratch() as mine:
+        stale = store.directory / ".scratch-killed"
+        stale.mkdir()
+        add(store, "one", layout(tmp_path / "oci", BASE))
+        assert mine.exists() and not stale.exists()
+
+
 def test_nobody_can_begin_to_use_a_layer_that_is_just_removed(
     store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
