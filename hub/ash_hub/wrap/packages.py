@@ -266,7 +266,11 @@ def _locked(path: Path) -> Generator[None]:
 
 def _remove_old(parent: Path, keep: str) -> None:
     """Remove the packages that nobody has used for a month."""
-    old = [p for p in parent.iterdir() if p.is_dir() and time.time() - p.lstat().st_mtime > _KEPT_SECONDS]
-    if old:
-        young = sum(1 for p in parent.iterdir() if p.is_dir()) - len(old)
+    ages = list[float]()
+    for path in parent.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another start may remove it just now
+            if path.is_dir():
+                ages.append(time.time() - path.lstat().st_mtime)
+    young = sum(age <= _KEPT_SECONDS for age in ages)
+    if young < len(ages):
         remove_unused(parent, keep, spare=young, fresh_seconds=_MOST_SECONDS)

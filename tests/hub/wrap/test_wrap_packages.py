@@ -195,6 +195,23 @@ def test_a_program_of_no_shape_is_none(tmp_path: Path) -> None:
         pass
 
 
+def test_a_package_that_nobody_used_for_a_month_goes_with_the_next_installation(tmp_path: Path) -> None:
+    def install(files: Path, exceeded: Callable[[], str | None]) -> int:
+        del exceeded
+        (files / "bin").mkdir()
+        (files / "bin/one").touch()
+        return 0
+
+    places: list[Path] = []
+    for number in range(4):
+        package = Package("pypi", (f"one=={number}",), "one", ())
+        with installed(package, parent=tmp_path, made_of="", refresh=False, install=install) as (files, _):
+            places.append(Path(files).parent)
+        if number in (0, 2):
+            os.utime(places[-1], (1, 1))
+    assert [place.exists() for place in places] == [False, True, False, True]
+
+
 def test_a_package_of_many_empty_files_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "_MOST_BYTES", 100 * 4096)
 
