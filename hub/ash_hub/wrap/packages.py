@@ -269,8 +269,7 @@ def _remove_old(parent: Path, keep: str) -> None:
     ages = list[float]()
     for path in parent.iterdir():
         with contextlib.suppress(FileNotFoundError):  # another start may remove it just now
-            if path.is_dir():
+            if path.is_dir() and path.name != keep and not path.name.startswith("."):
                 ages.append(time.time() - path.lstat().st_mtime)
     young = sum(age <= _KEPT_SECONDS for age in ages)
-    if young < len(ages):
-        remove_unused(parent, keep, spare=young, fresh_seconds=_MOST_SECONDS)
+    remove_unused(parent, keep, spare=young, fresh_seconds=_MOST_SECONDS)
