@@ -184,19 +184,34 @@ class _Bounds:
             return f"the installation took longer than {_MOST_SECONDS:g} s"
         if now >= self._look_at:
             self._look_at = now + _LOOK_SECONDS
-            if _size(self._path) > _MOST_BYTES:
+            try:
+                size = _size(self._path)
+            except (OSError, RecursionError):
+                return "the installation made directories that cannot be looked into"
+            if size > _MOST_BYTES:
                 return f"the installation took more than {_MOST_BYTES >> 30} GiB"
         return None
 
 
 def _size(path: Path) -> int:
+    """Return what a directory takes.
+
+    Raises:
+        OSError, RecursionError: Something of it is out of sight: where its names are too long, its directories too
+            deep or not readable, there may be any number of bytes.
+    """
     found = 0
-    for directory, _, names in os.walk(path):
+    for _, _, names, directory in os.fwalk(path, onerror=_require_gone):
         for name in names:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(FileNotFoundError):
                 # Empty ones take none, but a disk has only so many files.
-                found += _FILE_BYTES + os.lstat(os.path.join(directory, name)).st_blocks * 512
+                found += _FILE_BYTES + os.stat(name, dir_fd=directory, follow_symlinks=False).st_blocks * 512
     return found
+
+
+def _require_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _npm_command(package: Package, files: Path) -> str:

@@ -212,17 +212,55 @@ def test_a_package_that_nobody_used_for_a_month_goes_with_the_next_installation(
     assert [place.exists() for place in places] == [False, True, False, True]
 
 
-def test_a_package_of_many_empty_files_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages, "_MOST_BYTES", 100 * 4096)
+def _empty_files(files: Path) -> None:
+    for number in range(101):
+        (files / f"f{number}").touch()
 
+
+def _below_long_names(files: Path) -> None:
+    """Make a file that no path of the host leads to."""
+    here = os.open(files, os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(20):
+        os.mkdir("n" * 250, dir_fd=here)
+        there = os.open("n" * 250, os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
+        os.close(here)
+        here = there
+    with open(os.open("large", os.O_WRONLY | os.O_CREAT, dir_fd=here), "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 101 * 4096)
+    os.close(here)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every directory")
+def test_a_directory_that_cannot_be_read_ends_an_installation(tmp_path: Path) -> None:
     def install(files: Path, exceeded: Callable[[], str | None]) -> int:
-        for number in range(101):
-            (files / f"f{number}").touch()
-        return 1 if exceeded() else 0
+        (files / "hidden").mkdir(mode=0o300)
+        said = exceeded()
+        (files / "hidden").chmod(0o700)
+        assert said is not None and "cannot be looked into" in said
+        return 1
 
     opened = installed(Package("npm", ("x",), None, ()), parent=tmp_path, made_of="", refresh=False, install=install)
     with pytest.raises(ConfigError, match="exit code 1"), opened:
         pass
+
+
+@pytest.mark.parametrize("make", [_empty_files, _below_long_names])
+def test_what_a_package_takes_is_bounded_wherever_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None]
+) -> None:
+    monkeypatch.setattr(packages, "_MOST_BYTES", 100 * 4096)
+    said: list[str | None] = []
+
+    def install(files: Path, exceeded: Callable[[], str | None]) -> int:
+        make(files)
+        said.append(exceeded())
+        return 1
+
+    opened = installed(Package("npm", ("x",), None, ()), parent=tmp_path, made_of="", refresh=False, install=install)
+    with pytest.raises(ConfigError, match="exit code 1"), opened:
+        pass
+    assert said == ["the installation took more than 0 GiB"]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
 @needs_isolation
