@@ -178,9 +178,23 @@ def test_inodes_are_left_to_others(store: ImageStore, tmp_path: Path, monkeypatc
         add(store, "many", layout(tmp_path / "oci", BASE))
 
 
-def test_half_characters_are_no_text(store: ImageStore, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no text"):
-        add(store, "half", layout(tmp_path / "oci", BASE, WorkingDir="/\ud800"))
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"WorkingDir": "/\ud800"}, "is no text"),
+        ({"WorkingDir": "/a" * 2500}, "working directory is"),
+        ({"WorkingDir": "/a/../.."}, "working directory is"),
+        ({"Env": [f"A{number}={'x' * 40_000}" for number in range(2)]}, "more than 64 KiB"),
+        ({"Env": ["=x"]}, "no environment variable"),
+        ({"Env": "A=1"}, "where a list belongs"),
+        ({"User": 3}, "is no text"),
+    ],
+)
+def test_what_no_command_could_be_given_is_refused(
+    store: ImageStore, tmp_path: Path, config: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(ConfigError, match=why):
+        add(store, "odd", layout(tmp_path / "oci", BASE, **config))
 
 
 def test_what_is_not_what_its_digest_says_is_refused(store: ImageStore, tmp_path: Path) -> None:
