@@ -125,6 +125,8 @@ class ImageStore:
         if os.geteuid() != 0:
             raise ConfigError("images are unpacked with their owners and marks, which takes root: run this as root")
         full, packed = full_name(name), packed_image(parts, self._machine)
+        if "@" in full and origin != "registry":
+            raise ConfigError(f"{name} names a digest, which only a registry's image is checked by: give it a tag")
         config = config_of(packed.config)
         chain = [each.replace("sha256:", "") for each in chain_ids([each.diff_id for each in packed.layers])]
         with self._locked():

@@ -197,6 +197,13 @@ def test_what_no_command_could_be_given_is_refused(
         add(store, "odd", layout(tmp_path / "oci", BASE, **config))
 
 
+def test_an_archive_is_not_kept_under_a_digest_that_nobody_checked(store: ImageStore, tmp_path: Path) -> None:
+    name, folder = f"a@sha256:{'0' * 64}", layout(tmp_path / "oci", BASE)
+    with pytest.raises(ConfigError, match="names a digest"):
+        add(store, name, folder)
+    assert add(store, name, folder, origin="registry").name.endswith("0000")  # where skopeo has checked it
+
+
 def test_what_is_not_what_its_digest_says_is_refused(store: ImageStore, tmp_path: Path) -> None:
     folder = layout(tmp_path / "oci", BASE, MORE)
     for blob in (folder / "blobs/sha256").iterdir():
