@@ -141,6 +141,13 @@ def test_the_narrowest_installation_is_shown_and_never_a_home(tmp_path: Path, mo
     assert list(shown_for(str(own), ["/usr", "/bin"])) == [str(own)]
 
 
+def test_a_script_whose_first_line_names_nothing_is_shown_alone(tmp_path: Path) -> None:
+    for number, head in enumerate(("#!", "#!\n", "#! \nx", "#!/usr/bin/env\n")):
+        script = tmp_path / f"s{number}"
+        script.write_text(head)
+        assert list(shown_for(str(script), ["/usr"])) == [str(script)]
+
+
 def test_this_python_is_shown_with_what_it_stands_on() -> None:
     shown = list(shown_for(sys.executable, ["/usr", "/bin", "/lib", "/lib64"]))
     assert all(os.path.isdir(path) for path in shown)
