@@ -120,6 +120,15 @@ async def test_the_oldest_files_go(tmp_path: Path) -> None:
     assert len(list((tmp_path / "results").iterdir())) == KEPT_FILES
 
 
+async def test_what_a_command_leaves_among_the_files_keeps_no_result_from_it(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "result-link").symlink_to(tmp_path / "nowhere")
+    (folder / "result-folder").mkdir()
+    answer = await LargeResults(4096, folder, "sbx").fitting(result_of("x" * 10_000))
+    assert len(str(answer)) < 4096 and len(list(folder.iterdir())) == 3
+
+
 async def test_a_disk_that_takes_nothing_leaves_the_result_whole(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("a file where the folder would be")
     whole = result_of("x" * 10_000)

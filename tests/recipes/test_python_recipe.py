@@ -73,6 +73,20 @@ async def test_what_code_forks_never_answers_in_its_place(session: Session) -> N
     assert (await session.run("pid > 0", 30)).text == "True\n"
 
 
+async def test_code_that_answers_in_the_interpreters_place_spoils_no_later_run(session: Session) -> None:
+    code = (
+        "import os, stat, time\n"
+        "for it in map(int, os.listdir('/proc/self/fd')):\n"
+        "    try:\n"
+        "        if it > 2 and stat.S_ISSOCK(os.fstat(it).st_mode): os.write(it, b'{}\\n')\n"
+        "    except OSError: pass\n"
+        "time.sleep(0.2)\n"
+        "print('whole')"
+    )
+    await session.run(code, 30)
+    assert (await session.run("6 * 7", 30)).text == "42\n"
+
+
 async def test_long_text_is_cut_in_the_middle(session: Session) -> None:
     ran = await session.run("print('a' + 'x' * 3_000_000 + 'z')", 30)
     assert len(ran.text) < TEXT_BYTES + 100 and "bytes left out" in ran.text

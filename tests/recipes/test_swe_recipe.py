@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 
@@ -113,6 +114,51 @@ async def test_a_patch_changes_all_files_or_none_and_the_search_finds_lines(cont
         assert "nothing found" in await found(pattern="^Z")
         assert "c.py:1:x = 9" in await found(pattern="^X = [89]", ignore_case=True, path="new")
         assert (await client.call_tool_mcp("search", {"pattern": "("})).is_error
+
+
+@pytest.mark.anyio
+async def test_a_file_is_one_however_its_path_is_written(context: Context) -> None:
+    install(context)
+    place = context.workspace
+    (place / "src").mkdir()
+    (place / "way").symlink_to("src")
+    (place / "src/tool").write_text(TEXT)
+    (place / "src/tool").chmod(0o750)
+    body = "".join(
+        f"*** Update File: {path}\n@@\n-{old}\n+{new}\n"
+        for path, old, new in (("src/tool", "one", "1"), ("./src//tool", "two", "2"), ("way/tool", "three", "3"))
+    )
+    async with Client(build()) as client:
+        patch = (
+            f"*** Begin Patch\n{body}*** Update File: src/tool\n*** Move to: src/moved\n@@\n-six\n+6\n*** End Patch"
+        )
+        result = await client.call_tool_mcp("apply_patch", {"patch": patch})
+        assert not result.is_error, result.content
+        assert (place / "src/moved").read_text() == "1\n2\n3\nfour\nfive\n6\n"
+        assert stat.S_IMODE((place / "src/moved").stat().st_mode) == 0o750
+        assert sorted(path.name for path in (place / "src").iterdir()) == ["moved"]
+        added = "*** Begin Patch\n*** Add File: a\n+x\n*** Update File: a\n*** Move to: b\n@@\n-x\n+y\n*** End Patch"
+        assert not (await client.call_tool_mcp("apply_patch", {"patch": added})).is_error
+        assert (place / "b").read_text() == "y\n" and not (place / "a").exists()
+        for path in ("src/moved/x", "n" * 300, "a\0b"):
+            refused = await client.call_tool_mcp("apply_patch", {"patch": envelope("+x\n", f"Add File: {path}")})
+            assert refused.is_error and ("NUL" if "\0" in path else path) in str(refused.content)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "diff --git a/x b/y\nsimilarity index 100%\nrename from x\nrename to y\n",
+        "diff --git a/x b/x\nnew file mode 100644\nindex 0000000..e69de29\n",
+        "diff --git a/x b/x\nindex 1..2 100644\nBinary files a/x and b/x differ\n",
+        "diff --git a/x b/x\nold mode 100644\nnew mode 100755\n",
+    ],
+)
+def test_what_git_changes_without_lines_is_refused_and_not_left_out(part: str) -> None:
+    whole = "diff --git a/f b/f\n--- a/f\n+++ b/f\n@@ -1 +1 @@\n-one\n+1\n"
+    for patch in (part + whole, whole + part):
+        with pytest.raises(PatchProblem, match="nothing says what becomes of 'diff --git a/x"):
+            parse(patch)
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")

@@ -119,7 +119,10 @@ def _published(path: Path, given: list[str]) -> PublishedServer:
 
 
 def _variables(published: PublishedServer, named: list[str]) -> list[str]:
-    """Return what `--env` would say for the variables of a published server: its own values, and those set here."""
+    """Return what `--env` would say for the variables of a published server that have a value of its own.
+
+    Those set here are given to it only where they are named: whoever wrote the entry could name any secret.
+    """
     from ash_mcp.errors import ConfigError
 
     here = {text.partition("=")[0] for text in named}
@@ -127,12 +130,12 @@ def _variables(published: PublishedServer, named: list[str]) -> list[str]:
     for name, value in published.variables().items():
         if name in here:
             continue
-        if name in os.environ:
-            found.append(name)
-        elif value is not None:
+        if value is not None:
             found.append(f"{name}={value}")
         elif name in published.required():
-            raise ConfigError(f"the server needs the variable {name}: set it here")
+            raise ConfigError(f"the server needs the variable {name}: say --env {name}, and set it here")
+        if name in os.environ:
+            _say(f"{name} is set here and not given to the server; say --env {name} if it is to have it")
     return found
 
 

@@ -1,6 +1,6 @@
 """Where the parts of an image are read from: an OCI layout, an archive of one, an archive of docker's.
 
-Parts are looked up by names that a manifest gives, in a list of what is there: no name is ever a way to a file.
+Parts are looked up by names that a manifest gives, in what is there alone: no name is a way to another file.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ __all__ = ["PackedImage", "PackedLayer", "Parts", "open_parts", "packed_image", 
 
 _MOST_PARTS = 10_000
 _CHUNK = 1024 * 1024
+_MOST_PADDING = 64 * _CHUNK
+"""What may follow the end of a layer's archive; tools fill up to a whole record."""
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
@@ -79,6 +81,9 @@ class _Folder:
         return isinstance(name, str) and (self._folder / name).is_file()
 
     def open(self, name: str) -> BinaryIO:
+        # Docker's manifests give names of files, and the folder may have links: neither leads out of it.
+        if not (self._folder / name).resolve().is_relative_to(self._folder.resolve()):
+            raise KeyError(name)
         try:
             descriptor = os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
@@ -97,7 +102,7 @@ class _Archive:
         self._parts: dict[str, tuple[int, int]] = {}
         links: dict[str, str] = {}
         try:
-            with tarfile.open(path, "r:") as archive:
+            with _Headers(path) as file, tarfile.open(fileobj=cast("BinaryIO", file), mode="r:") as archive:
                 for count, member in enumerate(archive):
                     if count == _MOST_PARTS:
                         raise refused(f"its archive has more than {_MOST_PARTS} files")
@@ -107,6 +112,7 @@ class _Archive:
                     elif member.issym():  # docker's, for a layer that comes twice
                         links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
                     archive.members = []  # pyright: ignore[reportAttributeAccessIssue]
+                    archive.pax_headers = {}  # global ones would add up
         except (tarfile.TarError, OSError, ValueError, RecursionError, EOFError) as error:
             raise refused(f"{path} cannot be read as an archive: {error}") from error
         self._parts |= {name: self._parts[to] for name, to in links.items() if to in self._parts}
@@ -117,6 +123,15 @@ class _Archive:
     def open(self, name: str) -> BinaryIO:
         start, size = self._parts[name]
         return cast("BinaryIO", io.BufferedReader(_Slice(self._path, start, size), _CHUNK))
+
+
+class _Headers(io.FileIO):
+    """An archive as `tarfile` reads its headers: no large piece at once."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= _CHUNK:
+            raise refused("a header of its archive is too long")
+        return super().read(size) or b""
 
 
 class _Slice(io.RawIOBase):
@@ -271,9 +286,13 @@ def unpacked(parts: Parts, layer: PackedLayer) -> Generator[BinaryIO]:
             with _decompressed(outer, head) as stream:
                 inner = _Hashed(stream)
                 yield cast("BinaryIO", inner)
-                while data := inner.read(_CHUNK):
+                for _ in range(_MOST_PADDING // _CHUNK):
+                    if not (data := inner.read(_CHUNK)):
+                        break
                     if data.strip(b"\0"):
                         raise refused("a layer's archive goes on after its end")
+                else:
+                    raise refused("a layer's archive goes on after its end")
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise refused(f"layer {layer.diff_id} is damaged: {error}") from error
         while outer.read(_CHUNK):

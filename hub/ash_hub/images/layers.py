@@ -29,6 +29,8 @@ _WHITEOUT, _OPAQUE, _OTHERS = ".wh.", ".wh..wh..opq", ".wh..wh."
 _OPAQUE_MARK = "trusted.overlay.opaque"
 _LONGEST_PATH, _LONGEST_NAME, _DEEPEST = 4095, 255, 128
 _MOST_LINKS = 40
+_MOST_HEADERS = 64 * _CHUNK
+"""How much longer than its files a layer's archive may be."""
 _LAST_USER, _NOBODY = 65_535, 65_534
 _LATEST = 1 << 33
 """Of a file's time, in seconds."""
@@ -36,7 +38,7 @@ _LATEST = 1 << 33
 
 @dataclass(slots=True)
 class Bounds:
-    """What may be written; shared by the layers of one image."""
+    """What of one layer may be written."""
 
     bytes_left: int
     entries_left: int
@@ -80,12 +82,13 @@ def unpack(stream: BinaryIO, root: Path, below: Sequence[Path], bounds: Bounds) 
     """
     layer = _Layer(root, below, bounds)
     before = bounds.bytes_left
-    reader = _Forward(stream)
+    reader = _Forward(stream, before + _MOST_HEADERS)
     try:
         archive = tarfile.TarFile(fileobj=cast("BinaryIO", reader), errorlevel=2)
         while (member := archive.next()) is not None:
             layer.add(member, reader)
             archive.members = []  # pyright: ignore[reportAttributeAccessIssue]
+            archive.pax_headers = {}  # else global ones add up in memory; no tool for images heeds them
     except (tarfile.TarError, ValueError, RecursionError, OverflowError) as error:
         if not (isinstance(error, tarfile.ReadError) and str(error) == "empty file"):
             raise refused(f"a layer is no archive that can be read: {error}") from error
@@ -94,10 +97,14 @@ def unpack(stream: BinaryIO, root: Path, below: Sequence[Path], bounds: Bounds) 
 
 
 class _Forward:
-    """A stream as `tarfile` wants it: it goes forward only, and gives no large piece at once."""
+    """A stream as `tarfile` wants it: it goes forward only, gives no large piece at once, and has a bound.
 
-    def __init__(self, stream: BinaryIO) -> None:
+    The bound is for what is read and not written, as the content of an entry that is passed over.
+    """
+
+    def __init__(self, stream: BinaryIO, most: int) -> None:
         self._stream = stream
+        self._most = most
         self._at = 0
 
     def read(self, size: int) -> bytes:
@@ -107,6 +114,8 @@ class _Forward:
         while len(found) < size and (data := self._stream.read(size - len(found))):
             found += data
         self._at += len(found)
+        if self._at > self._most:
+            raise CapacityExceeded("the archive of a layer is larger than there is room for")
         return bytes(found)
 
     def tell(self) -> int:
@@ -187,7 +196,8 @@ class _Layer:
     def _link(self, path: Path, member: tarfile.TarInfo) -> None:
         *above, last = _parts(member.linkname) or [""]
         found = self._seen([*self._resolved(above), last]) if last else None
-        if found is None or not stat.S_ISREG(found.lstat().st_mode):
+        status = None if found is None else found.lstat()
+        if found is None or status is None or not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
             raise refused(f"{member.name!r} of a layer is a hard link to {member.linkname!r}, which is no file there")
         if found == path:
             return
@@ -195,12 +205,12 @@ class _Layer:
         if found.is_relative_to(self._root):
             os.link(found, path, follow_symlinks=False)
             return
-        status = found.lstat()  # of a layer below: as an overlay would, a copy
-        self._bounds.take_bytes(status.st_size)
+        self._bounds.take_bytes(status.st_size)  # of a layer below: as an overlay would, a copy
         shutil.copyfile(found, path, follow_symlinks=False)
-        os.chown(path, status.st_uid, status.st_gid)
-        os.chmod(path, stat.S_IMODE(status.st_mode))
-        os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))
+        os.chown(path, status.st_uid, status.st_gid, follow_symlinks=False)
+        if stat.S_ISREG(status.st_mode):
+            os.chmod(path, stat.S_IMODE(status.st_mode))
+        os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns), follow_symlinks=False)
 
     def _delete(self, above: list[str], last: str) -> None:
         if last == _OPAQUE:
@@ -247,6 +257,8 @@ class _Layer:
             there = self._seen([*found, name])
             if there is None or not there.is_symlink():
                 found.append(name)
+                if len(found) > _DEEPEST:
+                    raise refused("a path of a layer is too deep")
                 continue
             links += 1
             if links > _MOST_LINKS:
@@ -255,8 +267,6 @@ class _Layer:
             if target.startswith("/"):
                 found = []
             ahead += [each for each in reversed(target.split("/")) if each not in ("", ".")]
-        if len(found) > _DEEPEST:
-            raise refused("a path of a layer is too deep")
         return found
 
     def _seen(self, parts: Sequence[str]) -> Path | None:

@@ -34,6 +34,10 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 """As images name them -> as the kernel does."""
 _MOST_VARIABLES, _LONGEST_TEXT = 1000, 64 * 1024
+"""Text has a bound since the kernel gives no program a variable of more than 128 KiB, and the runner's is one."""
+_LONGEST_PATH = 4095
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+"""NUL, and halves of characters, which JSON can have and an environment or path cannot."""
 _VARIABLE = re.compile(r"[^\0=]+")
 
 
@@ -195,9 +199,11 @@ def config_of(document: Mapping[str, Any]) -> ImageConfig:
         variables[name] = value
     if len(variables) > _MOST_VARIABLES:
         raise refused(f"its configuration has more than {_MOST_VARIABLES} environment variables")
+    if len(json.dumps(variables)) > _LONGEST_TEXT:
+        raise refused(f"its environment variables take more than {_LONGEST_TEXT >> 10} KiB")
     workdir = _text(given.get("WorkingDir"), "WorkingDir")
-    if ".." in workdir.split("/"):
-        raise refused(f"its working directory is {workdir!r}")
+    if ".." in workdir.split("/") or len(workdir.encode()) > _LONGEST_PATH:
+        raise refused(f"its working directory is {workdir[:100]!r}")
     return ImageConfig(
         env=variables,
         user=_text(given.get("User"), "User"),
@@ -213,8 +219,8 @@ def _words(given: Any, what: str) -> tuple[str, ...]:
 
 def _text(given: Any, what: str) -> str:
     text = given if given is not None else ""
-    if not isinstance(text, str) or len(text) > _LONGEST_TEXT or "\0" in text:
-        raise refused(f"its {what} is no text, too long, or has a NUL character")
+    if not isinstance(text, str) or len(text) > _LONGEST_TEXT or _NO_TEXT.search(text):
+        raise refused(f"its {what} is no text, too long, or has a character that no text of a program can have")
     return text
 
 

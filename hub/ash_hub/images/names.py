@@ -47,4 +47,5 @@ def full_name(text: str) -> str:
 
 def short_name(full: str) -> str:
     """Return what people call an image: without the registry that everybody means."""
-    return full.removeprefix(f"{_HUB}/").removeprefix("library/")
+    short = full.removeprefix(f"{_HUB}/").removeprefix("library/")
+    return short if full_name(short) == full else full  # without its registry, `a.b/c` would be of another

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -19,6 +21,7 @@ __all__ = ["pull"]
 _SECONDS = 3600.0
 _PAUSE_SECONDS = 0.2
 _WORDS_BYTES = 4096
+_PR_SET_PDEATHSIG = 1
 
 
 def pull(
@@ -46,18 +49,26 @@ def pull(
         said(f"fetching {full}")
         verify = ("--src-tls-verify=false",) if insecure else ()
         words = (program, "copy", "--quiet", *verify, f"docker://{full}", f"oci:{folder}/layout:image")
-        _run(words, folder, most_bytes)
+        _run(words, folder, most_bytes, store.check_disk)
         return store.add(full, open_parts(folder / "layout"), origin="registry", said=said)
 
 
-def _run(words: tuple[str, ...], folder: Path, most_bytes: int) -> None:
+def _run(words: tuple[str, ...], folder: Path, most_bytes: int, check_disk: Callable[[], None]) -> None:
+    prctl = ctypes.CDLL(None).prctl  # looked up before the fork
     log, deadline = folder / "log", time.monotonic() + _SECONDS
     with open(log, "wb") as output:
         process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            # Nobody would bound what it fetches if this process were killed.
+            preexec_fn=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),
         )
         try:
             while process.poll() is None:
+                check_disk()
                 if _size(folder) > most_bytes:
                     raise CapacityExceeded(f"the image has more than {most_bytes >> 20} MiB: it was not fetched")
                 if time.monotonic() > deadline:

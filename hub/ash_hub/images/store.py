@@ -41,6 +41,8 @@ _MOST_ENTRIES = 1_000_000
 _WAIT_SECONDS, _PAUSE_SECONDS = 1800.0, 0.1
 _SPARE_BYTES = 1024 * 1024 * 1024
 """What an image leaves of a disk."""
+_SPARE_FILES = 20
+"""The part of a disk's inodes that it leaves: a twentieth."""
 _NEW, _SCRATCH = ".new-", ".scratch-"
 
 
@@ -123,6 +125,8 @@ class ImageStore:
         if os.geteuid() != 0:
             raise ConfigError("images are unpacked with their owners and marks, which takes root: run this as root")
         full, packed = full_name(name), packed_image(parts, self._machine)
+        if "@" in full and origin != "registry":
+            raise ConfigError(f"{name} names a digest, which only a registry's image is checked by: give it a tag")
         config = config_of(packed.config)
         chain = [each.replace("sha256:", "") for each in chain_ids([each.diff_id for each in packed.layers])]
         with self._locked():
@@ -162,10 +166,7 @@ class ImageStore:
     def scratch(self) -> Generator[Path]:
         """Give a new folder on the same disk, for what becomes an image; those of killed processes are removed."""
         self._below("images")
-        with _flocked(self._directory / "scratch.lock"):
-            for stale in self._directory.glob(f"{_SCRATCH}*"):
-                if _unlocked(stale):
-                    shutil.rmtree(stale, ignore_errors=True)
+        with self._scratch_locked():
             made = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self._directory))
             held = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(held, fcntl.LOCK_SH)
@@ -175,6 +176,15 @@ class ImageStore:
             shutil.rmtree(made, ignore_errors=True)
             os.close(held)
 
+    @contextlib.contextmanager
+    def _scratch_locked(self) -> Generator[None]:
+        with _flocked(self._directory / "scratch.lock"):
+            for stale in self._directory.glob(f"{_SCRATCH}*"):
+                with _unused(stale) as is_unused:
+                    if is_unused:
+                        shutil.rmtree(stale, ignore_errors=True)
+            yield
+
     def _unpack(
         self, parts: Parts, layer: PackedLayer, chain_id: str, below: Sequence[Path], *, keep: Sequence[str]
     ) -> None:
@@ -183,9 +193,9 @@ class ImageStore:
         shutil.rmtree(made, ignore_errors=True)
         (made / "root").mkdir(parents=True)
         (made / "root").chmod(0o755)
-        bounds = Bounds(self._room(keep), _MOST_ENTRIES, lambda taken: self._check_disk())
+        bounds = Bounds(self._room(keep), _MOST_ENTRIES, lambda taken: self.check_disk())
         try:
-            self._check_disk()
+            self.check_disk()
             with unpacked(parts, layer) as stream:
                 found = unpack(stream, made / "root", below, bounds)
             (made / "layer.json").write_text(json.dumps({"bytes": found.bytes, "left_out": dict(found.left_out)}))
@@ -219,10 +229,21 @@ class ImageStore:
         return room
 
     def _is_used(self, image: Image) -> bool:
-        return any(not _unlocked(Path(path)) for path in self.used(image))
+        for path in self.used(image):
+            with _unused(Path(path)) as is_unused:
+                if not is_unused:
+                    return True
+        return False
 
-    def _check_disk(self) -> None:
+    def check_disk(self) -> None:
+        """Refuse where what is free of the disk is for others.
+
+        Raises:
+            CapacityExceeded: It is.
+        """
         found = os.statvfs(self._directory)
+        if found.f_favail < found.f_files // _SPARE_FILES:
+            raise CapacityExceeded("the disk has few inodes left for files; `ash image remove` makes room")
         if found.f_bavail * found.f_frsize < _SPARE_BYTES:
             raise CapacityExceeded("less than 1 GiB of the disk is free; `ash image remove` makes room")
 
@@ -230,10 +251,13 @@ class ImageStore:
         """Remove layers that no image has and nobody holds. A layer is removed before those that it stands on."""
         named = {each for image in self.list() for each in image.layers} | set(keep)
         for path in self._layers():
-            if path.name not in named and _unlocked(path):
-                doomed = path.parent / f"{_NEW}{path.name}"
-                path.rename(doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+            if path.name in named:
+                continue
+            with _unused(path) as is_unused:
+                if is_unused:
+                    doomed = path.parent / f"{_NEW}{path.name}"
+                    path.rename(doomed)
+                    shutil.rmtree(doomed, ignore_errors=True)
 
     def _layers(self) -> list[Path]:
         return [path for path in self._below("layers").iterdir() if not path.name.startswith(_NEW)]
@@ -248,6 +272,8 @@ class ImageStore:
         path = self._directory / name
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if any(it.st_uid != os.geteuid() for it in (self._directory.lstat(), self._directory.stat())):
+                raise ConfigError(f"{self._directory} belongs to another user; set ASH_HUB_BACKEND__IMAGE_DIR")
             # the files of images belong to users of this host, and programs of theirs may be anybody's
             self._directory.chmod(0o700)
         except OSError as error:
@@ -261,6 +287,8 @@ class ImageStore:
         with _flocked(self._directory / "lock"):
             for stale in self._below("layers").glob(f"{_NEW}*"):
                 shutil.rmtree(stale, ignore_errors=True)
+            with self._scratch_locked():
+                pass
             yield
 
 
@@ -297,25 +325,32 @@ def _about(layer: Path) -> Mapping[str, Any]:
         return {"bytes": 0, "left_out": {}}
 
 
-def _unlocked(path: Path) -> bool:
-    """Return whether nobody holds a directory."""
+@contextlib.contextmanager
+def _unused(path: Path) -> Generator[bool]:
+    """Yield whether nobody holds a directory; if so, nobody can begin to as long as this is entered."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return True
+    except OSError:  # it has gone, or is none
+        yield True
+        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
+        is_unused = False
+    else:
+        is_unused = True
+    try:
+        yield is_unused
     finally:
         os.close(descriptor)
-    return True
 
 
 def _sync(directory: Path) -> None:
     """Have the disk keep what was written, so that no power cut leaves a layer with empty files."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        ctypes.CDLL(None).syncfs(descriptor)
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.syncfs(descriptor) != 0:
+            raise OSError(ctypes.get_errno(), "the disk did not take what was written")
     finally:
         os.close(descriptor)

@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ _KEPT_SECONDS = 30 * 24 * 3600.0
 _MOST_BYTES = 4 * 1024**3
 _MOST_SECONDS = 600.0
 _LOOK_SECONDS = 2.0
+_FILE_BYTES = 4096
+"""What a file counts as beside its content."""
 _HEAD_BYTES = 1024 * 1024
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -130,7 +133,10 @@ def installed(
         if refresh or _command_in(place) is None:
             _make(package, place, install)
             _remove_old(parent, key)
-        held = hold(str(place))
+        try:
+            held = hold(str(place))
+        except OSError as error:
+            raise ConfigError(f"{place} was removed just now; start it again") from error
     try:
         os.utime(place)
         command = _command_in(place)
@@ -178,28 +184,45 @@ class _Bounds:
             return f"the installation took longer than {_MOST_SECONDS:g} s"
         if now >= self._look_at:
             self._look_at = now + _LOOK_SECONDS
-            if _size(self._path) > _MOST_BYTES:
+            try:
+                size = _size(self._path)
+            except (OSError, RecursionError):
+                return "the installation made directories that cannot be looked into"
+            if size > _MOST_BYTES:
                 return f"the installation took more than {_MOST_BYTES >> 30} GiB"
         return None
 
 
 def _size(path: Path) -> int:
+    """Return what a directory takes.
+
+    Raises:
+        OSError, RecursionError: Something of it is out of sight: where its names are too long, its directories too
+            deep or not readable, there may be any number of bytes.
+    """
     found = 0
-    for directory, _, names in os.walk(path):
+    for _, _, names, directory in os.fwalk(path, onerror=_require_gone):
         for name in names:
-            with contextlib.suppress(OSError):
-                found += os.lstat(os.path.join(directory, name)).st_blocks * 512
+            with contextlib.suppress(FileNotFoundError):
+                # Empty ones take none, but a disk has only so many files.
+                found += _FILE_BYTES + os.stat(name, dir_fd=directory, follow_symlinks=False).st_blocks * 512
     return found
+
+
+def _require_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _npm_command(package: Package, files: Path) -> str:
     programs = _names_in(files / "node_modules" / ".bin")
     wanted = package.command
     if wanted is None:
-        installed_as = _json_in(files, "package.json").get("dependencies", {})
-        name = next(iter(installed_as), "")
+        installed_as = _json_in(files, "package.json").get("dependencies")
+        name = next(iter(cast("dict[str, Any]", installed_as)), "") if isinstance(installed_as, dict) else ""
         given = _json_in(files, f"node_modules/{name}/package.json").get("bin") if name else None
-        own = [name.rpartition("/")[2]] if isinstance(given, str) else list(given or ())
+        programs_of = list(cast("dict[str, Any]", given)) if isinstance(given, dict) else []
+        own = [name.rpartition("/")[2]] if isinstance(given, str) else programs_of
         short = name.rpartition("/")[2]
         wanted = short if short in own else own[0] if len(own) == 1 else None
     return _chosen(wanted, programs, "node_modules/.bin", "-p PACKAGE NAME")
@@ -229,9 +252,11 @@ def _json_in(files: Path, path: str) -> dict[str, Any]:
     if not os.path.realpath(found).startswith(f"{os.path.realpath(files)}/"):
         return {}
     try:
-        with found.open("rb") as file:
-            given: Any = json.loads(file.read(_HEAD_BYTES))
-    except (OSError, ValueError):
+        descriptor = os.open(found, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # it may be a pipe
+        with open(descriptor, "rb") as file:
+            is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            given: Any = json.loads(file.read(_HEAD_BYTES)) if is_file else None
+    except (OSError, ValueError, RecursionError):
         return {}
     return cast("dict[str, Any]", given) if isinstance(given, dict) else {}
 
@@ -256,7 +281,10 @@ def _locked(path: Path) -> Generator[None]:
 
 def _remove_old(parent: Path, keep: str) -> None:
     """Remove the packages that nobody has used for a month."""
-    old = [p for p in parent.iterdir() if p.is_dir() and time.time() - p.lstat().st_mtime > _KEPT_SECONDS]
-    if old:
-        young = sum(1 for p in parent.iterdir() if p.is_dir()) - len(old)
-        remove_unused(parent, keep, spare=young, fresh_seconds=_MOST_SECONDS)
+    ages = list[float]()
+    for path in parent.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another start may remove it just now
+            if path.is_dir() and path.name != keep and not path.name.startswith("."):
+                ages.append(time.time() - path.lstat().st_mtime)
+    young = sum(age <= _KEPT_SECONDS for age in ages)
+    remove_unused(parent, keep, spare=young, fresh_seconds=_MOST_SECONDS)

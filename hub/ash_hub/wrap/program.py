@@ -127,7 +127,7 @@ def _interpreter(program: str) -> str | None:
         return None
     if not head.startswith(b"#!"):
         return None
-    words = os.fsdecode(head[2:].splitlines()[0]).split()
+    words = os.fsdecode(head[2:].partition(b"\n")[0]).split()
     if not words:
         return None
     if os.path.basename(words[0]) == "env":

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from ash_hub.egress.addresses import NAMEABLE, kind_of
+from ash_mcp.errors import ConfigError
 
 __all__ = ["Registries", "npm_registries", "python_registries"]
 
@@ -43,7 +44,11 @@ class Registries:
 
 def npm_registries(npm: str) -> Registries:
     """Ask npm for its registry and those of scopes."""
-    said = subprocess.run([npm, "config", "list", "--json"], capture_output=True, timeout=_SECONDS, check=False).stdout
+    words = [npm, "config", "list", "--json"]
+    try:
+        said = subprocess.run(words, capture_output=True, timeout=_SECONDS, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"{npm} does not say where packages are: {error}; see `npm config list`") from error
     try:
         given: dict[str, Any] = json.loads(said or b"{}")
     except ValueError:
@@ -96,7 +101,11 @@ def _of_file(path: Path) -> dict[str, str]:
 
 def _clean(url: str) -> str:
     """Return an address without credentials, and with a name for this host, since loopback is another place inside."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 (it is read here, where what is none is refused)
+    except ValueError as error:
+        raise ConfigError(f"the address of a registry is none: {error}; see the package manager's settings") from error
     place = parts.netloc.rpartition("@")[2]
     if parts.hostname in _LOOPBACK:
         place = f"{_LOCAL_NAME}:{parts.port or (443 if parts.scheme == 'https' else 80)}"

@@ -35,12 +35,18 @@ class PublishedServer:
         """
         try:
             given: Any = json.loads(text)
-        except ValueError as error:
+            json.dumps(given, ensure_ascii=False).encode()  # which halves of characters are not
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"the file is no JSON: {error}") from error
-        entry = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
-        entry = entry.get("server", entry)
+        answer = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
+        within: Any = answer.get("server", answer)
+        entry = cast("dict[str, Any]", within) if isinstance(within, dict) else {}
         if not isinstance(entry.get("name"), str) or not isinstance(entry.get("description"), str):
             raise ConfigError("the file is no server.json: it needs a name and a description")
+        for key in ("runtimeArguments", "packageArguments", "environmentVariables"):
+            for package in _objects(entry.get("packages")):
+                if not all(map(_is_input, _objects(package.get(key)))):
+                    raise ConfigError(f"the file is no server.json: its {key} have something that is none")
         return cls(entry, values)
 
     def package(self, *kinds: str) -> Mapping[str, Any]:
@@ -120,7 +126,8 @@ class PublishedServer:
         named = self.values.get(str(given.get("valueHint") or given.get("name")))
         text = given.get("value")
         if text is None:
-            return named if named is not None else given.get("default")
+            usual = given.get("default")
+            return named if named is not None or usual is None else str(usual)
         variables = cast("dict[str, Any]", given.get("variables") or {})
 
         def fill(match: re.Match[str]) -> str:
@@ -168,10 +175,11 @@ def recipe_toml(recipe: Mapping[str, Any]) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, Mapping):
         inner = cast("Mapping[str, Any]", value)
-        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(it)}" for key, it in inner.items()) + " }"
+        return "{ " + ", ".join(f"{_toml(key)} = {_toml(it)}" for key, it in inner.items()) + " }"
     if isinstance(value, list):
         return "[" + ", ".join(_toml(it) for it in cast("list[Any]", value)) + "]"
-    return json.dumps(value)
+    # TOML has JSON's strings, but no halves of characters, and DEL only by its number.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _place(transport: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,6 +191,15 @@ def _place(transport: Mapping[str, Any]) -> dict[str, Any]:
     if port is None:
         raise ConfigError(f"the image's port is not said in its transport's url, {transport.get('url')!r}")
     return {"port": port, "path": parts.path or "/mcp"}
+
+
+def _is_input(given: Mapping[str, Any]) -> bool:
+    """Say whether it has the shape of an argument or a variable."""
+    is_named = given.get("type") == "positional" or isinstance(given.get("name"), str)
+    variables: Any = given.get("variables") or {}
+    if not is_named or not isinstance(variables, dict):
+        return False
+    return all(isinstance(it, dict) for it in cast("dict[str, Any]", variables).values())
 
 
 def _asks(argument: Mapping[str, Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 from ash_mcp.errors import ConfigError
@@ -31,7 +31,7 @@ def replacement(text: str, program: str = "ash") -> tuple[str, list[str]]:
     """
     try:
         read: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"the file is no JSON: {error}; comments have to go first") from error
     given = cast("dict[str, Any]", read) if isinstance(read, dict) else {}
     key = next((key for key in _KEYS if isinstance(given.get(key), dict)), None)
@@ -51,10 +51,12 @@ def _entry(name: str, entry: Any, program: str, notes: list[str]) -> Any:
     if os.path.basename(words[0]) == "ash" and words[1:2] == ["wrap"]:
         notes.append(f"{name}: stays as it is, since it is wrapped already")
         return mine
-    variables: Mapping[str, Any] = mine.get("env") or {}
+    variables: Any = mine.get("env") or {}
+    if not isinstance(variables, dict):
+        raise ConfigError(f"{name}: env is no object of variables")
     folders = list(dict.fromkeys(_folders(words, mine.get("cwd"))))
     options = [word for path in folders for word in ("--folder", path)]
-    options += [word for variable in variables for word in ("--env", str(variable))]
+    options += [word for variable in cast("dict[str, Any]", variables) for word in ("--env", variable)]
     if folders:
         notes.append(f"{name}: sees {', '.join(folders)}, read-only; write :rw behind what it may change")
     notes.append(f"{name}: has no network; add --network internet, or the names it needs")

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 
@@ -175,9 +175,12 @@ class Session:
             if not data or len(found) > ANSWER_BYTES:
                 return None
         try:
-            return json.loads(found)
-        except ValueError:  # the code wrote to a descriptor that is not its own
+            answer: Any = json.loads(found)
+        except ValueError:
             return None
+        # Else the code wrote to a descriptor that is not its own.
+        given = cast("dict[str, Any]", answer) if isinstance(answer, dict) else {}
+        return given if {"ok", "pictures", "left_out"} <= given.keys() else None
 
     async def _interrupted(self) -> dict[str, Any] | None:
         """Interrupt the run and return its answer; None if it did not end."""

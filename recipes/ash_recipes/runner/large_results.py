@@ -170,8 +170,11 @@ class _Kept:
 
 
 def _make_room(folder: Path) -> None:
-    kept = sorted(folder.glob("result-*"), key=lambda path: path.stat().st_mtime)
-    for old in kept[: max(0, len(kept) - KEPT_FILES + 1)]:
+    ages: dict[Path, float] = {}
+    for path in folder.glob("result-*"):
+        with contextlib.suppress(OSError):  # a command removed it meanwhile
+            ages[path] = path.lstat().st_mtime
+    for old in sorted(ages, key=lambda path: ages[path])[: max(0, len(ages) - KEPT_FILES + 1)]:
         with contextlib.suppress(OSError):
             old.unlink()
 

@@ -105,11 +105,15 @@ def _unified(lines: Sequence[str]) -> list[Change]:
     found: list[Change] = []
     old: str | None = None
     in_hunk = [0, 0]
+    of_file: str | None = None  # git's first line of a file, of which no other was read yet
     for number, line in enumerate(lines, 1):
         if any(count > 0 for count in in_hunk):
             _add_line(found[-1], line, number)
             in_hunk[0] -= line[:1] in (" ", "-", "")
             in_hunk[1] -= line[:1] in (" ", "+", "")
+        elif line.startswith("diff --git "):
+            _require_lines(of_file)
+            of_file = line
         elif line.startswith("--- "):
             old = _path_of(line)
         elif line.startswith("+++ ") and old is not None:
@@ -118,13 +122,22 @@ def _unified(lines: Sequence[str]) -> list[Change]:
             found.append(Change(old if kind == "delete" else new if kind == "add" else old, kind))
             if kind == "update" and new != old:
                 found[-1].move_to = new
-            old = None
+            old = of_file = None
         elif found and (where := re.match(r"@@ -(\d+)(?:,(\d+))? \+\d+(?:,(\d+))? @@", line)):
             in_hunk = [int(where[2] or 1), int(where[3] or 1)]
             found[-1].hunks.append(Hunk(line=max(int(where[1]) - 1, 0)))
+    _require_lines(of_file)
     if any(count > 0 for count in in_hunk):
         raise PatchProblem("the last hunk has fewer lines than its @@ line says; the envelope needs no such numbers")
     return found
+
+
+def _require_lines(of_file: str | None) -> None:
+    if of_file is not None:
+        raise PatchProblem(
+            f"nothing says what becomes of {of_file!r}: files that are binary, empty, or only moved or given another "
+            "mode are not for a patch; use commands, or the envelope to move. Nothing was changed"
+        )
 
 
 def _path_of(line: str) -> str:

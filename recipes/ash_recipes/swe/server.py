@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import stat
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -19,6 +22,7 @@ from ash_recipes.runner.context import current
 from ash_recipes.runner.execution import execute
 from ash_recipes.runner.files import Files
 from ash_recipes.runner.problems import Problem
+from ash_recipes.runner.regular_files import translated
 from ash_recipes.swe.patches import Change, PatchProblem, applied, parse
 
 __all__ = ["build"]
@@ -76,21 +80,23 @@ def _apply(terminal: Terminal, changes: Sequence[Change]) -> list[str]:
     """Compute all files first, then write them, and return a line for each."""
     files = terminal.files
     after: dict[str, str | None] = {}
+    modes: dict[str, int] = {}
     for change in changes:
-        path = terminal.resolve(change.path)
+        path = _place(terminal, change.path)
         before = after[path] if path in after else _text(files, path)
         text = applied(change, before)
         if change.move_to is not None:
-            target = terminal.resolve(change.move_to)
+            target = _place(terminal, change.move_to)
             if (after[target] if target in after else _text(files, target)) is not None:
                 raise PatchProblem(f"{change.move_to} is there already; nothing was changed")
+            with contextlib.suppress(FileNotFoundError):  # where the patch adds what it moves
+                modes[target] = modes[path] if path in modes else stat.S_IMODE(os.stat(path).st_mode)
             after[path], after[target] = None, text
         else:
             after[path] = text
     for path, text in after.items():
         if text is not None:
-            files.resolve(path).parent.mkdir(parents=True, exist_ok=True)
-            files.write(path, text.encode(errors="surrogateescape"), None, None)
+            files.write(path, text.encode(errors="surrogateescape"), None, modes.get(path))
         elif _text(files, path) is not None:
             files.remove(path, recursive=False)
     verbs = {"add": "added", "update": "updated", "delete": "deleted"}
@@ -98,11 +104,20 @@ def _apply(terminal: Terminal, changes: Sequence[Change]) -> list[str]:
     return [f"{verbs[change.kind]} {change.path}{moved.get(change.path, '')}" for change in changes]
 
 
+def _place(terminal: Terminal, path: str) -> str:
+    """Return the one path that stands for all ways to write it; a link at its end stays one."""
+    with translated(path):
+        above, name = os.path.split(os.path.abspath(terminal.files.resolve(terminal.resolve(path))))
+        return os.path.join(os.path.realpath(above), name)
+
+
 def _text(files: Files, path: str) -> str | None:
-    found = files.resolve(path)
-    if not found.exists():
-        return None
-    if not found.is_file() or found.stat().st_size > FILE_BYTES:
+    with translated(path):
+        found = files.resolve(path)
+        if not found.exists():
+            return None
+        is_text = found.is_file() and found.stat().st_size <= FILE_BYTES
+    if not is_text:
         raise PatchProblem(f"{path} is no file, or one of more than {FILE_BYTES >> 20} MiB; nothing was changed")
     with files.open(path) as file:
         return file.read().decode(errors="surrogateescape")

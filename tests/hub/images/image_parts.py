@@ -12,13 +12,25 @@ import shutil
 import stat
 import subprocess
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-__all__ = ["HERE", "archive_of", "docker_archive", "entry", "layer", "layout", "needs_root", "programs"]
+__all__ = [
+    "HERE",
+    "archive_of",
+    "config_document",
+    "docker_archive",
+    "entry",
+    "layer",
+    "layout",
+    "needs_root",
+    "programs",
+    "wait_until",
+]
 
 HERE = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
 """This machine's architecture, as images name it."""
@@ -122,3 +134,10 @@ def programs(*names: str) -> Iterator[Entry]:
 
 def _digest(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

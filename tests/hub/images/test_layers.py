@@ -7,6 +7,7 @@ import os
 import stat
 import tarfile
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import pytest
 
@@ -29,8 +30,8 @@ def is_whiteout(path: Path) -> bool:
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
-def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tuple[tarfile.TarInfo, bytes]:
-    return entry(name, type=kind, linkname=target)
+def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE, **more: Any) -> tuple[tarfile.TarInfo, bytes]:
+    return entry(name, type=kind, linkname=target, **more)
 
 
 def test_owners_modes_times_and_links_are_kept(tmp_path: Path) -> None:
@@ -165,6 +166,53 @@ def test_a_bomb_is_bounded_in_size_and_in_number(tmp_path: Path) -> None:
         unpacked(tmp_path / "many", layer(*(entry(f"f{n}", "") for n in range(20))), entries=10)
     with pytest.raises(CapacityExceeded):
         unpacked(tmp_path / "empty", layer(*(entry(f"f{n}", "") for n in range(20))), size=10 * 4096)
+
+
+def test_what_is_read_and_not_written_is_bounded_too(tmp_path: Path) -> None:
+    class Zeros(io.RawIOBase):
+        """An entry that is passed over, with more content than any disk has."""
+
+        head = entry(".wh.a", type=tarfile.REGTYPE, size=1 << 40)[0].tobuf()
+
+        def read(self, size: int = -1) -> bytes:
+            given, self.head = self.head[:size], self.head[size:]
+            return given + bytes(size - len(given))
+
+    (tmp_path / "root").mkdir()
+    with pytest.raises(CapacityExceeded, match="larger than there is room"):
+        unpack(cast("BinaryIO", Zeros()), tmp_path / "root", [], Bounds(MIB, 10))
+
+
+def test_headers_for_all_entries_do_not_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    real = tarfile.TarFile.next
+
+    def watched(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+        held.append(len(archive.pax_headers))
+        return real(archive)
+
+    monkeypatch.setattr(tarfile.TarFile, "next", watched)
+    made = b""
+    for number in range(5):
+        with tarfile.open(
+            fileobj=(out := io.BytesIO()), mode="w", format=tarfile.PAX_FORMAT, pax_headers={f"k{number}": "x" * 1000}
+        ) as archive:
+            archive.addfile(entry(f"f{number}")[0])
+            made += out.getvalue()
+    unpacked(tmp_path / "root", made + bytes(1024))
+    assert sorted(os.listdir(tmp_path / "root")) == [f"f{number}" for number in range(5)]
+    assert max(held) <= 1
+
+
+def test_a_second_name_of_a_link_is_that_link(tmp_path: Path) -> None:
+    lower, root, outside = tmp_path / "lower", tmp_path / "root", tmp_path / "outside"
+    outside.write_text("x")
+    outside.chmod(0o600)
+    unpacked(lower, layer(link("a", str(outside), uid=7), link("b", "a", tarfile.LNKTYPE)))
+    unpacked(root, layer(link("c", "a", tarfile.LNKTYPE)), lower)
+    assert os.readlink(lower / "b") == os.readlink(root / "c") == str(outside)
+    assert (root / "c").lstat().st_uid == 7
+    assert (outside.stat().st_uid, stat.S_IMODE(outside.stat().st_mode)) == (os.geteuid(), 0o600)
 
 
 def _negative() -> bytes:

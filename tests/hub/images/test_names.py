@@ -19,10 +19,13 @@ from ash_mcp.errors import ConfigError
         ("registry.test:5000/a/b_c:1", "registry.test:5000/a/b_c:1", "registry.test:5000/a/b_c:1"),
         (f"a@sha256:{'0' * 64}", f"docker.io/library/a@sha256:{'0' * 64}", f"a@sha256:{'0' * 64}"),
         ("index.docker.io/library/a:1", "docker.io/library/a:1", "a:1"),
+        ("library/a/b", "docker.io/library/a/b:latest", "docker.io/library/a/b:latest"),
+        ("docker.io/a.b/c", "docker.io/a.b/c:latest", "docker.io/a.b/c:latest"),
     ],
 )
 def test_a_name_is_completed(text: str, full: str, short: str) -> None:
     assert (full_name(text), short_name(full_name(text))) == (full, short)
+    assert full_name(short) == full
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.server
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ import pytest
 from ash_hub.images import ImageStore
 from ash_hub.images.pull import pull
 from ash_mcp.errors import CapacityExceeded, ConfigError, ConnectFailed, Unsupported
-from tests.hub.images.image_parts import entry, layer, layout, needs_root
+from tests.hub.images.image_parts import entry, layer, layout, needs_root, wait_until
 
 MIB = 1024 * 1024
 needs_skopeo = pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
@@ -80,6 +82,25 @@ def test_without_skopeo_it_is_said_what_to_install(store: ImageStore, monkeypatc
         pull(store, "python", most_bytes=MIB, said=quiet)
     with pytest.raises(ConfigError, match="no name of an image"):
         pull(store, "--help", most_bytes=MIB, said=quiet)
+
+
+def test_a_killed_pull_leaves_nothing_that_fetches_on(store: ImageStore, tmp_path: Path) -> None:
+    told = tmp_path / "pid"
+    (tmp_path / "skopeo").write_text(f"#!/bin/sh\necho $$ > {told}.new && mv {told}.new {told}\nexec sleep 60\n")
+    (tmp_path / "skopeo").chmod(0o755)
+    code = (
+        "import sys; from pathlib import Path; from ash_hub.images import ImageStore; "
+        "from ash_hub.images.pull import pull; "
+        "pull(ImageStore(Path(sys.argv[1]), 1 << 28), 'a', most_bytes=1 << 20, said=lambda line: None)"
+    )
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(store.directory)], env={**os.environ, "PATH": path}
+    ) as process:
+        wait_until(told.exists)
+        process.kill()
+    fetching = Path("/proc", told.read_text().strip(), "cmdline")
+    wait_until(lambda: not fetching.exists() or not fetching.read_bytes())
 
 
 @needs_root

@@ -10,17 +10,28 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ash_hub.backends.local.keeper.used_directories import hold
 from ash_hub.images import Image, ImageStore
 from ash_hub.images.archives import open_parts
 from ash_mcp.errors import CapacityExceeded, ConfigError, Unsupported
-from tests.hub.images.image_parts import archive_of, docker_archive, entry, layer, layout, needs_root
+from tests.hub.images.image_parts import (
+    HERE,
+    archive_of,
+    config_document,
+    docker_archive,
+    entry,
+    layer,
+    layout,
+    needs_root,
+    wait_until,
+)
 
 pytestmark = needs_root
 MIB = 1024 * 1024
@@ -89,6 +100,108 @@ def test_layers_that_a_sandbox_uses_stay_until_it_has_ended(store: ImageStore, t
     os.close(held)
     store.remove("used")
     assert left(store) == ([], [])
+
+
+def test_what_a_killed_pull_fetched_goes_with_the_next_change(store: ImageStore, tmp_path: Path) -> None:
+    with store.scratch() as mine:
+        stale = store.directory / ".scratch-killed"
+        stale.mkdir()
+        add(store, "one", layout(tmp_path / "oci", BASE))
+        assert mine.exists() and not stale.exists()
+
+
+def test_nobody_can_begin_to_use_a_layer_that_is_just_removed(
+    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = add(store, "used", layout(tmp_path / "oci", BASE))
+    real, refused = Path.rename, list[str]()
+
+    def rename(path: Path, target: Path) -> Path:
+        try:
+            os.close(hold(str(path)))
+        except BlockingIOError:
+            refused.append(str(path))
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    store.remove("used")
+    assert refused == list(store.used(image))
+
+
+def test_a_directory_of_another_users_is_no_place_for_images(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(mode=0o755)
+    (tmp_path / "link").symlink_to(theirs)
+    os.chown(tmp_path / "link", 1000, 1000, follow_symlinks=False)
+    with pytest.raises(ConfigError, match="belongs to another user"):
+        ImageStore(tmp_path / "link", 256 * MIB).list()
+    assert theirs.stat().st_mode & 0o777 == 0o755
+    os.chown(theirs, 1000, 1000)
+    with pytest.raises(ConfigError, match="belongs to another user"):
+        ImageStore(theirs, 256 * MIB).list()
+
+
+def test_names_of_a_manifest_lead_to_nothing_outside_its_folder(store: ImageStore, tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    (folder / "config.json").write_bytes(config_document([BASE], {}, HERE))
+    (tmp_path / "secret").write_bytes(BASE)
+    (folder / "way").symlink_to(tmp_path)
+    for name in ("../secret", str(tmp_path / "secret"), "way/secret"):
+        (folder / "manifest.json").write_text(json.dumps([{"Config": "config.json", "Layers": [name]}]))
+        with pytest.raises(ConfigError, match="it has no"):
+            add(store, "reaching", folder)
+
+
+def test_an_archive_with_a_header_of_many_bytes_is_refused(store: ImageStore, tmp_path: Path) -> None:
+    made = entry("a", pax_headers={"comment": "x" * 2 * MIB})[0].tobuf(tarfile.PAX_FORMAT)
+    (tmp_path / "a.tar").write_bytes(made + bytes(1024))
+    with pytest.raises(ConfigError, match="header of its archive is too long"):
+        add(store, "long", tmp_path / "a.tar")
+
+
+def test_zeros_without_end_after_a_layer_are_refused(store: ImageStore, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="goes on after its end"):
+        add(store, "long", layout(tmp_path / "oci", BASE + bytes(70 * MIB)))
+
+
+def test_inodes_are_left_to_others(store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = os.statvfs(tmp_path)
+    few = os.statvfs_result((*given[:5], 1000, 49, 49, *given[8:]))
+
+    def statvfs(path: Path) -> os.statvfs_result:
+        del path
+        return few
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    with pytest.raises(CapacityExceeded, match="few inodes"):
+        add(store, "many", layout(tmp_path / "oci", BASE))
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"WorkingDir": "/\ud800"}, "is no text"),
+        ({"WorkingDir": "/a" * 2500}, "working directory is"),
+        ({"WorkingDir": "/a/../.."}, "working directory is"),
+        ({"Env": [f"A{number}={'x' * 40_000}" for number in range(2)]}, "more than 64 KiB"),
+        ({"Env": ["=x"]}, "no environment variable"),
+        ({"Env": "A=1"}, "where a list belongs"),
+        ({"User": 3}, "is no text"),
+    ],
+)
+def test_what_no_command_could_be_given_is_refused(
+    store: ImageStore, tmp_path: Path, config: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(ConfigError, match=why):
+        add(store, "odd", layout(tmp_path / "oci", BASE, **config))
+
+
+def test_an_archive_is_not_kept_under_a_digest_that_nobody_checked(store: ImageStore, tmp_path: Path) -> None:
+    name, folder = f"a@sha256:{'0' * 64}", layout(tmp_path / "oci", BASE)
+    with pytest.raises(ConfigError, match="names a digest"):
+        add(store, name, folder)
+    assert add(store, name, folder, origin="registry").name.endswith("0000")  # where skopeo has checked it
 
 
 def test_what_is_not_what_its_digest_says_is_refused(store: ImageStore, tmp_path: Path) -> None:
@@ -209,10 +322,3 @@ def importing(store: ImageStore, folder: Path) -> subprocess.Popen[bytes]:
         "ImageStore(Path(sys.argv[1]), 1 << 28).add('again', open_parts(Path(sys.argv[2])), said=lambda line: None)"
     )
     return subprocess.Popen([sys.executable, "-c", code, str(store.directory), str(folder)])
-
-
-def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 import jsonschema
 import pytest
 
+from ash_hub.cli.wrap import _variables  # pyright: ignore[reportPrivateUsage]
 from ash_hub.spawning.recipes import Recipe
 from ash_hub.wrap.packages import package_of
 from ash_hub.wrap.server_json import PublishedServer, recipe_toml
 from ash_mcp.errors import ConfigError
+from tests.hub.wrap.wrap_parts import wrapped
 
 ROOT = Path(__file__).parents[3]
 ARGUMENT = {
@@ -121,11 +124,36 @@ def test_a_recipe_of_it_is_one_that_a_hive_reads() -> None:
     assert (made.server.image.port, made.server.image.path) == (8080, "/mcp")
 
 
+def test_a_recipe_has_any_text_of_an_entry() -> None:
+    text = entry(NPM, title="A \U0001f40d and \x7f", description='"quoted"\n\t\\ \u00e9')
+    made = tomllib.loads(recipe_toml(PublishedServer.read(text, {"place": "/\U0001f40d"}).recipe()))
+    assert (made["title"], made["description"]) == ("A \U0001f40d and \x7f", '"quoted"\n\t\\ \u00e9')
+
+
+def test_an_entry_gets_no_variable_of_its_user_that_was_not_named(tmp_path: Path) -> None:
+    (tmp_path / "server.json").write_text(entry(NPM))
+    words = ("--server", str(tmp_path / "server.json"), "--set", "place=/usr")
+    done = wrapped(*words, env={"TOKEN": "hush", "OTHER": "hush"})
+    assert done.returncode == 2 and b"needs the variable TOKEN: say --env TOKEN" in done.stderr
+    published = PublishedServer.read(entry(NPM), {})
+    os.environ["OTHER"] = "hush"
+    try:
+        assert _variables(published, ["TOKEN=given"]) == ["LEVEL=info"]
+    finally:
+        del os.environ["OTHER"]
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
         ("{", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ('{"name": "\\ud800", "description": ""}', "no JSON"),
         ("[]", "no server.json"),
+        ('{"server": 3}', "no server.json"),
+        (entry({**NPM, "packageArguments": [{"type": "named", "value": "x"}]}), "packageArguments have something"),
+        (entry({**NPM, "runtimeArguments": [{"type": "positional", "variables": [1]}]}), "runtimeArguments have"),
+        (entry({**NPM, "environmentVariables": [{"value": "x"}]}), "environmentVariables have"),
         (entry(), "has no package"),
         (
             entry({"registryType": "nuget", "transport": {"type": "stdio"}}),

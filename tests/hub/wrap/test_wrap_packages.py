@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from ash_hub.wrap import packages
 from ash_hub.wrap.packages import Package, installed
 from ash_mcp.errors import ConfigError
 from tests.hub.backends.local.local_parts import needs_isolation
@@ -164,6 +165,102 @@ def test_a_package_never_names_a_file_of_the_host(tmp_path: Path) -> None:
     opened = installed(Package("npm", ("x",), None, ()), parent=tmp_path, made_of="", refresh=False, install=install)
     with pytest.raises(ConfigError, match="of its name"), opened:
         pass
+
+
+@pytest.mark.parametrize("text", ['{"dependencies": ["x"]}', '{"dependencies": 3}', "[" * 100_000, None])
+def test_what_a_package_says_of_itself_may_be_anything(tmp_path: Path, text: str | None) -> None:
+    def install(files: Path, exceeded: Callable[[], str | None]) -> int:
+        del exceeded
+        if text is None:
+            os.mkfifo(files / "package.json")
+        else:
+            (files / "package.json").write_text(text)
+        return 0
+
+    opened = installed(Package("npm", ("x",), None, ()), parent=tmp_path, made_of="", refresh=False, install=install)
+    with pytest.raises(ConfigError, match="of its name"), opened:
+        pass
+
+
+def test_a_program_of_no_shape_is_none(tmp_path: Path) -> None:
+    def install(files: Path, exceeded: Callable[[], str | None]) -> int:
+        del exceeded
+        for path, content in {**_npm_made("a.js"), "node_modules/x/package.json": '{"bin": 7}'}.items():
+            (files / path).parent.mkdir(parents=True, exist_ok=True)
+            (files / path).write_text(content)
+        return 0
+
+    opened = installed(Package("npm", ("x",), None, ()), parent=tmp_path, made_of="", refresh=False, install=install)
+    with pytest.raises(ConfigError, match="of its name"), opened:
+        pass
+
+
+def test_a_package_that_nobody_used_for_a_month_goes_with_the_next_installation(tmp_path: Path) -> None:
+    def install(files: Path, exceeded: Callable[[], str | None]) -> int:
+        del exceeded
+        (files / "bin").mkdir()
+        (files / "bin/one").touch()
+        return 0
+
+    places: list[Path] = []
+    for number in range(4):
+        package = Package("pypi", (f"one=={number}",), "one", ())
+        with installed(package, parent=tmp_path, made_of="", refresh=False, install=install) as (files, _):
+            places.append(Path(files).parent)
+        if number in (0, 2):
+            os.utime(places[-1], (1, 1))
+    assert [place.exists() for place in places] == [False, True, False, True]
+
+
+def _empty_files(files: Path) -> None:
+    for number in range(101):
+        (files / f"f{number}").touch()
+
+
+def _below_long_names(files: Path) -> None:
+    """Make a file that no path of the host leads to."""
+    here = os.open(files, os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(20):
+        os.mkdir("n" * 250, dir_fd=here)
+        there = os.open("n" * 250, os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
+        os.close(here)
+        here = there
+    with open(os.open("large", os.O_WRONLY | os.O_CREAT, dir_fd=here), "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 101 * 4096)
+    os.close(here)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every directory")
+def test_a_directory_that_cannot_be_read_ends_an_installation(tmp_path: Path) -> None:
+    def install(files: Path, exceeded: Callable[[], str | None]) -> int:
+        (files / "hidden").mkdir(mode=0o300)
+        said = exceeded()
+        (files / "hidden").chmod(0o700)
+        assert said is not None and "cannot be looked into" in said
+        return 1
+
+    opened = installed(Package("npm", ("x",), None, ()), parent=tmp_path, made_of="", refresh=False, install=install)
+    with pytest.raises(ConfigError, match="exit code 1"), opened:
+        pass
+
+
+@pytest.mark.parametrize("make", [_empty_files, _below_long_names])
+def test_what_a_package_takes_is_bounded_wherever_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None]
+) -> None:
+    monkeypatch.setattr(packages, "_MOST_BYTES", 100 * 4096)
+    said: list[str | None] = []
+
+    def install(files: Path, exceeded: Callable[[], str | None]) -> int:
+        make(files)
+        said.append(exceeded())
+        return 1
+
+    opened = installed(Package("npm", ("x",), None, ()), parent=tmp_path, made_of="", refresh=False, install=install)
+    with pytest.raises(ConfigError, match="exit code 1"), opened:
+        pass
+    assert said == ["the installation took more than 0 GiB"]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
 @needs_isolation

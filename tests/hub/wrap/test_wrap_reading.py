@@ -83,7 +83,13 @@ def test_a_file_of_vs_code_keeps_its_references() -> None:
 
 @pytest.mark.parametrize(
     ("text", "why"),
-    [("{", "no JSON"), ("[]", "has no servers"), ('{"mcpServers": {"a": {"command": "x", "args": "y"}}}', "a: args")],
+    [
+        ("{", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ("[]", "has no servers"),
+        ('{"mcpServers": {"a": {"command": "x", "env": ["TOKEN=hush"]}}}', "a: env"),
+        ('{"mcpServers": {"a": {"command": "x", "args": "y"}}}', "a: args"),
+    ],
 )
 def test_what_is_no_file_of_servers_is_refused(text: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
@@ -100,6 +106,12 @@ def test_pips_registries_lose_their_credentials(tmp_path: Path) -> None:
     }
     Policy.parse(found.network)
     assert found.network == ("192.168.7.7:8443", "registry-of-this-host.test=127.0.0.1:3141")
+
+
+def test_an_address_of_a_registry_that_is_none_is_told() -> None:
+    for url in ("http://[::1", "https://host:port/simple"):
+        with pytest.raises(ConfigError, match="address of a registry is none"):
+            python_registries({"PIP_INDEX_URL": url}, [])
 
 
 def test_the_narrowest_installation_is_shown_and_never_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +139,13 @@ def test_the_narrowest_installation_is_shown_and_never_a_home(tmp_path: Path, mo
     own.write_text("#!/bin/sh\n")
     (tmp_path / "pyvenv.cfg").write_text("")
     assert list(shown_for(str(own), ["/usr", "/bin"])) == [str(own)]
+
+
+def test_a_script_whose_first_line_names_nothing_is_shown_alone(tmp_path: Path) -> None:
+    for number, head in enumerate(("#!", "#!\n", "#! \nx", "#!/usr/bin/env\n")):
+        script = tmp_path / f"s{number}"
+        script.write_text(head)
+        assert list(shown_for(str(script), ["/usr"])) == [str(script)]
 
 
 def test_this_python_is_shown_with_what_it_stands_on() -> None:

@@ -105,7 +105,10 @@ class LocalImages:
         async with self._building:
             if self._runtime is None:
                 bundle = await anyio.to_thread.run_sync(build_bundle, self._settings, abandon_on_cancel=True)
-                self._held = hold(str(bundle))
+                try:
+                    self._held = hold(str(bundle))
+                except OSError as error:
+                    raise StartFailed("the runner's bundle was just removed; spawn again", step="bundle") from error
                 remove_unused(bundle.parent, bundle.name, spare=_SPARE_BUNDLES, fresh_seconds=_BUILD_SECONDS)
                 self._runtime = bundle_runtime(bundle)
             return self._runtime

@@ -126,3 +126,19 @@ def test_what_is_held_is_not_removed(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
     with pytest.raises(FileNotFoundError):
         hold(str(tmp_path / "it"))
+
+
+def test_directories_that_another_removes_at_the_same_time_are_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("keep", "a", "b"):
+        (tmp_path / name).mkdir()
+    real = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        path.rmdir()
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    remove_unused(tmp_path, "keep")
+    assert os.listdir(tmp_path) == ["keep"]

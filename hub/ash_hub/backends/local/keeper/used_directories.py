@@ -13,7 +13,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 __all__ = ["hold", "remove_unused"]
@@ -44,13 +44,17 @@ def remove_unused(parent: Path, keep: str, *, spare: int = 0, fresh_seconds: flo
         spare: How many others stay, the youngest.
         fresh_seconds: The age up to which those with a name that begins with a dot stay: somebody may be making them.
     """
-    ages = {path: path.lstat().st_mtime for path in parent.iterdir() if path.is_dir() and not path.is_symlink()}
+    ages: dict[Path, float] = {}
+    for path in parent.iterdir():
+        with suppress(FileNotFoundError):  # whoever else removes some may be just before us, here and below
+            if path.is_dir() and not path.is_symlink():
+                ages[path] = path.lstat().st_mtime
     whole = sorted((path for path in ages if not path.name.startswith(".")), key=lambda path: -ages[path])
     others = [path for path in whole if path.name != keep][spare:]
     now = time.time()
     others += [path for path, age in ages.items() if path.name.startswith(".") and now - age >= fresh_seconds]
     for path in others:
-        with _unused(path) as is_unused:
+        with suppress(FileNotFoundError), _unused(path) as is_unused:
             if is_unused:
                 doomed = parent / f".old-{secrets.token_hex(8)}"  # so that nobody finds half of one
                 path.rename(doomed)
