@@ -7,6 +7,7 @@ What a server answers on the hive's own origin cannot act on that origin, and le
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -27,10 +28,14 @@ __all__ = ["PREVIEW_DOOR", "at_port", "port_not_allowed", "preview_request_of"]
 _FROM_PREVIEW: Final = frozenset(
     {
         b"alt-svc", b"clear-site-data", b"proxy-authenticate", b"public-key-pins", b"set-cookie", b"set-cookie2",
-        b"set-login", b"strict-transport-security",
+        b"set-login", b"strict-transport-security", b"www-authenticate",
     }
 )  # fmt: skip
-"""What of a server's answer would act on more than its own origin, or ask for what never gets there."""
+"""What of a server's answer would act on more than its own origin, or ask for what never gets there; cookies and
+challenges are looked at one by one."""
+
+_UNASKED: Final = re.compile(rb"(?:^|[\s,])(?:negotiate|ntlm|kerberos)\b", re.IGNORECASE)
+"""Schemes by which a browser may log in as its user of the network without asking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +63,16 @@ class _OfPreview(HeaderPolicy):
     def request_lines(self, head: RequestHead) -> bytes:
         lines = super(_OfPreview, self).request_lines(head)
         own = framing.one(head.headers, b"authorization")
-        if own is not None and not self.hides_authorization:
+        if own is not None and not self.hides_authorization and _UNASKED.match(own) is None:
             lines += framing.lines_of([(b"authorization", own)])
         kept = without_cookie(value for name, value in head.headers if name == b"cookie")
         return lines + framing.lines_of([(b"cookie", kept)]) if kept else lines
 
     def response_lines(self, head: ResponseHead) -> bytes:
         lines = super(_OfPreview, self).response_lines(head)
-        return lines + framing.lines_of(_own_cookies(value for name, value in head.headers if name == b"set-cookie"))
+        asked = [pair for pair in head.headers if pair[0] == b"www-authenticate" and _UNASKED.search(pair[1]) is None]
+        kept = _own_cookies(value for name, value in head.headers if name == b"set-cookie")
+        return lines + framing.lines_of([*asked, *kept])
 
 
 _OF_PREVIEW: Final = _OfPreview(TO_INNER_SERVER, _FROM_PREVIEW, is_denylist=True)

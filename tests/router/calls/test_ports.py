@@ -331,6 +331,9 @@ async def test_a_token_of_the_hive_never_gets_to_a_previews_server(tmp_path: Pat
             for sent in (f"Basic {basic}", f"Bearer {user}", f"Token {user}", f'Digest username="{user}"'):
                 await ask(wire, "GET /", preview.cookie, f"authorization: {sent}", host=preview.host)
                 assert not any(line.startswith("authorization") for line in preview.inside.asked.pop()), sent
+        for sent in ("Negotiate YII=", "NTLM TlRMTVNTUA=="):
+            await ask(wire, "GET /", preview.cookie, f"authorization: {sent}", host=preview.host)
+            assert not any(line.startswith("authorization") for line in preview.inside.asked.pop()), sent
         twice = (f"authorization: {sent}" for sent in ("Bearer own", f"Bearer {key}"))
         await ask(wire, "GET /", preview.cookie, *twice, host=preview.host)
         assert not preview.inside.asked or not any("authorization" in line for line in preview.inside.asked.pop())
@@ -354,10 +357,14 @@ def test_what_passes_a_preview_door_is_what_its_own_origin_may_have():
     cookies = [
         (b"set-cookie", b"a=1;domain=.test ; Path=/"), (b"set-cookie", b" ash-preview =x"),
         (b"set-cookie", b"b=2; SameSite=None; Secure"), (b"location", b"http://127.0.0.1:8420/mcp"),
+        (b"www-authenticate", b'Basic realm="negotiated"'), (b"www-authenticate", b"Negotiate"),
+        (b"www-authenticate", b'Basic realm="x", nTLM'), (b"www-authenticate", b"Bearer"),
     ]  # fmt: skip
     lines = PREVIEW_DOOR.headers.response_lines(ResponseHead(302, cookies))
     assert lines.split(b"\r\n")[1:] == [
         b"location: http://127.0.0.1:8420/mcp",
+        b'www-authenticate: Basic realm="negotiated"',
+        b"www-authenticate: Bearer",
         b"set-cookie: a=1; Path=/",
         b"set-cookie: b=2; SameSite=None; Secure",
         b"",
