@@ -115,7 +115,9 @@ class Passage(SandboxExchange):
         if not direct.door.is_mcp:
             self._kept = None  # nothing of it is looked at
         is_plain = direct.door.is_mcp and direct.resumed is None
-        reply = Reply(sender, headers=direct.door.headers) if is_plain else _reply_to(sender, direct)
+        reply = (
+            Reply(sender, direct.door.lines, headers=direct.door.headers) if is_plain else _reply_to(sender, direct)
+        )
         super().__init__(sender, direct.principal, direct.route, reply, services, paused=paused)
 
     @property
