@@ -18,8 +18,8 @@ RESOURCE_METADATA_PATH: Final = "/.well-known/oauth-protected-resource"
 
 _OF_HIVE: Final = re.compile(r"(?<![A-Za-z0-9])ash[st]?_[a-z2-7]{10}_")
 """How API keys and tokens of shares and tickets begin."""
-_SHORT: Final = 16
-"""Words up to this length hold no token in base64."""
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{20,}")
+"""What in base64 is long enough to hold a token."""
 
 
 class Credentials:
@@ -46,7 +46,7 @@ class Credentials:
 
     def are_in(self, authorization: str) -> bool:
         """Return whether an `Authorization` holds a token for this hive, good or not, also within `Basic`."""
-        texts = [authorization, *map(_decoded, authorization.split())]
+        texts = [authorization, *map(_decoded, _BASE64.findall(authorization))]
         return any(_OF_HIVE.search(text) is not None or self._is_issued(text) for text in texts)
 
 
@@ -67,10 +67,10 @@ def token_in(authorization: str) -> str:
 
 
 def _decoded(word: str) -> str:
-    """Return what a word is in base64, however it is padded; empty if it is nothing, or too short for a token."""
+    """Return what a word is in base64, with or without its padding; empty if it is nothing."""
     try:
-        return base64.b64decode(f"{word}==", b"-_").decode("latin-1") if len(word) > _SHORT else ""
-    except (binascii.Error, ValueError):
+        return base64.b64decode(f"{word}==", b"-_").decode("latin-1")
+    except binascii.Error:
         return ""
 
 
