@@ -15,6 +15,7 @@ from typing import Any, cast
 from urllib.parse import unquote
 
 import anyio
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastmcp import FastMCP
 
@@ -31,6 +32,7 @@ from ash_mcp.types import (
 )
 from ash_mcp.wire import MCP_PATH, MODERN_VERSION
 from ash_router.admission.base import ADMITTED_KEY, Admission, Admitted, Head, Refusal
+from ash_router.bounds.turns import Turns, Waiter
 from ash_router.caller.relay import Relay, RelayLimits
 from ash_router.ledger import Ledger
 from ash_router.replicas.forwarding import Forwarder
@@ -127,6 +129,19 @@ async def _plain(scope: Any, receive: Any, send: Any) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def note_work(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return a list to which the work of all that takes a turn is added."""
+    works: list[float] = []
+    take = Turns.take
+
+    def noted(turns: Turns, owner: str, waiter: Waiter, work: float = 1) -> None:
+        works.append(work)
+        take(turns, owner, waiter, work)
+
+    monkeypatch.setattr(Turns, "take", noted)
+    return works
 
 
 def route_to(

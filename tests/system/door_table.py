@@ -173,6 +173,11 @@ TRICKS: Final[Mapping[str, str | None]] = {
     "/s/{id}/ports/9000@localhost:8000/": None,
     "/s/{id}/ports/-8000/": None,
     "/s/{id}/ports/80000/": None,
+    "/s/{id}/PORTS/8000/": None,
+    "/s/{id}/ports/8000//a": None,
+    "/s/{id}/ports/8000/./a": None,
+    "/s/{id}/ports/8000/a%2fb": None,
+    "/s/{id}/ports/8000/a%00b": None,
     "/s/{id}/ports/": None,
     "/s/{id}/ports": None,
     "/mcp": "hive",
@@ -299,6 +304,9 @@ async def check(table: Table, trick: str, door: str) -> None:
         if TRICKS[trick] in ("own", "named", "other", "bobs"):
             dead = credential in DEAD or (door == "files" and credential in (*DEAD_TICKETS, "a ticket"))
             assert (status == 401) == dead and origin == "hub", seen
+        others = ("own", "named", "other") if credential == _ANOTHERS else ("bobs",) if credential in _OWNER else ()
+        if TRICKS[trick] in others:
+            assert status == 404, seen  # as where there is no such sandbox
 
 
 @asynccontextmanager

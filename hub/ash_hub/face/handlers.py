@@ -142,7 +142,7 @@ class HiveOperations:
             self._audit.refused(caller, action, error)
 
     async def _spawn(self, caller: Admitted, ask: SpawnSomeAsk, progress: Progress) -> Answer:
-        is_old = self._exists(caller, ask.idempotency_key)
+        is_old = self._exists(caller, ask)
         try:
             sandbox = await self._sandboxes.spawn(caller.principal, caller.scope, ask, progress)
         except AshError as error:
@@ -153,10 +153,12 @@ class HiveOperations:
         shape, text = spawned(self._shape(sandbox), sandbox.session, self._listing(sandbox), share=share)
         return Answer(shape, text, lists_changed=True)
 
-    def _exists(self, caller: Admitted, key: str | None) -> bool:
-        """Return whether a spawn with an idempotency key has made its sandbox already."""
-        owned = self._sandboxes.registry.of(caller.principal, caller.scope) if key is not None else ()
-        return any(sandbox.key == key for sandbox in owned)
+    def _exists(self, caller: Admitted, ask: SpawnSomeAsk) -> bool:
+        """Return whether a spawn that shares, with its idempotency key, has made its sandbox already."""
+        if ask.share is None or ask.idempotency_key is None:
+            return False  # else every spawn would look at all sandboxes
+        owned = self._sandboxes.registry.of(caller.principal, caller.scope)
+        return any(sandbox.key == ask.idempotency_key for sandbox in owned)
 
     async def _share_new(
         self, caller: Admitted, ask: SpawnSomeAsk, sandbox: Sandbox, *, is_old: bool
@@ -175,9 +177,9 @@ class HiveOperations:
     async def _spawn_some(self, caller: Admitted, ask: SpawnSomeAsk, progress: Progress) -> Answer:
         if ask.share is not None and ask.count > 1:
             raise ConfigError("share goes with a spawn of one; of several, share each with the tool share")
-        is_old = self._exists(caller, ask.idempotency_key)
         if ask.count == 1 and ask.deadline_seconds is None:
             return await self._spawn(caller, ask, progress)
+        is_old = self._exists(caller, ask)
         batch = await self._batch(caller, ask, progress)
         if not batch.made:
             raise batch.failed[0]

@@ -101,10 +101,14 @@ def open_auth(settings: HubSettings, port: int, keys: KeySource | None = None) -
         tls=settings.tls_cert is not None,
     )
     oidc = settings.auth.oidc
+    credentials = Credentials(ring)
+    if oidc is not None:
+        provider = _oidc(oidc)
+        credentials = Credentials(ring, provider, is_issued=provider.is_issued)
     previews = PreviewNames(settings.preview_url, tls=settings.tls_cert is not None)
     gate = Gate(
         names,
-        Credentials(ring, *([_oidc(oidc)] if oidc is not None else [])),
+        credentials,
         local=local,
         peers=peers,
         open_paths=settings.auth.open_paths,

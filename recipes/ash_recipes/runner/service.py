@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, cast
@@ -255,7 +255,8 @@ class Http(uvicorn.Server):
         signal.setitimer(signal.ITIMER_REAL, EXIT_SECONDS)
         super().handle_exit(sig, frame)
         if self._loop is not None:  # a handler of Python's does not end the loop's wait by itself
-            self._loop.call_soon_threadsafe(self._told.set)
+            with suppress(RuntimeError):  # the loop has ended, and what is left of the process is ended just now
+                self._loop.call_soon_threadsafe(self._told.set)
 
     def end(self) -> None:
         """Have `serve` return soon; from its own loop, with no command running."""

@@ -66,6 +66,8 @@ class Preview:
     """As its `Host` says."""
     scheme: str
     """By which the browser sees it."""
+    hides_authorization: bool = False
+    """Whether the request's `Authorization` holds a token for the hive, and so goes no further."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ class Gate:
         """Admit also who comes with the token of a share."""
         self._credentials.add(tokens)
         if self._preview_names is not None:
-            self._previews = PreviewGate(self._preview_names, tokens.verify)
+            self._previews = PreviewGate(self._preview_names, tokens.verify, self._credentials.are_in)
 
     def take_tickets(self, tickets: Tickets) -> None:
         """Admit also a request to a file that ends with a good ticket; it needs no other credential."""

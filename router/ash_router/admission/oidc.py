@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +25,8 @@ ALGORITHMS: Final = (
 """Asymmetric ones only: with an HMAC the public key would be the secret."""
 
 _MAX_TOKEN: Final = 16 * 1024
+_CLAIMS: Final = re.compile(r"\.(?=(e[wy][A-Za-z0-9_-]{14,})\.)")
+"""What may be the claims of a JWT, between its two points."""
 _MAX_CACHE_SECONDS: Final = 60.0
 _MAX_CACHED: Final = 10_000
 _LEEWAY_SECONDS: Final = 10.0
@@ -68,6 +73,17 @@ class Oidc:
                 return cached[0]
             del self._cache[digest]
         return self._check(token, digest)
+
+    def is_issued(self, text: str) -> bool:
+        """Return whether a text holds a token that names this provider, good or not."""
+        for found in _CLAIMS.finditer(text):
+            try:
+                claims: Any = json.loads(base64.urlsafe_b64decode(f"{found[1]}=="))
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(claims, dict) and cast("dict[str, Any]", claims).get("iss") == self._rules.issuer:
+                return True
+        return False
 
     async def _check(self, token: str, digest: bytes) -> Verdict:
         try:

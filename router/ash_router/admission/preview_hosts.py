@@ -103,11 +103,18 @@ class PreviewGate:
 
     Args:
         verify: Verifies the token of a share.
+        is_for_hive: Whether an `Authorization` holds a token for the hive.
     """
 
-    def __init__(self, names: PreviewNames, verify: Callable[[str], Verdict | Awaitable[Verdict]]) -> None:
+    def __init__(
+        self,
+        names: PreviewNames,
+        verify: Callable[[str], Verdict | Awaitable[Verdict]],
+        is_for_hive: Callable[[str], bool],
+    ) -> None:
         self._names = names
         self._verify = verify
+        self._is_for_hive = is_for_hive
 
     def admit(self, head: Head) -> Admitted | Refusal | Awaitable[Admitted | Refusal] | None:
         """Return the verdict on a request to a preview's host; None: it is for another host."""
@@ -130,27 +137,34 @@ class PreviewGate:
         return (
             self._later(head, host, verdict, visit)
             if isinstance(verdict, Awaitable)
-            else _decide(head, host, verdict, visit)
+            else self._decide(head, host, verdict, visit)
         )
 
     async def _later(
         self, head: Head, host: _Host, verdict: Awaitable[Verdict], visit: tuple[str, bytes] | None
     ) -> Admitted | Refusal:
         try:
-            return _decide(head, host, await verdict, visit)
+            return self._decide(head, host, await verdict, visit)
         except AshError as error:
             return Refusal(error, status=503, headers=(("Retry-After", str(_RETRY_SECONDS)),))
 
-
-def _decide(head: Head, host: _Host, verdict: Verdict, visit: tuple[str, bytes] | None) -> Admitted | Refusal:
-    share = verdict.share if isinstance(verdict, Known) else None
-    if not isinstance(verdict, Known) or share is None or share.label != host.label or host.port not in share.ports:
-        return _CLOSED
-    if visit is not None:
-        return _sent_on(host, *visit)
-    preview = Preview(host.port, host.authority, host.scheme)
-    client = address_of(head.client)
-    return Admitted(verdict.principal, DEFAULT_SCOPE, "/", None, verdict.by, client, host.origin, preview=preview)
+    def _decide(
+        self, head: Head, host: _Host, verdict: Verdict, visit: tuple[str, bytes] | None
+    ) -> Admitted | Refusal:
+        share = verdict.share if isinstance(verdict, Known) else None
+        if (
+            not isinstance(verdict, Known)
+            or share is None
+            or share.label != host.label
+            or host.port not in share.ports
+        ):
+            return _CLOSED
+        if visit is not None:
+            return _sent_on(host, *visit)
+        hides = any(map(self._is_for_hive, head.all(b"authorization")))
+        preview = Preview(host.port, host.authority, host.scheme, hides)
+        client = address_of(head.client)
+        return Admitted(verdict.principal, DEFAULT_SCOPE, "/", None, verdict.by, client, host.origin, preview=preview)
 
 
 def _sent_on(host: _Host, token: str, rest: bytes) -> SentOn:

@@ -200,9 +200,9 @@ class RelayProtocol(Intake):
         Returns:
             False if it does not surely go to a sandbox; nothing was done then, and the parser gets the bytes.
         """
-        relay, head = self.relay, repeatable.head
-        verdict = self._held_verdict(head)
-        if verdict is None or relay.is_leaving or len(body) > relay.limits.max_body_bytes:
+        relay, head, size = self.relay, repeatable.head, len(body)
+        verdict, limits = self._held_verdict(head), relay.limits
+        if verdict is None or relay.is_leaving or size > limits.max_body_bytes or size > limits.max_direct_body_bytes:
             return False
         changes = relay.routes.changes
         if repeatable.found_for is not verdict or repeatable.found_at != changes:

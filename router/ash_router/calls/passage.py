@@ -35,6 +35,8 @@ __all__ = ["Passage", "Sender"]
 
 _MAX_KEPT_BYTES: Final = 64 * 1024
 """The longest request body that is kept, so that the id and the progress token of its call can be read."""
+_CHUNK_BYTES: Final = 6
+"""What a chunk takes on the wire beside its bytes: many small ones are work, too."""
 _TOKEN: Final = b'"progressToken"'
 _MODERN: Final = MODERN_VERSION.encode()
 
@@ -73,10 +75,12 @@ class Passage(SandboxExchange):
     """
 
     _max_kept_bytes = _MAX_KEPT_BYTES
-    _pending = b""
+    _pending: bytes | bytearray = b""
     """The part of the request's body that is not sent on yet."""
-    _kept: bytes | None = b""
+    _kept: bytes | bytearray | None = b""
     """The request's body so far; None where it is longer than `_max_kept_bytes`."""
+    _uncounted_bytes = 0
+    """What came of the body since `flush` counted it as work, about as it came on the wire."""
     _body_complete = False
     _asked_for_turn = False
     """Whether it was given to `Turns`."""
@@ -111,7 +115,9 @@ class Passage(SandboxExchange):
         if not direct.door.is_mcp:
             self._kept = None  # nothing of it is looked at
         is_plain = direct.door.is_mcp and direct.resumed is None
-        reply = Reply(sender, headers=direct.door.headers) if is_plain else _reply_to(sender, direct)
+        reply = (
+            Reply(sender, direct.door.lines, headers=direct.door.headers) if is_plain else _reply_to(sender, direct)
+        )
         super().__init__(sender, direct.principal, direct.route, reply, services, paused=paused)
 
     @property
@@ -160,14 +166,15 @@ class Passage(SandboxExchange):
         """Take the next bytes of the request's body."""
         if self._done or self._refusal is not None:
             return
-        self._pending = self._pending + data if self._pending else data
+        self._pending = _joined(self._pending, data)
         if self._kept is not None:
-            self._kept = self._kept + data if len(self._kept) + len(data) <= self._max_kept_bytes else None
+            self._kept = _joined(self._kept, data) if len(self._kept) + len(data) <= self._max_kept_bytes else None
         if self._connection is not None:
-            self._count_input(len(data))
+            self._uncounted_bytes += len(data) + _CHUNK_BYTES
 
-    def _count_input(self, size: int) -> None:
+    def _count_input(self) -> None:
         """Count a part of the body as work; what follows is read in a later turn if the principal has none left."""
+        size, self._uncounted_bytes = self._uncounted_bytes, 0
         if size <= SMALL_BYTES:
             return
         turns, owner, work = self._services.turns, self._principal.subject, size / CALL_BYTES
@@ -193,6 +200,7 @@ class Passage(SandboxExchange):
             return
         self._moved_at = self._loop.time()
         if self._connection is not None:
+            self._count_input()
             self._send_more(self._connection)
         elif not self._asked_for_turn:
             self._asked_for_turn = True
@@ -224,7 +232,7 @@ class Passage(SandboxExchange):
 
     def _send(self, connection: Connection) -> None:
         self._connection = connection
-        body, self._pending = self._pending, b""
+        body, self._pending = bytes(self._pending), b""
         direct, is_whole = self._direct, self._body_complete
         if not direct.start:
             direct.start = self._request_start(connection)
@@ -259,7 +267,7 @@ class Passage(SandboxExchange):
     def _send_more(self, connection: Connection) -> None:
         if not self._pending and not (self._body_complete and self._chunked):
             return
-        body, self._pending = self._pending, b""
+        body, self._pending = bytes(self._pending), b""
         data = self._framed(body)
         if data:
             connection.send_more(data, more=not self._body_complete)
@@ -290,7 +298,7 @@ class Passage(SandboxExchange):
     def _token(self) -> str | int | None:
         if not self._read_token and self._body_complete:
             self._read_token = True
-            message = bodies.read_message(self._kept) if self._kept and _TOKEN in self._kept else None
+            message = bodies.read_message(bytes(self._kept)) if self._kept and _TOKEN in self._kept else None
             self._progress_token = None if message is None else message.progress_token
         return self._progress_token
 
@@ -323,7 +331,7 @@ class Passage(SandboxExchange):
 
     def _failure(self, error: AshError) -> bytes | None:
         """Return `error` as the JSON-RPC answer to the caller's request; None where its id is not known."""
-        message = bodies.read_message(self._kept) if self._kept and self._body_complete else None
+        message = bodies.read_message(bytes(self._kept)) if self._kept and self._body_complete else None
         request_id: Any = message.fields.get("id") if message is not None else None
         if message is None or not isinstance(request_id, str | int) or isinstance(request_id, bool):
             return None
@@ -361,6 +369,15 @@ class Passage(SandboxExchange):
             self._counts_as_stream = False
             self._services.streams.end(self._principal.subject, self)
             self._services.streams.end_guests(self._principal.guests)
+
+
+def _joined(begun: bytes | bytearray, more: bytes) -> bytes | bytearray:
+    """Return both. What has grown once grows in place: a copy for each of many small chunks would take seconds."""
+    if not begun:
+        return more
+    grown = begun if isinstance(begun, bytearray) else bytearray(begun)
+    grown += more
+    return grown
 
 
 def _reply_to(sender: Sender, direct: DirectRequest) -> Reply:

@@ -7,8 +7,6 @@ What a server answers on the hive's own origin cannot act on that origin, and le
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -30,13 +28,14 @@ __all__ = ["PREVIEW_DOOR", "at_port", "port_not_allowed", "preview_request_of"]
 _FROM_PREVIEW: Final = frozenset(
     {
         b"alt-svc", b"clear-site-data", b"proxy-authenticate", b"public-key-pins", b"set-cookie", b"set-cookie2",
-        b"set-login", b"strict-transport-security",
+        b"set-login", b"strict-transport-security", b"www-authenticate",
     }
 )  # fmt: skip
-"""What of a server's answer would act on more than its own origin, or ask for what never gets there."""
+"""What of a server's answer would act on more than its own origin, or ask for what never gets there; cookies and
+challenges are looked at one by one."""
 
-_OF_HIVE: Final = re.compile(rb"(?<![A-Za-z0-9])ash[st]?_[a-z2-7]{10}_")
-"""How API keys and tokens of shares and tickets begin."""
+_UNASKED: Final = re.compile(rb"(?:^|[\s,])(?:negotiate|ntlm|kerberos)\b", re.IGNORECASE)
+"""Schemes by which a browser may log in as its user of the network without asking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,38 +58,35 @@ class _OfPort(HeaderPolicy):
 class _OfPreview(HeaderPolicy):
     """Of requests to a preview: cookies and `Authorization` are the page's own, but for what opens it or the hive."""
 
+    hides_authorization: bool = False
+
     def request_lines(self, head: RequestHead) -> bytes:
         lines = super(_OfPreview, self).request_lines(head)
         own = framing.one(head.headers, b"authorization")
-        if own is not None and not _holds_token(own):
+        if own is not None and not self.hides_authorization and _UNASKED.match(own) is None:
             lines += framing.lines_of([(b"authorization", own)])
         kept = without_cookie(value for name, value in head.headers if name == b"cookie")
         return lines + framing.lines_of([(b"cookie", kept)]) if kept else lines
 
     def response_lines(self, head: ResponseHead) -> bytes:
         lines = super(_OfPreview, self).response_lines(head)
-        return lines + framing.lines_of(_own_cookies(value for name, value in head.headers if name == b"set-cookie"))
+        asked = [pair for pair in head.headers if pair[0] == b"www-authenticate" and _UNASKED.search(pair[1]) is None]
+        kept = _own_cookies(value for name, value in head.headers if name == b"set-cookie")
+        return lines + framing.lines_of([*asked, *kept])
 
 
-def _holds_token(authorization: bytes) -> bool:
-    """Return whether an `Authorization` holds a token of the hive, as it is or as `Basic` has it."""
-    try:
-        decoded = base64.b64decode(authorization.rpartition(b" ")[2])
-    except binascii.Error:
-        decoded = b""
-    return _OF_HIVE.search(authorization) is not None or _OF_HIVE.search(decoded) is not None
-
-
+_OF_PREVIEW: Final = _OfPreview(TO_INNER_SERVER, _FROM_PREVIEW, is_denylist=True)
 PREVIEW_DOOR: Final = Door(
     b"",
     None,
-    _OfPreview(TO_INNER_SERVER, _FROM_PREVIEW, is_denylist=True),
+    _OF_PREVIEW,
     is_mcp=False,
     websocket="taken",
     has_body_cap=False,
     problem_of=framing.unframed_problem,
 )
 """The same for browsers, on an origin of its own."""
+_HIDING_DOOR: Final = replace(PREVIEW_DOOR, headers=replace(_OF_PREVIEW, hides_authorization=True))
 
 
 def at_port(direct: DirectRequest, port: int) -> DirectRequest:
@@ -110,7 +106,8 @@ def preview_request_of(
 ) -> DirectRequest:
     """Return a request to a preview's host as one to the server that is seen there."""
     direct = DirectRequest(admitted.principal, route, method)
-    return _inside(direct, preview.port, PREVIEW_DOOR, target, preview.authority)
+    door = _HIDING_DOOR if preview.hides_authorization else PREVIEW_DOOR
+    return _inside(direct, preview.port, door, target, preview.authority)
 
 
 def port_not_allowed(session: str, port: int, allowed: Sequence[int]) -> PortNotAllowed:

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 from ash_mcp.errors import AshError, AshTimeout, HiveFault, RemoteProtocolError, StreamBroken
 from ash_router.calls.direct import DirectRequest
 from ash_router.calls.passage import Passage, Sender
-from ash_router.calls.sandbox_exchange import Services
+from ash_router.calls.sandbox_exchange import SMALL_BYTES, Services
 from ash_router.http import framing, responses, websocket
 from ash_router.http.framing import ResponseHead
 from ash_router.http.heads import RequestHead
@@ -123,7 +123,7 @@ class Tunnel(Passage):
             if complete:
                 self._connection = None
                 self._close()
-            else:
+            elif len(data) > SMALL_BYTES:
                 self._count_output(len(data))
 
     def _opened(self, head: ResponseHead, first: bytes) -> None:

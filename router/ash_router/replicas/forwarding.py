@@ -185,7 +185,7 @@ class Forwarding(Passage):
         return True  # a cancellation, or an answer to what a sandbox asks, must pass whatever is in flight
 
     def _is_call(self) -> bool:
-        message = bodies.read_message(self._kept) if self._kept else None
+        message = bodies.read_message(bytes(self._kept)) if self._kept else None
         return self._kept is None or (message is not None and message.method == "tools/call")
 
     def _may_tell(self) -> bool:

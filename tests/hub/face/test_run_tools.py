@@ -97,3 +97,18 @@ async def test_several_are_answered_with_their_sessions_and_what_failed(make_wor
 async def test_one_of_a_count_is_answered_as_ever(world: World) -> None:
     made, text = await ask(operations(world), "spawn", recipe="test", count=1, deadline_seconds=30)
     assert "sessions" not in made and text.startswith("Sandbox sb1 is ready")
+
+
+async def test_a_spawn_that_shares_nothing_looks_through_no_list_of_sandboxes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Principal] = []
+    of = world.sandboxes.registry.of
+
+    def noted(principal: Principal, *scope: Any, **which: Any) -> Any:
+        looked.append(principal)
+        return of(principal, *scope, **which)
+
+    monkeypatch.setattr(world.sandboxes.registry, "of", noted)
+    await ask(operations(world), "spawn", recipe="test", idempotency_key="k")  # the SDK always sends a key
+    assert looked == []

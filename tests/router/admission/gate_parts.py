@@ -33,7 +33,8 @@ def gate(keys: Path, *, local: bool = True, **more: Any) -> Gate:
     names = NameRules(
         port=PORT, hosts=["hive.test"], origins=["https://page.test"], any_address=more.pop("any_address", False)
     )
-    return Gate(names, Credentials(KeyRing(KeyFile(keys)), *more.pop("verifiers", ())), local=local, **more)
+    credentials = more.pop("credentials", None) or Credentials(KeyRing(KeyFile(keys)), *more.pop("verifiers", ()))
+    return Gate(names, credentials, local=local, **more)
 
 
 def admitted(verdict: object) -> Admitted:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 
 from ash_mcp.types import Principal
@@ -30,6 +32,35 @@ def test_the_form_of_a_token_says_who_can_know_it(token: str, by: str | None) ->
     assert (verdict.principal.subject if isinstance(verdict, Known) else None) == by
     if by is None:
         assert isinstance(verdict, Rejected) and "not one that this hive knows" in verdict.why
+
+
+KEY = f"ash_{'a' * 10}_{'b' * 52}"
+
+
+def basic(user: str) -> str:
+    return base64.b64encode(user.encode()).decode()
+
+
+@pytest.mark.parametrize("scheme", ["Bearer ", "bearer  ", "Basic ", "Basic\t", "Token ", ""])
+@pytest.mark.parametrize("token", [KEY, f"ashs_{KEY[4:]}", f"asht_{KEY[4:]}", "of.the.provider", KEY[:-9]])
+def test_a_token_for_the_hive_is_found_in_whatever_holds_it(scheme: str, token: str) -> None:
+    credentials = Credentials(is_issued=lambda text: "of.the.provider" in text)
+    for said in (token, f"me:{token}", basic(f"{token}:x"), basic(f"me\xff:{token}"), basic(f"m:{token}").rstrip("=")):
+        assert credentials.are_in(f"{scheme}{said}"), said
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["Bearer k", "Bearer eyJ.a.b", "Basic bWU6aXQ=", "Basic %", "Token flash_aaaaaaaaaa_b", f"Basic {'A' * 21}", ""],
+)
+def test_anothers_token_is_none_for_the_hive(said: str) -> None:
+    assert not Credentials().are_in(said)
+
+
+def test_a_kind_of_token_may_come_later() -> None:
+    credentials = Credentials(Says("key"))
+    credentials.add(Says("token"))
+    assert credentials.verify("token-1") == Known(Principal("token"), "token-1")
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from ash_mcp.errors import ConnectFailed, SandboxNotFound
-from ash_mcp.types import DEFAULT_SCOPE, Principal, SandboxId
+from ash_mcp.types import DEFAULT_SCOPE, NO_LIMITS, Principal, SandboxId
 from ash_router.admission.api_keys import KeyFile
 from ash_router.admission.base import LOCAL, Admitted, Refusal
 from ash_router.admission.credential_verdict import Known, Rejected, Verdict
 from ash_router.admission.peers import Peers
+from ash_router.admission.share_tokens import SharedSandbox, ShareTokens
+from ash_router.admission.shares import new_share
 from ash_router.admission.tickets import Tickets
 from tests.router.admission.gate_parts import admitted, challenge_of, gate, head, refused
 
@@ -314,6 +316,15 @@ def test_a_router_for_the_seeds_routes_is_refused_whatever_it_asks_for(keys: Pat
     assert (refusal.error.message, type(refusal.error)) == ("route not found", SandboxNotFound)
 
 
+def test_the_token_of_a_share_opens_its_own_sandbox_alone(keys: Path) -> None:
+    share, token = new_share(["echo"], 0.0, None)
+    shared = SharedSandbox(share, SandboxId("sbx-1"), frozenset({"sbx-1"}))
+    guarded = gate(keys, local=False)
+    guarded.take_shares(ShareTokens({share.id: shared}.get, None, lambda: 0.0, NO_LIMITS))
+    assert admitted(guarded.admit(head("/s/sbx-1/mcp", token=token))).principal.share == share.id
+    assert refused(guarded.admit(head("/s/sbx-2/mcp", token=token))).error.kind == "permission_denied"
+
+
 class TicketBook:
     """Keeps the digests of tickets, each for one use; the store may be away."""
 
@@ -336,6 +347,7 @@ async def test_a_ticket_admits_its_one_request_alone(keys: Path) -> None:
     book, sandbox = TicketBook(), SandboxId("sbx-1")
     guarded, tickets = gate(keys, local=False), Tickets(book)
     guarded.take_tickets(tickets)
+    assert "wants a bearer token" in refused(guarded.admit(head("/s/sbx-1/files/a"))).error.message
     _, target = await tickets.mint(sandbox, "ann", "POST", b"/s/sbx-1/files/a", by="local", ttl_seconds=9, max_bytes=7)
 
     async def verdict() -> Admitted | Refusal:

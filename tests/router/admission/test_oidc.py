@@ -91,6 +91,16 @@ async def test_a_token_names_its_bearer_with_the_issuer(issuer: Issuer, elliptic
     assert (verdict.by, verdict.principal.bound_scopes) == ("oidc", None)
 
 
+async def test_a_token_of_the_issuer_is_known_in_a_text_good_or_not(issuer: Issuer) -> None:
+    oidc, token = verifier(issuer), issuer.token(exp=1)
+    for text in (token, f"a.b.{token}", f"me:{token}:", token[:-3]):
+        assert oidc.is_issued(text)
+    other = issuer.token(iss="https://other.test")
+    odd = ".".join(base64.urlsafe_b64encode(each).decode().rstrip("=") for each in (b"{}", b'{"a' * 9, b"")) + "."
+    for text in (other, odd, token.replace(".", ""), f"h.e{'A' * 15}.s", ""):
+        assert not oidc.is_issued(text)
+
+
 async def test_another_claim_may_name_the_bearer(issuer: Issuer) -> None:
     oidc = verifier(issuer, subject_claim="email")
     assert known(await judged(oidc, issuer.token(email="ann@x"))).principal.subject == f"{issuer.url}#ann@x"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -68,6 +69,29 @@ def test_of_a_principal_the_narrower_of_the_hives_and_its_keys_limits_holds() ->
     for principal, most in ((anybody, (3, 4, 5)), (bearer, (1, 2, 5))):
         found = hive.calls_of(principal), hive.streams_of(principal), hive.backchannels_of(principal)
         assert tuple(limit.most for limit in found) == most
+    for principal, by_share in ((bearer, False), (replace(bearer, share="s"), True)):
+        found = hive.calls_of(principal), hive.streams_of(principal)
+        assert all((limit.by_share, limit.by_key) == (by_share, not by_share) for limit in found)
+        lower = replace(hive, max_backchannels_per_owner=10).backchannels_of(principal)
+        assert (lower.by_share, lower.by_key) == (by_share, not by_share)
+
+
+def test_a_body_is_told_the_limit_that_it_has() -> None:
+    limits = RelayLimits(max_direct_body_bytes=7)
+    assert "7 bytes" in limits.direct_body_exceeded().message and "5 bytes" in limits.direct_body_exceeded(5).message
+
+
+def test_guests_are_told_what_of_theirs_is_too_many() -> None:
+    limits = RelayLimits(max_in_flight_per_owner=3, max_streams_per_owner=4)
+    assert "have 3 calls open" in limits.guests_exceeded("calls").message
+    assert "have 4 streams open" in limits.guests_exceeded("streams").message
+
+
+@pytest.mark.parametrize(("most", "is_refused"), [(1, False), (0, True)])
+def test_who_has_no_call_in_flight_may_have_one_where_one_is_allowed(most: int, is_refused: bool) -> None:
+    caller = Principal("a", limits=PrincipalLimits(calls=most), sandbox=SandboxId("sbx-1"), share="s")
+    refusal = RelayLimits(max_in_flight_per_owner=1).call_refusal(caller, {})
+    assert (refusal is not None) is is_refused
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from ash_mcp.errors import Conflict
 from ash_router.bounds.limits import RelayLimits
 from ash_router.caller.intake import SAME_HEAD_SECONDS, Intake
 from ash_router.http.heads import SameHead
@@ -22,6 +23,7 @@ from tests.router.caller.test_relay_fuzz import EXAMPLES, Read, mutated, read
 from tests.router.calls.test_relay_direct import direct
 from tests.router.relay_parts import Clock, Rig, Wire, failure, legacy, modern, open_rig, tool_call
 from tests.router.sandbox_parts import Box, open_box, open_script
+from tests.router.sessions.test_relay_sessions import session
 
 pytestmark = pytest.mark.anyio
 
@@ -75,9 +77,12 @@ async def test_calls_of_any_length_are_known_and_each_is_its_own(rig: Rig, box: 
     assert len(rig.ledger) == 0
 
 
-async def test_the_next_call_goes_where_its_name_leads_now(rig: Rig, box: Box, tmp_path: Path) -> None:
+@pytest.mark.parametrize("door", ["named", "direct"])
+async def test_the_next_call_goes_where_its_name_leads_now(rig: Rig, box: Box, tmp_path: Path, door: str) -> None:
     async with open_box(tmp_path, "other") as other, rig.connect() as wire:
         request = direct(body=add("add", 1), more="mcp-protocol-version: 2026-07-28\r\nmcp-method: tools/call\r\n")
+        if door == "named":
+            request = modern("sb1_add", add("sb1_add", 1))
         for _ in range(2):
             await ask(wire, request)
         (route,) = rig.routes.ids()
@@ -88,8 +93,42 @@ async def test_the_next_call_goes_where_its_name_leads_now(rig: Rig, box: Box, t
         assert (len(box.posted()), len(other.posted())) == (2, 2)
         (route,) = rig.routes.ids()
         await rig.routes.unbind(route)
-        status, _ = await ask(wire, request)
-        assert status == 404
+        status, body = await ask(wire, request)
+        assert status == 404 if door == "direct" else b"sb1_add" in body
+        assert (len(box.posted()), len(other.posted())) == (2, 2)
+
+
+@pytest.mark.parametrize("door", ["named", "direct"])
+async def test_a_sandbox_that_takes_no_calls_now_gets_none_by_a_known_head(
+    rig: Rig, box: Box, seen: Seen, door: str
+) -> None:
+    request = modern("sb1_add", add("sb1_add", 1)) if door == "named" else direct(body=add("add", 1))
+    (sandbox,) = rig.routes.ids()
+    async with rig.connect() as wire:
+        for _ in range(2):
+            await ask(wire, request)
+        before, known = len(box.posted()), seen.known
+        with rig.ledger.closed(sandbox, Conflict("it is reset"), Conflict("it is being reset")):
+            assert b"it is being reset" in (await ask(wire, request))[1]
+        assert (len(box.posted()), seen.known) == (before, known + 1)
+        await ask(wire, request)
+        assert len(box.posted()) == before + 1
+
+
+async def test_calls_by_one_head_of_a_session_go_each_to_the_tool_that_it_names(
+    rig: Rig, box: Box, seen: Seen, tmp_path: Path
+) -> None:
+    async with open_box(tmp_path, "other") as other, session(rig) as (wire, session_id):
+        await rig.bind("sb2", other.socket)
+        called = ["sb1_add", "sb2_add", "sb2_echo", "sb1_add", "sb1_echo", "sb2_add"]
+        for name in called:
+            is_sum = name.endswith("add")
+            _, body = await ask(
+                wire, legacy(tool_call(name, {"a": 1, "b": 2} if is_sum else {"value": "t"}), session_id)
+            )
+            assert (b'{"result":3}' if is_sum else b'{"value":"t"}') in body
+        assert (len(box.ran), len(other.ran)) == (2, 2)
+    assert seen.known == len(called) - 2  # not the first two: behind an answer of the hive nothing is kept
 
 
 async def test_a_message_that_is_no_call_is_the_hives_also_after_calls_with_its_head(rig: Rig, box: Box) -> None:
@@ -138,6 +177,15 @@ async def test_limits_hold_for_what_is_known(tmp_path: Path) -> None:
             assert failure(body)["kind"] == "capacity_exceeded"
         status, _ = await ask(wire, modern("sb1_add", tool_call("sb1_add", {"a": 1, "b": 1, "c": "x" * 600})))
         assert status == 413
+
+
+async def test_the_limit_of_a_direct_request_holds_for_what_is_known(tmp_path: Path) -> None:
+    async with open_rig(tmp_path, limits=RelayLimits(max_direct_body_bytes=600)) as rig, open_box(tmp_path) as box:
+        await rig.bind("sb1", box.socket)
+        async with rig.connect() as wire:
+            for size, expected in ((3, 406), (600, 406), (601, 413)):
+                assert (await ask(wire, direct(body=b"x" * size)))[0] == expected
+    assert len(box.posted()) == 2
 
 
 async def test_two_requests_in_one_read_are_not_known(rig: Rig, box: Box, seen: Seen) -> None:

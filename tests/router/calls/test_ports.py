@@ -17,6 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ash_mcp.types import DEFAULT_SCOPE, NO_LIMITS, Endpoint, Principal
+from ash_router.admission.bearer import Credentials
 from ash_router.admission.preview_hosts import PreviewNames
 from ash_router.admission.share_tokens import ShareTokens
 from ash_router.admission.shares import Shares, new_share
@@ -296,7 +297,8 @@ class Preview:
 
 @asynccontextmanager
 async def open_preview(tmp_path: Path) -> AsyncGenerator[Preview]:
-    inside, made = Inside(), gate(tmp_path / "keys.json", previews=PreviewNames())
+    credentials = Credentials(is_issued=lambda text: "of.the.provider" in text)
+    inside, made = Inside(), gate(tmp_path / "keys.json", credentials=credentials, previews=PreviewNames())
     share, token = new_share([], 0.0, None, (8000,))
     async with open_rig(tmp_path, gate=made) as rig, open_script(tmp_path, inside.serve) as socket:
         made.take_shares(ShareTokens(rig.routes.shared, None, lambda: 0.0, NO_LIMITS))
@@ -324,11 +326,18 @@ async def test_a_preview_passes_what_is_its_own_and_every_path(tmp_path: Path):
 async def test_a_token_of_the_hive_never_gets_to_a_previews_server(tmp_path: Path):
     key = f"ash_{'a' * 10}_{'b' * 52}"
     async with open_preview(tmp_path) as preview, preview.rig.connect() as wire:
-        for user in (f"{key}:", f"me:{key}", f"ashs_{key[4:]}:x"):
+        for user in (f"{key}:", f"me:{key}", f"ashs_{key[4:]}:x", "of.the.provider"):
             basic = base64.b64encode(user.encode()).decode()
             for sent in (f"Basic {basic}", f"Bearer {user}", f"Token {user}", f'Digest username="{user}"'):
                 await ask(wire, "GET /", preview.cookie, f"authorization: {sent}", host=preview.host)
                 assert not any(line.startswith("authorization") for line in preview.inside.asked.pop()), sent
+        for sent in ("Negotiate YII=", "NTLM TlRMTVNTUA=="):
+            await ask(wire, "GET /", preview.cookie, f"authorization: {sent}", host=preview.host)
+            assert not any(line.startswith("authorization") for line in preview.inside.asked.pop()), sent
+        twice = (f"authorization: {sent}" for sent in ("Bearer own", f"Bearer {key}"))
+        await ask(wire, "GET /", preview.cookie, *twice, host=preview.host)
+        assert not preview.inside.asked or not any("authorization" in line for line in preview.inside.asked.pop())
+    async with open_preview(tmp_path) as preview, preview.rig.connect() as wire:
         for sent in ("Bearer eyJ.a.b", "Basic bWU6aXQ=", "Basic %", "Token flash_aaaaaaaaaa_b"):
             await ask(wire, "GET /", preview.cookie, f"authorization: {sent}", host=preview.host)
             assert f"authorization: {sent}" in preview.inside.asked.pop()
@@ -348,10 +357,14 @@ def test_what_passes_a_preview_door_is_what_its_own_origin_may_have():
     cookies = [
         (b"set-cookie", b"a=1;domain=.test ; Path=/"), (b"set-cookie", b" ash-preview =x"),
         (b"set-cookie", b"b=2; SameSite=None; Secure"), (b"location", b"http://127.0.0.1:8420/mcp"),
+        (b"www-authenticate", b'Basic realm="negotiated"'), (b"www-authenticate", b"Negotiate"),
+        (b"www-authenticate", b'Basic realm="x", nTLM'), (b"www-authenticate", b"Bearer"),
     ]  # fmt: skip
     lines = PREVIEW_DOOR.headers.response_lines(ResponseHead(302, cookies))
     assert lines.split(b"\r\n")[1:] == [
         b"location: http://127.0.0.1:8420/mcp",
+        b'www-authenticate: Basic realm="negotiated"',
+        b"www-authenticate: Bearer",
         b"set-cookie: a=1; Path=/",
         b"set-cookie: b=2; SameSite=None; Secure",
         b"",

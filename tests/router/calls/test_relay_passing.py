@@ -12,8 +12,9 @@ import pytest
 
 from ash_mcp.errors import SandboxGone
 from ash_router.caller.relay import RelayLimits
+from ash_router.calls.passage import Passage
 from tests.router.calls.test_relay_direct import BODY, direct, kind
-from tests.router.relay_parts import Rig, failure, open_rig
+from tests.router.relay_parts import Rig, failure, note_work, open_rig
 from tests.router.sandbox_parts import (
     EVENT,
     STREAM_HEAD,
@@ -70,6 +71,29 @@ async def test_a_chunked_body_is_framed_anew(rig: Rig):
         assert (await wire.answer())[2] == b"{}"
     assert raw[0].endswith(b"\r\n\r\n5\r\nbegin\r\n3\r\nend\r\n0\r\n\r\n")
     assert b"content-length" not in raw[0]
+
+
+async def test_many_small_chunks_are_work_and_are_not_copied_for_each(rig: Rig, monkeypatch: pytest.MonkeyPatch):
+    works, copies, seen, chunks = note_work(monkeypatch), 0, asyncio.Event(), 4000
+    taken = Passage.body
+
+    def body(passage: Passage, data: bytes) -> None:
+        nonlocal copies
+        before = passage._pending, passage._kept  # pyright: ignore[reportPrivateUsage]
+        taken(passage, data)
+        after = passage._pending, passage._kept  # pyright: ignore[reportPrivateUsage]
+        copies += sum(new is not old for new, old in zip(after, before, strict=True))
+
+    monkeypatch.setattr(Passage, "body", body)
+    async with open_script(rig.directory, reads_all([], seen)) as socket, rig.connect() as wire:
+        await rig.bind("sb1", socket)
+        await wire.send(direct(body=b"1\r\nx\r\n", framing="transfer-encoding: chunked\r\n"))
+        with anyio.fail_after(5):
+            await seen.wait()
+        await wire.send(b"1\r\nx\r\n" * chunks + b"3\r\nend\r\n0\r\n\r\n")
+        assert (await wire.answer())[2] == b"{}"
+    assert copies < chunks / 4
+    assert sum(works) > 1.5
 
 
 @pytest.mark.parametrize("gated", [False, True])

@@ -25,7 +25,7 @@ from ash_router.calls.door import Door, HeaderPolicy
 from ash_router.http import websocket
 from ash_router.http.heads import RequestHead
 from ash_router.upstream import liveness
-from tests.router.relay_parts import Rig, Wire, open_rig, route_to
+from tests.router.relay_parts import Rig, Wire, note_work, open_rig, route_to
 from tests.router.sandbox_parts import Server, config, open_script, response
 
 pytestmark = pytest.mark.anyio
@@ -243,6 +243,22 @@ async def test_a_door_for_websockets_alone_says_so(rig: Rig, tmp_path: Path, mon
         await wire.send(b"GET /s/sb1/socket/a HTTP/1.1\r\nhost: h\r\n\r\n")
         status, headers, _ = await wire.answer()
         assert (status, headers["upgrade"]) == (426, "websocket")
+
+
+async def test_what_is_typed_and_its_echo_are_no_work_of_their_own(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with open_server(tmp_path, echo) as socket:
+        await rig.bind("sb1", socket)
+        works = note_work(monkeypatch)
+        async with client(rig, compression=None) as ours:
+            for sent in ("k", "x" * 1000):
+                await ours.send(sent)
+                assert await ours.recv() == sent
+            assert works == [1]
+            await ours.send("x" * 10_000)
+            await ours.recv()
+            assert len(works) > 2
 
 
 async def test_it_counts_as_an_open_stream_and_not_as_a_call(rig: Rig, tmp_path: Path):
