@@ -20,11 +20,11 @@ async def alternating(
 
     Args:
         host: Where the ports are.
-        headers: What every request is given beside its own.
+        headers: What a connection's first request is given, but for headers that it has itself.
         own_port: 0 is a free one.
     """
     turns = itertools.cycle([(host, port) for port in ports])
-    more = "".join(f"{name}: {value}\r\n" for name, value in {"connection": "close", **(headers or {})}.items())
+    more = {"connection": "close", **(headers or {})}
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -33,7 +33,7 @@ async def alternating(
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            await _pass_one(reader, writer, turns, len(ports), more.encode())
+            await _pass_one(reader, writer, turns, len(ports), more)
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", own_port)
@@ -47,11 +47,17 @@ async def alternating(
 
 
 async def _pass_one(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, turns: _Turns, attempts: int, headers: bytes
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, turns: _Turns, attempts: int, more: Mapping[str, str]
 ) -> None:
-    line = await reader.readuntil(b"\r\n")
+    line, own = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n", 1)
+    has = {each.partition(b":")[0].strip().lower() for each in own.split(b"\r\n")}
+    added = b"".join(
+        f"{name}: {value}\r\n".encode()
+        for name, value in more.items()
+        if name == "connection" or name.encode() not in has
+    )
     upstream_reader, upstream_writer = await _connect(turns, attempts)
-    upstream_writer.write(line + headers)
+    upstream_writer.write(line + b"\r\n" + added + own)
     copies = [
         asyncio.ensure_future(_copy(reader, upstream_writer)),
         asyncio.ensure_future(_copy(upstream_reader, writer)),

@@ -35,7 +35,8 @@ def require_own_cluster() -> None:
 def start() -> None:
     """Start whatever does not run, and return once the API server answers and the node is ready."""
     environ = {**os.environ, "ASH_CLUSTER_KWOK": "1"}
-    subprocess.run([_SCRIPT, "up"], env=environ, check=True, capture_output=True, timeout=120)
+    done = subprocess.run([_SCRIPT, "up"], env=environ, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"the cluster does not come up again: {done.stderr[-2000:]}"
 
 
 @contextmanager
