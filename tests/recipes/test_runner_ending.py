@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from sse_starlette.sse import AppStatus
 
 from ash_recipes.runner.app import RunnerApp
 from ash_recipes.runner.context import Context, Environment
@@ -29,6 +30,8 @@ def _nothing(*_: Any) -> None: ...
 @pytest.fixture
 def http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Http:
     """A server whose signals set no timer: that would end the tests."""
+    # sse-starlette hears of uvicorn's signals, and would end all streams of this process from then on
+    monkeypatch.setattr(AppStatus, "should_exit", False)
     for name in ("signal", "setitimer"):
         monkeypatch.setattr(signal, name, _nothing)
     context = Context(workspace=tmp_path, home=tmp_path, environment=Environment({}))
