@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +46,14 @@ def test_rollouts_whose_process_is_killed_leave_nothing_after_the_lease(hive_url
     ):
         assert trainer.stdout is not None
         assert b"is done" in trainer.stdout.readline()
+        deadline = time.monotonic() + 30
+        while True:  # until it is killed while one of its sandboxes is in use, which nobody else destroys
+            trainer.send_signal(signal.SIGSTOP)
+            if any(info.state == "ready" for info in hive.list()):
+                break
+            trainer.send_signal(signal.SIGCONT)
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         trainer.kill()
         trainer.wait()
         deadline = time.monotonic() + 30
