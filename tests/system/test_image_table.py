@@ -16,8 +16,7 @@ from ash_mcp.sync import Hive
 from tests.hive_process import hive_in
 from tests.hub.backends.local.machine_parts import needs_machines
 from tests.hub.images.image_parts import Entry, entry, layer, needs_root, programs
-from tests.recipes.bundle_parts import TEST_IMAGES, built_bundle
-from tests.system.test_images import Images
+from tests.system.test_images import Images, imported_images
 
 pytestmark = [pytest.mark.extended, pytest.mark.timeout(600), needs_root, needs_machines]
 
@@ -28,12 +27,8 @@ SHELL: Final = ("bash", "cat", "ls", "id")
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Generator[Images]:
-    built_bundle()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ASH_HUB_BACKEND__IMAGE_DIR", str(TEST_IMAGES))
-        made = Images(tmp_path_factory.mktemp("images"))
+    with imported_images(tmp_path_factory.mktemp("images")) as made:
         yield made
-        made.remove()
 
 
 @pytest.fixture(scope="module")

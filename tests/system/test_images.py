@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,14 +67,21 @@ class Images:
         return ash("image", "remove", *self._names)["removed"] if self._names else []
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Generator[Images]:
+@contextmanager
+def imported_images(folder: Path) -> Generator[Images]:
+    """Have hives and `ash` use the tests' own images, and remove at the end those that were added."""
     built_bundle()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ASH_HUB_BACKEND__IMAGE_DIR", str(TEST_IMAGES))
-        made = Images(tmp_path_factory.mktemp("images"))
+        made = Images(folder)
         yield made
         made.remove()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Generator[Images]:
+    with imported_images(tmp_path_factory.mktemp("images")) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Where the parts of an image are read from: an OCI layout, an archive of one, an archive of docker's.
+"""Readers of image archives: an OCI layout, an archive of one, an archive of docker's.
 
 Parts are looked up by names that a manifest gives, in what is there alone: no name is a way to another file.
 """

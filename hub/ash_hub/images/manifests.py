@@ -1,4 +1,4 @@
-"""What an image says of itself: which platform it is for, its layers, what its commands get. Pure.
+"""Image manifests and configurations: platform, layers, defaults for commands. Pure.
 
 Everything here was written by whoever made the image: it is read with bounds, and refused where it is not as the
 OCI image specification (or docker, where that is older) has it.

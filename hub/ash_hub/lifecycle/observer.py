@@ -1,4 +1,4 @@
-"""What a replica knows of one sandbox: it looks at record and instance, and at what the store was told.
+"""Observation of one sandbox by a replica: its record, its instance, and what the store was told of it.
 
 The controller hands each look, a `View`, to `decide`.
 """

@@ -2,10 +2,10 @@
 
 No hive runs for it and nothing is re-read on the way: bytes go from the host to the server and back.
 
-request.py       what was asked for: the words of the server, folders, environment, network
-program.py       what of the host has to be shown for a program to run
+request.py       a request: the words of the server, folders, environment, network
+program.py       files of the host that a program needs
 packages.py      `npx …` and `uvx …`: a package installed once, behind walls, and shown read-only from then on
-registries.py    where this host's package managers have packages from, as a network policy
+registries.py    package registries of this host, as a network policy
 host_view.py     the host's facts, kept between starts
 walls.py         from all that to the plan of a launch; pure
 supervisor.py    starts a plan, carries its bytes, and sees it to its end

@@ -1,4 +1,4 @@
-"""What of the host has to be shown, read-only, for a program to run: itself, its interpreter, its installation.
+"""Files of the host that a program needs, shown read-only: the program, its interpreter, its installation.
 
 Programs of the system need nothing. Others lie in somebody's home, in a virtual environment, below a version manager:
 what is shown is the narrowest directory that is known to be an installation, and never a home.

@@ -1,4 +1,4 @@
-"""Where this host's package managers have packages from: as addresses without credentials, and as a network policy."""
+"""Package registries of this host's package managers: as addresses without credentials, and as a network policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `ash wrap` was asked for, as the command line says it."""
+"""A request to `ash wrap`, from its command line: the server, its folders, environment and network."""
 
 from __future__ import annotations
 

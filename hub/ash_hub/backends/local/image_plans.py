@@ -19,7 +19,6 @@ from ash_mcp.types import SandboxSpec
 __all__ = ["BUNDLE", "ImagePlans", "ImageRoot", "bundle_runtime"]
 
 BUNDLE = f"{RUNTIME_DIRECTORY}/bundle"
-_RUNTIME_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,14 +76,7 @@ class ImagePlans(MachinePlans):
     def _mounts(self, spec: SandboxSpec, runtime: Runtime, limits: Limits) -> Iterator[Mount]:
         top, *below = self._image.layers
         yield Mount("writable", "/", top, below=tuple(below))
-        yield from (Mount("proc", "/proc"), Mount("devices", "/dev", sealed=self._host.seals))
-        for path in self._host.masked:
-            yield Mount("masked", path)
-        yield Mount("tmpfs", RUNTIME_DIRECTORY, size=_RUNTIME_BYTES, mode="0755")
-        for inside, outside in {**runtime.binds, **spec.mounts}.items():
-            yield Mount("bind", inside, outside, overlay=outside)
-        yield Mount("tmpfs", "/tmp", size=limits.tmp_bytes, mode="1777")
-        yield Mount("tmpfs", "/dev/shm", size=limits.shm_bytes, mode="1777")
+        yield from self._usual_places(spec, runtime, limits)
         if not self._image.image.config.workdir:
             kept = "kept" if self._machine.snapshots else "tmpfs"
             yield Mount(kept, WORKSPACE, size=limits.workspace_bytes, mode="0755")

@@ -1,4 +1,4 @@
-"""What sandboxes from images need of this host: the image's layers, and the runner's bundle, built once."""
+"""Image layers and the runner's bundle on this host, for sandboxes from images; the bundle is built once."""
 
 from __future__ import annotations
 

@@ -74,6 +74,18 @@ class MachinePlans(IsolatedPlans):
         yield from self._roots()
         # Else a sandbox that is started anew would load into its own runner what was named there in an earlier life.
         yield Mount("file", "/etc/ld.so.preload", mode="0644")
+        yield from self._usual_places(spec, runtime, limits)
+        kept = "kept" if self._machine.snapshots else "tmpfs"
+        yield Mount(kept, MACHINE_HOME, size=limits.home_bytes, mode="0700")
+        yield Mount(kept, WORKSPACE, size=limits.workspace_bytes, mode="0755")
+        yield from self._outlet(spec)
+        if spec.network != "none":
+            for path, text in WAY_OUT.items():
+                yield Mount("file", path, content=text.encode(), mode="0644")
+        yield from (Mount("read_only", path) for path in ("/proc", "/dev", RUNTIME_DIRECTORY))
+
+    def _usual_places(self, spec: SandboxSpec, runtime: Runtime, limits: Limits) -> Iterator[Mount]:
+        """Yield what is mounted over any root: the kernel's files, the runner's, and what lies in memory."""
         yield from (Mount("proc", "/proc"), Mount("devices", "/dev", sealed=self._host.seals))
         for path in self._host.masked:
             yield Mount("masked", path)
@@ -84,14 +96,6 @@ class MachinePlans(IsolatedPlans):
             yield Mount("covered", path)
         yield Mount("tmpfs", "/tmp", size=limits.tmp_bytes, mode="1777")
         yield Mount("tmpfs", "/dev/shm", size=limits.shm_bytes, mode="1777")
-        kept = "kept" if self._machine.snapshots else "tmpfs"
-        yield Mount(kept, MACHINE_HOME, size=limits.home_bytes, mode="0700")
-        yield Mount(kept, WORKSPACE, size=limits.workspace_bytes, mode="0755")
-        yield from self._outlet(spec)
-        if spec.network != "none":
-            for path, text in WAY_OUT.items():
-                yield Mount("file", path, content=text.encode(), mode="0644")
-        yield from (Mount("read_only", path) for path in ("/proc", "/dev", RUNTIME_DIRECTORY))
 
     def _roots(self) -> Iterator[Mount]:
         """Yield what of the file system is written to."""

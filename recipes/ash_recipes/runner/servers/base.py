@@ -1,4 +1,4 @@
-"""What the runner asks of a recipe's server, however it is started."""
+"""The protocol of a recipe's server as the runner uses it, however the server is started."""
 
 from __future__ import annotations
 
